@@ -1,0 +1,27 @@
+"""GRPO post-training of language models in JAX and Flax. Public names are imported on first use."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "GRPOConfig": "grpo_jax.config",
+    "SFTConfig": "grpo_jax.config",
+    "GRPOTrainer": "grpo_jax.trainer",
+    "UserError": "grpo_jax.errors",
+}
+__all__ = ["GRPOConfig", "GRPOTrainer", "SFTConfig", "UserError"]
+
+if TYPE_CHECKING:
+    from grpo_jax.config import GRPOConfig, SFTConfig
+    from grpo_jax.errors import UserError
+    from grpo_jax.trainer import GRPOTrainer
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that holds `name` now: `import grpo_jax` itself stays light (PEP 562)."""
+    import importlib
+
+    if name not in _HOME:
+        raise AttributeError(f"module 'grpo_jax' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)

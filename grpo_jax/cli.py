@@ -1,0 +1,212 @@
+"""The command line: `grpo-jax VERB ...`. Verbs become function calls here, and nothing else happens.
+
+Options are made from the settings, one a field, so they cannot drift apart. Everything heavy is imported by
+the verb that needs it: help, typing errors and bad settings answer at once.
+
+Exit codes: 0 done; 2 the user's input is wrong (a few lines on stderr); 130 interrupted; 1 our fault, with a
+traceback.
+"""
+
+import argparse
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings
+from grpo_jax.errors import UserError, nearest
+from grpo_jax.settings_io import S, Settings, sections, unknown
+
+NOT_OPTIONS = {"verb", "source", "run", "out"}
+HOSTS = ("coordinator", "num_processes", "process_id")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; faults that are not the user's propagate."""
+    try:
+        return run(list(sys.argv[1:] if argv is None else argv))
+    except UserError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def run(argv: list[str]) -> int:
+    """Parse `argv` and call its verb."""
+    if argv and argv[0] not in (*VERBS, "-h", "--help"):
+        raise UserError(f"{argv[0]}: no such verb{nearest(argv[0], VERBS)}; verbs are {', '.join(VERBS)}")
+    parser = make_parser()
+    args, extra = parser.parse_known_args(argv)
+    if extra:
+        raise UserError(unexpected(extra[0], args))
+    if args.verb is None:
+        parser.print_help()
+        return 0
+    return VERBS[args.verb][1](args)
+
+
+def unexpected(word: str, args: argparse.Namespace) -> str:
+    """The sentence for a word that no option or argument of the verb takes."""
+    if not word.startswith("-"):
+        return f"{word}: not understood by {args.verb}; see grpo-jax {args.verb} --help"
+    name = word.lstrip("-").partition("=")[0].replace("-", "_")
+    return f"--{unknown(name, vars(args).keys() - NOT_OPTIONS)}"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises one sentence instead of printing its usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = Parser(prog="grpo-jax", description="GRPO post-training of language models in JAX.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    for name, (summary, _) in VERBS.items():
+        verb = verbs.add_parser(name, help=summary, description=f"{summary}.", allow_abbrev=False)
+        ARGUMENTS.get(name, lambda verb: None)(verb)
+    return parser
+
+
+# ---- arguments ----
+
+
+def add_settings(verb: argparse.ArgumentParser, cls: type[Settings]) -> None:
+    """One option a field of `cls`, by section."""
+    verb.usage = f"{verb.prog} [--setting VALUE ...]"
+    for title, names in sections(cls).items():
+        group = verb.add_argument_group(title)
+        for name in names:
+            add_setting(group, cls, name)
+    hosts = verb.add_argument_group("Many hosts", "TPU pods and Slurm are recognised without these.")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    hosts.add_argument("--num_processes", type=int, metavar="N", help="processes of the whole run")
+    hosts.add_argument("--process_id", type=int, metavar="I", help="number of this process, from 0")
+
+
+def add_recipe(verb: argparse.ArgumentParser, cls: type[Settings], without: str) -> None:
+    """As `add_settings`, on top of a recipe or a file."""
+    text = f"a recipe's name (see `grpo-jax recipes`) or a YAML file of settings; without: {without}"
+    verb.add_argument("source", nargs="?", metavar="RECIPE|FILE.yaml", help=text)
+    add_settings(verb, cls)
+    verb.usage = f"{verb.prog} [RECIPE|FILE.yaml] [--setting VALUE ...]"
+
+
+def add_setting(group: Any, cls: type[Settings], name: str) -> None:
+    """The option of one field. Its text is checked with all the others, when the settings are built."""
+    field = cls.model_fields[name]
+    needed = field.is_required()
+    default = "" if needed else f" (default: {spelled(field.get_default(call_default_factory=True))})"
+    alone: dict[str, Any] = {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+    text = f"{field.description}{default}".replace("%", "%%")
+    group.add_argument(f"--{name}", metavar=kind(field.annotation), help=text, **alone)
+
+
+def spelled(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def kind(annotation: Any) -> str:
+    """What stands for the value in the help: the choices, or the kind of value."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return "{" + ",".join(typing.get_args(annotation)) + "}"
+    words = {bool: "true|false", int: "N", float: "X"}
+    return next((words[a] for a in (annotation, *typing.get_args(annotation)) if a in words), "TEXT")
+
+
+def add_export(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", metavar="RUN", help="a run's folder")
+    verb.add_argument("out", metavar="OUT", help="the folder to write")
+    verb.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest)")
+
+
+ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "train": lambda verb: add_recipe(verb, GRPOConfig, "demo, or with --model the defaults below"),
+    "sft": lambda verb: add_recipe(verb, SFTConfig, "the defaults below"),
+    "eval": lambda verb: add_settings(verb, EvalConfig),
+    "generate": lambda verb: add_settings(verb, GenerateConfig),
+    "export": add_export,
+}
+
+# ---- verbs ----
+
+
+def settings(cls: type[S], args: argparse.Namespace) -> S:
+    """The settings that `args` describe; then this process joins the others: before devices are asked for."""
+    given = {name: value for name in cls.model_fields if (value := getattr(args, name)) is not None}
+    config = load_settings(cls, getattr(args, "source", None), given)
+    from grpo_jax.sharding.hosts import initialize
+
+    initialize(*(getattr(args, name) for name in HOSTS))
+    return config
+
+
+def train(args: argparse.Namespace) -> int:
+    # A model of the user's own must not inherit the tiny model's learning rate and lengths.
+    args.source = args.source or (None if args.model else "demo")
+    config = settings(GRPOConfig, args)
+    from grpo_jax.trainer import train
+
+    return train(config)
+
+
+def sft(args: argparse.Namespace) -> int:
+    config = settings(SFTConfig, args)
+    from grpo_jax.sft import sft
+
+    return sft(config)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    config = settings(EvalConfig, args)
+    from grpo_jax.evaluate import evaluate_command
+
+    return evaluate_command(config)
+
+
+def generate(args: argparse.Namespace) -> int:
+    config = settings(GenerateConfig, args)
+    from grpo_jax.generate import generate_command
+
+    return generate_command(config)
+
+
+def export(args: argparse.Namespace) -> int:
+    from grpo_jax.export import export_command
+
+    return export_command(args.run, args.out, args.step)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from grpo_jax.doctor import doctor
+
+    return doctor()
+
+
+def recipes(args: argparse.Namespace) -> int:
+    from grpo_jax.recipes import describe
+
+    for recipe in describe():
+        print(f"{recipe.name}: {recipe.summary}")
+        for label in ("source", "expected_time", "expected_memory", "expected_score"):
+            print(f"    {label.removeprefix('expected_'):<8}{getattr(recipe, label)}")
+    print("Run one with: grpo-jax train NAME")
+    return 0
+
+
+VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
+    "train": ("train a model with GRPO", train),
+    "sft": ("fine-tune a model on given completions", sft),
+    "eval": ("measure a model on held-out prompts", evaluate),
+    "generate": ("sample from a model", generate),
+    "export": ("write a checkpoint as a Hugging Face folder", export),
+    "doctor": ("say what this machine can do, and what is missing", doctor),
+    "recipes": ("list what can be run by name", recipes),
+}

@@ -1,0 +1,307 @@
+"""Every setting of every verb: typed, frozen, checked before anything loads.
+
+A class a section; a verb's settings are the sections that it uses. The names are the same in YAML, on the
+command line and in Python, and keep TRL's spelling where they mean what they mean in TRL. The docstring under
+a field is its help text. How settings are read and written is in `settings_io.py`.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from grpo_jax import settings_checks as check
+from grpo_jax.settings_checks import parse_mesh
+from grpo_jax.settings_io import Settings, load_settings, split_list
+
+__all__ = ["EvalConfig", "GRPOConfig", "GenerateConfig", "SFTConfig", "load_settings", "parse_mesh"]
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[list[Name], BeforeValidator(split_list), Field(min_length=1)]
+Numbers = Annotated[list[float], BeforeValidator(split_list)]
+
+
+class ModelSettings(Settings):
+    """Model and machine."""
+
+    model: Name = "demo"
+    """A local folder or a hub id in Hugging Face format; `demo` makes a tiny random model of its own."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Every random number is a function of this seed, so the same settings give the same run."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The type that is computed in; auto: bfloat16 on accelerators, float32 on CPU."""
+    mesh: str | None = None
+    """How the devices are arranged, e.g. data=1,fsdp=8,tensor=1; none: a mesh that fits them."""
+    compilation_cache: Name | None = None
+    """A folder where compiled programs are kept, so that the next start is quick; none: JAX's own setting."""
+
+    @field_validator("mesh")
+    @classmethod
+    def _mesh_parses(cls, text: str | None) -> str | None:
+        parse_mesh(text)
+        return text
+
+
+class RunSettings(Settings):
+    """Run."""
+
+    output_dir: Name | None = "runs/grpo"
+    """The run's folder, local or cloud (gs://...); the same command resumes there; none: write nothing."""
+    max_steps: Positive = 200
+    """Steps of training."""
+    save_steps: Count = 50
+    """A checkpoint every so many steps; 0: only after the last step."""
+    save_total_limit: Count = 3
+    """The newest checkpoints that are kept; 0: all of them."""
+
+
+class PromptSettings(Settings):
+    """Prompts."""
+
+    prompt_column: Name = "prompt"
+    """The column with the prompt: a string, or a list of chat messages."""
+    system_prompt: str | None = None
+    """A system message put before every chat; none: the dataset's own, if any."""
+    max_prompt_length: Positive = 512
+    """Tokens; rows with longer prompts are dropped and counted, never cut."""
+
+
+class DataSettings(Settings):
+    """Data."""
+
+    dataset: Name = "countdown"
+    """A file or folder (jsonl, csv, parquet), a hub id (owner/name[:config]), tfds:name, or a task."""
+    dataset_split: Name = "train"
+    """The split that is trained on."""
+    shuffle: bool = True
+    """Visit the rows in an order drawn from the seed anew each epoch; false: in the dataset's order."""
+
+
+class EvalSettings(Settings):
+    """Evaluation on held-out prompts."""
+
+    eval_dataset: Name | None = None
+    """Where held-out prompts come from; none: the training dataset."""
+    eval_split: Name = "test"
+    """The split that is held out."""
+    eval_steps: Count = 0
+    """Evaluate every so many steps; 0: before and after training only."""
+    eval_prompts: Count = 64
+    """Held-out prompts used, from the first; 0: no evaluation."""
+    eval_samples: Positive = 1
+    """Completions for each held-out prompt."""
+    eval_temperature: float = Field(0.0, ge=0)
+    """Temperature of the evaluation; 0: greedy."""
+
+
+class RewardSettings(Settings):
+    """Rewards."""
+
+    rewards: Names = Field(["countdown"])
+    """Reward functions: names, or file.py:function; several separated by commas."""
+    reward_timeout: float = Field(10.0, gt=0)
+    """Seconds after which a reward call is given up and its worker replaced."""
+    reward_workers: Count = 0
+    """Processes that compute rewards; 0: one a core, 8 at most."""
+    on_reward_error: Literal["count", "stop"] = "count"
+    """When a reward function raises: count it and go on without that reward, or stop the run."""
+
+    @field_validator("rewards")
+    @classmethod
+    def _rewards_differ(cls, names: list[str]) -> list[str]:
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"rewards = {names}: {twice} is named twice; keep one and give it a weight")
+        return names
+
+
+class SamplingSettings(Settings):
+    """Sampling."""
+
+    max_completion_length: Positive = 256
+    """Tokens of a completion at most, its end-of-sequence token included."""
+    temperature: float = Field(1.0, ge=0)
+    """Logits are divided by it; 0: greedy."""
+    top_k: Count = 0
+    """Sample among the k likeliest tokens; 0: among all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Sample among the likeliest tokens that together hold this probability; 1: among all."""
+    min_p: float = Field(0.0, ge=0, lt=1)
+    """Leave out tokens less likely than this share of the likeliest one's probability; 0: none."""
+
+
+class RolloutSettings(Settings):
+    """Rollout."""
+
+    prompts_per_step: Positive = 8
+    """Prompts of a step, over all devices."""
+    num_generations: int = Field(8, ge=2)
+    """Completions of each prompt: the group that a completion is compared with."""
+    log_completions_steps: Count = 10
+    """Save a step's completions every so many steps; 0: never."""
+
+
+class OptimizerSettings(Settings):
+    """Optimizer (AdamW)."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """The peak learning rate."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    """What the learning rate does after the warm-up: stay, or fall to 0 at the last step."""
+    warmup_steps: Count = 0
+    """Steps in which the learning rate rises from 0."""
+    warmup_ratio: Share = 0.0
+    """The same as a share of max_steps."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients with a larger norm are scaled down to it; 0: never."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    adam_beta1: Decay = 0.9
+    """Decay of the gradient's running mean."""
+    adam_beta2: Decay = 0.999
+    """Decay of the squared gradient's running mean."""
+    adam_epsilon: float = Field(1e-8, gt=0)
+    """Added to the denominator of Adam's step."""
+
+
+class ObjectiveSettings(Settings):
+    """Objective."""
+
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
+    """Token losses are averaged by row (grpo), over all tokens (dapo, bnpo) or by a constant (dr_grpo)."""
+    beta: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the starting model; 0: none, and no second model is kept."""
+    use_bias_correction_kl: bool = True
+    """Weigh the KL divergence by the probability ratio: its gradient is unbiased in later updates too."""
+    epsilon: Share = 0.2
+    """The probability ratio is clipped at 1 - epsilon ..."""
+    epsilon_high: float | None = Field(None, ge=0)
+    """... and at 1 + epsilon_high; none: the same as epsilon."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide advantages by the standard deviation of their group, of the whole batch, or not at all."""
+    reward_weights: Numbers | None = None
+    """One weight for each reward function; none: 1 each."""
+    num_iterations: Positive = 1
+    """Times that each rollout is trained on."""
+    num_minibatches: Positive = 1
+    """Optimizer steps that one pass over a rollout is divided into."""
+    log_entropy: bool = False
+    """Compute and log the policy's entropy (costs some time and memory)."""
+
+    @field_validator("scale_rewards", mode="before")
+    @classmethod
+    def _boolean_scale(cls, value: Any) -> Any:
+        """TRL also takes true (group) and false (none) here."""
+        known = {"true": "group", "false": "none"}
+        return known.get(str(value).lower(), value)
+
+
+class MemorySettings(Settings):
+    """Memory."""
+
+    micro_batch_size: Count = 0
+    """Rows computed at a time; fewer need less memory and give the same update; 0: the whole mini-batch."""
+    logprob_chunk: Positive = 1024
+    """Tokens whose logits exist at a time."""
+    remat: bool = True
+    """Recompute activations in the backward pass instead of keeping them."""
+
+
+class GRPOConfig(
+    RunSettings,
+    ModelSettings,
+    DataSettings,
+    PromptSettings,
+    EvalSettings,
+    RewardSettings,
+    RolloutSettings,
+    SamplingSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    MemorySettings,
+):
+    """Settings of `train`."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        check.first(
+            check.warmup(self),
+            check.batch(self),
+            check.weights(self),
+            check.evaluation(self),
+            check.distinct_samples(self, "eval_samples", "eval_temperature"),
+            check.exploration(self),
+        )
+        return self
+
+
+class SFTConfig(RunSettings, ModelSettings, DataSettings, OptimizerSettings, MemorySettings):
+    """Supervised rows."""
+
+    output_dir: Name | None = "runs/sft"
+    """The run's folder, local or cloud (gs://...); the same command resumes there; none: write nothing."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """The peak learning rate."""
+    dataset: Name
+    """A file or folder (jsonl, csv, parquet), a hub id (owner/name or owner/name:config), or tfds:name."""
+    prompt_column: Name = "prompt"
+    """The column with the prompt: a string, or a list of chat messages. It gets no gradient."""
+    completion_column: Name = "completion"
+    """The column with what is learned: a string, or a list of chat messages."""
+    system_prompt: str | None = None
+    """A system message put before every chat; none: the dataset's own, if any."""
+    max_length: Positive = 1024
+    """Tokens of prompt and completion; longer rows are dropped and counted, never cut."""
+    rows_per_step: Positive = 16
+    """Rows of a step, over all devices."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        check.first(check.warmup(self), check.micro_batch(self, self.rows_per_step))
+        return self
+
+
+class EvalConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettings):
+    """Evaluation."""
+
+    task: Name = "countdown"
+    """What is evaluated: a file or folder, a hub id, tfds:name, or a task."""
+    split: Name = "test"
+    """The split of it."""
+    prompts: Count = 0
+    """Prompts used, from the first; 0: all."""
+    samples: Count = 8
+    """Sampled completions of each prompt, for avg@N and pass@k; 0: none."""
+    greedy: bool = True
+    """Also decode each prompt greedily."""
+    prompts_per_step: Positive = 8
+    """Prompts that are sampled at a time, over all devices."""
+    output: Name | None = None
+    """A JSON file for the results; none: only the table."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        idle = "samples = 0: greedy is off too, so there is nothing to do; set one of them"
+        check.first(None if self.samples or self.greedy else idle, check.distinct_samples(self))
+        return self
+
+
+class GenerateConfig(ModelSettings, SamplingSettings):
+    """Generation."""
+
+    prompt: Name
+    """The text to answer or to continue."""
+    chat: bool = True
+    """Put the prompt through the model's chat template; false: continue the text as it is."""
+    system_prompt: str | None = None
+    """A system message before the prompt; none: the template's own, if any."""
+    samples: Positive = 1
+    """Completions of the prompt."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        lost = f"system_prompt = {self.system_prompt!r}: without chat it has no place; leave one of them out"
+        check.first(None if self.chat or self.system_prompt is None else lost, check.distinct_samples(self))
+        return self

@@ -1,0 +1,75 @@
+"""From a prompt to the text and tokens that the model reads.
+
+As in TRL: plain text goes in as it is, a conversation goes through the tokenizer's chat template. A
+`system_prompt` makes a conversation of plain text, and takes the place of a conversation's own system
+message.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from grpo_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Prompt = str | list[dict[str, str]]
+_CHUNK = 1024  # rows a tokenizer call: its answer holds far more than the ids
+
+
+def is_chat(prompt: Prompt, system_prompt: str | None) -> bool:
+    """Whether the chat template applies."""
+    return system_prompt is not None or not isinstance(prompt, str)
+
+
+def render(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", system_prompt: str | None = None) -> str:
+    """The text that the model continues.
+
+    A conversation that ends with the user is followed by the opening of the assistant's turn; one that ends
+    with the assistant (a prefill such as an opened `<think>`) is left open after its last word.
+    UserError: a conversation without a chat template, or one that the template refuses.
+    """
+    if not is_chat(prompt, system_prompt):
+        return str(prompt)
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            "model: its tokenizer has no chat template, which conversations (and system_prompt) need; "
+            "use an instruction-tuned model, or text prompts through prompt_column"
+        )
+    return _apply(_messages(prompt, system_prompt), tokenizer)
+
+
+def _messages(prompt: Prompt, system_prompt: str | None) -> list[dict[str, str]]:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system_prompt is None:
+        return messages
+    if messages and messages[0]["role"] == "system":
+        messages = messages[1:]
+    return [{"role": "system", "content": system_prompt}, *messages]
+
+
+def _apply(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase") -> str:
+    import jinja2
+
+    last = messages[-1]["role"]
+    if last not in ("user", "tool", "assistant"):
+        raise UserError(
+            f"prompt: it ends with the role '{last}'; end it with 'user', or 'assistant' for a prefill"
+        )
+    prefill = last == "assistant"
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=not prefill, continue_final_message=prefill
+        )
+    except (jinja2.TemplateError, ValueError) as error:
+        raise UserError(f"prompt: the tokenizer's chat template refuses it: {error}") from None
+    return str(text)
+
+
+def encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, chat: bool) -> list[list[int]]:
+    """Token ids of each text. A template writes its own special tokens; plain text gets the tokenizer's."""
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), _CHUNK):
+        chunk = list(texts[start : start + _CHUNK])
+        ids += tokenizer(chunk, add_special_tokens=not chat, return_attention_mask=False)["input_ids"]
+    return ids

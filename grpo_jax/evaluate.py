@@ -1,0 +1,224 @@
+"""Evaluation: how often a model succeeds on held-out prompts; the same numbers for any batch size or mesh."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from grpo_jax.config import EvalConfig
+from grpo_jax.data.prompts import PromptBatch, Prompts
+from grpo_jax.data.sources import load_rows
+from grpo_jax.policy import Policy, open_policy
+from grpo_jax.rewards import RewardPool
+from grpo_jax.rollout.generate import Rollout
+from grpo_jax.rollout.sampler import Sampler, fetch
+from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.runs.files import write_atomically
+from grpo_jax.scoring import Scored, Scorer
+from grpo_jax.sharding import hosts
+from grpo_jax.sharding.mesh import row_shards
+
+EVALUATION = 1  # the sampler's stream of random numbers; training uses 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on N problems with n samples each. A sample succeeds when the first reward function gives it 1 or
+    more: put the one that judges correctness first."""
+
+    rewards: np.ndarray  # [N,n] float32, NaN where no function applied
+    successes: np.ndarray  # [N,n] bool
+    lengths: np.ndarray  # [N,n] tokens
+    finished: np.ndarray  # [N,n] bool
+    samples: list[dict[str, Any]]  # the first few problems: prompt, completion, reward
+
+    def summary(self) -> dict[str, float]:
+        """Means over problems; `success_stderr` is the standard error over problems."""
+        return {
+            "success": float(self.successes.mean()),
+            "success_stderr": standard_error(self.successes.mean(1)),
+            "reward": float(np.nanmean(self.rewards)) if not np.isnan(self.rewards).all() else math.nan,
+            "length": float(self.lengths.mean()),
+            "clipped_ratio": float(1 - self.finished.mean()),
+            "prompts": len(self.successes),
+        }
+
+
+class Evaluator:
+    """Samples and scores a fixed set of prompts."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        scorer: Scorer,
+        how: Sampling,
+        *,
+        samples: int,
+        width: int,
+        seed: int,
+        limit: int = 0,
+        at_a_time: int = 64,
+    ):
+        self.prompts, self.scorer, self.limit = prompts, scorer, limit or len(prompts)
+        shards = row_shards(policy.mesh)
+        wanted = max(min(at_a_time, self.limit), 1)
+        self.at_a_time = math.ceil(wanted / shards) * shards
+        self.sampler = Sampler(
+            policy.cfg,
+            policy.vocabulary,
+            how,
+            samples=samples,
+            width=width,
+            mesh=policy.mesh,
+            seed=seed,
+            purpose=EVALUATION,
+        )
+
+    def __call__(self, params: Any) -> Evaluation:
+        """Evaluate weights in the rollout's dtype and layout, inside the policy's mesh."""
+        parts = list(self._parts(params))
+        join = lambda pick: np.concatenate([pick(part) for part in parts])[: self.limit]
+        return Evaluation(
+            rewards=join(lambda p: p[3].rewards[: p[1]]),
+            successes=join(lambda p: p[3].values[: p[1], :, 0] >= 1),
+            lengths=join(lambda p: p[2].lengths[: p[1]]),
+            finished=join(lambda p: p[2].finished[: p[1]]),
+            samples=_samples(parts[0][0], parts[0][3]),
+        )
+
+    def _parts(self, params: Any) -> Iterator[tuple[PromptBatch, int, Rollout, Scored]]:
+        """Each batch with the number of its real prompts: the last may be filled up with repeats."""
+        done = 0
+        for batch, real in self.prompts.batches_in_order(self.at_a_time):
+            rollout = fetch(self.sampler(params, batch.tokens, batch.lengths, batch.uids, step=0))
+            yield batch, real, rollout, self.scorer(batch, rollout)
+            done += real
+            if done >= self.limit:
+                return
+
+
+def _samples(batch: PromptBatch, scored: Scored, count: int = 4) -> list[dict[str, Any]]:
+    G = scored.rewards.shape[1]
+    return [
+        {
+            "prompt": batch.texts[i],
+            "completion": scored.completions[i * G],
+            "reward": float(scored.rewards[i, 0]),
+        }
+        for i in range(min(count, len(batch.texts)))
+    ]
+
+
+def pass_at_k(successes: np.ndarray, k: int) -> np.ndarray:
+    """Unbiased pass@k [N] from successes [N,n]: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv:2107.03374)."""
+    n = successes.shape[1]
+    miss = lambda c: math.comb(n - int(c), k) / math.comb(n, k)
+    return np.array([1.0 - miss(c) for c in successes.sum(1)])
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean over problems [N]; 0 for a single one."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def evaluate_command(config: EvalConfig) -> int:
+    """The verb `eval`: avg@N and pass@k with standard errors, and greedy; a table, and JSON with `output`."""
+    policy = open_policy(config)
+    prompts = _held_out(config, policy)
+    results: dict[str, Any] = {"model": config.model, "task": config.task, "split": config.split}
+    with (
+        RewardPool(
+            config.rewards,
+            workers=config.reward_workers,
+            timeout=config.reward_timeout,
+            on_error=config.on_reward_error,
+        ) as pool,
+        jax.set_mesh(policy.mesh),
+    ):
+        scorer = Scorer(pool, None, policy.tokenizer)
+        weights = policy.rollout_copy(policy.load_weights())
+        for name, how, samples in _ways(config):
+            evaluator = _evaluator(config, policy, prompts, scorer, how, samples)
+            results[name] = report(evaluator(weights))
+    if hosts.is_writer():
+        _print(results)
+        if config.output:
+            write_atomically(config.output, json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+def report(result: Evaluation) -> dict[str, float]:
+    """The summary, with avg@n and pass@k for k = 1, 2, 4, ... n where there are several samples."""
+    n = result.successes.shape[1]
+    summary = result.summary()
+    if n == 1:
+        return summary
+    figures = {f"avg@{n}": result.successes.mean(1)}
+    figures |= {f"pass@{k}": pass_at_k(result.successes, k) for k in _powers_of_two(n)}
+    for name, values in figures.items():
+        summary |= {name: float(values.mean()), f"{name}_stderr": standard_error(values)}
+    return summary
+
+
+def _powers_of_two(n: int) -> list[int]:
+    """1, 2, 4, ... and n itself."""
+    return sorted({1 << i for i in range(n.bit_length())} | {n})
+
+
+def _ways(config: EvalConfig) -> list[tuple[str, Sampling, int]]:
+    """(name, how to draw, samples) of each part of the evaluation."""
+    drawn = Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
+    ways = [("greedy", Sampling(0.0), 1)] if config.greedy else []
+    return ways + ([("sampled", drawn, config.samples)] if config.samples else [])
+
+
+def _held_out(config: EvalConfig, policy: Policy) -> Prompts:
+    rows = load_rows(config.task, config.split, seed=config.seed)
+    return Prompts(
+        rows[: config.prompts or None],
+        policy.tokenizer,
+        prompts_per_step=config.prompts_per_step,
+        max_prompt_length=config.max_prompt_length,
+        system_prompt=config.system_prompt,
+        pad_id=policy.vocabulary.pad_id,
+        prompt_column=config.prompt_column,
+    )
+
+
+def _evaluator(
+    config: EvalConfig, policy: Policy, prompts: Prompts, scorer: Scorer, how: Sampling, samples: int
+) -> Evaluator:
+    return Evaluator(
+        policy,
+        prompts,
+        scorer,
+        how,
+        samples=samples,
+        width=config.max_completion_length,
+        seed=config.seed,
+        at_a_time=config.prompts_per_step,
+    )
+
+
+def _print(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    ways = [name for name in ("greedy", "sampled") if name in results]
+    table = Table("", *ways, title=f"{results['model']} on {results['task']} ({results['split']})")
+    names = {name: None for way in ways for name in results[way] if not name.endswith("_stderr")}
+    for name in names:
+        table.add_row(name, *(_cell(results[way], name) for way in ways))
+    Console().print(table)
+
+
+def _cell(figures: dict[str, float], name: str) -> str:
+    if name not in figures:
+        return ""
+    error = figures.get(f"{name}_stderr")
+    return f"{figures[name]:.4g}" + ("" if error is None else f" ± {error:.2g}")

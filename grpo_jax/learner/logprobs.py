@@ -1,0 +1,97 @@
+"""Teacher forcing: the log-probs of given completions, without ever holding logits [B,T,V]."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.qwen import Params, head_logits, hidden_states
+from grpo_jax.sharding.constraints import over_rows
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How log-probs are computed; the sampler uses the same temperature and the same `num_tokens`."""
+
+    temperature: float = 1.0
+    num_tokens: int | None = None  # tokenizer ids; later rows of the vocabulary are padding
+    dtype: str = "float32"  # of the computation; log-probs are float32 always
+    chunk: int = 1024  # tokens whose logits exist at one time
+    remat: bool = True
+    entropy: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """Right-padded rows [prompt | completion | pad]: a plain causal mask is exact on them."""
+
+    tokens: Array  # [B,T] int32
+    prompt_lengths: Array  # [B] int32
+    completions: Array  # [B,Tc] int32
+    mask: Array  # [B,Tc] float32, 1 for the completion's tokens
+
+
+def make_rows(prompts: Array, prompt_lengths: Array, completions: Array, mask: Array) -> Rows:
+    """Rows from prompts [B,Tp] padded on the right and completions [B,Tc]: each row closes its own gap."""
+    width = prompts.shape[1] + completions.shape[1]
+    at = (
+        jnp.arange(width) - prompt_lengths[:, None]
+    )  # completion position of each place, negative in the prompt
+    from_prompt = jnp.pad(prompts, [(0, 0), (0, completions.shape[1])])
+    from_completion = jnp.take_along_axis(completions, jnp.clip(at, 0, completions.shape[1] - 1), axis=1)
+    # What lies past a completion is a repeat of its last place: causally invisible to every real token.
+    return Rows(jnp.where(at < 0, from_prompt, from_completion), prompt_lengths, completions, mask)
+
+
+def completion_logprobs(
+    cfg: ModelConfig, params: Params, rows: Rows, how: Scoring
+) -> tuple[Array, Array | None]:
+    """Log-probs [B,Tc] float32 of the completions and, when asked for, the entropies [B,Tc]. 0 where masked.
+
+    `params` are in the compute dtype.
+    """
+    positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
+    hidden, _ = hidden_states(cfg, params, over_rows(rows.tokens), positions, remat=how.remat)
+    before = (
+        rows.prompt_lengths[:, None] - 1 + jnp.arange(rows.completions.shape[1])
+    )  # each token's predecessor
+    hidden = jnp.take_along_axis(hidden, before[..., None], axis=1)  # [B,Tc,D]
+
+    def score(chunk: tuple[Array, Array]) -> tuple[Array, Array | None]:
+        logits = head_logits(cfg, params, chunk[0], how.num_tokens) / how.temperature
+        return _score(logits, chunk[1], how.entropy)
+
+    logprobs, entropy = _in_chunks(score, hidden, rows.completions, how.chunk)
+    seen = lambda x: jnp.where(
+        rows.mask > 0, x, 0.0
+    )  # a padding id may itself be outside the vocabulary: -inf
+    return seen(logprobs), None if entropy is None else seen(entropy)
+
+
+def _score(logits: Array, tokens: Array, entropy: bool) -> tuple[Array, Array | None]:
+    """Log-probs of `tokens` [B,t] and entropies under softmax(logits [B,t,V])."""
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    logprobs = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0] - normaliser
+    if not entropy:
+        return logprobs, None
+    finite = jnp.where(
+        jnp.isfinite(logits), logits, 0.0
+    )  # padded ids have probability 0, and 0 * -inf is NaN
+    return logprobs, normaliser - (jax.nn.softmax(logits) * finite).sum(-1)
+
+
+def _in_chunks(score, hidden: Array, tokens: Array, chunk: int) -> tuple[Array, Array | None]:
+    """Apply `score` to `chunk` tokens at a time, recomputing logits in the backward pass.
+
+    Chunks run along time, so that each holds every row and the rows stay where the mesh has them.
+    """
+    B, T, D = hidden.shape
+    width = min(max(chunk // B, 1), T)
+    padding = -T % width
+    hidden = jnp.pad(hidden, [(0, 0), (0, padding), (0, 0)]).reshape(B, -1, width, D).swapaxes(0, 1)
+    tokens = jnp.pad(tokens, [(0, 0), (0, padding)]).reshape(B, -1, width).swapaxes(0, 1)
+    chunks = jax.lax.map(jax.checkpoint(score), (hidden, tokens))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, -1)[:, :T], chunks)

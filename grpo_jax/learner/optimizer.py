@@ -1,0 +1,94 @@
+"""AdamW with warm-up, a schedule and global-norm clipping, from optax; and the state that training carries."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from grpo_jax.models.qwen import Params
+from grpo_jax.sharding.mesh import everywhere
+from grpo_jax.sharding.rules import TRAIN_RULES, shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Master weights and Adam moments in float32: updates of 1e-6 vanish in bfloat16."""
+
+    params: Params
+    opt_state: Any
+    updates: Array  # [] int32, optimizer steps taken
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the updates of a run."""
+
+    peak: float
+    kind: str  # constant, linear or cosine: how it falls to 0 at the last update
+    warmup: int
+    total: int
+
+    def build(self) -> optax.Schedule:
+        """Updates taken -> learning rate, as transformers' schedules of the same names."""
+        falling = max(self.total - self.warmup, 1)
+        after = {
+            "constant": lambda: optax.constant_schedule(self.peak),
+            "linear": lambda: optax.linear_schedule(self.peak, 0.0, falling),
+            "cosine": lambda: optax.cosine_decay_schedule(self.peak, falling),
+        }[self.kind]()
+        if not self.warmup:
+            return after
+        return optax.join_schedules(
+            [optax.linear_schedule(0.0, self.peak, self.warmup), after], [self.warmup]
+        )
+
+
+def make_optimizer(
+    schedule: Schedule,
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101). Biases and norms do not decay; a `max_grad_norm` of 0
+    leaves gradients as they are."""
+    clip = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm > 0 else []
+    adamw = optax.adamw(schedule.build(), *betas, epsilon, weight_decay=weight_decay, mask=_decays)
+    return optax.chain(*clip, adamw)
+
+
+def _decays(params: Params) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update."""
+    return TrainState(params, optimizer.init(params), jnp.int32(0))
+
+
+def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """A TrainState of shardings: moments lie where their parameters lie, counters everywhere."""
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    weights = shardings(params, TRAIN_RULES, mesh)
+    moments = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        abstract.opt_state,
+        weights,
+        transform_non_params=lambda _: everywhere(mesh),
+    )
+    counter: Any = everywhere(mesh)
+    return TrainState(weights, moments, counter)
+
+
+def abstract_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state's shapes, dtypes and shardings, for restoring a checkpoint onto this mesh."""
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    lay = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(lay, shapes, state_shardings(params, optimizer, mesh))

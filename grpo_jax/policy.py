@@ -1,0 +1,99 @@
+"""A model folder opened for work: its configuration, tokenizer, stop ids and the mesh. Weights come separately, so
+that everything that can be wrong is found before any of them is read."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from grpo_jax.config import ModelSettings, parse_mesh
+from grpo_jax.errors import UserError
+from grpo_jax.models import hf
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.qwen import Params, abstract_params, cast
+from grpo_jax.programs import Program
+from grpo_jax.rollout.generate import Vocabulary
+from grpo_jax.sharding.mesh import make_mesh
+from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the stages need to know about the model, besides its weights."""
+
+    folder: Path
+    cfg: ModelConfig
+    tokenizer: Any
+    vocabulary: Vocabulary
+    mesh: Mesh
+    dtype: str  # of the computation
+
+    def load_weights(self) -> Params:
+        """Float32 master weights, each device's part read from the files straight to it."""
+        return hf.load_params(self.folder, self.cfg, self.train_shardings(), "float32")
+
+    def train_shardings(self) -> Params:
+        """Where the weights lie while training."""
+        return shardings(abstract_params(self.cfg), TRAIN_RULES, self.mesh)
+
+    def rollout_shardings(self) -> Params:
+        """Where the weights lie while sampling."""
+        return shardings(abstract_params(self.cfg), ROLLOUT_RULES, self.mesh)
+
+    def rollout_copy(self, params: Params) -> Params:
+        """The weights in the sampler's dtype and layout, made on the devices. When both are the trainer's already,
+        these are the trainer's own arrays: use them before the next update donates them."""
+        if self.dtype == "float32" and self.train_shardings() == self.rollout_shardings():
+            return params
+        return _refresh(self.cfg, self.mesh, self.dtype)(params)
+
+
+@cache
+def _refresh(cfg: ModelConfig, mesh: Mesh, dtype: str) -> Program:
+    target = shardings(abstract_params(cfg), ROLLOUT_RULES, mesh)
+    return Program("refresh", lambda p: cast(p, jnp.dtype(dtype)), out_shardings=target)
+
+
+def open_policy(config: ModelSettings, model: str | Path | None = None, tokenizer: Any = None) -> Policy:
+    """Open the folder or hub id that the settings name, or `model`, with its own tokenizer unless one is given.
+
+    UserError for whatever is wrong with it.
+    """
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    folder = hf.resolve_model(str(model or config.model))
+    cfg = hf.load_config(folder)
+    tokenizer = tokenizer or hf.load_tokenizer(folder)
+    hf.check_tokenizer(len(tokenizer), cfg)
+    return Policy(
+        folder,
+        cfg,
+        tokenizer,
+        _vocabulary(folder, tokenizer),
+        make_mesh(parse_mesh(config.mesh)),
+        compute_dtype(config.dtype),
+    )
+
+
+def compute_dtype(dtype: str) -> str:
+    """`auto` is bfloat16 on accelerators, where matrix units are made for it, and float32 on CPU."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _vocabulary(folder: Path, tokenizer: Any) -> Vocabulary:
+    """Every end-of-sequence id of the model's own files; the padding id is never looked at, so any id will do."""
+    eos_ids = hf.load_eos_ids(folder) or (
+        (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()
+    )
+    if not eos_ids:
+        raise UserError(
+            f"{folder}: no eos_token_id in generation_config.json, config.json or the tokenizer; add one"
+        )
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+    return Vocabulary(tuple(eos_ids), pad_id, len(tokenizer))

@@ -1,0 +1,108 @@
+"""What a step and a run leave behind, gathered from every stage: metrics, completions, the closing table."""
+
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.assembly import Stages
+from grpo_jax.data.prompts import PromptBatch
+from grpo_jax.rollout.generate import Rollout
+from grpo_jax.runs.completions import write_completions
+from grpo_jax.runs.folder import RunFolder
+from grpo_jax.runs.metrics import peak_memory, rollout_metrics, speed_metrics
+from grpo_jax.runs.progress import closing_table, sample_panel
+from grpo_jax.runs.run import Stopwatch
+from grpo_jax.scoring import Scored
+
+
+def step_metrics(
+    stages: Stages,
+    batch: PromptBatch,
+    rollout: Rollout,
+    scored: Scored,
+    clock: Stopwatch,
+    notes: dict[str, Any],
+    done: int,
+) -> dict[str, Any]:
+    """A step's metrics besides the learner's own; adds its tokens and seconds to the run's `notes`."""
+    P, G = rollout.lengths.shape
+    tokens, seconds = int(rollout.lengths.sum()), clock.total()
+    notes["num_tokens"] += tokens + G * int(batch.lengths.sum())
+    notes["seconds"] += seconds
+    names, weights = stages.scorer.pool.names, stages.scorer.weights
+    updates = done * stages.learner.passes.updates
+    return {
+        **rollout_metrics(
+            rollout.lengths, rollout.finished, scored.values.reshape(P * G, -1), names, weights
+        ),
+        **scored.failures,
+        **speed_metrics(seconds, tokens, notes["num_tokens"]),
+        **clock.times,
+        **{f"compilations/{name}": count for name, count in _compilations(stages).items()},
+        "rollout_tokens_per_second": tokens / clock.times["time/rollout"],
+        "learning_rate": float(stages.schedule(updates - 1)),
+        "peak_memory": peak_memory()[0],
+    }
+
+
+def _compilations(stages: Stages) -> dict[str, int]:
+    return {"rollout": stages.sampler.program.compilations, **stages.learner.compilations()}
+
+
+def evaluation_metrics(evaluation: dict[str, Any] | None) -> dict[str, float]:
+    """A held-out summary under `eval/`; nothing without held-out prompts."""
+    return {} if evaluation is None else {f"eval/{k}": v for k, v in evaluation["summary"].items()}
+
+
+def save_completions(
+    folder: RunFolder,
+    done: int,
+    batch: PromptBatch,
+    rollout: Rollout,
+    scored: Scored,
+    advantages: np.ndarray,
+    names: list[str],
+) -> None:
+    """The step's completions as a parquet file, a row each."""
+    P, G, width = rollout.tokens.shape
+    values = scored.values.reshape(P * G, -1)
+    write_completions(
+        folder,
+        done,
+        prompts=[text for text in batch.texts for _ in range(G)],
+        completions=scored.completions,
+        rewards={name: values[:, i] for i, name in enumerate(names)},
+        advantages=advantages.ravel(),
+        token_ids=rollout.tokens.reshape(-1, width),
+        logprobs=rollout.logprobs.reshape(-1, width),
+        lengths=rollout.lengths.ravel(),
+        finished=rollout.finished.ravel(),
+    )
+
+
+def summarize(steps: int, notes: dict[str, Any], prompts_dropped: int) -> dict[str, Any]:
+    """What `summary.json` holds."""
+    memory, where = peak_memory()
+    return {
+        "before": notes["before"] and notes["before"]["summary"],
+        "after": notes["after"] and notes["after"]["summary"],
+        "steps": steps,
+        "num_tokens": notes["num_tokens"],
+        "seconds": notes["seconds"],
+        "peak_memory": memory,
+        "peak_memory_of": where,
+        "prompts_dropped": prompts_dropped,
+    }
+
+
+def show(summary: dict[str, Any], notes: dict[str, Any], folder: RunFolder) -> None:
+    """The closing table, samples before and after, and where the model is."""
+    if notes["before"] and notes["after"]:
+        sample_panel("Held-out samples before", notes["before"]["samples"][:2])
+        sample_panel("Held-out samples after", notes["after"]["samples"][:2])
+        closing_table(summary["before"], summary["after"], title="Held-out prompts")
+    print(
+        f"{summary['steps']} steps, {summary['num_tokens']} tokens, {summary['seconds']:.0f} s, peak memory "
+        f"{summary['peak_memory'] / 2**30:.2f} GiB ({summary['peak_memory_of']})"
+    )
+    print(f"model: {folder.hf}")

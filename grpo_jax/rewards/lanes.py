@@ -1,0 +1,111 @@
+"""Where rewards run, one unit of work at a time: a process that can be killed, or (second best) a thread.
+
+Both speak the protocol of `worker.py` over a `Connection`, so the pool need not know which is which.
+"""
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import grpo_jax
+from grpo_jax.rewards import worker
+from grpo_jax.rewards.packing import Packed
+
+STALL_SECONDS = 60
+"""Longest wait for a peer in the middle of a message; a healthy one needs microseconds."""
+
+
+class Lane:
+    """A place that runs one unit at a time. `unit` is what it runs now (the pool's business), `ready` whether
+    it has loaded the functions, `deadline` when (time.monotonic) the pool's patience with it ends."""
+
+    connection: Connection
+    in_process = False
+    fate = "unknown"  # how it ended, in words
+
+    def __init__(self, ready: bool, deadline: float):
+        self.unit: Any = None
+        self.ready = ready
+        self.deadline = deadline
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.unit is None
+
+    def end(self, patience: float = 0.0) -> None:
+        """Stop; wait `patience` seconds for a clean end before using force."""
+        raise NotImplementedError
+
+
+class ProcessLane(Lane):
+    """A fresh interpreter in a session of its own, so that it dies together with whatever it has started."""
+
+    def __init__(self, functions: Sequence[Packed], deadline: float):
+        super().__init__(ready=False, deadline=deadline)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "grpo_jax.rewards.worker", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # a reward's print() must not mix with what the command prints on stdout
+                start_new_session=True,
+                env=_environment(),
+            )
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", STALL_SECONDS, 0))
+        self.connection = Connection(ours.detach())
+        with contextlib.suppress(OSError):  # it died at once: the pool reads the socket's end and says so
+            self.connection.send_bytes(pickle.dumps({"path": sys.path, "functions": functions}))
+
+    def end(self, patience: float = 0.0) -> None:
+        self.connection.close()
+        if patience:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(patience)
+        # No such group: all of it has ended. Not permitted: macOS, for a group that is only zombies.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        code = self.process.returncode
+        self.fate = f"signal {-code}" if code < 0 else f"exit status {code}"
+
+
+class ThreadLane(Lane):
+    """A thread of the trainer, for functions that cannot be sent to another process.
+
+    It cannot be killed: one that passes its deadline is left alone, and a new thread takes over.
+    """
+
+    in_process = True
+
+    def __init__(self, functions: Sequence[Callable[..., Any]]):
+        super().__init__(ready=True, deadline=float("inf"))
+        self.connection, theirs = Pipe()
+        threading.Thread(target=_serve, args=(theirs, functions), name="reward", daemon=True).start()
+
+    def end(self, patience: float = 0.0) -> None:
+        self.connection.close()
+
+
+def _serve(connection: Connection, functions: Sequence[Callable[..., Any]]) -> None:
+    with connection:
+        worker.serve(connection, functions)
+
+
+def _environment() -> dict[str, str]:
+    """The trainer's, but: this package can be imported, jax stays on the CPU, prints appear at once."""
+    root = str(Path(grpo_jax.__file__).absolute().parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,73 @@
+r"""Numbers as people and models write them, read exactly: `-7`, `1,080`, `$18.50`, `3 1/2`, `\frac{7}{2}`.
+
+Every value is a `Fraction`: two spellings of the same number are equal and nothing is rounded.
+All patterns are linear in the text: no nested repeats, and searches never start over.
+"""
+
+import re
+from fractions import Fraction
+
+LONGEST = 64
+"""Characters of the longest number read; turning 100,000 digits into an integer is quadratic work."""
+
+_PLAIN = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+
+# A sign counts only where no operand stands before it: `10-7` holds 10 and 7, `x = -7` holds -7.
+NUMBER = re.compile(
+    rf"""(?<!\w)(?:(?<!\))(?P<sign>[-+]))?(?:[$£€](?P<sign2>[-+])?)?
+    (?P<whole>{_PLAIN})(?P<exponent>[eE][-+]?\d{{1,2}}(?!\d))?
+    (?:\ (?P<top>\d+)/(?P<bottom>\d+) | /(?P<divisor>{_PLAIN}))?""",
+    re.ASCII | re.VERBOSE,
+)
+
+_REPLACED = {"−": "-", r"\$": "$", r"\%": "%", "{,}": ",", r"\,": "", r"\!": ""}
+_FRACTION = re.compile(r"([0-9]?)\\[dt]?frac ?\{ ?(-?[0-9.]{1,30}) ?\} ?\{ ?([0-9.]{1,30}) ?\}")
+_SHORT_FRACTION = re.compile(r"([0-9]?)\\[dt]?frac ?([0-9]) ?([0-9])")
+
+
+def plain(text: str) -> str:
+    """Write LaTeX's and typography's spellings of numbers in plain characters."""
+    for written, meant in _REPLACED.items():
+        text = text.replace(written, meant)
+    if "frac" not in text:
+        return text
+    for pattern in (_FRACTION, _SHORT_FRACTION):
+        # A digit before it makes a mixed number: `3\frac12` is `3 1/2`, not 31/2.
+        text = pattern.sub(lambda m: f"{m[1]}{' ' if m[1] else ''}{m[2]}/{m[3]}", text)
+    return text
+
+
+def value(match: re.Match[str]) -> Fraction | None:
+    """The exact value of a match of `NUMBER`; None when it is longer than `LONGEST` or divides by zero."""
+    if len(match.group()) > LONGEST:
+        return None
+    part = match.groupdict()
+    size = Fraction(part["whole"].replace(",", "") + (part["exponent"] or ""))
+    try:
+        if part["divisor"]:
+            size /= Fraction(part["divisor"].replace(",", ""))
+        elif part["bottom"]:
+            size = _mixed(size, Fraction(int(part["top"]), int(part["bottom"])))
+    except ZeroDivisionError:
+        return None
+    return -size if "-" in (part["sign"], part["sign2"]) else size
+
+
+def _mixed(whole: Fraction, part: Fraction) -> Fraction:
+    """`3 1/2` is 7/2; but two numbers side by side (`5 7/2`, `1.5 1/2`) are two, and the later one counts."""
+    return whole + part if part < 1 and whole.denominator == 1 else part
+
+
+def parse_number(text: str) -> Fraction | None:
+    """The number that the whole text is (a trailing `%` or period apart), or None."""
+    match = NUMBER.match(text := plain(text).strip())
+    rest = text[match.end() :] if match else ""
+    return value(match) if match and rest.strip() in ("", "%", ".", "%.") else None
+
+
+def last_number(text: str) -> Fraction | None:
+    """The last number in a text in plain characters, or None."""
+    last = None
+    for last in NUMBER.finditer(text):  # noqa: B007
+        pass
+    return value(last) if last else None

@@ -1,0 +1,105 @@
+"""From logits to tokens. A draw depends on (seed, step, prompt, sample, position) alone, and costs one pass
+over the vocabulary: an inverse CDF with two uniform numbers a row, not V random numbers, never a full sort.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_BLOCK = 512  # tokens a block of the inverse CDF: about the square root of V, so that both searches are short
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw. Filters apply in transformers' order: temperature, top-k, top-p, min-p (off: 0, 1, 0)."""
+
+    temperature: float = 1.0  # 0: the most likely token
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+def row_keys(step_key: Array, uids: Array, samples: int) -> Array:
+    """Keys [P,G] from the step's key, each prompt's identity `uids` [P] uint32 and the sample's number."""
+    one = lambda uid, sample: jax.random.fold_in(jax.random.fold_in(step_key, uid), sample)
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(uids, jnp.arange(samples))
+
+
+def draw(keys: Array, position: Array, logits: Array, how: Sampling) -> tuple[Array, Array]:
+    """Tokens [P,G] int32 and their log-probs [P,G] float32 from float32 logits [P,G,V].
+
+    The log-prob is under the full softmax of logits / temperature, before any filter: what the learner
+    computes by teacher forcing. Greedy tokens are scored at temperature 1.
+    """
+    if how.temperature > 0:
+        logits = logits / how.temperature
+        token = _inverse_cdf(keys, position, _filtered_weights(logits, how))
+    else:
+        token = jnp.argmax(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _filtered_weights(logits: Array, how: Sampling) -> Array:
+    """Unnormalised probabilities [P,G,V] in [0, 1], zero for what the filters drop. Threshold ties stay."""
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    contenders = weights
+    if 0 < how.top_k < logits.shape[-1]:
+        contenders = jax.lax.top_k(weights, how.top_k)[0]
+        weights = jnp.where(weights >= contenders[..., -1:], weights, 0)
+    if how.top_p < 1:
+        weights = jnp.where(weights >= _nucleus_threshold(contenders, how.top_p), weights, 0)
+    if how.min_p > 0:
+        weights = jnp.where(weights >= how.min_p, weights, 0)  # the largest weight is 1
+    return weights
+
+
+def _nucleus_threshold(weights: Array, top_p: float) -> Array:
+    """The largest t [..., 1] for which the weights >= t hold at least `top_p` of the mass (Holtzman et al.
+    2019, arXiv:1904.09751).
+
+    Found exactly by bisection over the bit patterns of floats in [0, 1], which order as integers: 31 passes
+    of sums instead of a sort of the vocabulary.
+    """
+    enough = top_p * weights.sum(-1, keepdims=True)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)
+        mass = jnp.where(weights >= threshold, weights, 0).sum(-1, keepdims=True)
+        return jnp.where(mass >= enough, middle, low), jnp.where(mass >= enough, high, middle)
+
+    above_one = jax.lax.bitcast_convert_type(jnp.float32(1), jnp.int32) + 1
+    low = jnp.zeros_like(enough, jnp.int32)
+    low, _ = jax.lax.fori_loop(0, 31, halve, (low, jnp.full_like(low, above_one)))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)
+
+
+def _inverse_cdf(keys: Array, position: Array, weights: Array) -> Array:
+    """Token [P,G]: one uniform finds the block, a second the token in it, each to a relative 2^-24."""
+    pair = lambda key: jax.random.uniform(jax.random.fold_in(key, position), (2,))
+    # Multiples of 2^-23, moved to the middle of their steps: an exact 0 would pick the first token, however
+    # rare it is.
+    uniform = jax.vmap(jax.vmap(pair))(keys) + 2**-24
+    size = min(_BLOCK, weights.shape[-1])
+    padding = -weights.shape[-1] % size
+    blocks = jnp.pad(weights, [(0, 0), (0, 0), (0, padding)]).reshape(*weights.shape[:-1], -1, size)
+    block = _search(blocks.sum(-1), uniform[..., 0])
+    inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+    return block * size + _search(inside, uniform[..., 1])
+
+
+def _search(weights: Array, uniform: Array) -> Array:
+    """The first index whose cumulative weight exceeds uniform * total; never one of weight zero.
+
+    A parallel cumulative sum can step up by a rounding error where the weight is zero: those places are left
+    out.
+    """
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0)
+    total = cumulative.max(-1)
+    below = jnp.nextafter(total, jnp.float32(0))  # rounding may bring uniform * total to the total itself
+    target = jnp.minimum(uniform * total, below)
+    return jnp.argmax(cumulative > target[..., None], axis=-1)

@@ -1,0 +1,26 @@
+"""Small files that appear whole or not at all, on a local disk or in a bucket (`gs://...`)."""
+
+import os
+
+from etils import epath
+
+
+def is_local(path: epath.PathLike) -> bool:
+    """Whether `path` is on a disk of this machine: locks, appends and renames work there only."""
+    return "://" not in os.fspath(path)
+
+
+def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
+    """Replace the file at `path` by `content`; a reader sees the old or the new one, even after a kill."""
+    path = epath.Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not is_local(path):  # an object store shows an object only once it has arrived whole
+        path.write_bytes(data)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

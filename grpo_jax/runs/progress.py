@@ -1,0 +1,107 @@
+"""What a person sees while a run goes on (stderr) and when it ends (stdout)."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+_SHOWN = {  # metric -> (label, format). No loss: on-policy it is 0 by construction and says nothing
+    "reward": ("reward", ".3f"),
+    "completions/mean_length": ("length", ".0f"),
+    "tokens_per_second": ("tokens/s", ",.0f"),
+}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class TrainingProgress:
+    """A bar with reward, length and tokens/s; where stderr is not a terminal, a plain line now and then.
+
+    Args:
+        total: steps of the whole run; first: steps done before (a resumed run).
+        every: steps between plain lines; default a twentieth of the run.
+        silent: for the processes of a run other than 0.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        first: int = 0,
+        *,
+        every: int = 0,
+        silent: bool = False,
+        console: Console | None = None,
+    ):
+        self._console = console or Console(stderr=True, quiet=silent)
+        self._total, self._every = total, every or max(1, total // 20)
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=first, numbers="")
+
+    def __enter__(self) -> "TrainingProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Show that `step` steps are done."""
+        numbers = "  ".join(
+            f"{label} {_number(metrics[name], shape)}"
+            for name, (label, shape) in _SHOWN.items()
+            if name in metrics
+        )
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=step, numbers=numbers)
+        elif step % self._every == 0 or step == self._total:
+            self.say(f"step {step}/{self._total}  {numbers}")
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the bar."""
+        self._console.print(plain(text), soft_wrap=True)
+
+
+def closing_table(
+    before: Mapping[str, Any], after: Mapping[str, Any], *, title: str = "", console: Console | None = None
+) -> None:
+    """Print what changed, a row for each name in `after`: before (where there is one), after, difference."""
+    table = Table("", "before", "after", "change", title=plain(title) if title else None)
+    for name, new in after.items():
+        old = before.get(name)
+        numeric = isinstance(old, int | float) and isinstance(new, int | float)
+        change = f"{new - old:+.4g}" if numeric else ""
+        table.add_row(plain(name), plain(_number(old)), plain(_number(new)), change)
+    (console or Console()).print(table)
+
+
+def sample_panel(title: str, samples: Sequence[Mapping[str, Any]], *, console: Console | None = None) -> None:
+    """Print samples, mappings such as `{"prompt": ..., "completion": ..., "reward": ...}`, in a frame."""
+    lines = [
+        Text.assemble((f"{name}: ", "bold"), plain(_number(value)), "\n" if name == list(sample)[-1] else "")
+        for sample in samples
+        for name, value in sample.items()
+    ]
+    (console or Console()).print(Panel(Group(*lines), title=plain(title)))
+
+
+def plain(text: str) -> Text:
+    """`text` as it is: brackets are no markup, and no control character reaches the terminal."""
+    return Text(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n")))
+
+
+def _number(value: Any, shape: str = ".4g") -> str:
+    if value is None:
+        return "-"
+    return format(value, shape) if isinstance(value, float) else str(value)

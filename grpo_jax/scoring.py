@@ -1,0 +1,63 @@
+"""From sampled tokens to rewards: decode, let each host score its own prompts, put the shares together."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.data.prompts import PromptBatch
+from grpo_jax.rewards import RewardPool, combine
+from grpo_jax.rollout.generate import Rollout
+from grpo_jax.sharding import hosts
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A rollout's rewards."""
+
+    rewards: np.ndarray  # [P,G] float32, the weighted sum; NaN where no function said anything
+    values: np.ndarray  # [P,G,n] float32, one for each function; NaN for None
+    completions: list[str]  # P * G texts without special tokens
+    failures: dict[
+        str, int
+    ]  # rows lost to errors, timeouts and NaNs on this host, by "rewards/{name}/{kind}"
+
+
+class Scorer:
+    """Scores rollouts with the functions of a pool, `weights` [n]."""
+
+    def __init__(self, pool: RewardPool, weights: list[float] | None, tokenizer: Any):
+        self.pool, self.tokenizer = pool, tokenizer
+        self.weights = list(weights) if weights is not None else [1.0] * len(pool.names)
+
+    def __call__(self, batch: PromptBatch, rollout: Rollout) -> Scored:
+        """Score a rollout that was fetched to NumPy arrays. Every process must call it."""
+        P, G = rollout.lengths.shape
+        ids = [row[:n].tolist() for row, n in zip(rollout.tokens.reshape(P * G, -1), rollout.lengths.ravel())]
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        own = hosts.own_share(P)
+        scores = self.pool.score(*_arguments(batch, texts, ids, own, G))
+        # float32 here, and not only on the way between hosts: one process or many, the same bits
+        values = scores.values.astype(np.float32).reshape(-1, G, len(self.weights))
+        values = hosts.join_shares(values, P)
+        rewards = combine(values.reshape(P * G, -1), self.weights).reshape(P, G).astype(np.float32)
+        return Scored(rewards, values, texts, _failures(scores))
+
+
+def _arguments(batch: PromptBatch, texts: list[str], ids: list[list[int]], own: slice, G: int) -> tuple:
+    """(prompts, completions, columns, completion_ids) of this host's prompts, one entry a row."""
+    rows = slice(own.start * G, own.stop * G)
+    per_row = lambda column: [value for value in column[own] for _ in range(G)]
+    prompts = per_row(batch.prompts)
+    replies = [_reply(prompt, text) for prompt, text in zip(prompts, texts[rows])]
+    return prompts, replies, {name: per_row(column) for name, column in batch.columns.items()}, ids[rows]
+
+
+def _reply(prompt: Any, text: str) -> Any:
+    """A completion in the form of its prompt: text for text, a message for messages (TRL's convention)."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def _failures(scores: Any) -> dict[str, int]:
+    kinds = {"errors": scores.errors, "timeouts": scores.timeouts, "nans": scores.nans}
+    return {f"rewards/{name}/{kind}": n for kind, counts in kinds.items() for name, n in counts.items() if n}

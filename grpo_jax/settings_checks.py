@@ -1,0 +1,106 @@
+"""What must hold between settings. Each check returns one sentence `field = value: why; mend`, or None."""
+
+from typing import Any
+
+from grpo_jax.errors import UserError, nearest
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def parse_mesh(text: str | None) -> dict[str, int] | None:
+    """`"fsdp=8,tensor=2"` -> `{"data": 1, "fsdp": 8, "tensor": 2}`; None (fit the devices) stays None.
+
+    Axes come out in the order of `AXES`; one that is not named has size 1. Raises UserError.
+    """
+    if text is None:
+        return None
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = (piece.strip() for piece in part.partition("="))
+        if fault := _axis_fault(axis, size, sizes):
+            raise UserError(f"mesh = {text!r}: {fault}; write e.g. data=1,fsdp=8,tensor=1")
+        sizes[axis] = int(size)
+    return {axis: sizes.get(axis, 1) for axis in AXES}
+
+
+def _axis_fault(axis: str, size: str, known: dict[str, int]) -> str | None:
+    if axis not in AXES:
+        return f"no axis {axis!r}{nearest(axis, AXES)}"
+    if axis in known:
+        return f"{axis} is given twice"
+    if not (size.isascii() and size.isdigit() and int(size) > 0):
+        return f"{axis} needs a whole number above 0"
+    return None
+
+
+def first(*problems: str | None) -> None:
+    """Raise ValueError for the first problem, if any: pydantic collects it."""
+    for text in filter(None, problems):
+        raise ValueError(text)
+
+
+def warmup(c: Any) -> str | None:
+    """The warm-up is given in one way, and ends within the run."""
+    if c.warmup_steps and c.warmup_ratio:
+        return f"warmup_ratio = {c.warmup_ratio}: warmup_steps is {c.warmup_steps} already; keep one of them"
+    if c.warmup_steps > c.max_steps:
+        return f"warmup_steps = {c.warmup_steps}: longer than the run; use at most max_steps, {c.max_steps}"
+    return None
+
+
+def batch(c: Any) -> str | None:
+    """Rows divide into mini-batches, mini-batches into micro-batches."""
+    rows = c.prompts_per_step * c.num_generations
+    if rows % c.num_minibatches:
+        size = f"{rows} rows (prompts_per_step {c.prompts_per_step} x num_generations {c.num_generations})"
+        near = _divisors(rows, c.num_minibatches)
+        return f"num_minibatches = {c.num_minibatches}: {size} do not divide by it; use {near}"
+    return micro_batch(c, rows // c.num_minibatches)
+
+
+def micro_batch(c: Any, rows: int) -> str | None:
+    """The `rows` of a mini-batch divide into micro-batches."""
+    if c.micro_batch_size and rows % c.micro_batch_size:
+        near = _divisors(rows, c.micro_batch_size)
+        return f"micro_batch_size = {c.micro_batch_size}: {rows} rows do not divide by it; use {near}"
+    return None
+
+
+def _divisors(total: int, wish: int) -> str:
+    """The divisors of `total` next to `wish`, which is none and so above 1, in words."""
+    below = next(n for n in range(min(wish, total), 0, -1) if total % n == 0)
+    above = next((n for n in range(wish, total + 1) if total % n == 0), None)
+    return f"{below} or {above}" if above else str(below)
+
+
+def weights(c: Any) -> str | None:
+    """One weight a reward, and not all of them 0."""
+    if c.reward_weights is None:
+        return None
+    if len(c.reward_weights) != len(c.rewards):
+        return f"reward_weights = {c.reward_weights}: give one for each of the rewards {c.rewards}, in order"
+    if not any(c.reward_weights):
+        return f"reward_weights = {c.reward_weights}: every reward would be 0; give one a weight"
+    return None
+
+
+def evaluation(c: Any) -> str | None:
+    """Evaluating every so many steps needs prompts."""
+    if c.eval_steps and not c.eval_prompts:
+        return f"eval_steps = {c.eval_steps}: eval_prompts is 0, so nothing is evaluated; set one of them"
+    return None
+
+
+def distinct_samples(c: Any, samples: str = "samples", temperature: str = "temperature") -> str | None:
+    """Greedy samples are all the same, so only one is worth drawing."""
+    count = getattr(c, samples)
+    if count > 1 and getattr(c, temperature) == 0:
+        return f"{samples} = {count}: greedy samples are all the same; set {temperature} above 0"
+    return None
+
+
+def exploration(c: Any) -> str | None:
+    """Training compares completions that differ."""
+    if c.temperature == 0:
+        return "temperature = 0: greedy completions of a prompt are all the same; use e.g. 1.0"
+    return None

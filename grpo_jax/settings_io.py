@@ -1,0 +1,249 @@
+"""How settings come in and go out: YAML, the command line, Python; one clear line for each fault.
+
+`Settings` is the base of every tree of settings in `config.py`. This file knows no setting by its meaning.
+"""
+
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from inspect import get_annotations
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
+
+from grpo_jax.errors import UserError, nearest
+
+MAX_PROBLEMS = 3  # lines of one error message: nobody reads the fourth
+
+# What people who come from TRL write, and what says the same here (docs of TRL 1.16).
+TRANSLATIONS = {
+    "activation_checkpointing": "use remat: true (the default)",
+    "batch_size": "write prompts_per_step and num_generations, over all devices (sft: rows_per_step)",
+    "bf16": "write dtype: bfloat16 (auto already does so on accelerators)",
+    "dataset_name": "write dataset: a path, a hub id or a task",
+    "deepspeed": "nothing to configure; write mesh: fsdp=8 to shard over 8 devices",
+    "fp16": "float16 is not offered; write dtype: bfloat16 or float32",
+    "fsdp": "write mesh: fsdp=8 to shard over 8 devices",
+    "full_determinism": "nothing to configure: runs repeat bit by bit for a given seed",
+    "generation_batch_size": "write prompts_per_step: prompts, each with num_generations completions",
+    "gradient_accumulation_steps": "write micro_batch_size: the rows computed at a time, whatever the batch",
+    "gradient_checkpointing": "use remat: true (the default)",
+    "lr": "write learning_rate",
+    "log_completions": "write log_completions_steps: 10 (0: never)",
+    "logging_steps": "nothing to configure: every step writes its line to metrics.jsonl",
+    "max_new_tokens": "write max_completion_length",
+    "max_seq_length": "write max_prompt_length and max_completion_length (sft: max_length)",
+    "model_name_or_path": "write model: a folder or a hub id",
+    "num_generations_eval": "write eval_samples",
+    "num_train_epochs": "write max_steps: a step takes prompts_per_step prompts (sft: rows_per_step)",
+    "per_device_eval_batch_size": "nothing to configure; eval_prompts says how many rows are evaluated",
+    "per_device_train_batch_size": "write prompts_per_step and num_generations, over all devices "
+    "(sft: rows_per_step)",
+    "report_to": "nothing to configure: metrics.jsonl and summary.json are always written",
+    "resume_from_checkpoint": "nothing to configure: the same command on the same output_dir resumes",
+    "reward_funcs": "write rewards: names or file.py:function",
+    "shuffle_dataset": "write shuffle",
+    "steps_per_generation": "write num_minibatches: the optimizer steps taken from one rollout",
+    "torch_compile": "nothing to configure: every step is compiled",
+    "torch_dtype": "write dtype: bfloat16 or float32",
+    "use_cpu": "set the environment variable JAX_PLATFORMS=cpu",
+    "use_vllm": "nothing to configure: completions are sampled by the same JAX program",
+}
+# The same between our own verbs: asked only for names that the verb at hand does not have.
+TRANSLATIONS |= {
+    "dataset": "write task",
+    "dataset_split": "write split",
+    "eval_split": "write split",
+    "max_length": "write max_prompt_length and max_completion_length",
+    "max_prompt_length": "write max_length: prompt and completion together",
+    "num_generations": "write samples",
+    "num_samples": "write samples",
+    "prompts_per_step": "write rows_per_step",
+    "task": "write dataset",
+}
+TRANSLATED_PREFIXES = {"vllm_": TRANSLATIONS["use_vllm"], "fsdp_": TRANSLATIONS["fsdp"]}
+PLAIN_WORDS = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+    "a valid list": "a list",
+}
+
+
+class Settings(BaseModel):
+    """Frozen, typed settings. A bad value raises `UserError`, from Python as from YAML or a command line."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,  # the docstring under a field is its help text
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as fault:
+            raise UserError(explain(type(self), fault)) from None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with `changes`, checked as a whole."""
+        return type(self)(**{**self.model_dump(exclude_unset=True), **changes})
+
+    def to_yaml(self) -> str:
+        """All settings as YAML, section by section; `load_settings` reads an equal object back."""
+        values = self.model_dump()
+        blocks = [
+            f"# {title}\n" + yaml.safe_dump({name: values[name] for name in names}, sort_keys=False)
+            for title, names in sections(type(self)).items()
+        ]
+        return "\n".join(blocks)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def sections(cls: type[Settings]) -> dict[str, list[str]]:
+    """Title -> field names, for every section class of `cls` that declares fields, in the order of its bases.
+
+    A section's title is the first line of its docstring. A field declared twice belongs to the outer class.
+    """
+    seen: set[str] = set()
+    found = {}
+    for section in cls.__mro__:
+        names = [name for name in get_annotations(section) if name in cls.model_fields and name not in seen]
+        seen.update(names)
+        if names:
+            found[(section.__doc__ or section.__name__).partition("\n")[0].rstrip(".")] = names
+    return found
+
+
+def explain(cls: type[Settings], fault: ValidationError) -> str:
+    """pydantic's report as at most three lines `field = value: what it must be`."""
+    lines = [problem(cls, error) for error in fault.errors(include_url=False)]
+    hidden = len(lines) - MAX_PROBLEMS
+    return "\n".join(lines[:MAX_PROBLEMS] + ([f"... and {hidden} more"] if hidden > 0 else []))
+
+
+def problem(cls: type[Settings], error: Mapping[str, Any]) -> str:
+    """One line for one of pydantic's errors."""
+    if error["type"] == "value_error":  # raised by our own checks, which write the whole sentence
+        return str(error["ctx"]["error"])
+    name = str(error["loc"][0]) + "".join(f"[{part}]" for part in error["loc"][1:])
+    if error["type"] == "extra_forbidden":
+        return unknown(name, cls.model_fields)
+    if error["type"] == "missing":
+        return f"{name}: must be given"
+    expected = in_plain_words(error["msg"])
+    hint = nearest(str(error["input"]), re.findall(r"'(.*?)'", expected))
+    return f"{name} = {error['input']!r}: {expected}{hint}"
+
+
+def in_plain_words(message: str) -> str:
+    """pydantic's `Input should be ...` as `must be ...`, without its asides."""
+    text = re.sub(r"^.*? should", "must", message)
+    text = re.sub(r",? (unable to|after validation|got a number|with at most).*", "", text)
+    for theirs, ours in PLAIN_WORDS.items():
+        text = text.replace(theirs, ours)
+    return text
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The sentence for a setting that does not exist: its translation from TRL, or the nearest name."""
+    prefixed = next((text for prefix, text in TRANSLATED_PREFIXES.items() if name.startswith(prefix)), None)
+    if translation := TRANSLATIONS.get(name, prefixed):
+        return f"{name}: not a setting here; {translation}"
+    return f"{name}: no such setting{nearest(name, known)}"
+
+
+def load_settings(cls: type[S], source: str | Path | None, overrides: Mapping[str, str] | None = None) -> S:
+    """`cls` from a recipe's name or a YAML file (None: the defaults), with command-line strings on top.
+
+    Raises `UserError`; for a value that came from a file the message begins with the file and the line.
+    """
+    values, places = read_source(source) if source else ({}, {})
+    values.pop("recipe", None)  # what the recipe says about itself is no setting
+    given = {name: from_text(cls, name, text) for name, text in (overrides or {}).items()}
+    places = {name: place for name, place in places.items() if name not in given}
+    try:
+        return cls(**{**values, **given})
+    except UserError as fault:
+        raise UserError("\n".join(placed(line, places) for line in str(fault).splitlines())) from None
+
+
+def placed(line: str, places: Mapping[str, str]) -> str:
+    """`line` with the file and line of the setting that it begins with, where that is known."""
+    return places.get(line.replace("[", " ").replace(":", " ").split(" ")[0], "") + line
+
+
+def from_text(cls: type[Settings], name: str, text: str) -> Any:
+    """A command-line string: `none` empties an optional field, the rest is left to the field's type."""
+    field = cls.model_fields.get(name)
+    optional = field is not None and types.NoneType in typing.get_args(field.annotation)
+    return None if optional and text.lower() in ("none", "null") else text
+
+
+def split_list(value: Any, info: ValidationInfo) -> Any:
+    """For list fields: `a,b` or `[a, b]` as a list; anything that is no string stays as it is."""
+    if not isinstance(value, str):
+        return value
+    if value.strip().startswith("["):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{info.field_name} = {value}: not a list; write a,b or [a, b]") from None
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values of a recipe or YAML file, and `FILE.yaml:LINE: ` for each of them."""
+    from grpo_jax import recipes
+
+    name = str(source)
+    if not name.endswith((".yaml", ".yml")):
+        if Path(name).exists():
+            raise UserError(f"{name}: not a recipe or a .yaml file; give e.g. {name}/config.yaml")
+        return parse_yaml(recipes.read(name), f"recipe {name}")
+    return parse_yaml(read_file(name), name)
+
+
+def read_file(name: str) -> str:
+    """The text of a local or cloud (`gs://`) file."""
+    from etils import epath
+
+    try:
+        return epath.Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as fault:
+        why = "not found" if isinstance(fault, FileNotFoundError) else f"cannot be read ({fault})"
+        raise UserError(f"{name}: {why}; give a recipe's name or a YAML file") from None
+
+
+def parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """A YAML mapping and each key's place. A key given twice is refused: YAML keeps the last."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as fault:  # ValueError: a date that is none, such as 2020-13-45
+        mark = getattr(fault, "problem_mark", None)
+        why = getattr(fault, "problem", None) or "not YAML"
+        raise UserError(f"{name}{f':{mark.line + 1}' if mark else ''}: {why}; mend the YAML there") from None
+    if node is None:
+        return {}, {}
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{name}:{node.start_mark.line + 1}: settings are lines of `name: value`")
+    places: dict[str, str] = {}
+    for key, _ in node.value:
+        place = f"{name}:{key.start_mark.line + 1}: "
+        if str(key.value) in places:
+            raise UserError(f"{place}{key.value} is given twice; keep one")
+        places[str(key.value)] = place
+    return {str(key): value for key, value in values.items()}, places

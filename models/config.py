@@ -1,0 +1,72 @@
+"""The shape of a Qwen2.5 model: everything that the forward pass needs to know, and nothing else.
+
+Read from a Hugging Face `config.json` by `models/hf_config.py`; the published sizes stand in `PUBLISHED`, so
+that memory can be planned for a 72B model without having one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnConfig:
+    """YaRN, rotary positions stretched for long contexts (arXiv:2309.00071), as transformers computes it.
+
+    `attention_factor` scales cos and sin; None means 0.1 * ln(factor) + 1 (the paper's section 3.4).
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One Qwen2.5 shape. The letters are those of the shape comments: V, D, F, L, N, K, H."""
+
+    vocab_size: int  # V: rows of the embedding, padded beyond the tokenizer's ids
+    hidden_size: int  # D
+    intermediate_size: int  # F
+    num_layers: int  # L
+    num_heads: int  # N
+    num_kv_heads: int  # K, divides N
+    head_dim: int  # H
+    rope_theta: float
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    rope_scaling: YarnConfig | None = None
+
+
+def _qwen25(
+    *, hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool
+) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=hidden // heads,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=tied,
+        max_position_embeddings=32768,
+    )
+
+
+# The Instruct checkpoints. Some base ones differ in what changes no shape (epsilon 1e-5 for the 32B, 131072
+# positions); a folder's own config.json is what counts when weights are loaded.
+PUBLISHED: dict[str, ModelConfig] = {
+    "0.5b": _qwen25(hidden=896, ffn=4864, layers=24, heads=14, kv_heads=2, vocab=151936, tied=True),
+    "1.5b": _qwen25(hidden=1536, ffn=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True),
+    "3b": _qwen25(hidden=2048, ffn=11008, layers=36, heads=16, kv_heads=2, vocab=151936, tied=True),
+    "7b": _qwen25(hidden=3584, ffn=18944, layers=28, heads=28, kv_heads=4, vocab=152064, tied=False),
+    "14b": _qwen25(hidden=5120, ffn=13824, layers=48, heads=40, kv_heads=8, vocab=152064, tied=False),
+    "32b": _qwen25(hidden=5120, ffn=27648, layers=64, heads=40, kv_heads=8, vocab=152064, tied=False),
+    "72b": _qwen25(hidden=8192, ffn=29568, layers=80, heads=64, kv_heads=8, vocab=152064, tied=False),
+}

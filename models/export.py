@@ -1,0 +1,177 @@
+"""Our parameters to a folder that transformers opens: shard by shard, one tensor in host memory at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.errors import UserError
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.hf_config import load_config, published_layout, read_json
+from grpo_jax.models.load import at
+from grpo_jax.models.names import EMBEDDING, Row, rows
+from grpo_jax.models.safetensors_io import INDEX, SINGLE, Outgoing, as_dtype, open_folder, write_file
+
+Params = dict[str, Any]
+Path = str | pathlib.Path
+# What travels with the weights; config.json is handled apart.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def save_model(
+    out: Path,
+    cfg: ModelConfig,
+    params: Params,
+    source: Path | None = None,
+    dtype: Any = None,
+    max_shard_bytes: float = 5e9,
+) -> None:
+    """Write `params` to the new folder `out` in Hugging Face's layout; it appears whole or not at all.
+
+    Each tensor gets the dtype that it has in `source`, the folder that the model came from (its own dtype
+    when there is no source), or `dtype` when given. Config, tokenizer and generation config are copied from
+    `source`; without one a config.json is written from `cfg`. More than `max_shard_bytes` (bytes) makes
+    several files and an index.
+
+    In a run of many processes all of them call this, because gathering a tensor takes all; only the first
+    writes.
+
+    Raises UserError when `out` exists and is not empty, when `source` is a model of another shape, when a
+    value does not fit the dtype, and when the disk refuses.
+    """
+    import jax
+
+    tensors = _outgoing(cfg, params, _source_dtypes(source, cfg), dtype)
+    if jax.process_index() == 0:
+        with _appearing(pathlib.Path(out).resolve()) as folder:
+            _write_companions(folder, cfg, source, tensors[0].dtype.name, recast=dtype is not None)
+            _write_shards(folder, _shards(tensors, max_shard_bytes))
+    else:
+        for tensor in tensors:
+            tensor.values()  # take part in the gathering
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"saved {out}")  # nobody runs ahead to read a half-written folder
+
+
+def _outgoing(cfg: ModelConfig, params: Params, dtypes: dict[str, np.dtype], dtype: Any) -> list[Outgoing]:
+    """Every tensor to write, from the first layer's to the last one's, so that a shard is a run of layers."""
+    tensors: list[tuple[int, Outgoing]] = []
+    for row in rows(cfg):
+        array = at(params, row.path)
+        if array.shape != row.shape(cfg):
+            raise ValueError(f"parameter {'.'.join(row.path)} is {array.shape}, not {row.shape(cfg)}")
+        outside = -1 if row.name == EMBEDDING else cfg.num_layers
+        for layer, name in enumerate(row.names(cfg)):
+            target = as_dtype(dtype) if dtype is not None else dtypes.get(name, np.dtype(array.dtype))
+            values = functools.partial(_fetch, row, cfg, array, layer, target)
+            place = layer if row.stacked else outside
+            tensors.append((place, Outgoing(name, row.their_shape(cfg), target, values)))
+    return [tensor for _, tensor in sorted(tensors, key=lambda placed: placed[0])]
+
+
+def _fetch(row: Row, cfg: ModelConfig, array: Any, layer: int, dtype: np.dtype) -> np.ndarray:
+    """One tensor from the devices, in their layout and dtype."""
+    from grpo_jax.sharding.hosts import get
+
+    part = array[layer] if row.stacked else array
+    values = row.to_theirs(part if isinstance(part, np.ndarray) else get(part), cfg)
+    with np.errstate(over="ignore"):  # judged in the next line, with the tensor's name
+        cast = values.astype(dtype, copy=False)
+    if dtype.itemsize < values.dtype.itemsize and np.isinf(cast).any() and not np.isinf(values).any():
+        name = row.name.format(layer=layer)
+        raise UserError(f"{name}: values beyond the range of {dtype}; export as float32 or bfloat16")
+    return cast
+
+
+def _shards(tensors: list[Outgoing], max_bytes: float) -> list[list[Outgoing]]:
+    """Split in order, each part within `max_bytes` unless one tensor alone is bigger."""
+    shards: list[list[Outgoing]] = [[]]
+    used = 0
+    for tensor in tensors:
+        if shards[-1] and used + tensor.num_bytes > max_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(tensor)
+        used += tensor.num_bytes
+    return shards
+
+
+def _write_shards(folder: pathlib.Path, shards: list[list[Outgoing]]) -> None:
+    if len(shards) == 1:
+        write_file(folder / SINGLE, shards[0])
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_file(folder / file, shard)
+        weight_map |= {tensor.name: file for tensor in shard}
+    total = sum(tensor.num_bytes for shard in shards for tensor in shard)
+    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _source_dtypes(source: Path | None, cfg: ModelConfig) -> dict[str, np.dtype]:
+    if source is None:
+        return {}
+    if load_config(source) != cfg:
+        raise UserError(f"{source}: its config.json describes another model than the one to save")
+    wanted = {name for row in rows(cfg) for name in row.names(cfg)}
+    return {name: tensor.dtype for name, tensor in open_folder(source).items() if name in wanted}
+
+
+def _write_companions(
+    folder: pathlib.Path, cfg: ModelConfig, source: Path | None, dtype: str, recast: bool
+) -> None:
+    """config.json and the other files of a model, byte by byte but for the config's dtype when it changed."""
+    if source is None:
+        _write_json(folder / "config.json", published_layout(cfg, dtype))
+        return
+    source = pathlib.Path(source)
+    for name in ("config.json", *COMPANIONS):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if recast:
+        config = read_json(source / "config.json")
+        keys = config.keys() & {"dtype", "torch_dtype"} or {"torch_dtype"}  # the new and the old spelling
+        _write_json(folder / "config.json", config | dict.fromkeys(keys, dtype))
+
+
+@contextlib.contextmanager
+def _appearing(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside `out` that takes its name when the block ends well, and is gone when it does not."""
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise UserError(f"{out}: exists and is not an empty folder; remove it or choose another")
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, out)
+    except OSError as error:
+        raise UserError(f"{out}: could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,65 @@
+"""Where a model comes from: a local folder, or a hub id whose files are fetched into the hub's own cache."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from typing import Any
+
+from grpo_jax.errors import UserError
+from grpo_jax.models.config import ModelConfig
+
+WANTED = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model", "*.jinja"]
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+
+
+def resolve_model(name: str) -> pathlib.Path:
+    """The folder of the model `name`: a local folder, or the snapshot of a hub id ("Qwen/Qwen2.5-0.5B").
+
+    Raises UserError when it is neither, or when the hub cannot be reached and its cache has no copy.
+    """
+    folder = pathlib.Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(name) or name.startswith("."):
+        raise UserError(
+            f"model {name!r}: no such folder; give a local folder or a hub id such as Qwen/Qwen2.5-0.5B"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return pathlib.Path(snapshot_download(name, allow_patterns=WANTED))
+    except Exception as error:  # whatever the network, the cache or the hub may raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model {name!r}: no such folder; and hub id {name} could not be reached ({reason}): "
+            "give a local folder"
+        ) from None
+
+
+def load_tokenizer(folder: str | pathlib.Path) -> Any:
+    """The tokenizer in `folder`, through transformers; UserError when it is absent or does not open.
+
+    Absent is checked here: transformers 5 makes an empty tokenizer for a folder that has none.
+    """
+    if not any((pathlib.Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(
+            f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); copy the model's own beside it"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # the tokenizers library raises bare Exceptions for bad files
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: the tokenizer does not open: {reason}") from None
+
+
+def check_tokenizer(tokenizer_length: int, cfg: ModelConfig) -> None:
+    """UserError when the tokenizer, added tokens included, has ids beyond the embedding's rows."""
+    if tokenizer_length > cfg.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer_length} tokens, but the model's vocab_size is {cfg.vocab_size}; "
+            "use the tokenizer that came with the model"
+        )

@@ -1,0 +1,152 @@
+"""Qwen2.5 in Flax NNX: modules declare parameters and hold nothing else; arrays go in, arrays come out.
+
+Split once (`init` or the loader gives the parameters as a plain dict), merge inside the compiled function:
+
+    hidden, _ = hidden_states(cfg, params, tokens, positions)
+    logits    = head_logits(cfg, params, hidden)
+
+Architecture: Qwen2.5 technical report (arXiv:2412.15115), section 2.
+"""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from grpo_jax.models.attention import Attend, causal
+from grpo_jax.models.cache import Cache
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.rope import rotate, rotation_tables
+
+Params = dict[str, Any]  # nested plain dict of arrays; layers carry a leading L axis
+
+
+class RMSNorm(nnx.Module):
+    """Scale by the root mean square, in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each behind a norm and beside a residual. Biases on q, k and v only."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        D, F, heads, kv_heads = cfg.hidden_size, cfg.intermediate_size, cfg.num_heads, cfg.num_kv_heads
+        init = nnx.initializers.normal(0.02)
+        project = lambda n: nnx.LinearGeneral(D, (n, cfg.head_dim), kernel_init=init, rngs=rngs)
+        linear = lambda a, b: nnx.Linear(a, b, use_bias=False, kernel_init=init, rngs=rngs)
+        self.q, self.k, self.v = project(heads), project(kv_heads), project(kv_heads)
+        self.o = nnx.LinearGeneral(
+            (heads, cfg.head_dim), D, axis=(-2, -1), use_bias=False, kernel_init=init, rngs=rngs
+        )
+        self.gate, self.up, self.down = linear(D, F), linear(D, F), linear(F, D)
+        self.input_norm, self.post_norm = RMSNorm(D, cfg.rms_norm_eps), RMSNorm(D, cfg.rms_norm_eps)
+
+    def __call__(
+        self, x: Array, cos: Array, sin: Array, layer: Array, attend: Attend, cache: Cache | None
+    ) -> tuple[Array, Cache | None]:
+        """x [B,T,D], cos and sin [B,T,H/2] -> x [B,T,D] and the cache."""
+        with jax.named_scope("attention"):
+            y = self.input_norm(x)
+            q, k = rotate(self.q(y), cos, sin), rotate(self.k(y), cos, sin)
+            mixed, cache = attend(layer, q, k, self.v(y), cache)
+            x = x + self.o(mixed)
+        with jax.named_scope("feed_forward"):
+            y = self.post_norm(x)
+            x = x + self.down(nnx.silu(self.gate(y)) * self.up(y))
+        return x, cache
+
+
+class Qwen2(nnx.Module):
+    """The declaration from which the parameter tree, its shapes and its random initial values come."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.embed = nnx.Embed(cfg.vocab_size, cfg.hidden_size, embedding_init=init, rngs=rngs)
+        stack = nnx.vmap(lambda rngs: Block(cfg, rngs), in_axes=0, out_axes=0)
+        self.layers = nnx.split_rngs(splits=cfg.num_layers)(stack)(rngs)
+        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        if not cfg.tie_word_embeddings:
+            self.head = nnx.Linear(
+                cfg.hidden_size, cfg.vocab_size, use_bias=False, kernel_init=init, rngs=rngs
+            )
+
+
+def init(cfg: ModelConfig, key: Array) -> Params:
+    """Random float32 parameters (normal, 0.02)."""
+    return nnx.to_pure_dict(nnx.state(Qwen2(cfg, nnx.Rngs(params=key)), nnx.Param))
+
+
+@cache
+def abstract_params(cfg: ModelConfig) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`s in float32: nothing is allocated."""
+    return jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
+
+
+@cache
+def _block_definition(cfg: ModelConfig) -> nnx.GraphDef:
+    """The graph of one block, shared by all layers."""
+    return nnx.graphdef(nnx.eval_shape(lambda: Block(cfg, nnx.Rngs(0))))
+
+
+def hidden_states(
+    cfg: ModelConfig,
+    params: Params,
+    tokens: Array,
+    positions: Array,
+    attend: Attend = causal,
+    cache: Cache | None = None,
+    remat: bool = False,
+) -> tuple[Array, Cache | None]:
+    """Normed last hidden states [B,T,D] of `tokens` [B,T] at `positions` [B,T], and the cache.
+
+    The computation runs in the parameters' dtype. `remat` recomputes each block in the backward pass instead
+    of keeping its activations.
+    """
+    cos, sin = rotation_tables(cfg, positions)
+    definition = _block_definition(cfg)
+
+    def block(carry, layer_and_weights):
+        x, cache = carry
+        layer, weights = layer_and_weights
+        return nnx.merge(definition, weights)(x, cos, sin, layer, attend, cache), None
+
+    with jax.named_scope("embed"):
+        x = jnp.take(params["embed"]["embedding"], tokens, axis=0)
+    layers = (jnp.arange(cfg.num_layers), params["layers"])
+    (x, cache), _ = jax.lax.scan(jax.checkpoint(block) if remat else block, (x, cache), layers)
+    norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+    norm.scale = nnx.Param(params["norm"]["scale"])
+    return norm(x), cache
+
+
+def head_logits(cfg: ModelConfig, params: Params, hidden: Array, num_tokens: int | None = None) -> Array:
+    """Float32 logits [..., V] of hidden states [..., D].
+
+    Rows of the vocabulary from `num_tokens` on are padding that no tokenizer id reaches (Qwen2.5 has 151,665
+    tokens in 151,936 rows): they are minus infinity, for the sampler and the scorer alike.
+    """
+    with jax.named_scope("head"):
+        if cfg.tie_word_embeddings:
+            weights, spec = params["embed"]["embedding"], "...d,vd->...v"
+        else:
+            weights, spec = params["head"]["kernel"], "...d,dv->...v"
+        logits = jnp.einsum(spec, hidden, weights, preferred_element_type=jnp.float32)
+    if num_tokens is None or num_tokens >= cfg.vocab_size:
+        return logits
+    return jnp.where(jnp.arange(cfg.vocab_size) < num_tokens, logits, -jnp.inf)
+
+
+def cast(params: Params, dtype: jnp.dtype) -> Params:
+    """The parameters in the compute dtype; a no-op, not a copy, when they have it already."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)

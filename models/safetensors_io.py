@@ -1,0 +1,184 @@
+"""The safetensors file format, read by memory map and written as a stream, without torch.
+
+A file is an 8-byte little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and the
+bytes (https://huggingface.co/docs/safetensors). Reading a header touches nothing else, so a folder of a 72B
+model opens in milliseconds and every check on it comes before the first big read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from grpo_jax.errors import UserError
+from grpo_jax.models.hf_config import read_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+def as_dtype(dtype: Any) -> np.dtype:
+    """The numpy dtype of "float32", "bfloat16", "float16" or an equal type; UserError for any other."""
+    for known in CODES:
+        if dtype == known.name or (not isinstance(dtype, str) and known == dtype):
+            return known
+    raise UserError(f"dtype {dtype!r} is not supported; choose float32, bfloat16 or float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One tensor in a file: where its bytes lie and how to read them."""
+
+    file: pathlib.Path
+    name: str
+    code: str  # dtype as the file spells it: "F32", "F16", "BF16", or one that we do not read
+    shape: tuple[int, ...]
+    start: int  # bytes from the beginning of the file
+    stop: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Raises UserError for a dtype that is not a float of 16 or 32 bits."""
+        if self.code not in DTYPES:
+            raise UserError(
+                f"{self.file}: tensor {self.name} is {self.code}; only {', '.join(DTYPES)} are read"
+            )
+        return DTYPES[self.code]
+
+    def open(self) -> np.ndarray:
+        """The tensor as a read-only view of the file: slicing it reads the slice and no more."""
+        return _bytes_of(self.file)[self.start : self.stop].view(self.dtype).reshape(self.shape)
+
+
+@functools.lru_cache(maxsize=256)  # a 72B model has 37 shards; one map a file, not one a tensor
+def _map(file: pathlib.Path, size: int, mtime_ns: int) -> np.ndarray:
+    return np.memmap(file, dtype=np.uint8, mode="r")
+
+
+def _bytes_of(file: pathlib.Path) -> np.ndarray:
+    status = file.stat()  # part of the key, so that a rewritten file is mapped anew
+    return _map(file, status.st_size, status.st_mtime_ns)
+
+
+def open_folder(folder: str | pathlib.Path) -> dict[str, Stored]:
+    """Every tensor of the checkpoint in `folder`, by name, from the headers alone.
+
+    One `model.safetensors`, or the shards that `model.safetensors.index.json` names. Raises UserError when
+    neither is there, when a shard is missing, and when a file is damaged.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / SINGLE).is_file():
+        return read_header(folder / SINGLE)
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX}; save the model as safetensors")
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{folder / INDEX}: has no weight_map; download the index again")
+    return _open_shards(folder, weight_map)
+
+
+def _open_shards(folder: pathlib.Path, weight_map: dict[str, Any]) -> dict[str, Stored]:
+    tensors: dict[str, Stored] = {}
+    for shard in sorted({str(name) for name in weight_map.values()}):
+        if pathlib.Path(shard).name != shard or not (folder / shard).is_file():
+            raise UserError(f"{folder}: the shard {shard} named by {INDEX} is missing; download it")
+        tensors |= read_header(folder / shard)
+    for name, shard in weight_map.items():
+        if name not in tensors or tensors[name].file.name != shard:
+            raise UserError(
+                f"{folder / shard}: has no tensor {name}, though {INDEX} says so; download it again"
+            )
+    return tensors
+
+
+def read_header(file: pathlib.Path) -> dict[str, Stored]:
+    """The tensors of one file. Raises UserError, naming file and tensor, for what does not fit its bytes."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or 8 + length > size:
+            raise UserError(f"{file}: truncated, or no safetensors file; download it again")
+        header = stream.read(length)
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        stored = [_stored(file, name, entry, 8 + length) for name, entry in entries.items()]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file}: the header is damaged ({error}); download it again") from None
+    for tensor in stored:
+        _check_offsets(tensor, 8 + length, size)
+    return {tensor.name: tensor for tensor in stored}
+
+
+def _stored(file: pathlib.Path, name: str, entry: dict[str, Any], base: int) -> Stored:
+    start, stop = (base + int(offset) for offset in entry["data_offsets"])
+    return Stored(file, name, str(entry["dtype"]), tuple(int(d) for d in entry["shape"]), start, stop)
+
+
+def _check_offsets(tensor: Stored, base: int, size: int) -> None:
+    where = f"{tensor.file}: tensor {tensor.name}"
+    if tensor.stop > size:
+        raise UserError(
+            f"{where} ends at byte {tensor.stop}, but the file has {size}: truncated; download it again"
+        )
+    if not base <= tensor.start <= tensor.stop or any(d < 0 for d in tensor.shape):
+        raise UserError(f"{where} has impossible offsets or shape; download the file again")
+    needed = math.prod(tensor.shape) * DTYPES[tensor.code].itemsize if tensor.code in DTYPES else None
+    if needed not in (None, tensor.stop - tensor.start):
+        raise UserError(
+            f"{where} of shape {list(tensor.shape)} needs {needed} bytes, "
+            f"but its offsets span {tensor.stop - tensor.start}; download the file again"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outgoing:
+    """One tensor to write: what the header says of it, and a function that brings its values in its turn."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    values: Callable[[], np.ndarray]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_file(file: pathlib.Path, tensors: Iterable[Outgoing]) -> None:
+    """Write one file, one tensor in memory at a time, and see it on the disk before returning."""
+    tensors = list(tensors)
+    with file.open("wb") as stream:
+        _write_header(stream, tensors)
+        for tensor in tensors:
+            values = np.ascontiguousarray(tensor.values(), dtype=tensor.dtype).reshape(-1)
+            stream.write(values.view(np.uint8).data)  # as bytes: bfloat16 has no buffer format
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _write_header(stream: BinaryIO, tensors: list[Outgoing]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
+    offset = 0
+    for t in tensors:
+        end = offset + t.num_bytes
+        header[t.name] = {"dtype": CODES[t.dtype], "shape": list(t.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin on a multiple of 8 bytes, as the format asks
+    stream.write(len(text).to_bytes(8, "little") + text)

@@ -1,0 +1,99 @@
+"""Many hosts, one program: joining the cluster, and moving arrays between a host's memory and the whole mesh."""
+
+import os
+from collections.abc import Callable
+from functools import cache
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, Sharding
+
+from grpo_jax.errors import UserError
+from grpo_jax.sharding.mesh import everywhere
+
+# What JAX's own detection reads (jax._src.clusters): Slurm, Open MPI, TPU pods, Kubernetes, or its own variables.
+_CLUSTER_SIGNS = (
+    "JAX_COORDINATOR_ADDRESS",
+    "MEGASCALE_COORDINATOR_ADDRESS",
+    "TPU_WORKER_HOSTNAMES",
+    "OMPI_MCA_orte_hnp_uri",
+)
+
+
+def initialize(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Join the other hosts, before anything asks for devices. Without arguments only where a cluster shows."""
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise UserError("--coordinator, --num_processes and --process_id go together: give all three or none")
+    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
+        raise UserError(f"--process_id = {process_id}: give 0 to {num_processes - 1} (--num_processes - 1)")
+    if all(given):
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    elif _in_cluster():
+        jax.distributed.initialize()
+
+
+def _in_cluster() -> bool:
+    several_tasks = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
+    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    signs = [sign for sign in _CLUSTER_SIGNS if os.environ.get(sign) and sign != "TPU_WORKER_HOSTNAMES"]
+    return several_tasks or bool(signs) or "," in workers
+
+
+def is_writer() -> bool:
+    """One process writes files and prints."""
+    return jax.process_index() == 0
+
+
+def put(value: np.ndarray, sharding: Sharding) -> Array:
+    """A global array of which every host holds the whole value in its memory and lays down its own part."""
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def get(value: Array) -> np.ndarray:
+    """The whole of a global array in this host's memory. Every process must call it (a collective when split
+    across hosts); meant for tokens and metrics, not for parameters."""
+    if value.is_fully_addressable or value.is_fully_replicated:
+        return np.asarray(value)
+    assert isinstance(value.sharding, NamedSharding)
+    assert isinstance(value.sharding.mesh, Mesh)
+    return np.asarray(_replicate(value.sharding.mesh)(value))
+
+
+@cache
+def _replicate(mesh: Mesh) -> Callable[[Array], Array]:
+    return jax.jit(lambda x: x, out_shardings=everywhere(mesh))
+
+
+def own_share(count: int) -> slice:
+    """The contiguous part of `count` prompts that this process scores."""
+    here, processes = jax.process_index(), jax.process_count()
+    return slice(count * here // processes, count * (here + 1) // processes)
+
+
+def join_shares(values: np.ndarray, count: int) -> np.ndarray:
+    """Each process's own share of rows put together again, in order, on every process."""
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    share = own_share(count)
+    whole = np.zeros((count, *values.shape[1:]), values.dtype)
+    whole[share] = values
+    mine = np.zeros(count, bool)
+    mine[share] = True
+    everyone = multihost_utils.process_allgather((whole, mine))
+    return np.select([m.reshape(-1, *[1] * (values.ndim - 1)) for m in everyone[1]], list(everyone[0]))
+
+
+def agree(flag: bool) -> bool:
+    """Whether any process says yes; every process must ask."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

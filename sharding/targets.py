@@ -1,0 +1,168 @@
+"""Chips that are not here, described well enough to compile for them and to count their memory.
+
+A target reads `chip:topology`. TPUs: `v5e:2x4`, `v5p:2x2x4`, as Google names slices. GPUs: `h100:8`, or `h100:2x8`
+for two hosts of eight. Compiling needs the target's compiler (libtpu, JAX's CUDA plugin), which `grpo-jax[plan]`
+installs, and none of its hardware. Set `JAX_PLATFORMS=cpu` beside it, or JAX looks for the hardware as well.
+"""
+
+import contextlib
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from grpo_jax.errors import UserError, nearest
+from grpo_jax.sharding.mesh import AXES, describe
+
+TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")  # libtpu knows the rest by name
+
+# Without these libtpu asks a metadata server which machine this is, and only one process at a time may load it.
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # the plugin asks for CUDA's run-time libraries, the compiler does not
+}
+
+
+class MissingExtra(UserError):
+    """The compiler for a target is not installed."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What XLA's compiler asks about an NVIDIA GPU, from its data sheet and from what the driver reports."""
+
+    name: str
+    capability: int  # compute capability, major; the minor is 0 for all of these
+    cores: int  # streaming multiprocessors
+    lanes: int  # float32 units a multiprocessor
+    clock: float  # GHz
+    memory: int  # bytes
+    bandwidth: int  # bytes a second
+    cache: int  # bytes of L2
+    shared: int  # KiB of shared memory a multiprocessor; a block may have all but one
+
+
+GPUS = {
+    "a100": Gpu("NVIDIA A100-SXM4-80GB", 8, 108, 64, 1.41, 85_100_068_864, 2_039 * 10**9, 40 << 20, 164),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", 9, 132, 128, 1.98, 84_978_434_048, 3_352 * 10**9, 50 << 20, 228),
+    "h200": Gpu("NVIDIA H200", 9, 132, 128, 1.98, 151_397_597_184, 4_800 * 10**9, 50 << 20, 228),
+    "b200": Gpu("NVIDIA B200", 10, 148, 128, 1.965, 191_514_411_008, 7_672 * 10**9, 126 << 20, 228),
+}
+
+
+def topology_mesh(target: str, sizes: dict[str, int] | None = None) -> Mesh:
+    """A mesh over all devices of `target`, for `jit(...).lower(...).compile(compiler_options(target))`.
+
+    `sizes` by axis as in `make_mesh`; by default all devices on `fsdp`. Raises UserError for a target or sizes
+    that cannot be, and MissingExtra (a UserError) where the target's compiler is not installed.
+    """
+    chip, topology = _parse(target)
+    with _environment(_QUIET):
+        devices = _tpu_devices(chip, topology) if chip in TPUS else _gpu_devices(GPUS[chip], topology)
+    sizes = sizes if sizes is not None else {"fsdp": len(devices)}
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    if math.prod(shape) != len(devices):
+        raise UserError(
+            f"mesh = {describe(sizes)} has {math.prod(shape)} places, but {target} has {len(devices)} devices; "
+            f"choose sizes whose product is {len(devices)}"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def compiler_options(target: str) -> dict[str, Any]:
+    """What `compile` must be told: kernels cannot be timed on a GPU that is not here."""
+    return {} if _parse(target)[0] in TPUS else {"xla_gpu_autotune_level": 0}
+
+
+def _parse(target: str) -> tuple[str, tuple[int, ...]]:
+    """`h100:2x8` as ("h100", (2, 8))."""
+    chip, _, topology = target.partition(":")
+    if chip not in (*TPUS, *GPUS):
+        hint = nearest(chip, (*TPUS, *GPUS)) or f"; known: {', '.join((*TPUS, *GPUS))}"
+        raise UserError(f"target = {target}: no chip called '{chip}'{hint}")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology):
+        example = "v5e:2x4" if chip in TPUS else "h100:8"
+        raise UserError(f"target = {target}: give chip:topology, such as {example}")
+    return chip, tuple(int(n) for n in topology.split("x"))
+
+
+def _tpu_devices(chip: str, topology: tuple[int, ...]) -> list:
+    if importlib.util.find_spec("libtpu") is None:
+        raise MissingExtra(f"target = {chip}: libtpu is not installed; pip install 'grpo-jax[plan]'")
+    from jax.experimental import topologies
+
+    name = f"{chip}:{'x'.join(map(str, topology))}"
+    single = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(topology) == 1 else {}  # else hosts of 2x2
+    try:
+        return topologies.get_topology_desc(name, "tpu", **single).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"target = {name}: {str(error).splitlines()[0]}") from None
+
+
+def _gpu_devices(gpu: Gpu, topology: tuple[int, ...]) -> list:
+    plugins = importlib.util.find_spec("jax_plugins")
+    if plugins is None or not any(_exists(f"jax_plugins.xla_cuda{n}") for n in (13, 12)):
+        raise MissingExtra(f"target = {gpu.name}: JAX's CUDA plugin is not installed; pip install 'grpo-jax[plan]'")
+    if len(topology) > 2:
+        raise UserError(f"target = {gpu.name}: a GPU topology is devices, or hosts x devices (8 or 2x8)")
+    from jax.experimental import topologies
+
+    hosts, per_host = (1, *topology)[-2:]
+    described = topologies.get_topology_desc(
+        "", "cuda", target_config=_target_config(gpu), topology=f"1x{hosts}x{per_host}"
+    )
+    return described.devices
+
+
+def _exists(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _target_config(gpu: Gpu) -> str:
+    """The text form of XLA's GpuTargetConfigProto (xla/stream_executor/device_description.proto)."""
+    info = {
+        "threads_per_block_limit": 1024,
+        "threads_per_warp": 32,
+        "threads_per_core_limit": 2048,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 2**16 - 1,
+        "block_dim_limit_z": 2**16 - 1,
+        "registers_per_core_limit": 2**16,
+        "registers_per_block_limit": 2**16,
+        "core_count": gpu.cores,
+        "fpus_per_core": gpu.lanes,
+        "clock_rate_ghz": gpu.clock,
+        "memory_bandwidth": gpu.bandwidth,
+        "device_memory_size": gpu.memory,
+        "l2_cache_size": gpu.cache,
+        "shared_memory_per_block": 48 << 10,
+        "shared_memory_per_block_optin": (gpu.shared - 1) << 10,
+        "shared_memory_per_core": gpu.shared << 10,
+    }
+    fields = " ".join(f"{key}: {value}" for key, value in info.items())
+    return (
+        f"gpu_device_info {{ {fields} cuda_compute_capability {{ major: {gpu.capability} }} }} "
+        f'platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{gpu.name}"'
+    )
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a while; those that are set already stay."""
+    added = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

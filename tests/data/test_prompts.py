@@ -1,0 +1,158 @@
+"""Prompt batches: what the step decides, and what must never be lost, repeated or cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo_jax.data.prompts import Prompts, _order, bucket
+from grpo_jax.errors import UserError
+
+
+def make(tokenizer, n=7, **changes):
+    rows = changes.pop("rows", None) or [{"prompt": "x" * (i % 5 + 1), "answer": i} for i in range(n)]
+    given = {"prompts_per_step": 3, "max_prompt_length": 64, "seed": 1, "pad_id": 0}
+    return Prompts(rows, tokenizer, **(given | changes))
+
+
+def draws(prompts, steps):
+    return np.concatenate([prompts(step).uids for step in range(steps)])
+
+
+@given(n=st.integers(1, 200), seed=st.integers(0, 2**63), epoch=st.integers(0, 2**40))
+@settings(max_examples=50, deadline=None)
+def test_an_epoch_loses_or_repeats_a_row(n, seed, epoch):
+    assert sorted(_order(seed, epoch, n)) == list(range(n))
+
+
+@given(n=st.integers(1, 12), size=st.integers(1, 15), seed=st.integers(0, 9), shuffle=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_batches_are_not_the_epochs_laid_end_to_end(tokenizer, n, size, seed, shuffle):
+    prompts = make(tokenizer, n, prompts_per_step=size, seed=seed, shuffle=shuffle)
+    uids = draws(prompts, n)  # n batches of `size` are `size` whole epochs
+    for epoch in range(size):
+        assert sorted(uids[epoch * n : (epoch + 1) * n]) == list(range(epoch * n, (epoch + 1) * n))
+
+
+@given(steps=st.lists(st.integers(0, 50), min_size=1, max_size=8))
+@settings(max_examples=15, deadline=None)
+def test_a_batch_depends_on_earlier_calls_or_on_the_instance(tokenizer, steps):
+    asked, fresh = make(tokenizer), make(tokenizer)
+    for step in steps:
+        asked(step)
+    one, two = asked(steps[0]), fresh(steps[0])
+    np.testing.assert_array_equal(one.uids, two.uids)
+    np.testing.assert_array_equal(one.tokens, two.tokens)
+    assert one.columns == two.columns
+
+
+def test_global_numpy_state_moves_the_order(tokenizer):
+    np.random.seed(0)
+    before = draws(make(tokenizer), 3)
+    _order.cache_clear()
+    np.random.seed(1)
+    np.testing.assert_array_equal(before, draws(make(tokenizer), 3))
+
+
+def test_the_order_changes_with_a_release():
+    assert _order(42, 0, 10).tolist() == [7, 1, 6, 4, 3, 5, 9, 0, 2, 8]
+    assert _order(42, 1, 10).tolist() == [4, 9, 5, 3, 0, 2, 7, 1, 6, 8]
+
+
+def test_seeds_and_epochs_share_an_order():
+    orders = [tuple(_order(seed, epoch, 50)) for seed in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+
+
+def test_without_shuffle_rows_leave_their_order(tokenizer):
+    assert draws(make(tokenizer, shuffle=False), 4).tolist() == list(range(12))
+
+
+def test_uid_and_columns_belong_to_another_row(tokenizer):
+    batch = make(tokenizer, n=7)(5)
+    assert batch.columns["answer"] == [int(uid) % 7 for uid in batch.uids]
+    assert batch.uids.dtype == np.uint32
+
+
+def test_a_batch_does_not_hold_its_own_text(tokenizer):
+    batch = make(tokenizer)(2)
+    assert batch.tokens.dtype == batch.lengths.dtype == np.int32
+    for tokens, length, text, prompt in zip(batch.tokens, batch.lengths, batch.texts, batch.prompts):
+        assert tokens[:length].tolist() == tokenizer(text)["input_ids"]
+        assert not tokens[length:].any()
+        assert text == prompt
+
+
+def test_long_prompts_are_cut_or_kept(tokenizer):
+    rows = [{"prompt": "x" * length} for length in (3, 30, 8, 9, 31)]
+    prompts = make(tokenizer, rows=rows, max_prompt_length=9, shuffle=False)
+    assert (len(prompts), prompts.dropped) == (2, 3)  # <s> is a token too
+    assert prompts(0).prompts == ["xxx", "x" * 8, "xxx"]
+    assert prompts(0).uids.tolist() == [0, 2, 5]  # a row keeps its number when others are left out
+
+
+def test_no_prompt_fits_and_nobody_says_so(tokenizer):
+    with pytest.raises(
+        UserError, match=r"max_prompt_length=4: all 2 prompts .* from 8 to 11 tokens; set it to 8"
+    ):
+        make(tokenizer, rows=[{"prompt": "x" * 7}, {"prompt": "x" * 10}], max_prompt_length=4)
+
+
+def test_a_new_width_for_every_batch():
+    assert [bucket(n, 512) for n in (1, 16, 17, 33, 512)] == [16, 16, 32, 64, 512]
+    assert bucket(65, 100) == 100  # never wider than the cap
+    assert bucket(3, 8) == 8
+
+
+def test_the_width_ignores_the_longest_prompt(tokenizer):
+    prompts = make(tokenizer, rows=[{"prompt": "x"}, {"prompt": "x" * 20}], prompts_per_step=1, shuffle=False)
+    assert [prompts(0).tokens.shape, prompts(1).tokens.shape] == [(1, 16), (1, 32)]
+
+
+def test_the_evaluation_tail_changes_shape_or_loses_rows(tokenizer):
+    batches = list(make(tokenizer, n=7).batches_in_order(3))
+    assert [len(batch.uids) for batch, _ in batches] == [3, 3, 3]
+    assert [real for _, real in batches] == [3, 3, 1]
+    rows = [uid for batch, real in batches for uid in batch.uids[:real].tolist()]
+    assert rows == list(range(7))
+    assert batches[-1][0].uids.tolist() == [6, 6, 6]
+
+
+def test_all_rows_skips_a_row(tokenizer):
+    assert [batch.columns["answer"][0] for batch in make(tokenizer, n=4).all_rows()] == [0, 1, 2, 3]
+
+
+def test_a_column_missing_from_one_row_breaks_the_batch(tokenizer):
+    rows = [{"prompt": "a", "hint": "h"}, {"prompt": "b", "answer": 1}]
+    batch = make(tokenizer, rows=rows, prompts_per_step=2, shuffle=False)(0)
+    assert batch.columns == {"hint": ["h", None], "answer": [None, 1]}
+
+
+def test_a_column_clashes_with_a_reward_argument(tokenizer):
+    rows = [{"text": "a", "prompt": "old", "completions": "c", "answer": 1}]
+    batch = make(tokenizer, rows=rows, prompt_column="text", prompts_per_step=1)(0)
+    assert batch.prompts == ["a"]
+    assert batch.columns == {"answer": [1]}
+
+
+def test_text_and_conversations_are_tokenised_alike(tokenizer):
+    rows = [{"prompt": "hi"}, {"prompt": [{"role": "user", "content": "hi"}]}]
+    batch = make(tokenizer, rows=rows, prompts_per_step=2, shuffle=False)(0)
+    assert batch.tokens[0, 0] == tokenizer.bos_token_id
+    assert batch.tokens[1, 0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert tokenizer.decode(batch.tokens[1, : batch.lengths[1]]).replace(" ", "").startswith("<|im_start|>")
+
+
+def test_a_bad_conversation_is_not_found_again(tokenizer):
+    rows = [{"prompt": "fine"}, {"prompt": [{"role": "system", "content": "no question"}]}]
+    with pytest.raises(UserError, match=r"row 2: .*role 'system'"):
+        make(tokenizer, rows=rows)
+
+
+def test_a_prompt_without_tokens_reaches_the_model(bare_tokenizer):
+    from tokenizers import normalizers
+
+    bare_tokenizer.backend_tokenizer.normalizer = normalizers.Replace("x", "")
+    bare_tokenizer.backend_tokenizer.post_processor = None
+    with pytest.raises(UserError, match=r"1 prompts have no tokens .* row 2"):
+        make(bare_tokenizer, rows=[{"prompt": "ab"}, {"prompt": "x"}])

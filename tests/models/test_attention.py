@@ -1,0 +1,115 @@
+"""Attention in pieces (prompt once, completion token by token) against attention over whole rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax.models.attention import causal, decode, prefill
+from grpo_jax.models.cache import empty_cache
+
+P, G, TP, TC = 3, 2, 5, 4
+LENGTHS = np.array([5, 1, 3], np.int32)
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def explicit(q, k, v):
+    """Causal attention in float64, a query head at a time: head n reads key head n // (N/K)."""
+    B, T, N, H = q.shape
+    out = np.zeros((B, T, N, H))
+    for n in range(N):
+        key, value = (x[:, :, n // (N // k.shape[2])].astype(np.float64) for x in (k, v))
+        scores = np.einsum("bth,bsh->bts", q[:, :, n], key) / np.sqrt(H)
+        scores = np.where(np.tri(T, dtype=bool), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out[:, :, n] = np.einsum("bts,bsh->bth", weights / weights.sum(-1, keepdims=True), value)
+    return out
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=str)
+def test_query_heads_read_their_own_key_head(heads):
+    q, k, v = random(2, 7, heads[0], 8), random(2, 7, heads[1], 8, seed=1), random(2, 7, heads[1], 8, seed=2)
+    out, cache = causal(jnp.int32(0), q, k, v, None)
+    np.testing.assert_allclose(out, explicit(q, k, v), atol=1e-5)
+    assert cache is None
+
+
+def decoded(tiny, q, k, v, garbage):
+    """Outputs [P,G,TC,N,H] of decoding rows q, k, v [P,G,TP+TC,..] in which the prompt part is shared."""
+    cache = empty_cache(tiny, jnp.asarray(LENGTHS), G, TP, TC, jnp.float32)
+    prompt = lambda x: np.where((np.arange(TP) < LENGTHS[:, None])[..., None, None], x[:, 0, :TP], garbage)
+    cache = prefill(jnp.int32(1), prompt(q), prompt(k), prompt(v), cache)[1]
+    outputs = []
+    for step in range(TC):
+        token = [
+            np.stack([x[p, :, n + step] for p, n in enumerate(LENGTHS)]).reshape(P * G, 1, *x.shape[3:])
+            for x in (q, k, v)
+        ]
+        out, cache = decode(jnp.int32(step))(jnp.int32(1), *token, cache)
+        outputs.append(np.asarray(out).reshape(P, G, *out.shape[2:]))
+    return np.stack(outputs, 2), cache
+
+
+@pytest.fixture
+def rows(tiny):
+    """q, k, v [P,G,T,N|K,H] whose prompt parts agree over G."""
+    make = lambda heads, seed: random(P, G, TP + TC, heads, tiny.head_dim, seed=seed)
+    q, k, v = make(tiny.num_heads, 0), make(tiny.num_kv_heads, 1), make(tiny.num_kv_heads, 2)
+    for x in (q, k, v):
+        for p, n in enumerate(LENGTHS):
+            x[p, :, :n] = x[p, :1, :n]
+    return q, k, v
+
+
+def test_prompt_then_tokens_equals_whole_rows(tiny, rows):
+    out, _ = decoded(tiny, *rows, garbage=0)
+    flat = [x.reshape(P * G, *x.shape[2:]) for x in rows]
+    whole = np.asarray(causal(jnp.int32(0), *flat, None)[0]).reshape(P, G, TP + TC, *out.shape[3:])
+    for p, n in enumerate(LENGTHS):
+        np.testing.assert_allclose(out[p], whole[p, :, n : n + TC], atol=1e-6)
+
+
+def test_prompt_padding_and_positions_not_yet_written_are_invisible(tiny, rows):
+    clean, _ = decoded(tiny, *rows, garbage=0)
+    dirty, _ = decoded(tiny, *rows, garbage=1e4)
+    np.testing.assert_array_equal(clean, dirty)
+
+
+def test_scores_too_large_for_exp_stay_finite(tiny, rows):
+    q, k, v = rows
+    out, _ = decoded(tiny, q * 100, k * 100, v, garbage=0)
+    assert np.isfinite(out).all()
+
+
+def test_cache_holds_each_prompt_once_and_writes_one_layer(tiny, rows):
+    _, cache = decoded(tiny, *rows, garbage=0)
+    K, H = tiny.num_kv_heads, tiny.head_dim
+    assert cache.prompt_k.shape == (tiny.num_layers, P, K, TP, H)
+    assert cache.own_v.shape == (tiny.num_layers, P, G, K, TC, H)
+    for part in (cache.prompt_k, cache.prompt_v, cache.own_k, cache.own_v):
+        assert not np.any(part[0])
+        assert np.any(part[1])
+
+
+def test_half_precision_decoding_sums_in_float32(tiny, rows):
+    """A prompt of many equal keys: sums of 4,000 weights in bfloat16 would stop growing at 256."""
+    wide = 4096
+    cache = empty_cache(tiny, jnp.full(1, wide, jnp.int32), 1, wide, 1, jnp.bfloat16)
+    K, N, H = tiny.num_kv_heads, tiny.num_heads, tiny.head_dim
+    ones = jnp.ones((1, wide, K, H), jnp.bfloat16)
+    cache = cache.with_prompt(jnp.int32(0), ones, ones)
+    one = jnp.ones((1, 1, K, H), jnp.bfloat16)
+    out, _ = decode(jnp.int32(0))(jnp.int32(0), jnp.ones((1, 1, N, H), jnp.bfloat16), one, one, cache)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float32), 1.0, rtol=1e-2)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN attention runs on CUDA devices only")
+def test_fused_attention_equals_the_plain_one():
+    q, k, v = (random(2, 64, n, 64, seed=n) for n in (8, 2, 2))
+    half = lambda x: jnp.asarray(x, jnp.bfloat16)
+    fused = causal(jnp.int32(0), half(q), half(k), half(v), None)[0]
+    np.testing.assert_allclose(np.asarray(fused, np.float32), explicit(q, k, v), atol=3e-2)

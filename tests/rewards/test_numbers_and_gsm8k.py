@@ -1,0 +1,176 @@
+"""The GSM8K rewards against other graders' known faults, all real gold answers, and hostile text."""
+
+import json
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_jax.rewards.gsm8k import final_number, gold_number, gsm8k, gsm8k_strict
+from grpo_jax.rewards.numbers import last_number, parse_number
+
+WRITTEN = [
+    ("72", 72),
+    ("72.0", 72),
+    ("72.", 72),
+    ("-7", -7),
+    ("−7", -7),
+    ("+7", 7),
+    ("1,080", 1080),
+    ("1,234,567.5", Fraction(2469135, 2)),
+    ("1{,}080", 1080),
+    ("$18", 18),
+    ("\\$18.50", Fraction(37, 2)),
+    ("-$7", -7),
+    ("$-7", -7),
+    ("50%", 50),
+    ("50\\%.", 50),
+    ("3 1/2", Fraction(7, 2)),
+    ("-3 1/2", Fraction(-7, 2)),
+    ("7/2", Fraction(7, 2)),
+    ("\\frac{7}{2}", Fraction(7, 2)),
+    ("-\\dfrac{7}{2}", Fraction(-7, 2)),
+    ("3\\frac12", Fraction(7, 2)),
+    (".5", Fraction(1, 2)),
+    ("1e3", 1000),
+    ("", None),
+    ("7/0", None),
+    ("seven", None),
+    ("7 dollars", None),
+    ("10,80", None),
+    ("9" * 100, None),
+    ("1e999999999", None),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), WRITTEN)
+def test_one_number_has_one_value_however_written(text, expected):
+    assert parse_number(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("so the change is -7", -7),  # not 7
+        ("she walked 1,080 steps.", 1080),  # not 80
+        ("each gets 3 1/2 pizzas", Fraction(7, 2)),  # neither 312 nor 1/2
+        ("10-7", 7),  # a subtraction, not a sign
+        ("(4)-7", 7),
+        ("x = -7", -7),
+        ("between 5 7/2", Fraction(7, 2)),  # no mixed number: the part is larger than one
+        ("the total is **18**.", 18),
+        ("It costs 18 dollars for 2 dozen", 2),  # the documented weakness of the rule
+        ("CO2 and x_3", None),
+        ("18 eggs<|im_end|>", 18),
+        ("none", None),
+    ],
+)
+def test_last_number_rule(text, expected):
+    assert last_number(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2 dozen, so \\boxed{18} for 2 dozen", 18),
+        ("<answer>18 dollars for 2 dozen</answer>", 18),
+        ("#### 18 dollars for 2 dozen", 18),
+        ("<answer>5 * 3 + 3 = 18</answer>", 18),
+        ("<answer>\\boxed{18}</answer>", 18),
+        ("<answer>the total is $18</answer> I used 3 steps", 18),
+        ("\\boxed{5} was wrong, <answer>18</answer>", 18),  # the later mark decides
+        ("<answer>5</answer> no: \\boxed{18}", 18),
+        ("\\boxed{5} #### 18", 18),
+        ("\\boxed{\\text{18 dollars}}", 18),
+        ("\\boxed{\\frac{7}{2}}", Fraction(7, 2)),
+        ("\\boxed{1{,}080}", 1080),
+        ("<answer>- 7</answer>", -7),
+        ("#### 1. Count the eggs\nThe answer is 18", 18),  # a Markdown heading, not an answer
+        ("#### 18.", 18),
+        ("#### Answer\n18", 18),
+        ("I counted 18. <answer>I do not know</answer>", None),  # no credit for a number on the way
+        ("<answer>18", 18),  # cut off: the last-number rule
+        ("\\boxed{18", 18),
+        ("\\boxed{}", None),
+        ("", None),
+    ],
+)
+def test_the_mark_comes_before_the_last_number(text, expected):
+    assert final_number(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "flexible", "strict"),
+    [
+        ("#### 72", 1.0, 1.0),
+        ("so\n#### 72.00 dollars", 1.0, 1.0),
+        ("####72", 1.0, 1.0),
+        ("#### $72", 1.0, 1.0),
+        ("#### 5\nno, wait\n#### 72", 1.0, 1.0),
+        ("The answer is 72.", 1.0, 0.0),
+        ("\\boxed{72}", 1.0, 0.0),
+        ("#### 7", 0.0, 0.0),
+        ("#### -72", 0.0, 0.0),
+        ("#### 720", 0.0, 0.0),
+        ("#### 1. First 72", 1.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+@pytest.mark.parametrize("gold", ["72", "48/2 = <<48/2=24>>24\n#### 72", 72, 72.0])
+def test_strict_wants_the_mark_flexible_does_not(text, flexible, strict, gold):
+    chat = [{"role": "assistant", "content": text}]
+    assert gsm8k(["q"] * 2, [text, chat], [gold] * 2) == [flexible] * 2
+    assert gsm8k_strict(["q"] * 2, [text, chat], [gold] * 2, other=[1, 2]) == [strict] * 2
+
+
+def test_a_gold_without_a_number_is_an_error_not_a_zero():
+    with pytest.raises(ValueError, match="not a number"):
+        gsm8k(["q"], ["#### 72"], ["seventy-two"])
+
+
+def test_every_real_gold_answer_is_right_against_itself(shared_data):
+    golds = []
+    for name in ("train", "test"):
+        lines = (shared_data / "gsm8k" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        golds += [json.loads(line)["answer"] for line in lines]
+    assert len(golds) == 8792
+    numbers = [gold.rpartition("####")[2].strip() for gold in golds]
+    assert sum(gsm8k(golds, golds, numbers)) == 8792
+    assert sum(gsm8k_strict(golds, golds, golds)) == 8792
+    boxed = [f"so \\boxed{{{number}}} for 2 dozen" for number in numbers]
+    assert sum(gsm8k(golds, boxed, golds)) == 8792
+    assert sum(gsm8k(golds, [f"#### {gold_number(n) + 1}" for n in numbers], golds)) == 0
+
+
+@given(st.fractions(min_value=-(10**9), max_value=10**9, max_denominator=10**6))
+def test_any_fraction_reads_back(number):
+    assert parse_number(str(number)) == number
+    assert final_number(f"2 of 3, hence \\boxed{{{number}}}, see page 4") == number
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_commas_change_nothing(number):
+    assert parse_number(f"{number:,}") == parse_number(str(number)) == number
+
+
+@given(st.text(alphabet="0123456789.,-+$%/ #=\\{}<>answerboxdftc|\n", max_size=80))
+def test_garbage_never_raises(text):
+    gsm8k([""], [text], ["1"])
+    gsm8k_strict([""], [text], ["1"])
+
+
+HOSTILE = [
+    "1", "1,", "1,111", ",111", "1.", "1 ", "1/", "1 1", "1e", "-", "$", "#", "#### ", "#### 1. a", "=1",
+    "\\boxed{", "\\boxed{1}", "{", "\\frac{", "\\frac{1", "3\\frac12", "<answer>", "<answer>1", "</answer>",
+    "<answer>1</answer>", " ", "\n", "a1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_hostile_repetition_costs_linear_time(piece):
+    text = piece * (400_000 // len(piece))
+    start = time.perf_counter()
+    gsm8k(["", ""], [text, "1 " + text], ["1", "1"])
+    assert time.perf_counter() - start < 3.0  # a quadratic rule needs minutes

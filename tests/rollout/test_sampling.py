@@ -1,0 +1,265 @@
+"""Draws follow the distribution that they claim, whatever is filtered; filtered tokens never come."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from grpo_jax.rollout.sampling import Sampling, _filtered_weights, _nucleus_threshold, _search, draw, row_keys
+
+FILTERS = [
+    Sampling(),
+    Sampling(temperature=0.6),
+    Sampling(temperature=1.7),
+    Sampling(top_k=4),
+    Sampling(top_p=0.8),
+    Sampling(min_p=0.15),
+    Sampling(0.8, top_k=9, top_p=0.9, min_p=0.05),
+    Sampling(1.3, top_k=6, top_p=0.6),
+]
+name_of = lambda how: f"T{how.temperature} k{how.top_k} p{how.top_p} m{how.min_p}"
+
+
+def expected(logits, how):
+    """Probabilities in float64 by a full sort, in transformers' order: temperature, top-k, top-p, min-p."""
+    p = np.exp((logits - logits.max()) / how.temperature).astype(np.float64)
+    if how.top_k:
+        p[p < np.sort(p)[-how.top_k :][0]] = 0
+    order = np.argsort(-p)
+    above = np.cumsum(p[order]) - p[order]  # the mass of what is likelier
+    p[order[above >= how.top_p * p.sum()]] = 0
+    p[p < how.min_p * p.max()] = 0
+    return p / p.sum()
+
+
+def drawn(logits, how, number=20000, seed=0):
+    """`number` independent draws [number] from one row of logits, and their log-probs."""
+    tokens, logprobs = compiled_draws(how, number)(jax.random.key(seed), logits)
+    return np.asarray(tokens).ravel(), np.asarray(logprobs).ravel()
+
+
+@functools.cache
+def compiled_draws(how, number):
+    @jax.jit
+    def draws(key, logits):
+        keys = row_keys(key, jnp.arange(number // 50, dtype=jnp.uint32), 50)
+        return draw(keys, jnp.int32(0), jnp.broadcast_to(logits, (*keys.shape, len(logits))), how)
+
+    return draws
+
+
+def p_value(tokens, probabilities):
+    """Chi-square, with the tokens expected fewer than ten times counted as one."""
+    from scipy.stats import chisquare
+
+    counts, mean = np.bincount(tokens, minlength=len(probabilities)), len(tokens) * probabilities
+    assert len(counts) == len(mean)
+    rare = mean < 10
+    observed, mean = (np.append(x[~rare], x[rare].sum()) for x in (counts, mean))
+    if mean[-1] == 0:
+        assert observed[-1] == 0
+        observed, mean = observed[:-1], mean[:-1]
+    return chisquare(observed, mean * observed.sum() / mean.sum()).pvalue
+
+
+@functools.cache
+def logits_of(width):
+    rng = np.random.default_rng(width)
+    logits = rng.normal(0, 1.5, width).astype(np.float32)
+    logits[rng.permutation(width)[: width // 3]] -= 6  # long stretches that hardly count
+    return logits
+
+
+@pytest.mark.parametrize("how", FILTERS, ids=name_of)
+def test_small_vocabulary_is_drawn_in_proportion(how):
+    tokens, _ = drawn(logits_of(23), how)
+    assert p_value(tokens, expected(logits_of(23), how)) > 1e-3
+
+
+@pytest.mark.parametrize("how", [FILTERS[0], FILTERS[1], FILTERS[6]], ids=name_of)
+def test_vocabulary_of_several_blocks_is_drawn_in_proportion(how):
+    tokens, _ = drawn(logits_of(1500), how, 10000)
+    probabilities = expected(logits_of(1500), how)
+    assert p_value(tokens, probabilities) > 1e-3
+    blocks = np.add.reduceat(probabilities, [0, 512, 1024])
+    assert p_value(tokens // 512, blocks) > 1e-3
+
+
+def test_the_chi_square_would_notice_a_wrong_temperature():
+    tokens, _ = drawn(logits_of(23), Sampling())
+    assert p_value(tokens, expected(logits_of(23), Sampling(temperature=1.1))) < 1e-6
+
+
+@pytest.mark.parametrize("how", FILTERS, ids=name_of)
+def test_logprobs_are_of_the_full_softmax_at_temperature(how):
+    """Renormalising over what a filter left would disagree with the learner's teacher forcing."""
+    tokens, logprobs = drawn(logits_of(23), how)
+    full = np.log(expected(logits_of(23), Sampling(how.temperature)))
+    np.testing.assert_allclose(logprobs, full[tokens], atol=2e-6)
+
+
+def test_greedy_takes_the_most_likely_and_scores_at_temperature_one():
+    tokens, logprobs = drawn(logits_of(23), Sampling(temperature=0), 50)
+    full = np.log(expected(logits_of(23), Sampling()))
+    assert set(tokens) == {full.argmax()}
+    np.testing.assert_allclose(logprobs, full.max(), atol=2e-6)
+
+
+@pytest.mark.parametrize("width", [1, 2, 511, 512, 513, 1024, 1500])
+def test_every_place_of_every_block_can_be_drawn(width):
+    """One certain token at a time: an offset at a block's edge shows at once."""
+    places = np.unique(np.clip([0, 1, 510, 511, 512, 513, 1023, width - 1], 0, width - 1))
+    logits = jnp.full((len(places), 1, width), -jnp.inf).at[np.arange(len(places)), 0, places].set(0.0)
+    keys = row_keys(jax.random.key(0), jnp.arange(len(places), dtype=jnp.uint32), 1)
+    tokens, logprobs = draw(keys, jnp.int32(0), logits, Sampling())
+    np.testing.assert_array_equal(tokens[:, 0], places)
+    assert not np.any(logprobs)
+
+
+def test_padded_rows_of_the_vocabulary_are_never_drawn():
+    logits = np.full(700, -3.0, np.float32)
+    logits[650:] = -np.inf
+    logits[::2] = -np.inf
+    tokens, logprobs = drawn(logits, Sampling())
+    assert np.isfinite(logits[tokens]).all()
+    assert np.isfinite(logprobs).all()
+
+
+def test_rounding_in_the_cumulative_sum_never_selects_weight_zero():
+    """A parallel cumulative sum steps up, here and there, where the weight is zero; uniforms that land exactly
+    on such a step used to select it."""
+    rng = np.random.default_rng(0)
+    weights = np.where(rng.random((400, 512)) < 0.3, rng.random((400, 512)), 0).astype(np.float32)
+    sums = np.asarray(jnp.cumsum(weights, axis=-1))
+    row, place = np.nonzero((weights[:, 1:] == 0) & (np.diff(sums) > 0))
+    assert len(row) > 100
+    uniform = np.round(sums[row, place].astype(np.float64) / sums[row, -1] * 2**23) / 2**23
+    chosen = np.asarray(_search(weights[row], jnp.asarray(uniform, jnp.float32)))
+    assert (weights[row, chosen] > 0).all()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 2**-24, 0.5, 1 - 2**-23, 1 - 2**-24, 1.0])
+def test_extreme_uniforms_stay_inside(uniform):
+    weights = jnp.asarray([[0, 0, 3, 0, 1e-3, 0], [0, 1e-30, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]], jnp.float32)
+    chosen = np.asarray(_search(weights, jnp.full(3, uniform, jnp.float32)))
+    assert (np.asarray(weights)[np.arange(3), chosen] > 0).all()
+
+
+def test_a_hopeless_first_token_does_not_come_with_uniform_zero(monkeypatch):
+    logits = jnp.asarray([[[-60.0, 0.0, 0.0]]])
+    keys = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 1)
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.zeros(shape))
+    assert int(draw(keys, jnp.int32(0), logits, Sampling())[0][0, 0]) == 1
+
+
+# The largest float32 grid on which sums of 24 weights are exact: the oracle and the bisection must then agree
+# to the bit, at every edge.
+exact_weights = hnp.arrays(np.int32, 24, elements=st.integers(0, 1024)).map(
+    lambda x: np.append(x, 1024).astype(np.float32) / 1024
+)
+
+
+@functools.cache
+def compiled_threshold():
+    return jax.jit(_nucleus_threshold)
+
+
+@given(weights=exact_weights, sixteenths=st.integers(1, 15))
+@settings(max_examples=300, deadline=None)
+def test_nucleus_threshold_equals_a_sort(weights, sixteenths):
+    top_p = sixteenths / 16
+    ordered = np.sort(weights.astype(np.float64))[::-1]
+    mass = np.array([ordered[ordered >= t].sum() for t in ordered])  # equal weights come together
+    wanted = ordered[np.argmax(mass >= top_p * ordered.sum())]
+    assert float(compiled_threshold()(weights, jnp.float32(top_p))[0]) == wanted
+
+
+def test_nucleus_of_many_tiny_weights_is_exact():
+    """Weights over thirty orders of magnitude: bisection over values would need more passes than over bits."""
+    weights = np.float32(0.5) ** np.arange(100, dtype=np.float32)
+    for kept in (1, 5, 20):
+        top_p = jnp.float32(1 - 0.5**kept)
+        assert float(compiled_threshold()(weights, top_p)[0]) == weights[kept - 1]
+
+
+distinct_logits = hnp.arrays(np.float32, 24, elements=st.integers(-400, 400), unique=True).map(
+    lambda x: x / 50
+)
+
+
+@functools.cache
+def compiled_filter(how):
+    return jax.jit(lambda logits: _filtered_weights(logits / how.temperature, how))
+
+
+def transformers_support(logits, how):
+    """What transformers' own processors leave, in float64; and the same with the nucleus a hair larger."""
+    torch = pytest.importorskip("torch")
+    from transformers.generation import logits_process as theirs
+
+    def support(top_p):
+        scores = torch.tensor(logits, dtype=torch.float64)[None] / how.temperature
+        if how.top_k:
+            scores = theirs.TopKLogitsWarper(how.top_k)(None, scores)
+        if how.top_p < 1:
+            scores = theirs.TopPLogitsWarper(top_p)(None, scores)
+        if how.min_p:
+            scores = theirs.MinPLogitsWarper(how.min_p)(None, scores)
+        return torch.isfinite(scores[0]).numpy()
+
+    return support(how.top_p), support(how.top_p + 1e-6), support(how.top_p - 1e-6)
+
+
+@pytest.mark.parametrize("how", FILTERS[3:], ids=name_of)
+@given(logits=distinct_logits)
+@settings(max_examples=60, deadline=None)
+def test_filters_keep_what_transformers_keeps(how, logits):
+    wanted, more, less = transformers_support(logits, how)
+    kept = np.asarray(compiled_filter(how)(logits)) > 0
+    if (more == less).all():  # else an edge falls within rounding
+        np.testing.assert_array_equal(kept, wanted)
+
+
+def test_equal_logits_at_a_threshold_stay_together():
+    logits = jnp.asarray([2.0, 1.0, 1.0, 1.0, 0.0])
+    assert (np.asarray(_filtered_weights(logits, Sampling(top_k=2))) > 0).tolist() == [True] * 4 + [False]
+    assert (np.asarray(_filtered_weights(logits, Sampling(top_p=0.6))) > 0).tolist() == [True] * 4 + [False]
+
+
+def test_top_k_beyond_the_vocabulary_is_off():
+    logits = logits_of(23)
+    np.testing.assert_array_equal(
+        _filtered_weights(logits, Sampling(top_k=100)), _filtered_weights(logits, Sampling())
+    )
+
+
+def test_keys_differ_by_step_prompt_and_sample_and_by_nothing_else():
+    bits = lambda keys: np.asarray(jax.random.key_data(keys))
+    uids = jnp.asarray([7, 2**32 - 1, 3], jnp.uint32)
+    keys = bits(row_keys(jax.random.key(0), uids, 4))
+    assert len(np.unique(keys.reshape(12, -1), axis=0)) == 12
+    np.testing.assert_array_equal(bits(row_keys(jax.random.key(0), uids[::-1], 4)), keys[::-1])
+    np.testing.assert_array_equal(bits(row_keys(jax.random.key(0), uids[:2], 2)), keys[:2, :2])
+    assert (bits(row_keys(jax.random.key(1), uids, 4)) != keys).any(-1).all()
+
+
+def test_positions_draw_independently():
+    keys = row_keys(jax.random.key(0), jnp.arange(2, dtype=jnp.uint32), 500)
+    logits = jnp.zeros((2, 500, 64))
+    first, second = (np.asarray(draw(keys, jnp.int32(t), logits, Sampling())[0]).ravel() for t in (0, 1))
+    assert (first == second).mean() < 0.05  # 1/64 by chance
+
+
+@pytest.mark.parametrize("how", FILTERS, ids=name_of)
+def test_the_vocabulary_is_never_sorted(how, jaxpr_equations):
+    """A sort of 151,936 logits a row a token is what makes top-p slow elsewhere."""
+    keys, logits = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 2), jnp.zeros((1, 2, 1500))
+    equations = jaxpr_equations(lambda: draw(keys, jnp.int32(0), logits, how))
+    names = {equation.primitive.name for equation in equations}
+    assert "cumsum" in names  # the walk reaches the inside
+    assert {n for n in names if "sort" in n or "top_k" in n} == ({"top_k"} if how.top_k else set())
