@@ -1,15 +1,19 @@
-"""The arguments of the compiled programs as shapes with shardings: what `lower` needs, before any array exists.
+"""The compiled programs before any array exists: their arguments as shapes with shardings, and their compilation
+for chips that are not here.
 
-    program = make_update(cfg, objective, how, optimizer, 1, state_shardings(abstract_params(cfg), optimizer, mesh), mesh)
-    program.jit.lower(train_state(cfg, optimizer, mesh), batch(mesh, 64, 512, 512)).compile()
+    mesh = topology_mesh("v5e:2x4")
+    program = make_generate(cfg, vocabulary, sampling, 8, 512, mesh)
+    compiled = compile_for("v5e:2x4", mesh, program, weights(cfg, mesh, "bfloat16"), *prompts(mesh, 16, 512))
+    compiled.memory_analysis()
 
 The shapes are those that the trainer's own calls have; the programs are the trainer's own.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
-from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, Sharding
 
 from grpo_jax.learner.logprobs import Rows
@@ -17,14 +21,26 @@ from grpo_jax.learner.objective import Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params, abstract_params
+from grpo_jax.programs import Program
 from grpo_jax.sharding.mesh import by_rows, everywhere
 from grpo_jax.sharding.rules import ROLLOUT_RULES, Rules, shardings
+from grpo_jax.sharding.targets import compiler_options
+
+
+def compile_for(target: str, mesh: Mesh, program: Program, *arguments: Any) -> jax.stages.Compiled:
+    """`program` compiled for the chips of `target`, of which `mesh` is made (`topology_mesh`).
+
+    The mesh is set here and not around more: an array computed under it would ask for the hardware.
+    """
+    with jax.set_mesh(mesh):
+        lowered = program.jit.lower(*arguments)
+    return lowered.compile(compiler_options(target))
 
 
 def weights(cfg: ModelConfig, mesh: Mesh, dtype: str, rules: Rules = ROLLOUT_RULES) -> Params:
     """Weights in `dtype` where `rules` lay them: by default the sampler's copy."""
-    place = lambda x, sharding: ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding)
     shapes = abstract_params(cfg)
+    place = lambda x, sharding: _array(sharding, jnp.dtype(dtype), *x.shape)
     return jax.tree.map(place, shapes, shardings(shapes, rules, mesh))
 
 
@@ -33,24 +49,25 @@ def train_state(cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh:
     return abstract_state(abstract_params(cfg), optimizer, mesh)
 
 
-def prompts(mesh: Mesh, count: int, width: int) -> tuple[ShapeDtypeStruct, ...]:
+def prompts(mesh: Mesh, count: int, width: int) -> tuple[Any, Any, Any, Any]:
     """What generate takes after the weights: tokens [P,Tp], lengths [P], uids [P] and the step's key."""
     rows, key = by_rows(mesh), jax.eval_shape(lambda: jax.random.key(0))
     return (
-        ShapeDtypeStruct((count, width), jnp.int32, sharding=rows),
-        ShapeDtypeStruct((count,), jnp.int32, sharding=rows),
-        ShapeDtypeStruct((count,), jnp.uint32, sharding=rows),
-        ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere(mesh)),
+        _array(rows, jnp.int32, count, width),
+        _array(rows, jnp.int32, count),
+        _array(rows, jnp.uint32, count),
+        _array(everywhere(mesh), key.dtype),
     )
 
 
 def rows(mesh: Mesh, count: int, prompt_width: int, width: int) -> Rows:
     """What score takes after the weights: `count` rows of prompts [B,Tp] and completions [B,Tc]."""
+    split = by_rows(mesh)
     return Rows(
-        tokens=_by_rows(mesh, jnp.int32, count, prompt_width + width),
-        prompt_lengths=_by_rows(mesh, jnp.int32, count),
-        completions=_by_rows(mesh, jnp.int32, count, width),
-        mask=_by_rows(mesh, jnp.float32, count, width),
+        tokens=_array(split, jnp.int32, count, prompt_width + width),
+        prompt_lengths=_array(split, jnp.int32, count),
+        completions=_array(split, jnp.int32, count, width),
+        mask=_array(split, jnp.float32, count, width),
     )
 
 
@@ -58,17 +75,17 @@ def batch(
     mesh: Mesh, count: int, prompt_width: int, width: int, *, old: bool = False, reference: bool = False
 ) -> Batch:
     """What update takes after the state. `old`: several updates a rollout; `reference`: a KL term."""
-    logprobs = _by_rows(mesh, jnp.float32, count, width)
+    logprobs = _array(by_rows(mesh), jnp.float32, count, width)
     return Batch(
         rows=rows(mesh, count, prompt_width, width),
-        advantages=_by_rows(mesh, jnp.float32, count),
+        advantages=_array(by_rows(mesh), jnp.float32, count),
         sampler_logprobs=logprobs,
         old_logprobs=logprobs if old else None,
         ref_logprobs=logprobs if reference else None,
-        mean_tokens=ShapeDtypeStruct((), jnp.float32, sharding=everywhere(mesh)),
+        mean_tokens=_array(everywhere(mesh), jnp.float32),
     )
 
 
-def _by_rows(mesh: Mesh, dtype: jnp.dtype, *shape: int) -> ShapeDtypeStruct:
-    sharding: Sharding = by_rows(mesh)
-    return ShapeDtypeStruct(shape, dtype, sharding=sharding)
+def _array(sharding: Sharding, dtype: Any, *shape: int) -> Any:
+    """A shape; typed `Any`, because it stands where the programs ask for an array."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

@@ -1,5 +1,7 @@
 """Settings -> the stages of a GRPO run. Whatever can be wrong is found here, before any weight is read."""
 
+import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +11,22 @@ import optax
 
 from grpo_jax.config import GRPOConfig, SFTConfig
 from grpo_jax.data.prompts import Prompts
-from grpo_jax.data.sources import load_rows
+from grpo_jax.data.sources import is_single_file, load_rows
 from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluator
 from grpo_jax.learner.learner import Learner, Passes
 from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
+from grpo_jax.models.qwen import abstract_params
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.runs.folder import model_fingerprint
+from grpo_jax.runs.run import Run
 from grpo_jax.scoring import Scorer
+from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import check_rows
 
 Rows = Sequence[dict[str, Any]]
@@ -54,17 +60,26 @@ def assemble(
     _check_micro_batches(config, policy)
     if train_rows is None:
         train_rows = load_rows(config.dataset, config.dataset_split, seed=config.seed)
+    prompts = _prompts(config, policy, train_rows)
     scorer = Scorer(pool, config.reward_weights, policy.tokenizer)
+    scorer.check(prompts)
     schedule = schedule_of(config, _passes(config).updates)
     return Stages(
         policy=policy,
-        prompts=_prompts(config, policy, train_rows),
+        prompts=prompts,
         sampler=_sampler(config, policy),
         scorer=scorer,
         learner=_learner(config, policy, schedule),
         evaluator=_evaluator(config, policy, scorer, eval_rows),
         schedule=schedule.build(),
     )
+
+
+def open_run(config: GRPOConfig | SFTConfig, policy: Policy) -> Run:
+    """The run of these settings on this model, new or resumed. UserError when its folder holds another."""
+    identity = json.loads((policy.folder / "config.json").read_text(encoding="utf-8"))
+    fingerprint = model_fingerprint(identity, abstract_params(policy.cfg))
+    return Run(config.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer())
 
 
 def _check_micro_batches(config: GRPOConfig, policy: Policy) -> None:
@@ -147,8 +162,14 @@ def optimizer_of(config: GRPOConfig | SFTConfig, schedule: Schedule) -> optax.Gr
 
 
 def _evaluator(config: GRPOConfig, policy: Policy, scorer: Scorer, rows: Rows | None) -> Evaluator | None:
-    """Held-out prompts: the rows given, or those of `eval_dataset`, or another split of the training data."""
+    """Held-out prompts: the rows given, or those of `eval_dataset`, or another split of the training data. None
+    where there are none: rows that are trained on tell nothing."""
     if config.eval_prompts == 0:
+        return None
+    if rows is None and config.eval_dataset is None and is_single_file(config.dataset):
+        if hosts.is_writer():
+            told = f"eval_dataset: none, and {config.dataset} is one file without held-out rows"
+            print(f"{told}: nothing will be evaluated", file=sys.stderr)
         return None
     if rows is None:
         rows = load_rows(config.eval_dataset or config.dataset, config.eval_split, seed=config.seed)

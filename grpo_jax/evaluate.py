@@ -49,7 +49,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Samples and scores a fixed set of prompts."""
+    """Samples and scores a fixed set of prompts. UserError for a reward whose column they do not have."""
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Evaluator:
         limit: int = 0,
         at_a_time: int = 64,
     ):
+        scorer.check(prompts)
         self.prompts, self.scorer, self.limit = prompts, scorer, limit or len(prompts)
         shards = row_shards(policy.mesh)
         wanted = max(min(at_a_time, self.limit), 1)
@@ -141,10 +142,12 @@ def evaluate_command(config: EvalConfig) -> int:
         jax.set_mesh(policy.mesh),
     ):
         scorer = Scorer(pool, None, policy.tokenizer)
+        ways = {
+            name: _evaluator(config, policy, prompts, scorer, how, samples)
+            for name, how, samples in _ways(config)
+        }
         weights = policy.rollout_copy(policy.load_weights())
-        for name, how, samples in _ways(config):
-            evaluator = _evaluator(config, policy, prompts, scorer, how, samples)
-            results[name] = report(evaluator(weights))
+        results |= {name: report(evaluator(weights)) for name, evaluator in ways.items()}
     if hosts.is_writer():
         _print(results)
         if config.output:

@@ -14,7 +14,9 @@ from grpo_jax.config import ModelSettings, parse_mesh
 from grpo_jax.errors import UserError
 from grpo_jax.models import hf
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.load import check_tensors
 from grpo_jax.models.qwen import Params, abstract_params, cast
+from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.programs import Program
 from grpo_jax.rollout.generate import Vocabulary
 from grpo_jax.sharding.mesh import make_mesh
@@ -61,12 +63,13 @@ def _refresh(cfg: ModelConfig, mesh: Mesh, dtype: str) -> Program:
 def open_policy(config: ModelSettings, model: str | Path | None = None, tokenizer: Any = None) -> Policy:
     """Open the folder or hub id that the settings name, or `model`, with its own tokenizer unless one is given.
 
-    UserError for whatever is wrong with it.
+    UserError for whatever is wrong with it, the weights' files included, of which only the headers are read.
     """
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     folder = hf.resolve_model(str(model or config.model))
     cfg = hf.load_config(folder)
+    check_tensors(open_folder(folder), cfg, folder)
     tokenizer = tokenizer or hf.load_tokenizer(folder)
     hf.check_tokenizer(len(tokenizer), cfg)
     return Policy(

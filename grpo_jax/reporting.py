@@ -105,4 +105,5 @@ def show(summary: dict[str, Any], notes: dict[str, Any], folder: RunFolder) -> N
         f"{summary['steps']} steps, {summary['num_tokens']} tokens, {summary['seconds']:.0f} s, peak memory "
         f"{summary['peak_memory'] / 2**30:.2f} GiB ({summary['peak_memory_of']})"
     )
-    print(f"model: {folder.hf}")
+    if folder.hf.exists():
+        print(f"model: {folder.hf}")

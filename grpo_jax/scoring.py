@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_jax.data.prompts import PromptBatch
+from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.rewards import RewardPool, combine
 from grpo_jax.rollout.generate import Rollout
 from grpo_jax.sharding import hosts
@@ -29,6 +29,10 @@ class Scorer:
     def __init__(self, pool: RewardPool, weights: list[float] | None, tokenizer: Any):
         self.pool, self.tokenizer = pool, tokenizer
         self.weights = list(weights) if weights is not None else [1.0] * len(pool.names)
+
+    def check(self, prompts: Prompts) -> None:
+        """UserError when a reward needs a column that these data do not have."""
+        self.pool.check_columns({"prompts", "completions", "completion_ids", *prompts.columns})
 
     def __call__(self, batch: PromptBatch, rollout: Rollout) -> Scored:
         """Score a rollout that was fetched to NumPy arrays. Every process must call it."""

@@ -74,10 +74,10 @@ def _divisors(total: int, wish: int) -> str:
 
 
 def weights(c: Any) -> str | None:
-    """One weight a reward, and not all of them 0."""
+    """One weight a reward, and not all of them 0. Functions given to the trainer are counted there."""
     if c.reward_weights is None:
         return None
-    if len(c.reward_weights) != len(c.rewards):
+    if "rewards" in c.model_fields_set and len(c.reward_weights) != len(c.rewards):
         return f"reward_weights = {c.reward_weights}: give one for each of the rewards {c.rewards}, in order"
     if not any(c.reward_weights):
         return f"reward_weights = {c.reward_weights}: every reward would be 0; give one a weight"

@@ -3,6 +3,7 @@
 prompts -> rollout -> rewards -> advantages -> update -> (checkpoint, report, export)
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import jax
 
-from grpo_jax.assembly import Rows, Stages, assemble
+from grpo_jax.assembly import Rows, Stages, assemble, open_run
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluation
@@ -18,12 +19,10 @@ from grpo_jax.learner.advantages import group_advantages
 from grpo_jax.learner.learner import trim
 from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.models.hf import save_model
-from grpo_jax.models.qwen import abstract_params
 from grpo_jax.reporting import evaluation_metrics, save_completions, show, step_metrics, summarize
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampler import fetch
-from grpo_jax.runs.folder import model_fingerprint
-from grpo_jax.runs.run import TERMINATED, Run, Stopwatch
+from grpo_jax.runs.run import Run, Stopwatch
 from grpo_jax.sharding import hosts
 
 RewardFunction = str | Callable[..., Any]
@@ -36,8 +35,11 @@ class GRPOTrainer:
         model: a local folder or a hub id.
         reward_funcs: one or several functions with TRL's signature, built-in names, or `file.py:function`.
         args: the settings.
-        train_dataset, eval_dataset: rows (dicts with a `prompt`), instead of what the settings name.
+        train_dataset, eval_dataset: rows (dicts with a `prompt`), instead of what the settings name. Without
+            `eval_dataset`, rows given here are not evaluated on.
         processing_class: a tokenizer, instead of the model's own.
+
+    The run's config.yaml names what is given here in place of what the settings say.
     Raises:
         UserError: anything wrong with what was given, before any weight is read.
     """
@@ -51,7 +53,8 @@ class GRPOTrainer:
         eval_dataset: Rows | None = None,
         processing_class: Any = None,
     ):
-        self.args = args or GRPOConfig()
+        train_rows, eval_rows = _rows(train_dataset), _rows(eval_dataset)
+        self.args = _resolved(args or GRPOConfig(), model, train_rows, eval_rows)
         chosen = self.args.rewards if reward_funcs is None else reward_funcs
         functions = [chosen] if isinstance(chosen, str) or callable(chosen) else list(chosen)
         if self.args.reward_weights is not None and len(self.args.reward_weights) != len(functions):
@@ -65,11 +68,9 @@ class GRPOTrainer:
             timeout=self.args.reward_timeout,
             on_error=self.args.on_reward_error,
         )
-        if train_dataset is not None and eval_dataset is None:
-            self.args = self.args.replace(eval_prompts=0)
-        self.stages: Stages = assemble(
-            self.args, model, self.pool, _rows(train_dataset), _rows(eval_dataset), processing_class
-        )
+        if reward_funcs is not None:
+            self.args = self.args.replace(rewards=[f.spec or f.name for f in self.pool.functions])
+        self.stages: Stages = assemble(self.args, model, self.pool, train_rows, eval_rows, processing_class)
         self.state: TrainState | None = None
 
     def train(self) -> dict[str, Any]:
@@ -78,12 +79,7 @@ class GRPOTrainer:
         Returns the summary that is written to `summary.json`. After SIGTERM it saves and raises SystemExit(143).
         """
         policy = self.stages.policy
-        fingerprint = model_fingerprint(_model_identity(policy.folder), abstract_params(policy.cfg))
-        with (
-            Run(self.args.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer()) as run,
-            jax.set_mesh(policy.mesh),
-            self.pool,
-        ):
+        with open_run(self.args, policy) as run, jax.set_mesh(policy.mesh), self.pool:
             return self._train(run)
 
     def save_model(self, out: str | Path) -> None:
@@ -127,7 +123,7 @@ class GRPOTrainer:
             run.log(done, metrics)
             if config.log_completions_steps and done % config.log_completions_steps == 0:
                 save_completions(run.folder, done, batch, rollout, scored, advantages, self.pool.names)
-            self._save(run, done, state, notes)
+            run.end_step(done, state, notes)
         return state, notes
 
     def _start(self, run: Run) -> tuple[int, TrainState, dict[str, Any]]:
@@ -140,15 +136,6 @@ class GRPOTrainer:
                 learner.set_reference(weights)
         return found or (0, learner.init(weights), {"num_tokens": 0, "seconds": 0.0})
 
-    def _save(self, run: Run, done: int, state: TrainState, notes: dict[str, Any]) -> None:
-        """Save when it is due, or when the process was asked to end; then end it."""
-        terminated = hosts.agree(run.terminated)
-        if terminated or run.is_due(done):
-            run.save(done, state, notes)
-        if terminated and done < self.args.max_steps:
-            run.checkpoints.wait()
-            raise SystemExit(TERMINATED)
-
     def _evaluate(self, state: TrainState) -> dict[str, Any] | None:
         """The held-out summary with a few samples; None without held-out prompts."""
         if self.stages.evaluator is None:
@@ -158,8 +145,7 @@ class GRPOTrainer:
 
     def _finish(self, run: Run, notes: dict[str, Any]) -> dict[str, Any]:
         """Export, summary, closing table."""
-        if not run.folder.hf.exists():
-            self.save_model(Path(run.folder.hf))
+        run.export(self.save_model)
         summary = summarize(self.args.max_steps, notes, self.stages.prompts.dropped)
         run.folder.write_summary(summary)
         run.end_progress()
@@ -168,16 +154,36 @@ class GRPOTrainer:
         return summary
 
 
-def _model_identity(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
 def _rows(dataset: Any) -> Rows | None:
     """A list of dicts from a list, a `datasets.Dataset` or any other sized iterable of rows."""
     return None if dataset is None else [dict(row) for row in dataset]
 
 
+def _resolved(args: GRPOConfig, model: str | Path, rows: Rows | None, eval_rows: Rows | None) -> GRPOConfig:
+    """The settings with the model and the rows that are really used: what resuming compares."""
+    changes: dict[str, Any] = {"model": str(model)}
+    if rows is not None:
+        changes |= {"dataset": _described(rows)} | ({"eval_prompts": 0} if eval_rows is None else {})
+    if eval_rows is not None:
+        changes["eval_dataset"] = _described(eval_rows)
+    return args.replace(**changes)
+
+
+def _described(rows: Rows) -> str:
+    """What stands for rows given from Python in config.yaml: other rows have another name."""
+    text = json.dumps(rows, sort_keys=True, default=lambda value: type(value).__name__)
+    return f"{len(rows)} rows given from Python ({hashlib.sha256(text.encode()).hexdigest()[:12]})"
+
+
 def train(config: GRPOConfig) -> int:
     """The verb `train`."""
-    GRPOTrainer(config.model, args=config).train()
+    if config.model != "demo":
+        GRPOTrainer(config.model, args=config).train()
+        return 0
+    from grpo_jax.demo import starting_model
+
+    with starting_model(config) as folder:
+        trainer = GRPOTrainer(folder, args=config)
+        trainer.args = config  # the folder moves with the run; the name stays
+        trainer.train()
     return 0

@@ -20,6 +20,7 @@ from grpo_jax.models.attention import Attend, causal
 from grpo_jax.models.cache import Cache
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.rope import rotate, rotation_tables
+from grpo_jax.sharding.constraints import over_rows
 
 Params = dict[str, Any]  # nested plain dict of arrays; layers carry a leading L axis
 
@@ -119,10 +120,12 @@ def hidden_states(
     def block(carry, layer_and_weights):
         x, cache = carry
         layer, weights = layer_and_weights
-        return nnx.merge(definition, weights)(x, cos, sin, layer, attend, cache), None
+        x, cache = nnx.merge(definition, weights)(x, cos, sin, layer, attend, cache)
+        # Left to itself the compiler lets x follow the weights' fsdp split: every device then computes every row.
+        return (over_rows(x), cache), None
 
     with jax.named_scope("embed"):
-        x = jnp.take(params["embed"]["embedding"], tokens, axis=0)
+        x = over_rows(jnp.take(params["embed"]["embedding"], tokens, axis=0))
     layers = (jnp.arange(cfg.num_layers), params["layers"])
     (x, cache), _ = jax.lax.scan(jax.checkpoint(block) if remat else block, (x, cache), layers)
     norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)

@@ -1,5 +1,7 @@
 """Many hosts, one program: joining the cluster, and moving arrays between a host's memory and the whole mesh."""
 
+import glob
+import importlib.util
 import os
 from collections.abc import Callable
 from functools import cache
@@ -31,7 +33,10 @@ def initialize(
     if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise UserError(f"--process_id = {process_id}: give 0 to {num_processes - 1} (--num_processes - 1)")
     if all(given):
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        # Without detection: JAX would still read SLURM_LOCALID and show each process one GPU of its own.
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, cluster_detection_method="deactivate"
+        )
     elif _in_cluster():
         jax.distributed.initialize()
 
@@ -40,7 +45,13 @@ def _in_cluster() -> bool:
     several_tasks = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
     workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
     signs = [sign for sign in _CLUSTER_SIGNS if os.environ.get(sign) and sign != "TPU_WORKER_HOSTNAMES"]
-    return several_tasks or bool(signs) or "," in workers
+    return several_tasks or bool(signs) or "," in workers or _on_tpu_vm()
+
+
+def _on_tpu_vm() -> bool:
+    """A TPU VM knows its pod slice from its metadata server alone, and joining a slice of one host is harmless."""
+    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def is_writer() -> bool:

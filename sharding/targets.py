@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.sharding.mesh import AXES, describe
 
+MEND = "run: pip install 'grpo-jax[plan]'"
 TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")  # libtpu knows the rest by name
 
 # Without these libtpu asks a metadata server which machine this is, and only one process at a time may load it.
@@ -97,8 +98,8 @@ def _parse(target: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _tpu_devices(chip: str, topology: tuple[int, ...]) -> list:
-    if importlib.util.find_spec("libtpu") is None:
-        raise MissingExtra(f"target = {chip}: libtpu is not installed; pip install 'grpo-jax[plan]'")
+    if not _exists("libtpu"):
+        raise MissingExtra(f"target = {chip}: libtpu is not installed; {MEND}")
     from jax.experimental import topologies
 
     name = f"{chip}:{'x'.join(map(str, topology))}"
@@ -110,9 +111,8 @@ def _tpu_devices(chip: str, topology: tuple[int, ...]) -> list:
 
 
 def _gpu_devices(gpu: Gpu, topology: tuple[int, ...]) -> list:
-    plugins = importlib.util.find_spec("jax_plugins")
-    if plugins is None or not any(_exists(f"jax_plugins.xla_cuda{n}") for n in (13, 12)):
-        raise MissingExtra(f"target = {gpu.name}: JAX's CUDA plugin is not installed; pip install 'grpo-jax[plan]'")
+    if not (_exists("jax_plugins") and any(_exists(f"jax_plugins.xla_cuda{n}") for n in (13, 12))):
+        raise MissingExtra(f"target = {gpu.name}: JAX's CUDA plugin is not installed; {MEND}")
     if len(topology) > 2:
         raise UserError(f"target = {gpu.name}: a GPU topology is devices, or hosts x devices (8 or 2x8)")
     from jax.experimental import topologies

@@ -1,5 +1,6 @@
 """Shared fixtures. Eight virtual CPU devices, a compilation cache, and data beyond the shipped ones."""
 
+import json
 import os
 import pathlib
 
@@ -20,6 +21,17 @@ def compilation_cache():
 
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules of many small programs: the formulas are what they test, and machine code made without
+    optimization computes the same ones in half the time of compiling."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +61,72 @@ def tiny():
         tie_word_embeddings=False,
         max_position_embeddings=512,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(random_params, tmp_path_factory) -> pathlib.Path:
+    """A whole model folder with a character tokenizer. Its weights are random, but far from uniform, and every
+    mesh of eight places divides them."""
+    from grpo_jax.models.config import ModelConfig
+    from grpo_jax.models.hf import save_model
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    cfg = ModelConfig(104, 32, 64, 2, 4, 2, 8, 1e4, 1e-6, True, 1024)
+    save_model(folder, cfg, random_params(cfg))
+    _character_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _character_tokenizer():
+    """A token for each printable character; three of the model's 104 rows are padding."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    symbols = ["<pad>", "<|im_start|>", "<|im_end|>", *map(chr, range(32, 127)), "\n", "\t", "\r"]
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<pad>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    made.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_model, tmp_path_factory):
+    """Settings of a small run on `tiny_model` that learns something in every step and divides over eight
+    devices: its reward counts vowels, which even a random model writes now and then."""
+    folder = tmp_path_factory.mktemp("rows")
+    for split, count in (("train", 40), ("test", 8)):
+        rows = [{"prompt": f"{split} {i}: say a", "letter": "aeiou"[i % 5]} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model": str(tiny_model),
+        "dataset": str(folder),
+        "rewards": f"{pathlib.Path(__file__).parent / 'tiny_rewards.py'}:vowels",
+        "reward_workers": 1,
+        "max_steps": 5,
+        "save_steps": 2,
+        "prompts_per_step": 8,
+        "num_generations": 2,
+        "max_prompt_length": 32,
+        "max_completion_length": 8,
+        "eval_prompts": 8,
+        "log_completions_steps": 1,
+        "learning_rate": 1e-2,
+    }
+
+
+@pytest.fixture(scope="session")
+def options():
+    """`options(settings)`: the settings as words of a command line."""
+    return lambda settings: [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ BAD = [
     ({"rewards": []}, "rewards = []: must have at least 1 item"),
     ({"rewards": "a,a"}, "a is named twice"),
     ({"rewards": "[a"}, "rewards = [a: not a list; write a,b or [a, b]"),
-    ({"reward_weights": "1,2"}, "give one for each of the rewards ['countdown']"),
+    ({"rewards": "countdown", "reward_weights": "1,2"}, "give one for each of the rewards ['countdown']"),
     ({"reward_weights": "x"}, "reward_weights[0] = 'x': must be a number"),
     ({"reward_weights": [0]}, "every reward would be 0"),
     ({"eval_steps": 5, "eval_prompts": 0}, "eval_steps = 5: eval_prompts is 0"),

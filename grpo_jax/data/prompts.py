@@ -77,6 +77,11 @@ class Prompts:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of the data set's other columns, which every batch has."""
+        return list(self._columns)
+
     def __call__(self, step: int) -> PromptBatch:
         """The batch of a step: a function of (data, seed, step) alone."""
         first = step * self.prompts_per_step
@@ -102,7 +107,7 @@ class Prompts:
         """(epoch, row) of a draw of the infinite sequence."""
         epoch, position = divmod(index, len(self._kept))
         if self.shuffle:
-            position = int(_order(self.seed, epoch, len(self._kept))[position])
+            position = int(epoch_order(self.seed, epoch, len(self._kept))[position])
         return epoch, int(self._kept[position])
 
     def _batch(self, draws: list[tuple[int, int]]) -> PromptBatch:
@@ -132,7 +137,7 @@ def bucket(length: int, longest: int) -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, n: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     """A permutation of 0..n-1 that depends on (seed, epoch) only.
 
     Sorts raw Philox words: NumPy promises those bits for every version, and does not promise `permutation`'s.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from grpo_jax.data import countdown
+from grpo_jax.data import countdown, tiny_countdown
 from grpo_jax.data.files import READERS, read_file, read_folder
 from grpo_jax.errors import UserError, nearest
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-TASKS: dict[str, Callable[[str, str, int], list[Row]]] = {"countdown": countdown.make_rows}
+TASKS: dict[str, Callable[[str, str, int], list[Row]]] = {
+    "countdown": countdown.make_rows,
+    tiny_countdown.NAME: tiny_countdown.make_tiny_rows,
+}
 """Tasks that make their own rows: f(options, split, seed)."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
@@ -37,6 +40,14 @@ def load_rows(spec: str | os.PathLike[str], split: str = "train", *, seed: int =
     if not rows:
         raise UserError(f"dataset '{spec}': the split '{split}' has no rows")
     return rows
+
+
+def is_single_file(spec: str) -> bool:
+    """Whether `spec` names one file, which has no splits."""
+    if spec.partition(":")[0] in {"tfds", *TASKS}:
+        return False
+    path = _existing(spec)
+    return path is not None and not path.is_dir()
 
 
 def _load(spec: str, split: str, seed: int) -> list[Row]:

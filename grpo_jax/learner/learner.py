@@ -60,7 +60,9 @@ class Learner:
         self.shardings = state_shardings(abstract_params(cfg), optimizer, mesh)
         self.abstract_state = abstract_state(abstract_params(cfg), optimizer, mesh)
         micro_batches = passes.micro_batches(rows)
-        self.init = Program("init", partial(init_state, optimizer=optimizer), out_shardings=self.shardings)
+        self.init = Program(  # the weights are taken over, not copied
+            "init", partial(init_state, optimizer=optimizer), donate_argnums=0, out_shardings=self.shardings
+        )
         self.batches = Program("batches", partial(_batches, passes.num_minibatches))
         self.update = make_update(cfg, objective, how, optimizer, micro_batches, self.shardings, mesh)
         self.score = make_score(cfg, replace(how, entropy=False), micro_batches, mesh)

@@ -96,7 +96,10 @@ class RewardPool:
         data = {**(columns or {}), "prompts": prompts, "completions": completions}
         if completion_ids is not None:
             data["completion_ids"] = completion_ids
-        self._check(data)
+        wrong = {name: len(column) for name, column in data.items() if len(column) != len(completions)}
+        if wrong:
+            raise ValueError(f"{len(completions)} completions, but these lengths differ: {wrong}")
+        self.check_columns(data)
         batch = Batch(self.names, data, self.messages, self.on_error == "stop")
         try:
             while batch.waiting or any(lane.unit for lane in self._lanes):
@@ -107,15 +110,13 @@ class RewardPool:
                 self._end(lane)
         return batch.scores
 
-    def _check(self, data: Mapping[str, Sequence[Any]]) -> None:
-        rows = len(data["completions"])
-        wrong = {name: len(column) for name, column in data.items() if len(column) != rows}
-        if wrong:
-            raise ValueError(f"{rows} completions, but these lengths differ: {wrong}")
+    def check_columns(self, names: Iterable[str]) -> None:
+        """UserError when a function needs an argument that is not among `names`."""
+        given = set(names)
         for reward in self.functions:
-            missing = parameters(reward.function)[0] - set(data)
+            missing = parameters(reward.function)[0] - given
             if missing:
-                has = ", ".join(sorted(data))
+                has = ", ".join(sorted(given))
                 raise UserError(f"rewards: '{reward.name}' needs a column '{min(missing)}'; there are {has}")
 
     def _dispatch(self, batch: Batch) -> None:
@@ -128,10 +129,8 @@ class RewardPool:
                 continue
             request = batch.request(unit)
             try:
-                if lane.connection.poll():  # an idle lane has nothing to say: this is its end
-                    raise EOFError
                 lane.connection.send_bytes(request)
-            except (EOFError, OSError):  # it ended while idle, through no fault of this unit
+            except OSError:  # it ended while idle, through no fault of this unit
                 self._end(lane)
                 continue
             batch.waiting.remove(unit)

@@ -7,6 +7,7 @@ tensor is sharded. A step whose values do not answer to its notes is damaged, wh
 one before it is used.
 """
 
+import copy
 import functools
 import hashlib
 import json
@@ -65,7 +66,6 @@ class Checkpoints:
                 max_to_keep=keep or None,
                 create=not read_only,
                 read_only=read_only,
-                save_interval_steps=0 if read_only else 1,
                 cleanup_tmp_directories=not read_only,  # what a kill in the middle of a save leaves
                 async_options=ocp.AsyncOptions(timeout_secs=3600),  # a large state on a slow disk
             ),
@@ -86,8 +86,10 @@ class Checkpoints:
         if self._read_only:
             raise RuntimeError("these checkpoints were opened read_only")
         self.wait()
-        self._remove_from(step)
-        notes = {"tensors": _describe(state), "extra": extra or {}}
+        for late in [found for found in self.steps() if found >= step]:
+            self._manager.delete(late)
+        # A copy: the files are written while the caller goes on, and may change what it gave.
+        notes = {"tensors": _describe(state), "extra": copy.deepcopy(extra or {})}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -141,13 +143,6 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _remove_from(self, step: int) -> None:
-        for late in [found for found in self.steps() if found >= step]:
-            self._manager.delete(late)
-        leftover = self._folder / str(step)  # so damaged that Orbax does not count it among the steps
-        if jax.process_index() == 0 and leftover.exists():
-            leftover.rmtree()
-
     def _restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         """State and extra of `step`, the same verdict on every process: none may end up on another step."""
         fault: _DamagedError | None = None
@@ -169,6 +164,7 @@ class Checkpoints:
         By Orbax's handlers and not its manager, which waits for the other processes after it has read: one that
         meets a damaged file would leave them waiting.
         """
+        _hush_abandoned_reads()
         place = self._folder / str(step)
         with _reading():
             notes = ocp.JsonCheckpointHandler().restore(place / _NOTES)
@@ -188,7 +184,6 @@ def _reading() -> Iterator[None]:
     except (_DamagedError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as fault:  # damage takes many shapes: ValueError, KeyError, OSError, a failed decode...
-        _hush_abandoned_reads()
         text = " ".join(str(fault).split()) or type(fault).__name__
         raise _DamagedError(text.split(". ")[0][:160]) from fault
 

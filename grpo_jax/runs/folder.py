@@ -32,7 +32,7 @@ MAY_DIFFER = frozenset(
 )
 """Settings that may change when a run is resumed, because the result does not depend on them."""
 
-_OURS_BEFORE_START = frozenset({".lock", "run.json"})
+_OURS_BEFORE_START = frozenset({".lock", "run.json", "start", ".start.partial"})  # start: the demo's model
 _SHOWN = 3  # differing settings named in one error
 
 
@@ -121,6 +121,12 @@ def open_run(
     return run
 
 
+def check_place(path: epath.PathLike, settings: Mapping[str, Any]) -> bool:
+    """Whether a run of these settings is at `path`; False for an empty place. UserError for anything else, as
+    from `open_run`, for those who have to know before they have a model."""
+    return _check(RunFolder(path), dict(settings), None)
+
+
 def model_fingerprint(config: Mapping[str, Any], params: Any) -> dict[str, str]:
     """What tells one model from another: SHA-256 of its configuration, and of its tensors' names and shapes.
 
@@ -136,13 +142,14 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _check(run: RunFolder, settings: dict[str, Any], fingerprint: Mapping[str, str]) -> bool:
+def _check(run: RunFolder, settings: dict[str, Any], fingerprint: Mapping[str, str] | None) -> bool:
     """Whether a run that we may resume is here; False for an empty place; UserError for anything else."""
     if not _exists(run.config_file):
         _check_empty(run.path)
         return False
     _check_same_settings(run, settings)
-    _check_same_model(run, fingerprint)
+    if fingerprint is not None:
+        _check_same_model(run, fingerprint)
     return True
 
 

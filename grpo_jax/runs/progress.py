@@ -12,6 +12,7 @@ from rich.text import Text
 
 _SHOWN = {  # metric -> (label, format). No loss: on-policy it is 0 by construction and says nothing
     "reward": ("reward", ".3f"),
+    "nll": ("nll", ".3f"),  # of supervised rows only
     "completions/mean_length": ("length", ".0f"),
     "tokens_per_second": ("tokens/s", ",.0f"),
 }

@@ -3,14 +3,20 @@
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from grpo_jax.errors import UserError
 from grpo_jax.runs.checkpoints import Checkpoints
+from grpo_jax.runs.files import is_local
 from grpo_jax.runs.folder import RunFolder, open_run
 from grpo_jax.runs.metrics import Metrics
 from grpo_jax.runs.progress import TrainingProgress
+from grpo_jax.sharding import hosts
 
 TERMINATED = 128 + signal.SIGTERM  # the exit status of a run that saved and stopped when asked to
 
@@ -19,7 +25,8 @@ class Run:
     """One process's hold on a run's folder, from opening to closing (use it with `with`).
 
     Args:
-        settings: the whole configuration as plain values; `output_dir` None keeps the run in a temporary folder.
+        settings: the whole configuration as plain values; with `output_dir` None nothing is kept: metrics lie
+            in a temporary folder until the end, and there are no checkpoints and no export.
         fingerprint: of the starting model.
         is_writer: process 0, which writes and prints.
     """
@@ -30,11 +37,12 @@ class Run:
         self._open = ExitStack()
         path = settings["output_dir"] or self._open.enter_context(tempfile.TemporaryDirectory())
         self.folder: RunFolder = self._open.enter_context(
-            open_run(path, settings, fingerprint, is_writer=is_writer)
+            _open_together(path, settings, fingerprint, is_writer=is_writer)
         )
-        self.checkpoints = self._open.enter_context(
-            Checkpoints(self.folder.checkpoints, keep=settings["save_total_limit"])
-        )
+        self.checkpoints: Checkpoints | None = None
+        if settings["output_dir"]:
+            keep = settings["save_total_limit"]
+            self.checkpoints = self._open.enter_context(Checkpoints(self.folder.checkpoints, keep=keep))
         self.metrics = Metrics(self.folder)
         self.total, self.save_steps = settings["max_steps"], settings["save_steps"]
         self.progress: TrainingProgress | None = None
@@ -55,7 +63,7 @@ class Run:
 
     def restore(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """(steps done, state, notes) of the newest whole checkpoint; later lines of metrics are forgotten."""
-        found = self.checkpoints.restore(abstract)
+        found = self.checkpoints.restore(abstract) if self.checkpoints else None
         self.metrics.truncate(found[0] if found else 0)
         self.progress = self._open.enter_context(
             TrainingProgress(self.total, first=found[0] if found else 0, silent=not self.folder.is_writer)
@@ -73,13 +81,57 @@ class Run:
         return done == self.total or (self.save_steps > 0 and done % self.save_steps == 0)
 
     def save(self, done: int, state: Any, notes: dict[str, Any]) -> None:
-        """Save in the background; `state` may be donated at once."""
-        self.checkpoints.save(done, state, notes)
+        """Save in the background; `state` may be donated, and `notes` changed, at once."""
+        if self.checkpoints:
+            self.checkpoints.save(done, state, notes)
+
+    def end_step(self, done: int, state: Any, notes: dict[str, Any]) -> None:
+        """Save when it is due, or when a process was asked to end; then end it with SystemExit(143)."""
+        terminated = hosts.agree(self.terminated)
+        if terminated or self.is_due(done):
+            self.save(done, state, notes)
+        if terminated and done < self.total:
+            if self.checkpoints:
+                self.checkpoints.wait()
+            raise SystemExit(TERMINATED)
+
+    def export(self, write: Callable[[Path], None]) -> None:
+        """Have `write` make the folder `hf`, unless it is there. Every process must call it, as `write` gathers.
+
+        A bucket gets copies of the files; the configuration comes last, and says that all are there."""
+        done = self.folder.is_writer and (self.folder.hf / "config.json").exists()
+        if self.checkpoints is None or hosts.agree(done):
+            return
+        if is_local(self.folder.hf):
+            write(Path(self.folder.hf))
+            return
+        with tempfile.TemporaryDirectory() as here:
+            made = Path(here) / "hf"
+            write(made)
+            if self.folder.is_writer:
+                for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
+                    epath.Path(file).copy(self.folder.hf / file.name, overwrite=True)
 
     def end_progress(self) -> None:
         """Take the bar off the terminal, for what is printed at the end."""
         if self.progress is not None:
             self.progress.__exit__()
+
+
+def _open_together(*given: Any, is_writer: bool) -> RunFolder:
+    """`open_run` on every process: the writer first, as the others must not look at a folder half-made. Refused
+    by one is refused by all, or they would wait for it."""
+    folder, fault = None, None
+    for turn in (True, False):
+        if turn is is_writer:
+            try:
+                folder = open_run(*given, is_writer=is_writer)
+            except UserError as caught:
+                fault = caught
+        if hosts.agree(fault is not None):
+            raise fault or UserError("output_dir: another process cannot use it; see what that one says")
+    assert folder is not None
+    return folder
 
 
 class Stopwatch:

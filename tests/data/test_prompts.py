@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.prompts import Prompts, _order, bucket
+from grpo_jax.data.prompts import Prompts, bucket, epoch_order
 from grpo_jax.errors import UserError
 
 
@@ -22,7 +22,7 @@ def draws(prompts, steps):
 @given(n=st.integers(1, 200), seed=st.integers(0, 2**63), epoch=st.integers(0, 2**40))
 @settings(max_examples=50, deadline=None)
 def test_an_epoch_loses_or_repeats_a_row(n, seed, epoch):
-    assert sorted(_order(seed, epoch, n)) == list(range(n))
+    assert sorted(epoch_order(seed, epoch, n)) == list(range(n))
 
 
 @given(n=st.integers(1, 12), size=st.integers(1, 15), seed=st.integers(0, 9), shuffle=st.booleans())
@@ -49,18 +49,18 @@ def test_a_batch_depends_on_earlier_calls_or_on_the_instance(tokenizer, steps):
 def test_global_numpy_state_moves_the_order(tokenizer):
     np.random.seed(0)
     before = draws(make(tokenizer), 3)
-    _order.cache_clear()
+    epoch_order.cache_clear()
     np.random.seed(1)
     np.testing.assert_array_equal(before, draws(make(tokenizer), 3))
 
 
 def test_the_order_changes_with_a_release():
-    assert _order(42, 0, 10).tolist() == [7, 1, 6, 4, 3, 5, 9, 0, 2, 8]
-    assert _order(42, 1, 10).tolist() == [4, 9, 5, 3, 0, 2, 7, 1, 6, 8]
+    assert epoch_order(42, 0, 10).tolist() == [7, 1, 6, 4, 3, 5, 9, 0, 2, 8]
+    assert epoch_order(42, 1, 10).tolist() == [4, 9, 5, 3, 0, 2, 7, 1, 6, 8]
 
 
 def test_seeds_and_epochs_share_an_order():
-    orders = [tuple(_order(seed, epoch, 50)) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [tuple(epoch_order(seed, epoch, 50)) for seed in (0, 1) for epoch in (0, 1)]
     assert len(set(orders)) == 4
 
 

@@ -32,6 +32,9 @@ def act(word):
         ctypes.string_at(0)
     if word == "hang":
         time.sleep(600)
+    if word == "late":
+        time.sleep(0.3)
+        return 99.0
     if word == "spin":
         while True:
             pass
@@ -220,10 +223,18 @@ def test_no_rows_at_all(judge):
     ],
 )
 def test_stop_names_function_completion_and_fault(attacks, word, message):
-    with RewardPool([f"{attacks}:judge"], workers=2, timeout=0.3, on_error="stop") as pool:
-        with pytest.raises(UserError, match=message):
-            score(pool, [["1", word], ["hang"], ["2"]] if word != "hang" else [["1", word]])
-        np.testing.assert_array_equal(score(pool, [["5"]]).values, [[5.0]])  # no late answer is taken for it
+    pool = RewardPool([f"{attacks}:judge"], workers=2, timeout=0.3, on_error="stop")
+    with pool, pytest.raises(UserError, match=message):
+        score(pool, [["1", word]])
+
+
+def test_after_a_stop_no_late_answer_is_taken_for_a_new_one(attacks):
+    with RewardPool([f"{attacks}:judge"], workers=2, on_error="stop") as pool:
+        while sum(lane.idle for lane in pool._lanes) < 2:
+            score(pool, [["1"]] * 2)
+        with pytest.raises(UserError):
+            score(pool, [["late"], ["nan"]])  # the second fails at once, the first is still at work
+        np.testing.assert_array_equal(score(pool, [["5"]] * 4).values[:, 0], [5] * 4)
 
 
 def test_hundreds_of_tiny_units_reuse_the_workers(judge):

@@ -110,15 +110,15 @@ def test_greedy_takes_the_most_likely_and_scores_at_temperature_one():
     np.testing.assert_allclose(logprobs, full.max(), atol=2e-6)
 
 
-@pytest.mark.parametrize("width", [1, 2, 511, 512, 513, 1024, 1500])
+@pytest.mark.parametrize("width", [1, 512, 513, 1024])
 def test_every_place_of_every_block_can_be_drawn(width):
     """One certain token at a time: an offset at a block's edge shows at once."""
     places = np.unique(np.clip([0, 1, 510, 511, 512, 513, 1023, width - 1], 0, width - 1))
-    logits = jnp.full((len(places), 1, width), -jnp.inf).at[np.arange(len(places)), 0, places].set(0.0)
-    keys = row_keys(jax.random.key(0), jnp.arange(len(places), dtype=jnp.uint32), 1)
-    tokens, logprobs = draw(keys, jnp.int32(0), logits, Sampling())
-    np.testing.assert_array_equal(tokens[:, 0], places)
-    assert not np.any(logprobs)
+    for place in places:
+        certain = np.where(np.arange(width) == place, 0, -np.inf).astype(np.float32)
+        tokens, logprobs = drawn(certain, Sampling(), 50)
+        assert set(tokens) == {place}
+        assert not logprobs.any()
 
 
 def test_padded_rows_of_the_vocabulary_are_never_drawn():

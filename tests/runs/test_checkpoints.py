@@ -268,27 +268,28 @@ def test_out_of_memory_is_not_taken_for_damage(folder, monkeypatch):
 # --- kill -9 ---
 
 KILLED = """
-import os, sys, numpy as np, jax.numpy as jnp, signal
+import os, signal, sys, numpy as np, jax.numpy as jnp
 from grpo_jax.runs.checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
-state = lambda n: {"a": jnp.asarray(np.random.default_rng(n).normal(size=16_000_000).astype("f4"))}
+state = lambda n: {"a": jnp.asarray(np.random.default_rng(n).random(1_000_000, "f4"))}
 checkpoints.save(1, state(1), {"at": 1})
 checkpoints.wait()
+os.rename = os.replace = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # the moment of the commit
 checkpoints.save(2, state(2), {"at": 2})
-os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.wait()
 """
 
 
 def test_kill_in_the_middle_of_a_save_leaves_the_step_before_and_is_tidied_up(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], stderr=subprocess.PIPE, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name], "the kill came too late to test anything"
-    like = {"a": jnp.zeros(16_000_000)}
+    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name], "not killed during a save"
+    like = {"a": jnp.zeros(1_000_000)}
     with Checkpoints(tmp_path, say=pytest.fail) as checkpoints:
         assert checkpoints.steps() == [1]
         step, state, extra = checkpoints.restore(like)
         assert (step, extra) == (1, {"at": 1})
-        assert bits(state) == [np.random.default_rng(1).normal(size=16_000_000).astype("f4").tobytes()]
+        assert bits(state) == [np.random.default_rng(1).random(1_000_000, "f4").tobytes()]
         checkpoints.save(3, like, {"at": 3})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "3"]
 
@@ -329,7 +330,8 @@ import gc, sys, time, jax
 from jax.sharding import NamedSharding, PartitionSpec
 from grpo_jax.runs.checkpoints import Checkpoints
 mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-like = {"a": jax.ShapeDtypeStruct((64, 1000), "float32", sharding=NamedSharding(mesh, PartitionSpec("x")))}
+leaf = jax.ShapeDtypeStruct((64, 1000), "float32", sharding=NamedSharding(mesh, PartitionSpec("x")))
+like = {str(i): leaf for i in range(8)}
 print("START", file=sys.stderr)
 with Checkpoints(sys.argv[1]) as checkpoints:
     print(checkpoints.restore(like)[0])
@@ -339,7 +341,8 @@ time.sleep(0.2)
 
 
 def test_damaged_step_costs_one_sentence_and_no_tracebacks_of_abandoned_reads(tmp_path):
-    state = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32))}
+    x = np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32)
+    state = {str(i): jnp.asarray(x) for i in range(8)}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(10, on(mesh((8, 1)), state))
         checkpoints.save(20, on(mesh((8, 1)), state))
@@ -397,6 +400,7 @@ def test_processes_fall_back_together_when_only_one_of_them_meets_the_damage(tmp
     finally:
         for process in both:
             process.kill()
+            process.communicate()
 
 
 # --- the digest ---

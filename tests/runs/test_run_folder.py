@@ -127,9 +127,7 @@ from grpo_jax.runs.folder import open_run
 run = open_run(sys.argv[1], {"seed": 0}, {})
 child = os.fork()                      # a worker that outlives the run must not keep its folder locked
 if child == 0:
-    time.sleep(60)
-    os._exit(0)
-print(child, flush=True)
+    print(os.getpid(), flush=True)
 time.sleep(60)
 """
 
@@ -147,6 +145,7 @@ def test_second_process_is_kept_out_until_the_first_dies_even_by_kill_9(tmp_path
     finally:
         os.kill(orphan, signal.SIGKILL)
         holder.kill()
+        holder.communicate()
 
 
 def test_closed_run_can_be_opened_again_in_the_same_process(tmp_path):

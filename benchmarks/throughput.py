@@ -1,0 +1,193 @@
+"""Tokens a second of the rollout, of scoring and of the update, and the time of a whole step, as JSON.
+
+    python benchmarks/throughput.py --model 10m
+    python benchmarks/throughput.py --model path/to/a/folder --prompts 64 --samples 16 --prompt_length 512
+
+`--model` is a folder in Hugging Face format or a named shape (10m, 60m, or a published size: 0.5b ... 72b) with
+random weights. Completions run to their full length: no end-of-sequence id is given. Each figure is the median of
+`--repeats` runs after one that compiles; a step is rollout + scoring by the reference (beta > 0) + update, rewards
+left out. Memory is the device's peak where it keeps one, else the process's.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grpo_jax.config import parse_mesh
+from grpo_jax.learner.learner import Learner, Passes
+from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.objective import GRPO
+from grpo_jax.learner.optimizer import Schedule, make_optimizer
+from grpo_jax.models import hf
+from grpo_jax.models.config import PUBLISHED, ModelConfig
+from grpo_jax.models.qwen import Params, abstract_params, cast, init
+from grpo_jax.policy import compute_dtype
+from grpo_jax.programs import Program
+from grpo_jax.rollout.generate import Vocabulary
+from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.runs.metrics import peak_memory
+from grpo_jax.sharding.mesh import make_mesh
+from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
+
+SMALL = {
+    "10m": ModelConfig(8192, 256, 1024, 8, 8, 2, 32, 1e6, 1e-6, True, 4096),
+    "60m": ModelConfig(16384, 512, 2048, 12, 8, 2, 64, 1e6, 1e-6, True, 4096),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """The sizes of a step."""
+
+    prompts: int
+    samples: int
+    prompt_length: int
+    completion_length: int
+    micro_batch_size: int
+    beta: float
+
+    @property
+    def sampled(self) -> int:
+        """Tokens a rollout makes."""
+        return self.prompts * self.samples * self.completion_length
+
+    @property
+    def trained(self) -> int:
+        """Tokens that pass through the model in an update."""
+        return self.prompts * self.samples * (self.prompt_length + self.completion_length)
+
+
+class Bench:
+    """The programs of a GRPO step for one model, and the arrays that they work on."""
+
+    def __init__(self, cfg: ModelConfig, weights: Params, work: Work, mesh: jax.sharding.Mesh, dtype: str):
+        self.work, self.rows = work, work.prompts * work.samples
+        vocabulary = Vocabulary((), 0, cfg.vocab_size)
+        self.sampler = Sampler(
+            cfg,
+            vocabulary,
+            Sampling(),
+            samples=work.samples,
+            width=work.completion_length,
+            mesh=mesh,
+            seed=0,
+        )
+        objective = GRPO(beta=work.beta, max_length=work.completion_length)
+        passes = Passes(micro_batch_size=work.micro_batch_size)
+        optimizer = make_optimizer(Schedule(1e-6, "constant", 0, 1))
+        self.learner = Learner(cfg, objective, Scoring(dtype=dtype), optimizer, passes, self.rows, mesh)
+        if work.beta > 0:
+            self.learner.set_reference(weights)
+        self.state = self.learner.init(weights)
+        layout = shardings(abstract_params(cfg), ROLLOUT_RULES, mesh)
+        self.refresh = Program("refresh", lambda p: cast(p, jnp.dtype(dtype)), out_shardings=layout)
+        rng = np.random.default_rng(0)
+        self.tokens = rng.integers(0, cfg.vocab_size, (work.prompts, work.prompt_length), np.int32)
+        self.lengths = np.full(work.prompts, work.prompt_length, np.int32)
+        self.advantages = rng.normal(size=(work.prompts, work.samples)).astype(np.float32)
+        self.rollout = self.sample()
+
+    def sample(self) -> Any:
+        uids = np.arange(self.work.prompts, dtype=np.uint32)
+        weights = self.refresh(self.state.params)
+        return jax.block_until_ready(self.sampler(weights, self.tokens, self.lengths, uids, step=0))
+
+    def score(self) -> Any:
+        drawn = self.rollout
+        parts = (drawn.tokens, drawn.logprobs, drawn.lengths)
+        batch = self.learner.batches(self.tokens, self.lengths, *parts, self.advantages)[0]
+        return jax.block_until_ready(self.learner.score(self.state.params, batch.rows))
+
+    def update(self) -> Any:
+        drawn = self.rollout
+        parts = (drawn.tokens, drawn.logprobs, drawn.lengths)
+        self.state, metrics = self.learner(self.state, self.tokens, self.lengths, parts, self.advantages)
+        return metrics
+
+
+def measure(action: Callable[[], Any], repeats: int) -> float:
+    """Median seconds of `repeats` runs after one that compiles."""
+    action()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """All figures and what they were measured on."""
+    mesh, dtype = make_mesh(parse_mesh(args.mesh)), compute_dtype(args.dtype)
+    cfg = _config(args.model)
+    names = Work.__dataclass_fields__
+    work = Work(**{name: getattr(args, name) for name in names})
+    with jax.set_mesh(mesh):
+        bench = Bench(cfg, _weights(args.model, cfg, mesh), work, mesh, dtype)
+        rollout = measure(bench.sample, args.repeats)
+        score = measure(bench.score, args.repeats)
+        update = measure(bench.update, args.repeats)
+    memory, where = peak_memory()
+    return {
+        "model": args.model,
+        "parameters": sum(x.size for x in jax.tree.leaves(abstract_params(cfg))),
+        "dtype": dtype,
+        "mesh": dict(mesh.shape),
+        "device": jax.devices()[0].device_kind,
+        "devices": mesh.size,
+        "jax": jax.__version__,
+        "date": date.today().isoformat(),
+        **vars(work),
+        "rollout_seconds": rollout,
+        "rollout_tokens_per_second": work.sampled / rollout,
+        "score_tokens_per_second": work.trained / score,
+        "update_seconds": update,
+        "update_tokens_per_second": work.trained / update,
+        "step_seconds": rollout + update,
+        "step_tokens_per_second": work.sampled / (rollout + update),
+        "peak_memory_bytes": memory,
+        "peak_memory_of": where,
+    }
+
+
+def _config(model: str) -> ModelConfig:
+    named = SMALL | PUBLISHED
+    return named[model] if model in named else hf.load_config(hf.resolve_model(model))
+
+
+def _weights(model: str, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> Params:
+    layout = shardings(abstract_params(cfg), TRAIN_RULES, mesh)
+    if model in SMALL | PUBLISHED:
+        return Program("random", lambda: init(cfg, jax.random.key(0)), out_shardings=layout)()
+    return hf.load_params(hf.resolve_model(model), cfg, layout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="10m")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--prompt_length", type=int, default=64)
+    parser.add_argument("--completion_length", type=int, default=128)
+    parser.add_argument("--micro_batch_size", type=int, default=8)
+    parser.add_argument("--beta", type=float, default=0.04)
+    parser.add_argument("--mesh", default=None)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--repeats", type=int, default=3)
+    print(json.dumps(run(parser.parse_args()), indent=2))
+
+
+if __name__ == "__main__":
+    main()

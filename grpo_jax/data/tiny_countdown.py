@@ -1,0 +1,99 @@
+"""Countdown in few symbols, for models that are as small as the demo's: `3 5 9=7:` asks for an expression of the
+numbers 3, 5 and 9 that gives 7. The problems, and which of them are held out, are those of `countdown`.
+
+Worked examples think by trial and error. A line tries one choice of signs, an operation at a time as a pocket
+calculator shows it, and compares the outcome with the target:
+
+    <think>9+5=14-3=11 vs 7 no
+    9+3=12-5=7 vs 7 yes</think><answer>9+3-5</answer>
+
+but most of them lose heart after a failure and answer with it. So a model that learned from them knows how
+to try and how to check, and has much to gain from trying on.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, combinations
+from typing import Any
+
+from grpo_jax.data.countdown import Options, make_rows, parse_options
+from grpo_jax.errors import UserError
+
+NAME = "tiny_countdown"
+DEFAULTS = "numbers=3,max=12,target=36,ops=+-"
+LARGEST = 99
+"""No number in a problem or its solution may be larger: each is one symbol."""
+
+
+def options_of(text: str) -> Options:
+    """As for `countdown`, on other defaults. UserError for what would need other symbols."""
+    options = parse_options(f"{DEFAULTS},{text}")
+    if set(options.ops) - set("+-"):
+        raise UserError(f"{NAME}: ops={options.ops}: it knows + and - only; use countdown for the others")
+    if options.numbers[1] * options.max > LARGEST:
+        raise UserError(
+            f"{NAME}: {options.numbers[1]} numbers up to max={options.max} can sum to more than {LARGEST}; "
+            f"use max={LARGEST // options.numbers[1]} or less"
+        )
+    return options
+
+
+def make_tiny_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
+    """The rows of a split: `prompt` (text), `numbers` (list of int), `target` (int), `solution` (str)."""
+    options_of(options)
+    rows = make_rows(f"{DEFAULTS},{options}", split, seed)
+    return [{**row, "prompt": ask(row["numbers"], row["target"])} for row in rows]
+
+
+def ask(numbers: Sequence[int], target: int) -> str:
+    """The question: `3 5 9=7:`."""
+    return f"{' '.join(map(str, numbers))}={target}:"
+
+
+def worked_examples(options: str, seed: int, count: int, patience: float) -> list[dict[str, str]]:
+    """`count` training problems with `prompt` and `completion`. After a failed trial, the example goes on with
+    probability `patience`, and otherwise answers with what it has just seen fail."""
+    rng = random.Random(f"worked/{seed}")
+    rows = make_tiny_rows(f"{options},size={count}", "train", seed)
+    return [
+        {"prompt": row["prompt"], "completion": _think(rng, row["numbers"], row["target"], patience)}
+        for row in rows
+    ]
+
+
+def _think(rng: random.Random, numbers: Sequence[int], target: int, patience: float) -> str:
+    lines = []
+    for signed in _shuffled(rng, _choices(numbers)):
+        found = sum(signed) == target
+        lines.append(f"{_tape(signed)} vs {target} {'yes' if found else 'no'}")
+        if found or rng.random() >= patience:
+            break
+    thought = "\n".join(lines)
+    return f"<think>{thought}</think><answer>{_written(signed)}</answer>"
+
+
+def _choices(numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Every choice of signs whose sum is positive: what is added first, so that no step falls below zero."""
+    places = range(len(numbers))
+    for size in places:
+        for taken in combinations(places, size):
+            added = [numbers[i] for i in places if i not in taken]
+            signed = added + [-numbers[i] for i in taken]
+            if sum(signed) > 0:
+                yield signed
+
+
+def _shuffled(rng: random.Random, choices: Iterator[list[int]]) -> list[list[int]]:
+    """Python promises that `random()` repeats across versions, not `shuffle`."""
+    return [choice for _, choice in sorted((rng.random(), choice) for choice in choices)]
+
+
+def _written(signed: Sequence[int]) -> str:
+    """[9, 5, -3] as 9+5-3."""
+    return str(signed[0]) + "".join(f"{n:+d}" for n in signed[1:])
+
+
+def _tape(signed: Sequence[int]) -> str:
+    """[9, 5, -3] as 9+5=14-3=11: one operation at a time, as a pocket calculator shows it."""
+    sums = accumulate(signed)
+    return str(next(sums)) + "".join(f"{n:+d}={total}" for n, total in zip(signed[1:], sums))

@@ -1,0 +1,159 @@
+"""Teacher forcing: equal to the plain formula, in chunks or not, and never a [B,T,V] array."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax.learner.logprobs import Scoring, completion_logprobs, make_rows
+from grpo_jax.models.qwen import head_logits, hidden_states
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+B, TP, TC, REAL = 4, 5, 11, 37
+PROMPTS, COMPLETIONS = np.array([5, 2, 4, 1]), np.array([11, 3, 0, 7])
+WHOLE = Scoring(num_tokens=REAL, chunk=10**6, entropy=True)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    tokens = lambda width: jnp.asarray(rng.integers(0, REAL, (B, width)), jnp.int32)
+    mask = (np.arange(TC) < COMPLETIONS[:, None]).astype(np.float32)
+    completions = jnp.where(mask > 0, tokens(TC), REAL + 1)  # padding with an id that no logit reaches
+    return make_rows(tokens(TP), jnp.asarray(PROMPTS), completions, jnp.asarray(mask))
+
+
+def test_rows_close_the_gap_between_prompt_and_completion():
+    prompts = jnp.asarray([[1, 2, 3], [4, 99, 99]])
+    completions = jnp.asarray([[5, 6, 0, 0], [7, 8, 9, 10]])
+    rows = make_rows(prompts, jnp.asarray([3, 1]), completions, jnp.ones((2, 4)))
+    assert rows.tokens[0, :5].tolist() == [1, 2, 3, 5, 6]
+    assert rows.tokens[1, :5].tolist() == [4, 7, 8, 9, 10]
+    assert rows.tokens.shape == (2, 7)
+
+
+@pytest.fixture(scope="module")
+def plain_logits(tiny, tiny_params, rows):
+    """All logits of the real ids of each row by itself, unpadded."""
+    found = []
+    for tokens, width in zip(rows.tokens, PROMPTS + COMPLETIONS):
+        hidden = hidden_states(tiny, tiny_params, tokens[None, :width], jnp.arange(width)[None])[0]
+        found.append(np.asarray(head_logits(tiny, tiny_params, hidden)[0, :, :REAL], np.float64))
+    return found
+
+
+def plainly(plain_logits, rows, temperature):
+    """Log-probs and entropies [B,TC] in float64."""
+    logprobs, entropies = np.zeros((2, B, TC))
+    for b, (start, length) in enumerate(zip(PROMPTS, COMPLETIONS)):
+        logits = plain_logits[b][start - 1 : start + length - 1] / temperature
+        scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        tokens = np.asarray(rows.completions[b, :length])
+        logprobs[b, :length] = scores[np.arange(length), tokens]
+        entropies[b, :length] = -(np.exp(scores) * scores).sum(-1)
+    return logprobs, entropies
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_and_entropies_equal_the_plain_formula(tiny, tiny_params, rows, plain_logits, temperature):
+    """Probabilities are over the tokenizer's ids: padded rows of the vocabulary take no part."""
+    how = dataclasses.replace(WHOLE, temperature=temperature)
+    logprobs, entropies = jax.jit(completion_logprobs, static_argnums=(0, 3))(tiny, tiny_params, rows, how)
+    wanted = plainly(plain_logits, rows, temperature)
+    np.testing.assert_allclose(logprobs, wanted[0], atol=1e-5)
+    np.testing.assert_allclose(entropies, wanted[1], atol=1e-5)
+    assert not np.any(np.asarray(logprobs)[np.asarray(rows.mask) == 0])
+
+
+def scored(tiny, params, rows, how, weights=None):
+    """A weighted sum of log-probs, its gradient, and the log-probs; all compiled."""
+    weights = np.random.default_rng(1).normal(size=(B, TC)) if weights is None else weights
+    (_, out), grads = compiled(tiny, how)(params, rows, jnp.asarray(weights, jnp.float32))
+    return out, grads
+
+
+@functools.cache
+def compiled(cfg, how):
+    def total(params, rows, weights):
+        logprobs, entropy = completion_logprobs(cfg, params, rows, how)
+        return (logprobs * weights).sum(), (logprobs, entropy)
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+
+@pytest.fixture(scope="module")
+def unchunked(tiny, tiny_params, rows):
+    return scored(tiny, tiny_params, rows, WHOLE)
+
+
+@pytest.mark.parametrize("chunk", [1, 3 * B, 5 * B + 1])
+def test_chunks_change_neither_values_nor_gradients(tiny, tiny_params, rows, unchunked, chunk):
+    """One token at a time, a width that does not divide TC, and one that B does not divide."""
+    how = dataclasses.replace(WHOLE, chunk=chunk)
+    (logprobs, entropy), grads = scored(tiny, tiny_params, rows, how)
+    np.testing.assert_allclose(logprobs, unchunked[0][0], atol=1e-6)
+    np.testing.assert_allclose(entropy, unchunked[0][1], atol=1e-6)
+    assert_close(grads, unchunked[1])
+
+
+def test_remat_changes_neither_values_nor_gradients(tiny, tiny_params, rows, unchunked):
+    how = dataclasses.replace(WHOLE, remat=False)
+    out, grads = scored(tiny, tiny_params, rows, how)
+    assert_close(out, unchunked[0])
+    assert_close(grads, unchunked[1])
+
+
+def assert_close(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+def test_padding_outside_the_vocabulary_gives_no_nan(unchunked):
+    """Its log-prob is minus infinity before the mask; one 0 * inf would poison every weight."""
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(unchunked))
+    assert all(np.any(x) for x in jax.tree.leaves(unchunked[1]))
+
+
+def test_masked_places_send_no_gradient(tiny, tiny_params, rows, unchunked):
+    """Weights under the mask are of no account."""
+    loud = np.random.default_rng(1).normal(size=(B, TC)) + 1e6 * (1 - np.asarray(rows.mask))
+    _, grads = scored(tiny, tiny_params, rows, WHOLE, loud)
+    assert_close(grads, unchunked[1])
+
+
+def test_the_last_token_of_a_completion_gets_gradient(tiny, tiny_params, rows):
+    """The end-of-sequence token: its own column of the head must move."""
+    last = np.zeros((B, TC))
+    last[1, COMPLETIONS[1] - 1] = 1.0
+    _, grads = scored(tiny, tiny_params, rows, WHOLE, last)
+    end = int(rows.completions[1, COMPLETIONS[1] - 1])
+    assert np.abs(grads["head"]["kernel"][:, end]).max() > 1e-3
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_no_array_holds_the_logits_of_all_tokens(tiny, tiny_params, rows, jaxpr_equations, entropy):
+    """Out of memory from [B,T,V] is the commonest complaint about GRPO trainers. Forward and backward."""
+
+    def largest(chunk):
+        how = dataclasses.replace(WHOLE, chunk=chunk, entropy=entropy)
+        total = lambda params: completion_logprobs(tiny, params, rows, how)[0].sum()
+        equations = jaxpr_equations(jax.grad(total), tiny_params)
+        shapes = [v.aval.shape for equation in equations for v in equation.outvars]
+        weights = {x.shape for x in jax.tree.leaves(tiny_params)}
+        return max(
+            int(np.prod(s[:-1])) for s in shapes if s and s[-1] == tiny.vocab_size and s not in weights
+        )
+
+    assert largest(10**6) == B * TC
+    assert largest(2 * B) == 2 * B
+
+
+def test_half_precision_computation_gives_float32_logprobs(tiny, tiny_params, rows, unchunked):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny_params)
+    logprobs, _ = jax.jit(completion_logprobs, static_argnums=(0, 3))(tiny, half, rows, WHOLE)
+    assert logprobs.dtype == jnp.float32
+    np.testing.assert_allclose(logprobs, unchunked[0][0], atol=0.25)

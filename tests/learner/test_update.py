@@ -1,0 +1,221 @@
+"""The compiled step: the same whatever the split and the order, donated, compiled once, and learning."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax.learner.logprobs import Scoring, make_rows
+from grpo_jax.learner.objective import GRPO, SFT, Batch
+from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
+from grpo_jax.learner.update import accumulate, make_score, make_update, split
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+B, TP, TC, REAL = 8, 4, 6, 37
+COMPLETIONS = np.array([6, 1, 3, 0, 6, 2, 5, 4])  # row 3 is wholly masked
+HOW = Scoring(num_tokens=REAL, chunk=32)
+LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo"]
+
+
+@pytest.fixture(autouse=True)
+def _mesh_set(one_device):
+    """Every program here runs on the mesh of one device."""
+
+
+@pytest.fixture(scope="module")
+def batch(tiny, tiny_params, mesh_1):
+    """Rows with old, reference and sampler log-probs near the current ones, so that some ratios are clipped."""
+    rng = np.random.default_rng(0)
+    tokens = lambda width: jnp.asarray(rng.integers(0, REAL, (B, width)), jnp.int32)
+    mask = (np.arange(TC) < COMPLETIONS[:, None]).astype(np.float32)
+    rows = make_rows(tokens(TP), jnp.asarray([4, 1, 2, 3, 4, 2, 1, 3]), tokens(TC), jnp.asarray(mask))
+    now = np.asarray(make_score(tiny, HOW, 1, mesh_1)(tiny_params, rows))
+    near = lambda spread: jnp.asarray(now + rng.normal(0, spread, now.shape) * mask, jnp.float32)
+    return Batch(
+        rows,
+        jnp.asarray(rng.normal(size=B), jnp.float32),
+        sampler_logprobs=near(0.01),
+        old_logprobs=near(0.3),
+        ref_logprobs=near(0.5),
+        mean_tokens=jnp.float32(31),
+    )
+
+
+def gradients(tiny, params, batch, objective, parts=1, how=HOW):
+    return jax.tree.map(np.asarray, compiled(tiny, objective, how, parts)(params, batch))
+
+
+@functools.cache
+def compiled(cfg, objective, how, parts):
+    return jax.jit(functools.partial(accumulate, cfg, objective, how, parts))
+
+
+def objective_of(kind):
+    return GRPO(kind, beta=0.1, max_length=TC)
+
+
+def assert_same(ours, theirs, relative=1e-5):
+    """Gradients to 1e-5 of their tensor's largest, metrics to 1e-6."""
+    for a, b in zip(jax.tree.leaves(ours[0]), jax.tree.leaves(theirs[0])):
+        assert np.abs(a - b).max() <= relative * np.abs(b).max()
+    assert ours[1].keys() == theirs[1].keys()
+    for name, value in theirs[1].items():
+        assert ours[1][name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
+
+
+# ---- splits and order
+
+
+@pytest.mark.parametrize("kind", LOSS_TYPES)
+def test_micro_batches_change_nothing(tiny, tiny_params, batch, kind):
+    """Each has other row lengths: a mean of means would give another loss. Values, gradients, metrics, with KL and
+    old log-probs."""
+    objective = objective_of(kind)
+    whole = gradients(tiny, tiny_params, batch, objective)
+    assert whole[1]["clip_ratio/region_mean"] > 0
+    assert whole[1]["kl"] > 0.01
+    for parts in (4, 8) if kind == "dapo" else (4,):
+        assert_same(gradients(tiny, tiny_params, batch, objective, parts), whole)
+
+
+def test_order_of_rows_changes_nothing(tiny, tiny_params, batch):
+    order = np.random.default_rng(1).permutation(B)
+    shuffled = jax.tree.map(lambda x: x[order] if x.ndim else x, batch)
+    ours, theirs = (gradients(tiny, tiny_params, b, objective_of("grpo"), 4) for b in (shuffled, batch))
+    assert_same(ours, theirs)
+
+
+def test_split_takes_each_row_once_and_scores_come_back_in_order(tiny, tiny_params, batch, mesh_1):
+    parts = split({"x": jnp.arange(8), "scalar": jnp.float32(2)}, 4)
+    assert sorted(np.asarray(parts["x"]).ravel()) == list(range(8))
+    assert parts["x"].shape == (4, 2)
+    np.testing.assert_array_equal(parts["scalar"], [2] * 4)
+    scores = [make_score(tiny, HOW, parts, mesh_1)(tiny_params, batch.rows) for parts in (1, 4)]
+    np.testing.assert_allclose(*scores, atol=5e-6)
+
+
+def test_padding_is_of_no_account(tiny, tiny_params, batch):
+    """Other tokens behind the end, wider padding, and no NaN from a row without any token."""
+    rows = batch.rows
+    masked = np.asarray(rows.mask) == 0
+    other = jnp.where(masked, 0, rows.completions)
+    prompts = jnp.where(np.arange(TP) < rows.prompt_lengths[:, None], rows.tokens[:, :TP], 0)
+    wide = lambda x: jnp.pad(x, [(0, 0), (0, 3)])
+    again = dataclasses.replace(
+        batch,
+        rows=make_rows(prompts, rows.prompt_lengths, wide(other), wide(rows.mask)),
+        sampler_logprobs=wide(batch.sampler_logprobs),
+        old_logprobs=wide(batch.old_logprobs),
+        ref_logprobs=wide(batch.ref_logprobs),
+    )
+    ours, theirs = (gradients(tiny, tiny_params, b, objective_of("dapo")) for b in (again, batch))
+    assert_same(ours, theirs)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(ours))
+
+
+def test_remat_and_entropy_change_no_gradient(tiny, tiny_params, batch):
+    plain = gradients(tiny, tiny_params, batch, objective_of("dapo"))
+    how = dataclasses.replace(HOW, remat=False, entropy=True)
+    other = gradients(tiny, tiny_params, batch, objective_of("dapo"), how=how)
+    assert 1 < other[1].pop("entropy") < np.log(REAL)
+    assert_same(other, plain)
+
+
+# ---- whole updates
+
+
+def trainer(tiny, params, mesh, objective, parts=2, rate=1e-2):
+    """A fresh state (copied: it will be donated) and the compiled update."""
+    optimizer = make_optimizer(Schedule(rate, "constant", 0, 10))
+    sharding = state_shardings(params, optimizer, mesh)
+    fresh = jax.device_put(init_state(jax.tree.map(jnp.copy, params), optimizer), sharding)
+    return fresh, make_update(tiny, objective, HOW, optimizer, parts, sharding, mesh)
+
+
+def test_state_is_donated_compiled_once_and_counted(tiny, tiny_params, batch, mesh_1):
+    batch = Batch(batch.rows, batch.advantages)
+    first, update = trainer(tiny, tiny_params, mesh_1, GRPO())
+    state = first
+    for step in range(3):
+        state, _ = update(state, dataclasses.replace(batch, advantages=batch.advantages * (step + 1)))
+    assert all(x.is_deleted() for x in jax.tree.leaves(first)), "the old state's memory must be given back"
+    assert not any(x.is_deleted() for x in jax.tree.leaves((state, batch)))
+    assert int(state.updates) == 3
+    assert update.compilations == update.jit._cache_size() == 1
+    state, _ = update(state, jax.tree.map(lambda x: x[: B // 2], batch))
+    assert update.compilations == update.jit._cache_size() == 2
+
+
+def test_only_the_first_of_several_updates_has_ratio_one(tiny, tiny_params, batch, mesh_1):
+    """Old log-probs recorded before the first update stay while the weights move; recomputed ones would hold the
+    ratio at 1 for ever, and clip nothing."""
+    recorded = make_score(tiny, HOW, 2, mesh_1)(tiny_params, batch.rows)
+    stored = Batch(batch.rows, batch.advantages, sampler_logprobs=recorded, old_logprobs=recorded)
+    state, update = trainer(tiny, tiny_params, mesh_1, GRPO("bnpo"))
+    state, first = update(state, stored)
+    _, second = update(state, stored)
+    wanted = -(batch.advantages[:, None] * batch.rows.mask).sum() / batch.rows.mask.sum()
+    assert float(first["loss"]) == pytest.approx(float(wanted), rel=1e-5)
+    assert first["clip_ratio/region_mean"] == 0
+    assert first["sampling/sampling_logp_difference/max"] < 1e-5
+    assert second["loss"] < first["loss"] - 0.01
+    assert second["clip_ratio/region_mean"] > 0
+    assert second["sampling/sampling_logp_difference/max"] > 0.1
+
+
+def test_absent_old_logprobs_equal_recorded_ones_on_the_first_update(tiny, tiny_params, batch, mesh_1):
+    recorded = make_score(tiny, HOW, 1, mesh_1)(tiny_params, batch.rows)
+    bare, stored = (dataclasses.replace(batch, old_logprobs=old) for old in (None, recorded))
+    ours, theirs = (gradients(tiny, tiny_params, b, objective_of("grpo")) for b in (bare, stored))
+    assert_same(ours, theirs)
+
+
+def test_updates_make_good_completions_likelier_and_bad_ones_rarer(tiny, tiny_params, batch, mesh_1):
+    score = make_score(tiny, HOW, 1, mesh_1)
+    state, update = trainer(tiny, tiny_params, mesh_1, GRPO("grpo"), rate=1e-3)
+    state, metrics = update(state, Batch(batch.rows, jnp.zeros(B)))
+    assert metrics["grad_norm"] == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, tiny_params)  # nothing to learn, nothing moved
+
+    before = np.asarray(score(state.params, batch.rows)).sum(1)
+    for _ in range(3):
+        state, metrics = update(state, Batch(batch.rows, jnp.where(jnp.arange(B) % 2 == 0, 1.0, -1.0)))
+    change = np.asarray(score(state.params, batch.rows)).sum(1) - before
+    assert change[::2].min() > 0
+    assert change[[1, 5, 7]].max() < 0  # row 3 has no token
+    assert metrics["grad_norm"] > 0
+
+
+def test_the_reference_holds_the_policy_when_nothing_else_pulls(tiny, tiny_params, batch, mesh_1):
+    still = dataclasses.replace(batch, advantages=jnp.zeros(B), old_logprobs=None)
+    state, update = trainer(tiny, tiny_params, mesh_1, GRPO("dapo", beta=0.5), rate=1e-3)
+    divergences = []
+    for _ in range(3):
+        state, metrics = update(state, still)
+        divergences.append(float(metrics["kl"]))
+    assert divergences == sorted(divergences, reverse=True)
+    assert divergences[2] < 0.95 * divergences[0]
+
+
+def test_supervised_updates_lower_the_loss(tiny, tiny_params, batch, mesh_1):
+    state, update = trainer(tiny, tiny_params, mesh_1, SFT(), rate=3e-3)
+    losses = []
+    for _ in range(4):
+        state, metrics = update(state, Batch(batch.rows, jnp.zeros(B)))
+        losses.append(float(metrics["loss"]))
+        assert metrics["nll"] == pytest.approx(losses[-1], rel=1e-6)
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_half_precision_computes_in_half_and_steps_in_float32(tiny, tiny_params, batch, mesh_1):
+    how = dataclasses.replace(HOW, dtype="bfloat16")
+    half = gradients(tiny, tiny_params, batch, objective_of("dapo"), how=how)
+    full = gradients(tiny, tiny_params, batch, objective_of("dapo"))
+    assert {x.dtype for x in jax.tree.leaves(half[0])} == {np.dtype("float32")}
+    norm = lambda tree: np.sqrt(sum(float((x.astype(np.float64) ** 2).sum()) for x in jax.tree.leaves(tree)))
+    gap = norm(jax.tree.map(np.subtract, half[0], full[0])) / norm(full[0])
+    assert 1e-4 < gap < 0.1

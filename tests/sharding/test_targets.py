@@ -1,0 +1,160 @@
+"""The real programs compile for TPUs and GPUs that are not here. Skips where the plan extra is absent."""
+
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from grpo_jax import abstract
+from grpo_jax.errors import UserError
+from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.objective import GRPO
+from grpo_jax.learner.optimizer import Schedule, make_optimizer, state_shardings
+from grpo_jax.learner.update import make_score, make_update
+from grpo_jax.models.attention import causal
+from grpo_jax.models.config import PUBLISHED
+from grpo_jax.models.qwen import abstract_params
+from grpo_jax.rollout.generate import Vocabulary, make_generate
+from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.sharding.rules import TRAIN_RULES
+from grpo_jax.sharding.targets import MissingExtra, topology_mesh
+
+TARGETS = ("v5e:2x4", "h200:8")
+P, G, TP, TC = 8, 2, 16, 16  # prompts, completions a prompt, and their tokens
+SIZES = {"fsdp": 4, "tensor": 2}
+OPTIMIZER = make_optimizer(Schedule(1e-6, "linear", 0, 10))
+
+
+@pytest.fixture(params=TARGETS)
+def target(request):
+    """A target whose compiler is installed."""
+    try:
+        topology_mesh(request.param)
+    except MissingExtra as absent:
+        pytest.skip(str(absent))
+    if request.param.startswith("h"):
+        pytest.importorskip("nvidia.cudnn", reason="cuDNN is absent: pip install 'grpo-jax[plan]'")
+    return request.param
+
+
+@functools.cache
+def compiled(target, name, cfg, dtype="bfloat16"):
+    """The program called `name` for a rollout of P x G rows on a mesh of SIZES."""
+    mesh = topology_mesh(target, SIZES)
+    how = Scoring(dtype=dtype, num_tokens=cfg.vocab_size - 3, chunk=64)
+    if name == "generate":
+        program = make_generate(cfg, Vocabulary((3, 5), 0, cfg.vocab_size - 3), Sampling(), G, TC, mesh)
+        arguments = abstract.weights(cfg, mesh, dtype), *abstract.prompts(mesh, P, TP)
+    elif name == "score":
+        program = make_score(cfg, how, 2, mesh)
+        master = abstract.weights(cfg, mesh, "float32", TRAIN_RULES)
+        arguments = master, abstract.rows(mesh, P * G, TP, TC)
+    else:
+        state = state_shardings(abstract_params(cfg), OPTIMIZER, mesh)
+        program = make_update(cfg, GRPO(beta=0.1), how, OPTIMIZER, 2, state, mesh)
+        batch = abstract.batch(mesh, P * G, TP, TC, old=True, reference=True)
+        arguments = abstract.train_state(cfg, OPTIMIZER, mesh), batch
+    return abstract.compile_for(target, mesh, program, *arguments)
+
+
+@pytest.mark.parametrize("name", ["generate", "score", "update"])
+def test_tiny_programs_compile_without_the_hardware(target, name, tiny):
+    assert compiled(target, name, tiny).memory_analysis().temp_size_in_bytes > 0
+
+
+def test_a_published_shape_updates_without_the_hardware(target):
+    two_layers = dataclasses.replace(PUBLISHED["0.5b"], num_layers=2)
+    assert compiled(target, "update", two_layers).memory_analysis().temp_size_in_bytes > 0
+
+
+def test_update_reuses_the_memory_of_the_donated_state(target, tiny):
+    state = abstract.train_state(tiny, OPTIMIZER, topology_mesh(target, SIZES))
+    on_a_device = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    memory = compiled(target, "update", tiny).memory_analysis()
+    assert memory.alias_size_in_bytes >= sum(map(on_a_device, jax.tree.leaves(state)))
+
+
+def test_generate_holds_its_cache_once(target):
+    """As scan inputs and outputs, rather than as its carry, the cache would exist two or three times."""
+    cfg, samples, width, mesh = PUBLISHED["0.5b"], 8, 1024, topology_mesh(target)
+    program = make_generate(cfg, Vocabulary((151645, 151643), 0, 151665), Sampling(), samples, width, mesh)
+    weights, prompts = abstract.weights(cfg, mesh, "bfloat16"), abstract.prompts(mesh, P, TP)
+    memory = abstract.compile_for(target, mesh, program, weights, *prompts).memory_analysis()
+    token = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * 2  # bytes of keys and values in bfloat16
+    cache = token * P // 8 * (TP + samples * width)
+    assert cache <= memory.temp_size_in_bytes < 1.5 * cache
+
+
+def test_half_precision_attention_is_cudnn_on_gpus_only(target, tiny):
+    assert ("__cudnn$fmha" in compiled(target, "update", tiny).as_text()) == target.startswith("h")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cudnn_is_asked_for_half_precision_only(target, dtype):
+    attend = lambda x: causal(0, x, x, x, None)[0]
+    with jax.set_mesh(topology_mesh(target)):
+        traced = str(jax.make_jaxpr(attend)(jax.ShapeDtypeStruct((8, 4, 2, 8), dtype)))
+    assert ("dot_product_attention_fwd" in traced) == (target.startswith("h") and dtype == "bfloat16")
+
+
+def test_no_device_attends_over_the_rows_of_others(target, tiny):
+    """Left to itself the compiler gathers the rows and splits D, as the weights are split."""
+    rows, T, H = P * G // 2, TP + TC, tiny.head_dim
+    whole = rf"bf16\[{rows},(?:\d+,{T}|{T},\d+),{H}\]"
+    assert not re.findall(whole, compiled(target, "update", tiny).as_text())
+
+
+def test_cpu_never_traces_cudnn(monkeypatch):
+    """cuDNN's attention raises while it is traced where the library is absent."""
+
+    def attention(q, k, v, *, is_causal, implementation):
+        assert implementation == "xla"
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    x = jnp.ones((2, 4, 2, 8), jnp.bfloat16)
+    jax.jit(lambda x: causal(jnp.int32(0), x, x, x, None)[0])(x)
+
+
+@pytest.mark.parametrize(
+    ("target", "sizes", "said"),
+    [
+        ("v5:2x4", None, "did you mean 'v5"),
+        ("h100", None, "such as h100:8"),
+        ("v5e:2by4", None, "such as v5e:2x4"),
+        ("v5e:2x3", None, "v5e:2x3"),
+        ("v5e:2x4", {"fsdp": 4}, "4 places, but v5e:2x4 has 8 devices"),
+        ("h100:2x2x2", None, "hosts x devices"),
+    ],
+)
+def test_impossible_targets_are_refused_in_a_sentence(target, sizes, said):
+    with pytest.raises(UserError) as refused:
+        topology_mesh(target, sizes)
+    if isinstance(refused.value, MissingExtra):
+        pytest.skip(str(refused.value))
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_missing_compiler_is_named_with_its_mend(target, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"pip install 'grpo-jax\[plan\]'"):
+        topology_mesh(target)
+
+
+def test_describing_a_target_leaves_the_environment_alone(target):
+    before = dict(os.environ)
+    topology_mesh(target)
+    assert dict(os.environ) == before
+
+
+def test_two_hosts_of_gpus_make_one_mesh(target):
+    if target.startswith("h"):
+        assert topology_mesh("h100:2x8", {"data": 2, "fsdp": 8}).devices.shape == (2, 8, 1)

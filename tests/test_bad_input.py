@@ -1,0 +1,322 @@
+"""Whatever the user gave and is wrong: exit code 2, a line or two that name the place, the value and the mend; no
+weight is read, and nothing is written."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from grpo_jax.cli import main
+from grpo_jax.models import hf
+
+
+class Place:
+    """A copy of the tiny model and its data, to be spoilt, and the settings of a run on them."""
+
+    def __init__(self, home, settings):
+        self.home = home
+        self.model = shutil.copytree(settings["model"], home / "model")
+        self.data = shutil.copytree(settings["dataset"], home / "data")
+        self.out = home / "out"
+        self.settings = settings | {"model": self.model, "dataset": self.data, "output_dir": self.out}
+
+    def set(self, **changes):
+        self.settings |= changes
+
+    def config(self, **changes):
+        file = self.model / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    def tensors(self, change):
+        file = self.model / "model.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file)
+
+    def rows(self, *lines, split="train"):
+        (self.data / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+    def names(self):
+        """Everything there is, with its size: what a refused command must not change."""
+        return {str(p): p.stat().st_size for p in self.home.rglob("*")}
+
+
+@pytest.fixture
+def place(tmp_path, tiny_settings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Place(tmp_path, tiny_settings)
+
+
+def cut(place, at):
+    file = place.model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:at])
+
+
+def shorten(name):
+    return lambda tensors: tensors.update({name: tensors[name][:-1]})
+
+
+def integers(name):
+    return lambda tensors: tensors.update({name: tensors[name].astype(np.int32)})
+
+
+def tokenizer_with_more(place, count=20):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place.model)
+    tokenizer.add_tokens([f"<more{i}>" for i in range(count)])
+    tokenizer.save_pretrained(place.model)
+
+
+def occupy(place):
+    place.out.mkdir()
+    (place.out / "thesis.txt").write_text("mine")
+
+
+NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
+GOOD = '{"prompt": "say a", "letter": "a"}'
+
+BAD = {
+    # ---- the model ----
+    "no such folder": (lambda p: p.set(model="modle"), r"model 'modle': no such folder; give a local folder"),
+    "unreachable hub id": (lambda p: p.set(model="Qwen/Absent"), r"hub id Qwen/Absent could not be reached"),
+    "no config.json": (lambda p: (p.model / "config.json").unlink(), r"model/config.json: no such file"),
+    "config.json is no JSON": (
+        lambda p: (p.model / "config.json").write_text("{"),
+        r"model/config.json: not readable as JSON",
+    ),
+    "another architecture": (
+        lambda p: p.config(model_type="llama"),
+        r"config.json: model_type 'llama' is not supported; this is for 'qwen2'",
+    ),
+    "other mathematics": (
+        lambda p: p.config(use_sliding_window=True),
+        r"config.json: use_sliding_window is true",
+    ),
+    "no weights": (
+        lambda p: (p.model / "model.safetensors").unlink(),
+        r"model: holds neither model.safetensors nor model.safetensors.index.json",
+    ),
+    "missing tensor": (
+        lambda p: p.tensors(lambda t: t.pop(NORM)),
+        rf"tensor {NORM} of shape \[32\] is missing",
+    ),
+    "unknown tensor": (
+        lambda p: p.tensors(lambda t: t.update(bogus=t[NORM])),
+        r"model.safetensors: tensor bogus of shape \[32\] has no place",
+    ),
+    "tensor of another shape": (
+        lambda p: p.tensors(shorten(UP)),
+        rf"tensor {UP} has shape \[63, 32\]; config.json says \[64, 32\]",
+    ),
+    "tensor of another kind": (
+        lambda p: p.tensors(integers(UP)),
+        rf"tensor {UP} is I32; only F32, F16, BF16",
+    ),
+    "truncated weights": (
+        lambda p: cut(p, -100),
+        r"model.safetensors: tensor .* truncated; download it again",
+    ),
+    "truncated header": (lambda p: cut(p, 50), r"model.safetensors: truncated, or no safetensors file"),
+    "more layers than tensors": (
+        lambda p: p.config(num_hidden_layers=3),
+        r"tensor model.layers.2\..* is missing",
+    ),
+    "no tokenizer": (
+        lambda p: (p.model / "tokenizer.json").unlink(),
+        r"model: no tokenizer \(tokenizer.json",
+    ),
+    "damaged tokenizer": (
+        lambda p: (p.model / "tokenizer.json").write_text("{}"),
+        r"model: the tokenizer does not open",
+    ),
+    "tokenizer of another model": (
+        tokenizer_with_more,
+        r"the tokenizer has 1\d\d tokens, but the model's vocab_size is 104; use the tokenizer that came with",
+    ),
+    # ---- the data ----
+    "no such dataset": (
+        lambda p: p.set(dataset="cuontdown"),
+        r"dataset 'cuontdown': .*did you mean 'countdown'",
+    ),
+    "unreachable dataset": (
+        lambda p: p.set(dataset="openai/absent"),
+        r"dataset 'openai/absent': no such local path.*give the path of a local copy",
+    ),
+    "no such split": (lambda p: p.set(dataset_split="trian"), r"no split 'trian' \(did you mean 'train'\?\)"),
+    "no held-out split": (
+        lambda p: (p.data / "test.jsonl").unlink(),
+        r"no split 'test'.*; it has train",
+    ),
+    "empty dataset": (lambda p: p.rows(), r"the split 'train' has no rows"),
+    "no prompts": (
+        lambda p: p.rows('{"question_text": "say a"}'),
+        r"no column 'prompt' among question_text; set prompt_column",
+    ),
+    "misspelt prompt_column": (
+        lambda p: p.set(prompt_column="promt"),
+        r"no column 'promt' \(did you mean 'prompt'\?\)",
+    ),
+    "unreadable row": (lambda p: p.rows(GOOD, '{"prompt": "say'), r"train.jsonl:2: not valid JSON"),
+    "row without a prompt": (
+        lambda p: p.rows(GOOD, '{"letter": "a"}'),
+        r"1 of 2 rows cannot be used; row 2 has no column 'prompt'",
+    ),
+    "empty prompt": (lambda p: p.rows(GOOD, '{"prompt": " "}'), r"row 2: the prompt is empty"),
+    "prompts all too long": (
+        lambda p: p.set(max_prompt_length=5),
+        r"max_prompt_length=5: all 40 prompts are longer, from 11 to 12 tokens; set it to 11 or more",
+    ),
+    "held-out prompts all too long": (
+        lambda p: p.rows(json.dumps({"prompt": "a" * 99}), split="test"),
+        r"max_prompt_length=32: all 1 prompts are longer",
+    ),
+    # ---- the rewards ----
+    "no such reward": (lambda p: p.set(rewards="countdwn"), r"'countdwn' \(did you mean 'countdown'\?\)"),
+    "no such file": (lambda p: p.set(rewards="mine.py:f"), r"rewards: 'mine.py:f': there is no file"),
+    "no such function": (
+        lambda p: p.set(rewards=p.settings["rewards"][:-1]),
+        r"has no function 'vowel' \(did you mean 'vowels'\?\)",
+    ),
+    "reward without its column": (
+        lambda p: p.set(rewards=p.settings["rewards"].replace("vowels", "needs_a_column")),
+        r"rewards: 'needs_a_column' needs a column 'solution'; there are .*letter",
+    ),
+    "held-out rows without the reward's column": (
+        lambda p: (
+            p.set(rewards=p.settings["rewards"].replace("vowels", "needs_a_column")),
+            p.rows('{"prompt": "say a", "solution": "a"}'),
+        ),
+        r"rewards: 'needs_a_column' needs a column 'solution'; there are .*letter",
+    ),
+    # ---- the settings ----
+    "unknown setting": (
+        lambda p: p.set(lerning_rate=1),
+        r"lerning_rate: no such setting \(did you mean 'learning_",
+    ),
+    "TRL's setting": (
+        lambda p: p.set(per_device_train_batch_size=1),
+        r"write prompts_per_step and num_generations",
+    ),
+    "mistyped value": (lambda p: p.set(max_steps="ten"), r"max_steps = 'ten': must be a whole number"),
+    "value out of range": (lambda p: p.set(top_p=1.5), r"top_p = '1.5': must be at most 1"),
+    "settings that exclude each other": (
+        lambda p: p.set(warmup_steps=2, warmup_ratio=0.5),
+        r"warmup_ratio = 0.5: warmup_steps is 2 already; keep one",
+    ),
+    "mini-batches that do not divide": (
+        lambda p: p.set(num_minibatches=3),
+        r"num_minibatches = 3: 16 rows .* do not divide by it; use 2 or 4",
+    ),
+    # ---- the machine ----
+    "mesh larger than the machine": (
+        lambda p: p.set(mesh="fsdp=16"),
+        r"mesh = .*fsdp=16.* there are 8 devices",
+    ),
+    "mesh that the batch does not divide over": (
+        lambda p: p.set(mesh="data=8", prompts_per_step=12),
+        r"prompts_per_step = 12 does not divide over the mesh's 8 row shards .*use a multiple of 8",
+    ),
+    "mesh that the model does not divide over": (
+        lambda p: p.set(mesh="tensor=4"),
+        r"mesh: layers/k/.* has a dimension of 2 that does not divide over tensor=4; choose a tensor size",
+    ),
+    "micro-batches that do not divide over the mesh": (
+        lambda p: p.set(mesh="data=8", micro_batch_size=4),
+        r"micro_batch_size = 4 does not divide over the mesh's 8 row shards",
+    ),
+    # ---- the output folder ----
+    "output folder in use": (occupy, r"output_dir: output folder in use: .*out is not empty .*thesis.txt"),
+    "output_dir is a file": (lambda p: p.out.write_text(""), r"output_dir: .*out is a file; give a folder"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_input_is_said_in_a_line_and_leaves_nothing_behind(fault, place, options, capsys, monkeypatch):
+    spoil, words = BAD[fault]
+    spoil(place)
+    before = place.names()
+    monkeypatch.setattr(
+        hf, "load_params", lambda *_: pytest.fail("weights were read before everything was checked")
+    )
+    assert main(["train", *options(place.settings)]) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith("error: ")
+    assert re.search(words, error), error
+    assert len(error.splitlines()) <= 2
+    assert "Traceback" not in error
+    assert out == ""
+    assert place.names() == before
+
+
+def test_a_corrected_command_is_not_refused(place, options, capsys, monkeypatch):
+    """What was found wrong must not have made the output folder the folder of a run with the wrong settings."""
+    for fault in ("missing tensor", "reward without its column", "prompts all too long"):
+        spoilt = Place(place.home / fault.replace(" ", "_"), place.settings)
+        spoilt.set(output_dir=place.out)
+        BAD[fault][0](spoilt)
+        assert main(["train", *options(spoilt.settings)]) == 2
+    assert not place.out.exists()
+    capsys.readouterr()
+
+    class WeightsAreReadError(Exception):
+        pass
+
+    def read(*_):
+        raise WeightsAreReadError
+
+    monkeypatch.setattr(hf, "load_params", read)
+    with pytest.raises(WeightsAreReadError):
+        main(["train", *options(place.settings)])
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("eval", ["--task", "DATA", "--rewards", "countdown"]),
+        ("generate", ["--prompt", "say a"]),
+        ("sft", ["--dataset", "DATA", "--completion_column", "letter", "--output_dir", "out"]),
+    ],
+)
+def test_every_verb_that_takes_a_model_says_what_is_wrong_with_it(verb, words, place, capsys, monkeypatch):
+    BAD["missing tensor"][0](place)
+    before = place.names()
+    monkeypatch.setattr(hf, "load_params", lambda *_: pytest.fail("weights were read"))
+    words = [word.replace("DATA", str(place.data)) for word in words]
+    assert main([verb, "--model", str(place.model), *words]) == 2
+    out, error = capsys.readouterr()
+    assert re.search(BAD["missing tensor"][1], error), error
+    assert out == ""
+    assert place.names() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["export", "nowhere", "out"], r"error: nowhere: no run here \(no config.yaml\)"),
+        (["export", "data", "out"], r"error: data: no run here"),
+        (["generate", "--model", "model"], r"prompt: must be given"),
+        (
+            ["generate", "--model", "model", "--prompt", "a", "--mesh", "fsdp=9"],
+            r"mesh = .*fsdp=9.* 8 devices",
+        ),
+        (
+            ["eval", "--model", "model", "--task", "data", "--split", "tset"],
+            r"no split 'tset' \(did you mean 'test'",
+        ),
+        (["eval", "--model", "model", "--task", "data", "--rewards", "countdown"], r"needs a column '\w+'"),
+    ],
+)
+def test_other_verbs_say_what_is_wrong(words, said, place, capsys, monkeypatch):
+    before = place.names()
+    monkeypatch.setattr(
+        hf, "load_params", lambda *_: pytest.fail("weights were read before everything was checked")
+    )
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error), error
+    assert len(error.splitlines()) <= 2
+    assert place.names() == before

@@ -1,0 +1,321 @@
+"""A run that was killed, and started again by the same command, ends as if nothing had happened."""
+
+import asyncio
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import orbax.checkpoint
+import pytest
+
+from grpo_jax.cli import main
+from grpo_jax.models.safetensors_io import open_folder
+from grpo_jax.runs.run import TERMINATED
+
+HERE = pathlib.Path(__file__).parent
+POINTS = (
+    "while weights load",
+    "in the middle of a line",
+    "while saving the first checkpoint",
+    "after the rollout of step 4",
+    "between steps, after a save",
+    "while exporting",
+    "never",
+)
+# The longest road through the trainer: a reference, old log-probs, several updates of each rollout.
+LONG_ROAD = {
+    "beta": 0.1,
+    "num_iterations": 2,
+    "num_minibatches": 2,
+    "micro_batch_size": 4,
+    "lr_scheduler_type": "cosine",
+    "eval_steps": 3,
+}
+CLOCKS = (
+    "time/",
+    "compilations/",
+    "step_time",
+    "tokens_per_second",
+    "rollout_tokens_per_second",
+    "peak_memory",
+)
+
+
+def metrics_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_clocks(row):
+    return {name: value for name, value in row.items() if not name.startswith(CLOCKS)}
+
+
+def tensors_saved(run, step=5):
+    """Name -> [shape, dtype, digest] of every tensor of a checkpoint: weights, moments, counts."""
+    return json.loads((run / "checkpoints" / str(step) / "notes" / "metadata").read_text())["tensors"]
+
+
+def files_of(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def assert_same_end(run, other):
+    """Bit by bit: the whole state, the export, every number that is not a clock's."""
+    assert tensors_saved(run) == tensors_saved(other)
+    assert files_of(run / "hf") == files_of(other / "hf")
+    rows = [list(map(without_clocks, metrics_of(folder))) for folder in (run, other)]
+    assert [row["step"] for row in rows[0]] == [1, 2, 3, 4, 5]
+    assert rows[0] == rows[1]
+    ends = [json.loads((folder / "summary.json").read_text()) for folder in (run, other)]
+    assert [end["before"] for end in ends] == [ends[0]["before"]] * 2
+    assert [end["after"] for end in ends] == [ends[0]["after"]] * 2
+    assert ends[0]["num_tokens"] == ends[1]["num_tokens"]
+
+
+# ---- killed without notice ----
+
+
+@pytest.fixture(scope="module")
+def start(options):
+    """`start(point, settings)`: one process of the command, on one device, killed at the point."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(HERE.parent / ".cache" / "jax")}
+    quick = {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(HERE.parent),
+    }
+
+    def run(point, settings):
+        words = [sys.executable, str(HERE / "killed_run.py"), point, "train", *options(settings)]
+        return subprocess.run(words, env=os.environ | cache | quick, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(start, tiny_settings, tmp_path_factory):
+    """(an uninterrupted run, one that was killed at every point in turn, that one's processes)."""
+    home = tmp_path_factory.mktemp("killed")
+    settings = tiny_settings | LONG_ROAD
+    whole = start("never", settings | {"output_dir": home / "whole"})
+    assert whole.returncode == 0, whole.stderr
+    starts = []
+    for point in POINTS:
+        starts.append(start(point, settings | {"output_dir": home / "killed"}))
+        if point == "while saving the first checkpoint":
+            assert list((home / "killed" / "checkpoints").glob("2.*tmp*")), "nothing was under way"
+    return home / "whole", home / "killed", starts
+
+
+def test_every_kill_came(killed):
+    codes = {point: start.returncode for point, start in zip(POINTS, killed[2])}
+    assert codes == dict.fromkeys(POINTS, -signal.SIGKILL) | {"never": 0}, killed[2][-1].stderr
+
+
+def test_a_killed_run_ends_with_the_bits_of_one_never_killed(killed):
+    whole, run, _ = killed
+    assert_same_end(run, whole)
+
+
+def test_something_was_learned(killed, tiny_model):
+    rows = metrics_of(killed[0])
+    assert min(row["grad_norm"] for row in rows) > 0
+    assert max(row["kl"] for row in rows) > 0
+    before, after = (
+        open_folder(folder)["model.layers.0.mlp.up_proj.weight"].open()
+        for folder in (tiny_model, killed[0] / "hf")
+    )
+    assert np.abs(before - after).max() > 1e-2
+
+
+def test_finished_steps_are_not_done_twice(killed):
+    last = killed[2][-1]
+    assert "step " not in last.stdout.replace("5 steps", ""), "after the kill in the export no step was left"
+
+
+def test_nothing_is_left_lying_about(killed):
+    left = [p.name for p in killed[1].rglob("*") if "tmp" in p.name or "partial" in p.name]
+    assert left == []
+
+
+# ---- in this process ----
+
+
+@pytest.fixture(scope="module")
+def train(tiny_settings, options):
+    """`train(folder, **changes)`: the command on one device, or another mesh."""
+    return lambda folder, **changes: main(
+        ["train", *options(tiny_settings | {"mesh": "data=1", "output_dir": folder} | changes)]
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory):
+    """A run from beginning to end; read only."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert train(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """The same, to be changed."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+@pytest.fixture
+def terminated_at(monkeypatch):
+    """`terminated_at(step)`: SIGTERM comes in the middle of this step."""
+    from grpo_jax import trainer
+
+    def at(step):
+        calls, advantages = [], trainer.group_advantages
+
+        def deadly(*given):
+            calls.append(given)
+            if len(calls) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return advantages(*given)
+
+        monkeypatch.setattr(trainer, "group_advantages", deadly)
+
+    return at
+
+
+def test_sigterm_saves_at_once_and_the_same_command_goes_on(train, whole, terminated_at, tmp_path):
+    terminated_at(3)
+    with pytest.raises(SystemExit) as end:
+        train(tmp_path / "run")
+    assert end.value.code == TERMINATED == 143
+    assert (tmp_path / "run/checkpoints/3").is_dir(), "the step under way ends and is saved, due or not"
+    assert not (tmp_path / "run/hf").exists()
+    assert train(tmp_path / "run") == 0
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_a_handler_of_the_caller_is_there_again_after_the_run(train, tmp_path, copy):
+    mine = lambda *_: None
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        assert train(copy) == 0
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_another_mesh_goes_on_to_the_same_weights_up_to_rounding(train, terminated_at, tmp_path):
+    """Adam divides by the gradient's size: a large epsilon keeps rounding noise small where there is none."""
+    calm = {"adam_epsilon": 1e-2, "eval_prompts": 0}
+    assert train(tmp_path / "one", **calm) == 0
+    terminated_at(2)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "two", **calm)
+    assert train(tmp_path / "two", **calm, mesh="data=2,fsdp=2,tensor=2") == 0
+    one, two = (open_folder(tmp_path / name / "hf") for name in ("one", "two"))
+    for name in one:
+        np.testing.assert_allclose(two[name].open(), one[name].open(), rtol=1e-5, atol=1e-6, err_msg=name)
+    same = ("reward", "num_tokens", "completions/mean_length")
+    picked = [[[row[n] for n in same] for row in metrics_of(tmp_path / name)] for name in ("one", "two")]
+    assert picked[0] == picked[1], "the same completions on either mesh"
+
+
+def test_a_finished_run_started_again_changes_nothing(train, whole, copy, capsys):
+    assert train(copy) == 0
+    assert_same_end(copy, whole)
+    assert (copy / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    shown = capsys.readouterr().out
+    assert "step 5/5" not in shown
+    assert "5 steps, " in shown
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "notes"])
+def test_a_damaged_newest_checkpoint_costs_some_steps_and_no_more(train, whole, copy, how, capsys):
+    newest = copy / "checkpoints" / "5"
+    damage(newest, how)
+    shutil.rmtree(copy / "hf")
+    assert train(copy) == 0
+    said = capsys.readouterr().err
+    assert f"checkpoint {newest} is damaged: " in said
+    assert "trying step 4" in said
+    assert_same_end(copy, whole)
+
+
+def damage(checkpoint, how):
+    if how == "notes":
+        (checkpoint / "notes" / "metadata").write_text("{")
+        return
+    biggest = max(
+        (f for f in (checkpoint / "state").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size
+    )
+    content = bytearray(biggest.read_bytes())
+    content[len(content) // 2] ^= 16
+    biggest.write_bytes(content if how == "flipped" else content[: len(content) // 2])
+
+
+def test_no_whole_checkpoint_left_is_said_and_nothing_is_touched(train, copy, capsys):
+    for checkpoint in (copy / "checkpoints").iterdir():
+        damage(checkpoint, "notes")
+    before = files_of(copy)
+    assert train(copy) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "nothing to restore" in error
+    assert files_of(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"learning_rate": 2e-2}, "learning_rate is 0.01 there and 0.02 here"),
+        ({"max_steps": 6}, "max_steps is 5 there and 6 here"),
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(train, copy, change, words, capsys):
+    before = files_of(copy)
+    assert train(copy, **change) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.splitlines()) <= 2
+    assert files_of(copy) == before
+
+
+def test_a_folder_of_another_model_is_refused(train, copy, tiny_model, capsys, monkeypatch):
+    """The path is the same, but another model lies there."""
+    settings = (copy / "config.yaml").read_text()
+    other = shutil.copytree(tiny_model, copy.parent / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rope_theta": 5e4}))
+    (copy / "config.yaml").write_text(settings.replace(str(tiny_model), str(other)))
+    before = files_of(copy)
+    assert train(copy, model=other) == 2
+    assert "holds a run of another model" in capsys.readouterr().err
+    assert files_of(copy) == before
+
+
+def test_a_slow_save_writes_what_was_true_when_it_began(train, whole, tmp_path, monkeypatch):
+    """The loop goes on while the files are written; what it changes meanwhile belongs to the next save."""
+    write = orbax.checkpoint.JsonCheckpointHandler._save_fn
+
+    async def slow(*given):
+        await asyncio.sleep(0.3)
+        await write(*given)
+
+    monkeypatch.setattr(orbax.checkpoint.JsonCheckpointHandler, "_save_fn", slow)
+    assert train(tmp_path / "run", save_total_limit=0) == 0
+    for step in (2, 4):
+        saved = json.loads((tmp_path / "run/checkpoints" / str(step) / "notes/metadata").read_text())["extra"]
+        assert saved["num_tokens"] == metrics_of(whole)[step - 1]["num_tokens"]
+
+
+def test_how_often_to_save_may_change_and_more_is_kept(train, whole, terminated_at, tmp_path):
+    terminated_at(1)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run")
+    assert train(tmp_path / "run", save_steps=1, save_total_limit=0) == 0
+    assert sorted(int(p.name) for p in (tmp_path / "run/checkpoints").iterdir()) == [1, 2, 3, 4, 5]
+    assert_same_end(tmp_path / "run", whole)

@@ -1,0 +1,183 @@
+"""`eval`, `generate` and `export`, each as a person types it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from grpo_jax.cli import main
+from grpo_jax.models.safetensors_io import open_folder
+
+
+@pytest.fixture
+def verb(tiny_model, options, capsys):
+    """`verb(name, **settings)`: what a verb prints for `tiny_model`; it must succeed."""
+
+    def run(name, **settings):
+        assert main([name, *options({"model": tiny_model, "max_completion_length": 8} | settings)]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+# ---- generate ----
+
+
+def test_generate_prints_the_completions(verb):
+    out = verb("generate", prompt="say a", samples=3)
+    texts = out.removesuffix("\n").split("\n---\n")
+    assert len(texts) == len(set(texts)) == 3
+    assert all(0 < len(text) <= 8 for text in texts)
+    assert "<|im_" not in out, "special tokens are not text"
+
+
+def test_generate_is_a_function_of_the_seed(verb):
+    first, again, other = (verb("generate", prompt="say a", samples=3, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_greedy_text_does_not_depend_on_the_mesh(verb):
+    """Prompts are repeated to fill the mesh; its shape must not show."""
+    texts = {
+        verb("generate", prompt="say a", temperature=0, mesh=mesh) for mesh in ("data=1", "data=2,tensor=2")
+    }
+    assert len(texts) == 1
+
+
+def test_the_chat_template_is_used_unless_told_otherwise(verb):
+    answers = {
+        verb("generate", prompt="say a", temperature=0),
+        verb("generate", prompt="say a", temperature=0, chat="false"),
+        verb("generate", prompt="say a", temperature=0, system_prompt="You count."),
+    }
+    assert len(answers) == 3
+
+
+# ---- eval ----
+
+
+@pytest.fixture
+def held_out(tiny_settings, tmp_path):
+    return {
+        "task": tiny_settings["dataset"],
+        "rewards": tiny_settings["rewards"],
+        "reward_workers": 1,
+        "max_prompt_length": 32,
+        "output": tmp_path / "results" / "eval.json",
+    }
+
+
+def test_eval_measures_greedy_and_sampled(verb, held_out):
+    table = verb("eval", **held_out, samples=4)
+    results = json.loads(held_out["output"].read_text())
+    sampled = results["sampled"]
+    assert {"avg@4", "pass@1", "pass@2", "pass@4", "avg@4_stderr", "pass@4_stderr"} <= sampled.keys()
+    assert sampled["prompts"] == results["greedy"]["prompts"] == 8
+    assert 0 < sampled["success"] == pytest.approx(sampled["avg@4"]) == pytest.approx(sampled["pass@1"]) < 1
+    assert sampled["pass@1"] < sampled["pass@2"] < sampled["pass@4"]
+    assert re.search(r"pass@4 .* 0\.\d+ ± 0\.\d+", table)
+
+
+def test_eval_is_the_same_for_any_batch_and_mesh(verb, held_out):
+    """The last batch is filled up with repeats, which must not count; randomness belongs to the prompt."""
+    results = []
+    for how in ({}, {"prompts_per_step": 3}, {"mesh": "data=2,fsdp=2,tensor=2", "prompts_per_step": 4}):
+        verb("eval", **held_out, **how, samples=2, prompts=7)
+        results.append(json.loads(held_out["output"].read_text()))
+    assert results[0]["sampled"]["prompts"] == 7
+    assert results[0] == results[1] == results[2]
+
+
+def test_training_evaluates_as_eval_does(verb, held_out, tiny_settings, options, tmp_path):
+    """The numbers before training in `summary.json` are those of `eval` on the same model."""
+    run = tmp_path / "run"
+    assert (
+        main(["train", *options(tiny_settings | {"output_dir": run, "max_steps": 1, "mesh": "data=1"})]) == 0
+    )
+    before = json.loads((run / "summary.json").read_text())["before"]
+    verb("eval", **held_out, samples=0, mesh="data=1")
+    assert json.loads(held_out["output"].read_text())["greedy"] == before
+
+
+# ---- export ----
+
+
+@pytest.fixture(scope="module")
+def run(tiny_settings, options, tmp_path_factory):
+    """A run with checkpoints after the steps 1, 2 and 3, on a mesh that has all eight devices."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    small = {
+        "output_dir": folder,
+        "max_steps": 3,
+        "save_steps": 1,
+        "eval_prompts": 0,
+        "mesh": "fsdp=4,tensor=2",
+    }
+    assert main(["train", *options(tiny_settings | small)]) == 0
+    return folder
+
+
+def tensors(folder):
+    return {name: np.array(tensor.open()) for name, tensor in open_folder(folder).items()}
+
+
+def test_export_writes_the_newest_checkpoint(run, tmp_path, capsys):
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    assert f"step 3 of {run}" in capsys.readouterr().out
+    names = {file.name for file in (run / "hf").iterdir()}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (run / "hf" / name).read_bytes()
+
+
+def test_export_takes_any_step(run, tmp_path):
+    for step in (1, 2):
+        assert main(["export", str(run), str(tmp_path / str(step)), "--step", str(step)]) == 0
+    up = "model.layers.0.mlp.up_proj.weight"
+    first, second, last = (tensors(folder)[up] for folder in (tmp_path / "1", tmp_path / "2", run / "hf"))
+    assert np.abs(first - last).max() > 0
+    assert np.abs(second - last).max() > 0
+    assert np.abs(first - second).max() > 0
+
+
+def test_export_needs_no_mesh_as_large_as_the_runs(run, tmp_path, monkeypatch):
+    """The run had eight devices; the machine that exports has what it has."""
+    import jax
+
+    monkeypatch.setattr(jax, "devices", lambda *_, real=jax.devices: real()[:1])
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (run / "hf/model.safetensors").read_bytes()
+
+
+def test_generate_takes_what_was_exported(run, verb):
+    assert verb("generate", model=run / "hf", prompt="say a", temperature=0) != verb(
+        "generate", prompt="say a", temperature=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["RUN", "OUT", "--step", "7"], r"step: 7 is not in .*; it has \[1, 2, 3\]"),
+        (["RUN", "RUN"], r"exists and is not an empty folder; remove it or choose another"),
+        (["RUN/hf", "OUT"], r"hf: no run here \(no config.yaml\)"),
+    ],
+)
+def test_what_export_refuses(run, words, said, tmp_path, capsys):
+    words = [word.replace("RUN", str(run)).replace("OUT", str(tmp_path / "out")) for word in words]
+    assert main(["export", *words]) == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error), error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_a_checkpoint_yet(run, tmp_path, capsys):
+    import shutil
+
+    young = shutil.copytree(run, tmp_path / "young", ignore=shutil.ignore_patterns("checkpoints", "hf"))
+    assert main(["export", str(young), str(tmp_path / "out")]) == 2
+    assert "no checkpoint yet" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert not (young / "checkpoints").exists(), "looking must not write"

@@ -1,0 +1,20 @@
+"""Rewards of the small test runs, named as `file.py:function`."""
+
+import os
+
+
+def vowels(prompts, completions, **columns):
+    """The number of vowels: a random model writes some, so groups differ and gradients are not zero."""
+    return [float(sum(letter in "aeiouAEIOU" for letter in text)) for text in completions]
+
+
+def counted(prompts, completions, **columns):
+    """The same, and a line for each call in the file that TINY_REWARDS_LOG names."""
+    with open(os.environ["TINY_REWARDS_LOG"], "a") as file:
+        file.write(f"{len(prompts)} {prompts[0]}\n")
+    return vowels(prompts, completions, **columns)
+
+
+def needs_a_column(prompts, completions, solution, **columns):
+    """A reward for data that have a column `solution`."""
+    return [0.0 for _ in completions]
