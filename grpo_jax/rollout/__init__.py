@@ -1,0 +1,1 @@
+"""Stage 2: prompts -> completions, in one compiled dispatch."""
