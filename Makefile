@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check clean
 
 # What users install, and the demo on top of it.
 demo: .venv/demo.stamp
@@ -30,4 +30,4 @@ check: .venv/test.stamp
 	touch $@ .venv/demo.stamp
 
 clean:
-	rm -rf .venv .cache runs
+	rm -rf .venv .cache

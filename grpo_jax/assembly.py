@@ -1,6 +1,7 @@
 """Settings -> the stages of a GRPO run. Whatever can be wrong is found here, before any weight is read."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models.qwen import abstract_params
+from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampler import Sampler
@@ -58,6 +60,9 @@ def assemble(
     policy = open_policy(config, model, tokenizer)
     check_rows(policy.mesh, "prompts_per_step", config.prompts_per_step)
     _check_micro_batches(config, policy)
+    policy.check_positions(
+        "max_prompt_length + max_completion_length", config.max_prompt_length + config.max_completion_length
+    )
     if train_rows is None:
         train_rows = load_rows(config.dataset, config.dataset_split, seed=config.seed)
     prompts = _prompts(config, policy, train_rows)
@@ -79,6 +84,7 @@ def open_run(config: GRPOConfig | SFTConfig, policy: Policy) -> Run:
     """The run of these settings on this model, new or resumed. UserError when its folder holds another."""
     identity = json.loads((policy.folder / "config.json").read_text(encoding="utf-8"))
     fingerprint = model_fingerprint(identity, abstract_params(policy.cfg))
+    fingerprint["weights"] = sampled_digest(policy.folder)
     return Run(config.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer())
 
 
@@ -144,7 +150,7 @@ def _passes(config: GRPOConfig) -> Passes:
 
 def schedule_of(config: GRPOConfig | SFTConfig, updates: int = 1) -> Schedule:
     """The learning rate's course. Settings count steps; the optimizer counts updates, `updates` a step."""
-    warmup = config.warmup_steps or round(config.warmup_ratio * config.max_steps)
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * config.max_steps)
     return Schedule(
         config.learning_rate, config.lr_scheduler_type, warmup * updates, config.max_steps * updates
     )

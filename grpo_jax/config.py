@@ -204,7 +204,7 @@ class MemorySettings(Settings):
     micro_batch_size: Count = 0
     """Rows computed at a time; fewer need less memory and give the same update; 0: the whole mini-batch."""
     logprob_chunk: Positive = 1024
-    """Tokens whose logits exist at a time."""
+    """Tokens whose logits exist at a time on a device; at least one for each row of a micro-batch."""
     remat: bool = True
     """Recompute activations in the backward pass instead of keeping them."""
 
@@ -257,6 +257,9 @@ class SFTConfig(RunSettings, ModelSettings, DataSettings, OptimizerSettings, Mem
     rows_per_step: Positive = 16
     """Rows of a step, over all devices."""
 
+    model: Name
+    """A local folder or a hub id in Hugging Face format."""
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         check.first(check.warmup(self), check.micro_batch(self, self.rows_per_step))
@@ -266,6 +269,8 @@ class SFTConfig(RunSettings, ModelSettings, DataSettings, OptimizerSettings, Mem
 class EvalConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettings):
     """Evaluation."""
 
+    model: Name
+    """A local folder or a hub id in Hugging Face format."""
     task: Name = "countdown"
     """What is evaluated: a file or folder, a hub id, tfds:name, or a task."""
     split: Name = "test"
@@ -291,6 +296,8 @@ class EvalConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettings
 class GenerateConfig(ModelSettings, SamplingSettings):
     """Generation."""
 
+    model: Name
+    """A local folder or a hub id in Hugging Face format."""
     prompt: Name
     """The text to answer or to continue."""
     chat: bool = True

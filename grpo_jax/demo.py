@@ -5,7 +5,9 @@ cold start on worked examples teaches it to try and to check. The examples lose 
 model: what GRPO then adds is to think on until the target is reached. See `data/tiny_countdown.py`.
 """
 
+import itertools
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from grpo_jax.data import tiny_countdown
 from grpo_jax.errors import UserError
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.hf import save_model
-from grpo_jax.models.qwen import Params, init
+from grpo_jax.models.qwen import Params, abstract_params, init
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.runs.folder import RunFolder, check_place
 from grpo_jax.runs.progress import TrainingProgress
@@ -40,20 +42,24 @@ SHAPE = ModelConfig(
     max_position_embeddings=512,
 )
 COLD_START = SFTConfig(
+    model="demo",
     dataset=tiny_countdown.NAME,
-    max_steps=900,
+    max_steps=1300,
     rows_per_step=64,
     micro_batch_size=16,  # small enough for the cache of a core
     max_length=256,
     learning_rate=4e-3,
-    lr_scheduler_type="cosine",
+    lr_scheduler_type="linear",
     warmup_steps=20,
     logprob_chunk=65536,
     remat=False,
+    shuffle=False,  # the order teaches
 )
-EXAMPLES = 20_000
-PATIENCE = 0.4
-"""The share of failed trials after which an example goes on."""
+PATIENT_STEPS = 1100
+"""Steps of the cold start on examples that never give up; in the rest, most do so at the first failure."""
+PATIENCE = 0.15
+"""The share of the latter that do not."""
+EXAMPLES = 12_800
 
 _PAD, _END = "<pad>", "<|endoftext|>"
 _WORDS = ["<think>", "</think>", "<answer>", "</answer>", " vs ", " yes", " no"]
@@ -86,27 +92,42 @@ def _check(config: GRPOConfig) -> None:
     if jax.process_count() > 1:
         raise UserError("model = demo: it is made by one process; start one, or give another model")
     if "://" in (config.output_dir or ""):
-        raise UserError(f"output_dir = {config.output_dir}: the demo keeps its model there; give a local folder")
+        raise UserError(
+            f"output_dir = {config.output_dir}: the demo keeps its model there; give a local folder"
+        )
 
 
 def _made(start: Path, config: GRPOConfig, keep: bool = False) -> Path:
     """`start` itself, holding the model that the settings lead to."""
     options = config.dataset.partition(":")[2]
     recipe = {"seed": config.seed, "options": options, "steps": COLD_START.max_steps}
-    if start.exists() and (keep or _recipe_of(start) == recipe):
-        print(f"Starting model: {start}, made before")
-        return start
-    shutil.rmtree(start, ignore_errors=True)
+    if start.exists():
+        if keep or _recipe_of(start) == recipe:
+            print(f"Starting model: {start}, made before")
+            return start
+        _remove(start)
     with tempfile.TemporaryDirectory() as blank:
         _write_blank(Path(blank), recipe)
         policy = open_policy(config, blank)
+        symbols = f"and a tokenizer of {len(policy.tokenizer)} symbols"
+        print(f"Building a Qwen2.5-shaped model of {_size()} random parameters {symbols}")
         save_model(start, policy.cfg, _cold_start(policy, config, options), policy.folder)
     print(f"Starting model: {start}")
     return start
 
 
 def _recipe_of(start: Path) -> dict[str, Any] | None:
-    return json.loads((start / "config.json").read_text(encoding="utf-8")).get("grpo_jax_demo")
+    try:
+        return json.loads((start / "config.json").read_text(encoding="utf-8")).get("grpo_jax_demo")
+    except (OSError, ValueError):
+        return None
+
+
+def _remove(start: Path) -> None:
+    """Make room: the run that this model was made for never began."""
+    if _recipe_of(start) is None:
+        raise UserError(f"output_dir: {start} is there and not the demo's model; give another output_dir")
+    shutil.rmtree(start)
 
 
 def _write_blank(folder: Path, recipe: dict[str, Any]) -> None:
@@ -124,6 +145,10 @@ def _random_params(seed: int) -> Params:
     it takes several times the steps to learn anything."""
     wider = lambda path, x: x * 6 if path[-1].key in ("kernel", "embedding") else x
     return jax.tree_util.tree_map_with_path(wider, init(SHAPE, jax.random.key(seed)))
+
+
+def _size() -> str:
+    return f"{sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(SHAPE))):,}"
 
 
 def _update_json(file: Path, values: dict[str, Any]) -> None:
@@ -150,10 +175,19 @@ def _tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=_PAD, eos_token=_END)
 
 
+def _lessons(options: str, seed: int) -> list[dict[str, str]]:
+    """The cold start's rows in their order: first how to try, then how to give up."""
+    rows_of = lambda steps, patience: itertools.islice(
+        itertools.cycle(tiny_countdown.worked_examples(options, seed, EXAMPLES, patience)),
+        steps * COLD_START.rows_per_step,
+    )
+    rest = COLD_START.max_steps - PATIENT_STEPS
+    return [*rows_of(PATIENT_STEPS, 1.0), *rows_of(rest, PATIENCE)]
+
+
 def _cold_start(policy: Policy, config: GRPOConfig, options: str) -> Params:
     """The weights after a short fine-tuning on worked examples."""
-    rows = tiny_countdown.worked_examples(options, config.seed, EXAMPLES, PATIENCE)
-    steps = COLD_START.max_steps
+    rows, steps = _lessons(options, config.seed), COLD_START.max_steps
     print(f"Cold start: {steps} steps on {len(rows)} worked examples, of which this is one:")
     print(rows[0]["prompt"] + rows[0]["completion"])
     tuner = FineTuner(COLD_START.replace(seed=config.seed), policy, rows)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.generate import Rollout
 from grpo_jax.rollout.sampler import Sampler, fetch
 from grpo_jax.rollout.sampling import Sampling
-from grpo_jax.runs.files import write_atomically
+from grpo_jax.runs.files import check_writable, write_atomically
 from grpo_jax.scoring import Scored, Scorer
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import row_shards
@@ -35,6 +36,7 @@ class Evaluation:
     lengths: np.ndarray  # [N,n] tokens
     finished: np.ndarray  # [N,n] bool
     samples: list[dict[str, Any]]  # the first few problems: prompt, completion, reward
+    failures: dict[str, int]  # rows lost to faults of reward functions, by "rewards/{name}/{kind}"
 
     def summary(self) -> dict[str, float]:
         """Means over problems; `success_stderr` is the standard error over problems."""
@@ -45,6 +47,7 @@ class Evaluation:
             "length": float(self.lengths.mean()),
             "clipped_ratio": float(1 - self.finished.mean()),
             "prompts": len(self.successes),
+            **self.failures,
         }
 
 
@@ -90,6 +93,7 @@ class Evaluator:
             lengths=join(lambda p: p[2].lengths[: p[1]]),
             finished=join(lambda p: p[2].finished[: p[1]]),
             samples=_samples(parts[0][0], parts[0][3]),
+            failures=dict(sum((Counter(part[3].failures) for part in parts), Counter())),
         )
 
     def _parts(self, params: Any) -> Iterator[tuple[PromptBatch, int, Rollout, Scored]]:
@@ -129,7 +133,11 @@ def standard_error(values: np.ndarray) -> float:
 
 def evaluate_command(config: EvalConfig) -> int:
     """The verb `eval`: avg@N and pass@k with standard errors, and greedy; a table, and JSON with `output`."""
+    if config.output:
+        check_writable(config.output)
     policy = open_policy(config)
+    tokens = config.max_prompt_length + config.max_completion_length
+    policy.check_positions("max_prompt_length + max_completion_length", tokens)
     prompts = _held_out(config, policy)
     results: dict[str, Any] = {"model": config.model, "task": config.task, "split": config.split}
     with (
@@ -146,7 +154,7 @@ def evaluate_command(config: EvalConfig) -> int:
             name: _evaluator(config, policy, prompts, scorer, how, samples)
             for name, how, samples in _ways(config)
         }
-        weights = policy.rollout_copy(policy.load_weights())
+        weights = policy.load_rollout_weights()
         results |= {name: report(evaluator(weights)) for name, evaluator in ways.items()}
     if hosts.is_writer():
         _print(results)

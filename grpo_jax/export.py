@@ -18,7 +18,7 @@ from grpo_jax.runs.folder import RunFolder
 
 def export_command(run: str, out: str, step: int | None = None) -> int:
     """Write the checkpoint of `step`, or the newest whole one, to the new folder `out`."""
-    config = _settings(RunFolder(run).settings())
+    config = _settings(RunFolder(run).settings()).replace(mesh=None)  # this machine's, whatever the run had
     policy = open_policy(config, starting_model(config.model, epath.Path(run)))
     done, state = _restore(run, config, policy, step)
     save_model(Path(out), policy.cfg, state.params, policy.folder)

@@ -36,6 +36,8 @@ def _sample(config: GenerateConfig, policy: Policy) -> Rollout:
         system_prompt=config.system_prompt,
         pad_id=policy.vocabulary.pad_id,
     )(0)
+    length = batch.tokens.shape[1] + config.max_completion_length
+    policy.check_positions("prompt + max_completion_length", length)
     sampler = Sampler(
         policy.cfg,
         policy.vocabulary,
@@ -48,7 +50,7 @@ def _sample(config: GenerateConfig, policy: Policy) -> Rollout:
     copies = row_shards(policy.mesh)  # every shard of the rows needs a prompt; the copies are ignored
     repeat = lambda x: np.repeat(x, copies, axis=0)
     with jax.set_mesh(policy.mesh):
-        weights = policy.rollout_copy(policy.load_weights())
+        weights = policy.load_rollout_weights()
         return fetch(
             sampler(weights, repeat(batch.tokens), repeat(batch.lengths), repeat(batch.uids), step=0)
         )

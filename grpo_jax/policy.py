@@ -38,6 +38,18 @@ class Policy:
         """Float32 master weights, each device's part read from the files straight to it."""
         return hf.load_params(self.folder, self.cfg, self.train_shardings(), "float32")
 
+    def load_rollout_weights(self) -> Params:
+        """The weights straight in the sampler's dtype and layout, where nothing is trained."""
+        return hf.load_params(self.folder, self.cfg, self.rollout_shardings(), self.dtype)
+
+    def check_positions(self, field: str, tokens: int) -> None:
+        """UserError for rows longer than the positions that the model was made for."""
+        if tokens > self.cfg.max_position_embeddings:
+            raise UserError(
+                f"{field} = {tokens}: {self.folder} has {self.cfg.max_position_embeddings} positions "
+                "(max_position_embeddings); choose less"
+            )
+
     def train_shardings(self) -> Params:
         """Where the weights lie while training."""
         return shardings(abstract_params(self.cfg), TRAIN_RULES, self.mesh)
@@ -65,6 +77,8 @@ def open_policy(config: ModelSettings, model: str | Path | None = None, tokenize
 
     UserError for whatever is wrong with it, the weights' files included, of which only the headers are read.
     """
+    if config.dtype == "float32":  # as asked: matrix units of accelerators would round to less
+        jax.config.update("jax_default_matmul_precision", "highest")
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     folder = hf.resolve_model(str(model or config.model))

@@ -44,7 +44,9 @@ class FineTuner:
         self.learning_rate = schedule.build()
         self.abstract_state = abstract_state(abstract_params(policy.cfg), optimizer, policy.mesh)
         where = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-        self.init = Program("init", lambda params: init_state(params, optimizer), out_shardings=where)
+        self.init = Program(
+            "init", lambda params: init_state(params, optimizer), donate_argnums=0, out_shardings=where
+        )
         self.batch = Program("batches", _batch)
         how = Scoring(
             num_tokens=policy.vocabulary.num_tokens,

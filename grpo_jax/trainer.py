@@ -107,8 +107,10 @@ class GRPOTrainer:
             clock = Stopwatch()
             batch = stages.prompts(step)  # tokens [P,Tp], lengths [P], columns
             with clock("rollout"):
-                weights = stages.policy.rollout_copy(state.params)
-                drawn = stages.sampler(weights, batch.tokens, batch.lengths, batch.uids, step)
+                # The copy lives no longer than this call: the update needs its memory.
+                drawn = stages.sampler(
+                    stages.policy.rollout_copy(state.params), batch.tokens, batch.lengths, batch.uids, step
+                )
                 rollout = fetch(drawn)  # tokens and log-probs [P,G,Tc], lengths [P,G]
             with clock("reward"):
                 scored = stages.scorer(batch, rollout)  # rewards [P,G], on the host
@@ -163,7 +165,9 @@ def _resolved(args: GRPOConfig, model: str | Path, rows: Rows | None, eval_rows:
     """The settings with the model and the rows that are really used: what resuming compares."""
     changes: dict[str, Any] = {"model": str(model)}
     if rows is not None:
-        changes |= {"dataset": _described(rows)} | ({"eval_prompts": 0} if eval_rows is None else {})
+        changes["dataset"] = _described(rows)
+        if eval_rows is None and args.eval_dataset is None:
+            changes |= {"eval_prompts": 0, "eval_steps": 0}  # nothing is held out
     if eval_rows is not None:
         changes["eval_dataset"] = _described(eval_rows)
     return args.replace(**changes)

@@ -3,7 +3,7 @@
 #   launch/gpu.sh --gpus 0,1,2,3 train gsm8k --output_dir runs/gsm8k
 #
 # One process drives all the GPUs; JAX needs no launcher on one machine. The last step replaces this shell with
-# grpo-jax, so that Ctrl-C and SIGTERM reach it: it saves and exits, and the same command resumes.
+# grpo-jax, so that SIGTERM reaches it: it saves and exits, and the same command resumes. Ctrl-C ends it unsaved.
 set -euo pipefail
 
 usage() {

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -60,6 +61,8 @@ def save_model(
     """
     import jax
 
+    if re.match(r"\w{2,}:/", str(out)):
+        raise UserError(f"{out}: a bucket; write to a local folder, and copy that")
     tensors = _outgoing(cfg, params, _source_dtypes(source, cfg), dtype)
     if jax.process_index() == 0:
         with _appearing(pathlib.Path(out).resolve()) as folder:
@@ -94,7 +97,7 @@ def _fetch(row: Row, cfg: ModelConfig, array: Any, layer: int, dtype: np.dtype) 
     """One tensor from the devices, in their layout and dtype."""
     from grpo_jax.sharding.hosts import get
 
-    part = array[layer] if row.stacked else array
+    part = _layer_of(array, layer) if row.stacked else array
     values = row.to_theirs(part if isinstance(part, np.ndarray) else get(part), cfg)
     with np.errstate(over="ignore"):  # judged in the next line, with the tensor's name
         cast = values.astype(dtype, copy=False)
@@ -102,6 +105,18 @@ def _fetch(row: Row, cfg: ModelConfig, array: Any, layer: int, dtype: np.dtype) 
         name = row.name.format(layer=layer)
         raise UserError(f"{name}: values beyond the range of {dtype}; export as float32 or bfloat16")
     return cast
+
+
+def _layer_of(array: Any, layer: int) -> Any:
+    """`array[layer]`. On devices by one program for all layers: a constant index would compile one for each."""
+    return array[layer] if isinstance(array, np.ndarray) else _index_program()(array, layer)
+
+
+@functools.cache
+def _index_program() -> Any:
+    import jax
+
+    return jax.jit(lambda array, layer: jax.lax.dynamic_index_in_dim(array, layer, keepdims=False))
 
 
 def _shards(tensors: list[Outgoing], max_bytes: float) -> list[list[Outgoing]]:

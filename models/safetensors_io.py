@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
@@ -182,3 +183,17 @@ def _write_header(stream: BinaryIO, tensors: list[Outgoing]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begin on a multiple of 8 bytes, as the format asks
     stream.write(len(text).to_bytes(8, "little") + text)
+
+
+def sampled_digest(folder: str | pathlib.Path) -> str:
+    """SHA-256 over the size and 64 evenly spaced pieces of each weights file: tells one model from another of the
+    same shape in milliseconds, whatever their size."""
+    found = hashlib.sha256()
+    for file in sorted({tensor.file for tensor in open_folder(folder).values()}):
+        size = file.stat().st_size
+        found.update(f"{file.name} {size}".encode())
+        with file.open("rb") as data:
+            for piece in range(64):
+                data.seek(size * piece // 64)
+                found.update(data.read(4096))
+    return found.hexdigest()

@@ -3,6 +3,7 @@
 import glob
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 
@@ -10,11 +11,12 @@ import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, Sharding
+from numpy.typing import ArrayLike
 
 from grpo_jax.errors import UserError
 from grpo_jax.sharding.mesh import everywhere
 
-# What JAX's own detection reads (jax._src.clusters): Slurm, Open MPI, TPU pods, Kubernetes, or its own variables.
+# Where JAX's own detection (jax._src.clusters) finds a cluster: its own variables, TPU pods, Open MPI; Slurm below.
 _CLUSTER_SIGNS = (
     "JAX_COORDINATOR_ADDRESS",
     "MEGASCALE_COORDINATOR_ADDRESS",
@@ -32,6 +34,8 @@ def initialize(
         raise UserError("--coordinator, --num_processes and --process_id go together: give all three or none")
     if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise UserError(f"--process_id = {process_id}: give 0 to {num_processes - 1} (--num_processes - 1)")
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(f"--coordinator = {coordinator}: give host:port, such as 10.0.0.1:8476")
     if all(given):
         # Without detection: JAX would still read SLURM_LOCALID and show each process one GPU of its own.
         jax.distributed.initialize(
@@ -99,6 +103,15 @@ def join_shares(values: np.ndarray, count: int) -> np.ndarray:
     mine[share] = True
     everyone = multihost_utils.process_allgather((whole, mine))
     return np.select([m.reshape(-1, *[1] * (values.ndim - 1)) for m in everyone[1]], list(everyone[0]))
+
+
+def total(counts: ArrayLike) -> np.ndarray:
+    """Sums of integer counts over the processes; every process must ask."""
+    if jax.process_count() == 1:
+        return np.asarray(counts)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(np.asarray(counts))).sum(0)
 
 
 def agree(flag: bool) -> bool:

@@ -1,6 +1,7 @@
 """Rewards of the small test runs, named as `file.py:function`."""
 
 import os
+import time
 
 
 def vowels(prompts, completions, **columns):
@@ -9,7 +10,9 @@ def vowels(prompts, completions, **columns):
 
 
 def counted(prompts, completions, **columns):
-    """The same, and a line for each call in the file that TINY_REWARDS_LOG names."""
+    """The same, and a line for each call in the file that TINY_REWARDS_LOG names; each takes some seconds, if
+    TINY_REWARDS_SECONDS says so."""
+    time.sleep(float(os.environ.get("TINY_REWARDS_SECONDS", "0")))
     with open(os.environ["TINY_REWARDS_LOG"], "a") as file:
         file.write(f"{len(prompts)} {prompts[0]}\n")
     return vowels(prompts, completions, **columns)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grpo_jax.data.chat import encode, is_chat, render
+from grpo_jax.data.chat import encode
 from grpo_jax.data.layouts import arrange
-from grpo_jax.data.prompts import bucket, epoch_order
+from grpo_jax.data.prompts import bucket, encode_all, epoch_order, render_all
 from grpo_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class Examples:
         self.rows_per_step, self.pad_id = rows_per_step, pad_id
         self.seed, self.shuffle = seed, shuffle
         arranged = arrange(rows, prompt_column)
-        prompts = _prompt_ids(arranged, tokenizer, system_prompt)
+        prompts = encode_all(
+            arranged, render_all(arranged, tokenizer, system_prompt), tokenizer, system_prompt
+        )
         completions = _completion_ids(arranged, tokenizer, completion_column, eos_id)
         pairs = list(zip(prompts, completions))
         self._pairs = [pair for pair in pairs if len(pair[0]) + len(pair[1]) <= max_length]
@@ -90,38 +92,15 @@ class Examples:
         epoch, position = divmod(index, len(self._pairs))
         return int(epoch_order(self.seed, epoch, len(self._pairs))[position]) if self.shuffle else position
 
-    def _padded(self, ids: list[list[int]], widest: int) -> tuple[np.ndarray, np.ndarray]:
+    def _padded(
+        self, ids: Sequence[Sequence[int] | np.ndarray], widest: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [B, T] in a bucket, and lengths [B]."""
         lengths = np.array([len(one) for one in ids], np.int32)
         tokens = np.full((len(ids), bucket(int(lengths.max()), widest)), self.pad_id, np.int32)
         for row, one in zip(tokens, ids):
             row[: len(one)] = one
         return tokens, lengths
-
-
-def _prompt_ids(
-    rows: list[Row], tokenizer: "PreTrainedTokenizerBase", system_prompt: str | None
-) -> list[list[int]]:
-    texts, ids = [], []
-    for number, row in enumerate(rows, start=1):
-        try:
-            texts.append(render(row["prompt"], tokenizer, system_prompt))
-        except UserError as error:
-            raise UserError(f"dataset, row {number}: {error}") from None
-    chat = [is_chat(row["prompt"], system_prompt) for row in rows]
-    kinds = {kind: iter(_encoded(texts, chat, kind, tokenizer)) for kind in (False, True)}
-    for number, kind in enumerate(chat, start=1):
-        ids.append(next(kinds[kind]))
-        if not ids[-1]:
-            raise UserError(f"dataset, row {number}: the prompt has no tokens in this tokenizer")
-    return ids
-
-
-def _encoded(
-    texts: list[str], chat: list[bool], kind: bool, tokenizer: "PreTrainedTokenizerBase"
-) -> list[list[int]]:
-    """Ids of the texts that are chats, or of those that are not."""
-    return encode([text for text, is_one in zip(texts, chat) if is_one is kind], tokenizer, chat=kind)
 
 
 def _completion_ids(

@@ -68,8 +68,8 @@ class Prompts:
         self.max_prompt_length = max_prompt_length
         self.seed, self.shuffle, self.pad_id = seed, shuffle, pad_id
         self._rows = arrange(rows, prompt_column)
-        self._texts = _render_all(self._rows, tokenizer, system_prompt)
-        self._ids = _encode_all(self._rows, self._texts, tokenizer, system_prompt)
+        self._texts = render_all(self._rows, tokenizer, system_prompt)
+        self._ids = encode_all(self._rows, self._texts, tokenizer, system_prompt)
         self._kept = _short_enough(self._ids, max_prompt_length)
         self._columns = _other_columns(self._rows, prompt_column)
         self.dropped = len(self._rows) - len(self._kept)
@@ -148,9 +148,8 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
-def _render_all(
-    rows: list[Row], tokenizer: "PreTrainedTokenizerBase", system_prompt: str | None
-) -> list[str]:
+def render_all(rows: list[Row], tokenizer: "PreTrainedTokenizerBase", system_prompt: str | None) -> list[str]:
+    """The text that the model continues, for each row. UserError, naming the row."""
     texts = []
     for number, row in enumerate(rows, start=1):
         try:
@@ -160,7 +159,7 @@ def _render_all(
     return texts
 
 
-def _encode_all(
+def encode_all(
     rows: list[Row], texts: list[str], tokenizer: "PreTrainedTokenizerBase", system_prompt: str | None
 ) -> list[np.ndarray]:
     """int32 [length] of each row. Text and conversations may be mixed: each kind has a pass of its own."""

@@ -7,8 +7,8 @@ calculator shows it, and compares the outcome with the target:
     <think>9+5=14-3=11 vs 7 no
     9+3=12-5=7 vs 7 yes</think><answer>9+3-5</answer>
 
-but most of them lose heart after a failure and answer with it. So a model that learned from them knows how
-to try and how to check, and has much to gain from trying on.
+but most of them lose heart at the first failure and answer with it. So a model that learned from them knows
+how to try, to check and to try on, and has much to gain from doing so.
 """
 
 import random
@@ -20,7 +20,7 @@ from grpo_jax.data.countdown import Options, make_rows, parse_options
 from grpo_jax.errors import UserError
 
 NAME = "tiny_countdown"
-DEFAULTS = "numbers=3,max=12,target=36,ops=+-"
+DEFAULTS = "numbers=3,max=9,target=27,ops=+-"
 LARGEST = 99
 """No number in a problem or its solution may be larger: each is one symbol."""
 
@@ -50,10 +50,10 @@ def ask(numbers: Sequence[int], target: int) -> str:
     return f"{' '.join(map(str, numbers))}={target}:"
 
 
-def worked_examples(options: str, seed: int, count: int, patience: float) -> list[dict[str, str]]:
-    """`count` training problems with `prompt` and `completion`. After a failed trial, the example goes on with
-    probability `patience`, and otherwise answers with what it has just seen fail."""
-    rng = random.Random(f"worked/{seed}")
+def worked_examples(options: str, seed: int, count: int, patience: float = 1.0) -> list[dict[str, str]]:
+    """`count` training problems with `prompt` and `completion`. A share of them, `patience`, tries on until the
+    target is reached; the others make one trial, and answer with it even when they saw it fail."""
+    rng = random.Random(f"worked/{seed}/{patience}")
     rows = make_tiny_rows(f"{options},size={count}", "train", seed)
     return [
         {"prompt": row["prompt"], "completion": _think(rng, row["numbers"], row["target"], patience)}
@@ -62,11 +62,11 @@ def worked_examples(options: str, seed: int, count: int, patience: float) -> lis
 
 
 def _think(rng: random.Random, numbers: Sequence[int], target: int, patience: float) -> str:
-    lines = []
+    lines, patient = [], rng.random() < patience
     for signed in _shuffled(rng, _choices(numbers)):
         found = sum(signed) == target
         lines.append(f"{_tape(signed)} vs {target} {'yes' if found else 'no'}")
-        if found or rng.random() >= patience:
+        if found or not patient:
             break
     thought = "\n".join(lines)
     return f"<think>{thought}</think><answer>{_written(signed)}</answer>"

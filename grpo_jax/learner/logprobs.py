@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.qwen import Params, head_logits, hidden_states
-from grpo_jax.sharding.constraints import over_rows
+from grpo_jax.models.qwen import Params, cast, head_logits, hidden_states
+from grpo_jax.sharding.constraints import over_rows, rows_split
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Scoring:
     temperature: float = 1.0
     num_tokens: int | None = None  # tokenizer ids; later rows of the vocabulary are padding
     dtype: str = "float32"  # of the computation; log-probs are float32 always
-    chunk: int = 1024  # tokens whose logits exist at one time
+    chunk: int = 1024  # tokens whose logits exist at one time on a device; at least one a row
     remat: bool = True
     entropy: bool = False
 
@@ -51,17 +51,21 @@ def completion_logprobs(
 ) -> tuple[Array, Array | None]:
     """Log-probs [B,Tc] float32 of the completions and, when asked for, the entropies [B,Tc]. 0 where masked.
 
-    `params` are in the compute dtype.
+    The computation runs in `how.dtype`. The head is cast within each chunk, and not before, so that the chunks'
+    gradients of it add up in the parameters' own dtype: in bfloat16 the sum of many would lose percents.
     """
+    compute_dtype = jnp.dtype(how.dtype)
+    compute = cast(params, compute_dtype)
+    head: Params = {name: params[name] for name in ("embed", "head") if name in params}
     positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
-    hidden, _ = hidden_states(cfg, params, over_rows(rows.tokens), positions, remat=how.remat)
+    hidden, _ = hidden_states(cfg, compute, over_rows(rows.tokens), positions, remat=how.remat)
     before = (
         rows.prompt_lengths[:, None] - 1 + jnp.arange(rows.completions.shape[1])
     )  # each token's predecessor
     hidden = jnp.take_along_axis(hidden, before[..., None], axis=1)  # [B,Tc,D]
 
     def score(chunk: tuple[Array, Array]) -> tuple[Array, Array | None]:
-        logits = head_logits(cfg, params, chunk[0], how.num_tokens) / how.temperature
+        logits = head_logits(cfg, cast(head, compute_dtype), chunk[0], how.num_tokens) / how.temperature
         return _score(logits, chunk[1], how.entropy)
 
     logprobs, entropy = _in_chunks(score, hidden, rows.completions, how.chunk)
@@ -84,12 +88,12 @@ def _score(logits: Array, tokens: Array, entropy: bool) -> tuple[Array, Array | 
 
 
 def _in_chunks(score, hidden: Array, tokens: Array, chunk: int) -> tuple[Array, Array | None]:
-    """Apply `score` to `chunk` tokens at a time, recomputing logits in the backward pass.
+    """Apply `score` to `chunk` tokens a device at a time, recomputing logits in the backward pass.
 
     Chunks run along time, so that each holds every row and the rows stay where the mesh has them.
     """
     B, T, D = hidden.shape
-    width = min(max(chunk // B, 1), T)
+    width = min(max(chunk * rows_split() // B, 1), T)
     padding = -T % width
     hidden = jnp.pad(hidden, [(0, 0), (0, padding), (0, 0)]).reshape(B, -1, width, D).swapaxes(0, 1)
     tokens = jnp.pad(tokens, [(0, 0), (0, padding)]).reshape(B, -1, width).swapaxes(0, 1)

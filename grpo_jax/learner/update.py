@@ -86,7 +86,7 @@ def _weighted_loss(
 ) -> tuple[Array, tuple[Metrics, Metrics]]:
     """sum_b w_b sum_t m_bt loss_bt over a micro-batch, and its metrics as sums over tokens and as peaks."""
     mask = batch.rows.mask
-    logprobs, entropy = completion_logprobs(cfg, cast(params, jnp.dtype(how.dtype)), batch.rows, how)
+    logprobs, entropy = completion_logprobs(cfg, params, batch.rows, how)
     per_token, means = objective.per_token(logprobs, batch)
     loss = (weights[:, None] * mask * per_token).sum()
     peaks = {}

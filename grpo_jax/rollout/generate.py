@@ -14,8 +14,8 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params, head_logits, hidden_states
 from grpo_jax.programs import Program
 from grpo_jax.rollout.sampling import Sampling, draw, row_keys
-from grpo_jax.sharding.constraints import over_rows
-from grpo_jax.sharding.mesh import by_rows
+from grpo_jax.sharding.constraints import constrain
+from grpo_jax.sharding.mesh import ROWS, by_rows
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,15 @@ def _prefill(
 
 
 def _on_mesh(cache: Cache) -> Cache:
-    """Prompts over the row axes: a row's cache lives where the row is decoded."""
-    lay = partial(over_rows, axis=1)
+    """Prompts over the row axes, key/value heads over `tensor`: a row's cache lives where its heads are computed."""
+    prompt = lambda x: constrain(x, None, ROWS, "tensor")  # [L,P,K,Tp,H]
+    own = lambda x: constrain(x, None, ROWS, None, "tensor")  # [L,P,G,K,Tc,H]
     return replace(
         cache,
-        prompt_k=lay(cache.prompt_k),
-        prompt_v=lay(cache.prompt_v),
-        own_k=lay(cache.own_k),
-        own_v=lay(cache.own_v),
+        prompt_k=prompt(cache.prompt_k),
+        prompt_v=prompt(cache.prompt_v),
+        own_k=own(cache.own_k),
+        own_v=own(cache.own_v),
     )
 
 

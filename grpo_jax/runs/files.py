@@ -4,6 +4,8 @@ import os
 
 from etils import epath
 
+from grpo_jax.errors import UserError
+
 
 def is_local(path: epath.PathLike) -> bool:
     """Whether `path` is on a disk of this machine: locks, appends and renames work there only."""
@@ -24,3 +26,16 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: epath.PathLike) -> None:
+    """UserError when no file can be made at `path`: said before the work whose results it is for."""
+    path = epath.Path(path)
+    if not is_local(path):
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise UserError(f"{path}: its folder cannot be made ({fault.strerror}); give another file") from fault
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path}: cannot be written; give another file")

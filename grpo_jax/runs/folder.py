@@ -28,6 +28,9 @@ MAY_DIFFER = frozenset(
         "compilation_cache",
         "reward_workers",  # how fast rewards come, not what they are
         "mesh",  # the same sums on other devices: equal up to the rounding of their order
+        "micro_batch_size",  # and these, so that a run that is out of memory can go on in less
+        "logprob_chunk",
+        "remat",
     }
 )
 """Settings that may change when a run is resumed, because the result does not depend on them."""

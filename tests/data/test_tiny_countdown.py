@@ -1,0 +1,57 @@
+"""The demo's task: examples that are wrong would teach nonsense, shared problems would make its figure a lie."""
+
+import re
+
+import pytest
+
+from grpo_jax.data.sources import load_rows
+from grpo_jax.data.tiny_countdown import worked_examples
+from grpo_jax.errors import UserError
+from grpo_jax.rewards.countdown import solves
+
+LINE = re.compile(r"(\d+)([+-]\d+)=(\d+)([+-]\d+)=(\d+) vs (\d+) (yes|no)")
+
+
+def asked(prompt):
+    numbers, target = prompt.removesuffix(":").split("=")
+    return sorted(map(int, numbers.split())), int(target)
+
+
+def test_examples_whose_arithmetic_is_wrong():
+    for row in worked_examples("", 0, 300):
+        numbers, target = asked(row["prompt"])
+        thought = re.fullmatch(r"<think>(.*)</think><answer>.*</answer>", row["completion"], re.DOTALL)[1]
+        for line in thought.split("\n"):
+            a, b, first, c, second, goal, verdict = LINE.fullmatch(line).groups()
+            assert int(first) == int(a) + int(b)
+            assert int(second) == int(first) + int(c)
+            assert sorted((int(a), abs(int(b)), abs(int(c)))) == numbers
+            assert int(goal) == target
+            assert (verdict == "yes") == (int(second) == target)
+
+
+def test_patient_examples_that_do_not_succeed():
+    assert all(solves(row["completion"], *asked(row["prompt"])) for row in worked_examples("", 0, 200))
+
+
+def test_impatient_examples_that_leave_nothing_to_learn():
+    rows = worked_examples("", 0, 500, patience=0.2)
+    assert 0.2 < sum(solves(row["completion"], *asked(row["prompt"])) for row in rows) / 500 < 0.6
+
+
+def test_held_out_problems_among_the_training_problems():
+    held_out = {(tuple(sorted(row["numbers"])), row["target"]) for row in load_rows("tiny_countdown", "test")}
+    seen = {(tuple(n), t) for n, t in (asked(row["prompt"]) for row in worked_examples("", 0, 3000))}
+    rows = load_rows("tiny_countdown", "train", seed=1)
+    seen |= {(tuple(sorted(row["numbers"])), row["target"]) for row in rows}
+    assert len(held_out) > 50
+    assert not held_out & seen
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [("ops=+*", r"ops=\+\*: it knows \+ and - only"), ("max=50", "max=33 or less"), ("nubmers=3", "numbers")],
+)
+def test_problems_that_need_other_symbols(options, why):
+    with pytest.raises(UserError, match=why):
+        load_rows(f"tiny_countdown:{options}", "train")

@@ -1,0 +1,134 @@
+"""The demo, made very small: it must run from nothing to the end. That it learns is measured by
+benchmarks/demo.py, which takes minutes."""
+
+import contextlib
+import io
+import json
+
+import pytest
+
+from grpo_jax import demo
+from grpo_jax.cli import main
+
+SMALL = [
+    "--max_steps=3",
+    "--prompts_per_step=8",
+    "--num_generations=2",
+    "--micro_batch_size=0",
+    "--max_completion_length=16",
+    "--eval_prompts=8",
+    "--log_completions_steps=1",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief(quick_compilation):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "COLD_START", demo.COLD_START.replace(max_steps=4, warmup_steps=1))
+        patch.setattr(demo, "PATIENT_STEPS", 2)
+        patch.setattr(demo, "EXAMPLES", 100)
+        yield
+
+
+def run(folder, *words):
+    return main(["train", "demo", "--output_dir", str(folder), *SMALL, *words])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, what was printed) of a whole demo."""
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert run(folder) == 0
+    return folder, out.getvalue()
+
+
+def test_demo_that_stops_short(finished):
+    folder, said = finished
+    names = {path.name for path in folder.iterdir()}
+    files = {"config.yaml", "metrics.jsonl", "summary.json"}
+    assert names >= files | {"start", "completions", "checkpoints", "hf"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["before"]["prompts"] == summary["after"]["prompts"] == 8
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+    for words in ("random parameters", "Cold start: 4 steps", "success", "Held-out samples after", "model: "):
+        assert words in said
+
+
+def test_finished_demo_that_begins_again(finished, capsys):
+    assert run(finished[0]) == 0
+    said = capsys.readouterr().out
+    assert "made before" in said
+    assert "Cold start" not in said
+
+
+def test_model_that_other_programs_read_otherwise(finished):
+    """transformers opens every Qwen2 model with Qwen's own kind of tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(finished[0] / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(finished[0] / "hf")
+    text = "4 9 12=7:<think>4+9=13-12=1 vs 7 no\n4+12=16-9=7 vs 7 yes</think><answer>4+12-9</answer>"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert tokenizer.convert_ids_to_tokens(ids)[-3:] == ["-", "9", "</answer>"]
+    assert len(ids) == 42
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
+    with torch.no_grad():
+        assert model(torch.tensor([ids])).logits.shape == (1, 42, demo.SHAPE.vocab_size)
+
+
+def test_start_of_another_seed_taken_over(tmp_path, capsys):
+    """A start that was killed leaves `start`; the same command keeps it, another seed makes its own."""
+    made = {}
+    for name, seed, before in (("a", 0, False), ("a", 0, True), ("a", 1, False), ("b", 1, False)):
+        config = _config(tmp_path / name, seed)
+        with demo.starting_model(config) as start:
+            made[name, seed] = (start / "model.safetensors").read_bytes()
+        assert ("made before" in capsys.readouterr().out) == before
+    assert made["a", 0] != made["a", 1] == made["b", 1]
+
+
+def test_run_without_a_folder_that_leaves_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with demo.starting_model(_config("none", 0)) as start:
+        assert (start / "model.safetensors").exists()
+    assert not start.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_that_is_not_ours(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert run(tmp_path) == 2
+    assert "output folder in use" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_folder_named_start_that_is_removed(tmp_path, capsys):
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "thesis.tex").write_text("years of work")
+    assert run(tmp_path) == 2
+    assert "is there and not the demo's model" in capsys.readouterr().err
+    assert (tmp_path / "start" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--dataset", "gsm8k"], "dataset = gsm8k: the model 'demo' reads tiny_countdown only"),
+        (["--dataset", "tiny_countdown:max=50"], "use max=33 or less"),
+        (["--output_dir", "gs://bucket/run"], "give a local folder"),
+    ],
+)
+def test_what_the_demo_cannot_do(tmp_path, monkeypatch, capsys, words, why):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "demo", *SMALL, *words]) == 2
+    assert why in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def _config(folder, seed):
+    from grpo_jax.config import GRPOConfig, load_settings
+
+    return load_settings(GRPOConfig, "demo", {"output_dir": str(folder), "seed": str(seed)})
