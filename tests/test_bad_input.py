@@ -296,6 +296,19 @@ def test_every_verb_that_takes_a_model_says_what_is_wrong_with_it(verb, words, p
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (
+            ["generate", "--model", "model", "--prompt", "a", "--max_completion_length", "99999"],
+            r"has \d+ positions",
+        ),
+        (
+            ["eval", "--model", "model", "--task", "data", "--output", "data/train.jsonl/x.json"],
+            r"cannot be made",
+        ),
+        (
+            ["generate", "--model", "model", "--prompt", "a", "--coordinator", "here", "--num_processes", "1"]
+            + ["--process_id", "0"],
+            r"--coordinator = here: give host:port",
+        ),
         (["export", "nowhere", "out"], r"error: nowhere: no run here \(no config.yaml\)"),
         (["export", "data", "out"], r"error: data: no run here"),
         (["generate", "--model", "model"], r"prompt: must be given"),

@@ -30,16 +30,16 @@ BAD = [
     ("train --max_steps many", "max_steps = 'many': must be a whole number"),
     ("train --max_steps -1", "max_steps = '-1': must be at least 1"),
     ("train --shuffle maybe", "shuffle = 'maybe': must be true or false"),
-    ("train --num_minibatches 3", "num_minibatches = 3: 64 rows"),
+    ("train gsm8k --num_minibatches 3", "num_minibatches = 3: 512 rows"),
     ("train --mesh a=1", "mesh = 'a=1': no axis 'a'"),
     ("train --loss_type ppo", "loss_type = 'ppo': must be 'grpo', 'dapo'"),
     ("train --num_processes two", "--num_processes: invalid int value: 'two'"),
     ("train --coordinator localhost:1", "--coordinator, --num_processes and --process_id go together"),
-    ("sft", "dataset: must be given"),
+    ("sft --model m", "dataset: must be given"),
     ("sft --dataset x --num_generations 8", "--num_generations: not a setting here"),
-    ("eval --samples -3", "samples = '-3': must be at least 0"),
-    ("eval --dataset x", "--dataset: not a setting here; write task"),
-    ("generate", "prompt: must be given"),
+    ("eval --model m --samples -3", "samples = '-3': must be at least 0"),
+    ("eval --model m --dataset x", "--dataset: not a setting here; write task"),
+    ("generate --model m", "prompt: must be given"),
     ("export run", "required: OUT"),
     ("export run out --step last", "--step: invalid int value: 'last'"),
     ("doctor --fast", "--fast: no such setting"),
@@ -115,12 +115,15 @@ def test_a_runs_own_settings_repeat_it(calls, tmp_path):
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("sft --dataset rows.jsonl", ("sft", SFTConfig(dataset="rows.jsonl"))),
+        ("sft --model m --dataset rows.jsonl", ("sft", SFTConfig(model="m", dataset="rows.jsonl"))),
         (
             "eval --model m --task gsm8k --samples 4",
             ("evaluate", EvalConfig(model="m", task="gsm8k", samples=4)),
         ),
-        ("generate --prompt Hi --chat false", ("generate", GenerateConfig(prompt="Hi", chat=False))),
+        (
+            "generate --model m --prompt Hi --chat false",
+            ("generate", GenerateConfig(model="m", prompt="Hi", chat=False)),
+        ),
     ],
 )
 def test_the_other_verbs_get_their_settings(line, expected, calls):

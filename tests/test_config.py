@@ -13,7 +13,11 @@ from grpo_jax.errors import UserError
 from grpo_jax.settings_io import TRANSLATED_PREFIXES, TRANSLATIONS, from_text, sections
 
 CONFIGS = [GRPOConfig, SFTConfig, EvalConfig, GenerateConfig]
-NEEDED = {SFTConfig: {"dataset": "rows.jsonl"}, GenerateConfig: {"prompt": "Hello"}}
+NEEDED = {
+    SFTConfig: {"model": "m", "dataset": "rows.jsonl"},
+    EvalConfig: {"model": "m"},
+    GenerateConfig: {"model": "m", "prompt": "Hello"},
+}
 
 BAD = [
     # what is given                                what the message must say
@@ -85,6 +89,7 @@ def test_a_bad_setting_is_refused_in_words(given_values, words):
     ("cls", "given_values", "words"),
     [
         (SFTConfig, {}, "dataset: must be given"),
+        (EvalConfig, {"model": None}, "model"),
         (SFTConfig, {"dataset": "x", "micro_batch_size": 5}, "16 rows do not divide by it; use 4 or 8"),
         (SFTConfig, {"dataset": "x", "prompts_per_step": 5}, "write rows_per_step"),
         (SFTConfig, {"dataset": "x", "warmup_steps": 201}, "use at most max_steps, 200"),
@@ -102,7 +107,7 @@ def test_a_bad_setting_is_refused_in_words(given_values, words):
 )
 def test_the_other_verbs_refuse_too(cls, given_values, words):
     with pytest.raises(UserError, match=re.escape(words)):
-        cls(**given_values)
+        cls(**{"model": "m", **given_values})
 
 
 def test_many_problems_stay_a_few_lines():

@@ -153,7 +153,21 @@ def test_no_array_holds_the_logits_of_all_tokens(tiny, tiny_params, rows, jaxpr_
 
 
 def test_half_precision_computation_gives_float32_logprobs(tiny, tiny_params, rows, unchunked):
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny_params)
-    logprobs, _ = jax.jit(completion_logprobs, static_argnums=(0, 3))(tiny, half, rows, WHOLE)
+    how = dataclasses.replace(WHOLE, dtype="bfloat16")
+    logprobs, _ = jax.jit(completion_logprobs, static_argnums=(0, 3))(tiny, tiny_params, rows, how)
     assert logprobs.dtype == jnp.float32
     np.testing.assert_allclose(logprobs, unchunked[0][0], atol=0.25)
+
+
+def test_the_heads_gradient_is_summed_over_chunks_in_float32(tiny, tiny_params, rows):
+    """Added up in bfloat16, the parts of many chunks would lose percents of it."""
+
+    def head_gradient(chunk):
+        how = dataclasses.replace(WHOLE, dtype="bfloat16", chunk=chunk, entropy=False)
+        total = lambda params: completion_logprobs(tiny, params, rows, how)[0].sum()
+        return jax.jit(jax.grad(total))(tiny_params)["head"]["kernel"]
+
+    many = head_gradient(1)
+    assert (many != many.astype(jnp.bfloat16)).mean() > 0.5, "the sum itself was rounded to bfloat16"
+    one = head_gradient(10**6)
+    assert float(jnp.linalg.norm(one - many) / jnp.linalg.norm(one)) < 2**-8  # one chunk's own rounding

@@ -19,7 +19,8 @@ from grpo_jax.models.config import PUBLISHED, ModelConfig
 from grpo_jax.models.hf import check_tokenizer, load_params, load_tokenizer, resolve_model, save_model
 from grpo_jax.models.hf_config import published_layout
 from grpo_jax.models.names import rows
-from grpo_jax.models.safetensors_io import Outgoing, Stored, open_folder, write_file
+from grpo_jax.models.qwen import init
+from grpo_jax.models.safetensors_io import Outgoing, Stored, open_folder, sampled_digest, write_file
 
 CFG = ModelConfig(
     vocab_size=64,
@@ -343,3 +344,10 @@ def test_two_processes_load_their_parts_and_write_one_whole(folder, tmp_path):
     assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
     for name, tensor in open_folder(folder).items():
         np.testing.assert_array_equal(open_folder(tmp_path / "out")[name].open(), tensor.open())
+
+
+def test_models_of_one_shape_with_other_weights_are_told_apart(tmp_path):
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        save_model(tmp_path / name, CFG, init(CFG, jax.random.key(seed)))
+    one, same, other = (sampled_digest(tmp_path / name) for name in ("one", "same", "other"))
+    assert one == same != other

@@ -1,0 +1,80 @@
+"""Rewards that fail inside a run: counted, told, and survived; a run that would train on nothing ends."""
+
+import json
+import time
+
+import pytest
+
+from grpo_jax import GRPOConfig, GRPOTrainer, UserError
+
+
+def vowels(completions, **columns):
+    return [float(sum(letter in "aeiou" for letter in text)) for text in completions]
+
+
+def sometimes_raises(prompts, completions, letter, **columns):
+    if "a" in letter:
+        raise ZeroDivisionError("no luck")
+    return vowels(completions)
+
+
+def sometimes_hangs(prompts, completions, letter, **columns):
+    if "a" in letter:
+        time.sleep(60)
+    return vowels(completions)
+
+
+def sometimes_nan(completions, letter, **columns):
+    return [float("nan") if one == "a" else 1.0 for one in letter]
+
+
+def always_raises(completions, **columns):
+    raise KeyError("a typo")
+
+
+@pytest.fixture
+def train(tiny_settings, tmp_path):
+    """`train(reward, **changes)`: the lines of metrics of a short run with that reward beside `vowels`."""
+
+    def run(*rewards, **changes):
+        settings = tiny_settings | {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 2,
+            "reward_timeout": 1.0,
+        }
+        settings |= {"eval_prompts": 0, "reward_workers": 2, "shuffle": False} | changes
+        model = settings.pop("model")
+        settings.pop("rewards")
+        GRPOTrainer(model, list(rewards), GRPOConfig(**settings)).train()
+        return [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("reward", "kind"),
+    [(sometimes_raises, "errors"), (sometimes_hangs, "timeouts"), (sometimes_nan, "nans")],
+)
+def test_a_fault_is_counted_and_told_once_and_the_run_goes_on(reward, kind, train, capfd):
+    lines = train(vowels, reward)
+    # The letters go a e i o u a e i | o u a e i o u a: two prompts with an a in each step, of two completions.
+    assert [line[f"rewards/{reward.__name__}/{kind}"] for line in lines] == [4, 4]
+    assert lines[0]["grad_norm"] > 0
+    told = [line for line in capfd.readouterr().err.splitlines() if f"'{reward.__name__}' had {kind}" in line]
+    assert len(told) == 1
+
+
+def test_stop_means_stop(train):
+    with pytest.raises(UserError, match=r"'sometimes_raises' failed on the completion(.|\n)*no luck"):
+        train(vowels, sometimes_raises, on_reward_error="stop")
+
+
+def test_a_reward_that_never_works_ends_the_run_with_its_fault(train):
+    with pytest.raises(UserError, match=r"'always_raises' failed on all 16 completions of a step: .*a typo"):
+        train(vowels, always_raises)
+
+
+def test_held_out_results_say_what_failed(train, tmp_path):
+    train(vowels, sometimes_raises, eval_prompts=8)
+    before = json.loads((tmp_path / "run" / "summary.json").read_text())["before"]
+    assert before["rewards/sometimes_raises/errors"] == 2  # two of eight prompts have the letter a, greedily
