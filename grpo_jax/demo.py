@@ -45,7 +45,7 @@ SHAPE = ModelConfig(
     rope_theta=1e4,
     rms_norm_eps=1e-6,
     tie_word_embeddings=True,
-    max_position_embeddings=512,
+    max_position_embeddings=1024,  # room for the default lengths of `eval` and `generate`
 )
 COLD_START = SFTConfig(
     model="demo",

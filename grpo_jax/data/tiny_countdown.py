@@ -7,8 +7,8 @@ calculator shows it, and compares the outcome with the target:
     <think>9+5=14-3=11 vs 7 no
     9+3=12-5=7 vs 7 yes</think><answer>9+3-5</answer>
 
-but most of them lose heart at the first failure and answer with it. So a model that learned from them knows
-how to try, to check and to try on, and has much to gain from doing so.
+An impatient example ends after its first trial, and answers with it even when it saw it fail. A model that
+learned from both kinds knows how to try, to check and to try on, and has much to gain from doing so.
 """
 
 import random
