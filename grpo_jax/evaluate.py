@@ -64,13 +64,12 @@ class Evaluator:
         samples: int,
         width: int,
         seed: int,
-        limit: int = 0,
         at_a_time: int = 64,
     ):
         scorer.check(prompts)
-        self.prompts, self.scorer, self.limit = prompts, scorer, limit or len(prompts)
+        self.prompts, self.scorer = prompts, scorer
         shards = row_shards(policy.mesh)
-        wanted = max(min(at_a_time, self.limit), 1)
+        wanted = max(min(at_a_time, len(prompts)), 1)
         self.at_a_time = math.ceil(wanted / shards) * shards
         self.sampler = Sampler(
             policy.cfg,
@@ -86,7 +85,7 @@ class Evaluator:
     def __call__(self, params: Any) -> Evaluation:
         """Evaluate weights in the rollout's dtype and layout, inside the policy's mesh."""
         parts = list(self._parts(params))
-        join = lambda pick: np.concatenate([pick(part) for part in parts])[: self.limit]
+        join = lambda pick: np.concatenate([pick(part) for part in parts])
         return Evaluation(
             rewards=join(lambda p: p[3].rewards[: p[1]]),
             successes=join(lambda p: p[3].values[: p[1], :, 0] >= 1),
@@ -98,13 +97,9 @@ class Evaluator:
 
     def _parts(self, params: Any) -> Iterator[tuple[PromptBatch, int, Rollout, Scored]]:
         """Each batch with the number of its real prompts: the last may be filled up with repeats."""
-        done = 0
         for batch, real in self.prompts.batches_in_order(self.at_a_time):
             rollout = fetch(self.sampler(params, batch.tokens, batch.lengths, batch.uids, step=0))
             yield batch, real, rollout, self.scorer(batch, rollout)
-            done += real
-            if done >= self.limit:
-                return
 
 
 def _samples(batch: PromptBatch, scored: Scored, count: int = 4) -> list[dict[str, Any]]:

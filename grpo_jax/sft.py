@@ -17,7 +17,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.objective import SFT, Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state
-from grpo_jax.learner.update import make_update
+from grpo_jax.learner.update import make_update, read
 from grpo_jax.models.hf import save_model
 from grpo_jax.models.qwen import abstract_params
 from grpo_jax.policy import Policy, open_policy
@@ -65,7 +65,7 @@ class FineTuner:
         """The update of a step, counted from 0; `state` is donated."""
         clock, rows = Stopwatch(), self.examples(step)
         state, metrics = self.update(state, self.batch(*self._on_devices(rows)))
-        values = {name: float(hosts.get(value)) for name, value in metrics.items()}
+        values = read(metrics)
         tokens = int(rows.completion_lengths.sum())
         return state, {
             **values,

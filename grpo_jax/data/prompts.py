@@ -99,10 +99,6 @@ class Prompts:
             padding = [rows[-1]] * (prompts_per_step - len(rows))
             yield self._batch([(0, row) for row in rows + padding]), len(rows)
 
-    def all_rows(self) -> Iterator[PromptBatch]:
-        """Every kept prompt once, in the data's order, one to a batch."""
-        return (batch for batch, _ in self.batches_in_order(1))
-
     def _draw(self, index: int) -> tuple[int, int]:
         """(epoch, row) of a draw of the infinite sequence."""
         epoch, position = divmod(index, len(self._kept))

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.objective import GRPO, Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state, state_shardings
-from grpo_jax.learner.update import make_score, make_update, split
+from grpo_jax.learner.update import make_score, make_update, read, split
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params, abstract_params, cast
 from grpo_jax.programs import Program
@@ -93,7 +93,7 @@ class Learner:
             for batch in batches:
                 state, metrics = self.update(state, batch)
                 history.append(metrics)
-        return state, _combine([jax.tree.map(lambda x: float(hosts.get(x)), m) for m in history])
+        return state, _combine([read(metrics) for metrics in history])
 
     def _with(self, field: str, params: Params, batches: list[Batch]) -> list[Batch]:
         return [replace(batch, **{field: self.score(params, batch.rows)}) for batch in batches]

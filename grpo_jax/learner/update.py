@@ -1,5 +1,6 @@
 """The compiled step: micro-batches scanned inside, one optimizer update, state donated."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -9,12 +10,14 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from grpo_jax.errors import UserError
 from grpo_jax.learner.logprobs import Scoring, completion_logprobs
 from grpo_jax.learner.objective import GRPO, SFT, Batch, sampler_gap
 from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params, cast
 from grpo_jax.programs import Program
+from grpo_jax.sharding import hosts
 from grpo_jax.sharding.constraints import over_rows
 from grpo_jax.sharding.mesh import by_rows, everywhere
 
@@ -115,3 +118,17 @@ def split(tree: Any, parts: int) -> Any:
         return over_rows(x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), axis=1)
 
     return jax.tree.map(one, tree)
+
+
+def read(metrics: Metrics) -> dict[str, float]:
+    """An update's metrics as Python numbers; waits for the update.
+
+    UserError when its gradient was not finite: the weights are lost with it, and no checkpoint may take them.
+    """
+    values = {name: float(hosts.get(value)) for name, value in metrics.items()}
+    if not math.isfinite(values["grad_norm"]):
+        raise UserError(
+            f"the gradient is not finite (loss {values['loss']}); nothing of it was saved. Export the last "
+            "checkpoint and start from that with a lower learning_rate"
+        )
+    return values

@@ -49,7 +49,6 @@ class RunFolder:
         self.run_file = self.path / "run.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.summary_file = self.path / "summary.json"
-        self.report_file = self.path / "report.html"
         self.checkpoints = self.path / "checkpoints"
         self.hf = self.path / "hf"
         self._lock: IO[str] | None = None

@@ -118,10 +118,6 @@ def test_the_evaluation_tail_changes_shape_or_loses_rows(tokenizer):
     assert batches[-1][0].uids.tolist() == [6, 6, 6]
 
 
-def test_all_rows_skips_a_row(tokenizer):
-    assert [batch.columns["answer"][0] for batch in make(tokenizer, n=4).all_rows()] == [0, 1, 2, 3]
-
-
 def test_a_column_missing_from_one_row_breaks_the_batch(tokenizer):
     rows = [{"prompt": "a", "hint": "h"}, {"prompt": "b", "answer": 1}]
     batch = make(tokenizer, rows=rows, prompts_per_step=2, shuffle=False)(0)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax.errors import UserError
 from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.objective import GRPO, SFT, Batch
 from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
-from grpo_jax.learner.update import accumulate, make_score, make_update, split
+from grpo_jax.learner.update import accumulate, make_score, make_update, read, split
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -219,3 +220,9 @@ def test_half_precision_computes_in_half_and_steps_in_float32(tiny, tiny_params,
     norm = lambda tree: np.sqrt(sum(float((x.astype(np.float64) ** 2).sum()) for x in jax.tree.leaves(tree)))
     gap = norm(jax.tree.map(np.subtract, half[0], full[0])) / norm(full[0])
     assert 1e-4 < gap < 0.1
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_anything_is_saved():
+    with pytest.raises(UserError, match="gradient is not finite"):
+        read({"loss": jnp.float32(1.0), "grad_norm": jnp.float32(np.nan)})
+    assert read({"loss": jnp.float32(1.0), "grad_norm": jnp.float32(2.0)}) == {"loss": 1.0, "grad_norm": 2.0}
