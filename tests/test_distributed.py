@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -123,9 +124,13 @@ def test_two_processes_report_what_one_does(one, two):
         assert ends[0][when] == ends[1][when]
 
 
+# What the collectives' library prints on stdout of each process; its threads break into one another's lines.
+GLOO = r"\[Gloo\]|Rank|is connected to|Expected number of connected|peer ranks|is|[\d\s.:]"
+
+
 def test_only_the_first_process_speaks(two):
     for end in (two[1][1], two[3][1]):
-        assert [line for line in end[1].splitlines() if not line.startswith("[Gloo]")] == []
+        assert re.sub(GLOO, "", end[1]) == ""
     assert "4 steps, " in two[3][0][1]
 
 
