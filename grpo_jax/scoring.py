@@ -29,7 +29,7 @@ class Scorer:
     def __init__(self, pool: RewardPool, weights: list[float] | None, tokenizer: Any):
         self.pool, self.tokenizer = pool, tokenizer
         self.weights = list(weights) if weights is not None else [1.0] * len(pool.names)
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, str]] = set()  # (function, kind of fault)
 
     def check(self, prompts: Prompts) -> None:
         """UserError when a reward needs a column that these data do not have."""
@@ -59,15 +59,18 @@ class Scorer:
         return scores
 
     def _failures(self, scores: Scores, rows: int) -> dict[str, int]:
-        """Rows lost, over all hosts; the first fault of each kind is told once, and a function that fails on every
-        row ends the run: it would train on nothing."""
+        """Rows lost, over all hosts; the first fault of each kind is told once, and once a function that fails on
+        every row of a batch: a service that is down for a step costs that step, not the run."""
         kinds = {"errors": scores.errors, "timeouts": scores.timeouts, "nans": scores.nans}
         counts = hosts.total([[kind[name] for name in self.pool.names] for kind in kinds.values()])
         self._tell()
         for name, lost in zip(self.pool.names, counts.sum(0)):
-            if lost == rows:
-                why = "; ".join(self.pool.messages[name].values()) or "see the other hosts' messages"
-                raise UserError(f"rewards: '{name}' failed on all {rows} completions of a step: {why}")
+            if lost == rows and hosts.is_writer():
+                self._tell_once(
+                    (name, "all"),
+                    f"'{name}' failed on all {rows} completions of a step; nothing is learned from it while it "
+                    "does (on_reward_error = stop ends the run instead)",
+                )
         return {
             f"rewards/{name}/{kind}": int(n)
             for kind, row in zip(kinds, counts)
@@ -78,9 +81,12 @@ class Scorer:
     def _tell(self) -> None:
         for name, messages in self.pool.messages.items():
             for kind, why in messages.items():
-                if (name, kind) not in self._told:
-                    self._told.add((name, kind))
-                    print(f"rewards: '{name}' had {kind}; the first: {why}", file=sys.stderr, flush=True)
+                self._tell_once((name, kind), f"'{name}' had {kind}; the first: {why}")
+
+    def _tell_once(self, what: tuple[str, str], sentence: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            print(f"rewards: {sentence}", file=sys.stderr, flush=True)
 
 
 def _arguments(batch: PromptBatch, texts: list[str], ids: list[list[int]], own: slice, G: int) -> tuple:

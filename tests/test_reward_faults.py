@@ -1,4 +1,4 @@
-"""Rewards that fail inside a run: counted, told, and survived; a run that would train on nothing ends."""
+"""Rewards that fail inside a run: counted, told, and survived, unless the settings say stop."""
 
 import json
 import time
@@ -69,9 +69,25 @@ def test_stop_means_stop(train):
         train(vowels, sometimes_raises, on_reward_error="stop")
 
 
-def test_a_reward_that_never_works_ends_the_run_with_its_fault(train):
-    with pytest.raises(UserError, match=r"'always_raises' failed on all 16 completions of a step: .*a typo"):
-        train(vowels, always_raises)
+def test_a_reward_that_always_fails_is_counted_and_told_and_the_run_goes_on(train, capfd):
+    lines = train(vowels, always_raises)
+    assert [line["rewards/always_raises/errors"] for line in lines] == [16, 16]
+    assert lines[0]["grad_norm"] > 0  # the other reward still teaches
+    told = [line for line in capfd.readouterr().err.splitlines() if "failed on all 16 completions" in line]
+    assert len(told) == 1
+
+
+def test_steps_without_any_reward_teach_nothing_and_the_run_ends_whole(train, tmp_path):
+    lines = train(always_raises, eval_prompts=8)
+    assert [(line["reward"], line["grad_norm"]) for line in lines] == [(None, 0.0), (None, 0.0)]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["before"]["rewards/always_raises/errors"] == 8
+    assert (tmp_path / "run" / "hf" / "config.json").exists()
+
+
+def test_stop_stops_at_a_reward_that_always_fails(train):
+    with pytest.raises(UserError, match=r"'always_raises' failed(.|\n)*a typo"):
+        train(vowels, always_raises, on_reward_error="stop")
 
 
 def test_held_out_results_say_what_failed(train, tmp_path):
