@@ -1,16 +1,18 @@
 """One step's scoring: what is left to run, what has been found, and what went wrong."""
 
 import math
+import pickle
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from grpo_jax.errors import UserError
 from grpo_jax.rewards.load import describe
-from grpo_jax.rewards.packing import pack_arguments
+from grpo_jax.rewards.logs import LogBook
+from grpo_jax.rewards.packing import pack_data
 from grpo_jax.rewards.text import text_of
 
 VERBS = {"errors": "failed", "timeouts": "timed out", "nans": "gave no number"}
@@ -26,6 +28,8 @@ class Scores:
     timeouts: rows lost because it took too long.
     nans: rows for which it returned NaN or an infinity.
     retried: units that failed and were tried again row by row (a row healed by that is in no other count).
+    extras: columns for the completions table from `log_extra`, [B] each, None where nothing was given.
+    metrics: means of the numbers given to `log_metric`.
     """
 
     values: np.ndarray
@@ -33,6 +37,8 @@ class Scores:
     timeouts: dict[str, int]
     nans: dict[str, int]
     retried: dict[str, int]
+    extras: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,20 @@ class Unit:
     retry: bool = False
 
 
+Job = tuple[Unit, ...]
+"""What a lane is given at a time: one unit of a plain function; any number of units that wait side by side."""
+
+
 class Batch:
-    """B rows and n functions on their way to `scores`: the pool takes units from `waiting`, brings answers.
+    """B rows and n functions on their way to `scores`: the pool takes jobs from `waiting`, brings answers.
 
     Args:
         names: of the functions, [n].
         data: keyword arguments of every function, each [B]; "prompts" and "completions" among them.
         messages: by function and kind of fault, the first sentence seen; written here, kept by the pool.
+        patient: the functions (indices) that are async. All their units are one job, and the first; so are the
+            rows of a unit that is tried again.
+        state: the trainer's state, for every function that takes it.
         stop: raise `UserError` at the first row that is lost, instead of counting it.
     """
 
@@ -60,25 +73,43 @@ class Batch:
         data: Mapping[str, Sequence[Any]],
         messages: dict[str, dict[str, str]],
         stop: bool,
+        patient: Set[int] = frozenset(),
+        state: Any = None,
     ):
         self.names, self.data, self.messages, self.stop = names, data, messages, stop
-        counters = [dict.fromkeys(names, 0) for _ in range(4)]
-        self.scores = Scores(np.full((len(data["completions"]), len(names)), np.nan), *counters)
-        groups = runs_of_equal(data["prompts"])
-        self.waiting = deque(Unit(f, rows) for rows in groups for f in range(len(names)))
+        self.patient = patient
+        none = lambda: dict.fromkeys(names, 0)
+        self.scores = Scores(
+            np.full((len(data["completions"]), len(names)), np.nan), none(), none(), none(), none()
+        )
+        self.logs = LogBook(names, len(data["completions"]))
+        self.state = self._packed(state, "trainer_state")
+        units = [Unit(f, rows) for rows in runs_of_equal(data["prompts"]) for f in range(len(names))]
+        together = tuple(unit for unit in units if unit.function in patient)
+        alone = [(unit,) for unit in units if unit.function not in patient]
+        self.waiting: deque[Job] = deque([together, *alone] if together else alone)
 
-    def request(self, unit: Unit) -> bytes:
-        """The message to a worker that asks for this unit."""
+    def request(self, job: Job, known: bytes | None) -> bytes:
+        """The message to a worker that asks for this job; `known` is the state that it has."""
+        return pickle.dumps((None if known == self.state else self.state, [self._unit(unit) for unit in job]))
+
+    def _unit(self, unit: Unit) -> bytes:
         rows = slice(unit.rows.start, unit.rows.stop)
-        try:
-            return pack_arguments(unit.function, {k: list(column[rows]) for k, column in self.data.items()})
-        except Exception as fault:
-            name = self.names[unit.function]
-            raise UserError(f"rewards: the columns for '{name}' cannot be sent: {describe(fault)}") from fault
+        arguments = {name: list(column[rows]) for name, column in self.data.items()}
+        return self._packed((unit.function, arguments), f"the columns for '{self.names[unit.function]}'")
 
-    def accept(self, unit: Unit, entries: Sequence[Any]) -> None:
-        """Take a unit's answer: one entry a row, as `worker.entry` wrote it."""
-        for row, entry in zip(unit.rows, entries):
+    def _packed(self, value: Any, what: str) -> bytes:
+        try:
+            return pack_data(value)
+        except Exception as fault:
+            raise UserError(
+                f"rewards: {what} cannot be sent to a worker process: {describe(fault)}"
+            ) from fault
+
+    def accept(self, unit: Unit, reply: Mapping[str, Any]) -> None:
+        """Take a unit's answer: an entry a row, and what the function logged."""
+        self.logs.add(unit.function, unit.rows, reply)
+        for row, entry in zip(unit.rows, reply["values"]):
             if entry == "nan":
                 self._lose(unit, row, "nans", "returned NaN or an infinity")
             elif isinstance(entry, str):
@@ -87,14 +118,23 @@ class Batch:
                 self.scores.values[row, unit.function] = math.nan if entry is None else entry
 
     def fail(self, unit: Unit, kind: str, why: str) -> None:
-        """A whole unit failed: put its rows back one by one, or give its only row up."""
+        """A whole unit failed, by itself: put its rows back one by one, or give its only row up."""
         name = self.names[unit.function]
         self.messages[name].setdefault(kind, why)
         if unit.retry:
             self._lose(unit, unit.rows.start, kind, why)
             return
         self.scores.retried[name] += 1
-        self.waiting.extend(Unit(unit.function, range(row, row + 1), retry=True) for row in unit.rows)
+        rows = [Unit(unit.function, range(row, row + 1), retry=True) for row in unit.rows]
+        self.waiting.extend([tuple(rows)] if unit.function in self.patient else [(row,) for row in rows])
+
+    def again(self, units: Iterable[Unit]) -> None:
+        """Units that were lost together, nobody knows through which: put each back as a job of its own."""
+        self.waiting.extend((unit,) for unit in units)
+
+    def finished(self) -> Scores:
+        """The scores, with all that was logged."""
+        return replace(self.scores, extras=self.logs.extras(), metrics=self.logs.metrics())
 
     def _lose(self, unit: Unit, row: int, kind: str, why: str) -> None:
         name = self.names[unit.function]

@@ -20,6 +20,21 @@ def think_answer_format(prompts: list[Any], completions: list[Any], **columns: A
     ]
 
 
+def think_format_reward(completions: list[Any], **columns: Any) -> list[float]:
+    """1.0 for a text that begins with `<think>`, its only one, and closes it somewhere; else 0.0.
+
+    The values of TRL 1.16's function of this name, with what that lets pass: nothing need stand between the
+    tags, nor behind them, and further `</think>` do no harm; one space before `<think>` does.
+    `think_answer_format` asks for more.
+    """
+    return [float(is_think(text_of(c))) for c in completions]
+
+
+def is_think(text: str) -> bool:
+    """The rule of `think_format_reward` for one text."""
+    return text.startswith("<think>") and text.count("<think>") == 1 and "</think>" in text
+
+
 def is_think_answer(text: str, prefilled: bool = False) -> bool:
     """The rule of `think_answer_format` for one text. Counts and splits only, so linear in its length."""
     text = _without_end_markers(text)

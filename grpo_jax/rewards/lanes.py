@@ -1,4 +1,4 @@
-"""Where rewards run, one unit of work at a time: a process that can be killed, or (second best) a thread.
+"""Where rewards run, one job at a time: a process that can be killed, or (second best) a thread.
 
 Both speak the protocol of `worker.py` over a `Connection`, so the pool need not know which is which.
 """
@@ -27,21 +27,23 @@ STALL_SECONDS = 60
 
 
 class Lane:
-    """A place that runs one unit at a time. `unit` is what it runs now (the pool's business), `ready` whether
-    it has loaded the functions, `deadline` when (time.monotonic) the pool's patience with it ends."""
+    """A place that runs one job at a time. `units` are those of it that it has not answered yet, by place (the
+    pool's business), `ready` is whether it has loaded the functions, `deadline` when (time.monotonic) the pool's
+    patience with it ends, `state` the trainer's state that it knows, as it was sent."""
 
     connection: Connection
     in_process = False
     fate = "unknown"  # how it ended, in words
 
     def __init__(self, ready: bool, deadline: float):
-        self.unit: Any = None
+        self.units: dict[int, Any] = {}
+        self.state: bytes | None = None
         self.ready = ready
         self.deadline = deadline
 
     @property
     def idle(self) -> bool:
-        return self.ready and self.unit is None
+        return self.ready and not self.units
 
     def end(self, patience: float = 0.0) -> None:
         """Stop; wait `patience` seconds for a clean end before using force."""
@@ -51,7 +53,7 @@ class Lane:
 class ProcessLane(Lane):
     """A fresh interpreter in a session of its own, so that it dies together with whatever it has started."""
 
-    def __init__(self, functions: Sequence[Packed], deadline: float):
+    def __init__(self, functions: Sequence[Packed], timeout: float, deadline: float):
         super().__init__(ready=False, deadline=deadline)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -67,7 +69,8 @@ class ProcessLane(Lane):
             ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", STALL_SECONDS, 0))
         self.connection = Connection(ours.detach())
         with contextlib.suppress(OSError):  # it died at once: the pool reads the socket's end and says so
-            self.connection.send_bytes(pickle.dumps({"path": sys.path, "functions": functions}))
+            setup = {"path": sys.path, "functions": functions, "timeout": timeout}
+            self.connection.send_bytes(pickle.dumps(setup))
 
     def end(self, patience: float = 0.0) -> None:
         self.connection.close()
@@ -90,18 +93,18 @@ class ThreadLane(Lane):
 
     in_process = True
 
-    def __init__(self, functions: Sequence[Callable[..., Any]]):
+    def __init__(self, functions: Sequence[Callable[..., Any]], timeout: float):
         super().__init__(ready=True, deadline=float("inf"))
         self.connection, theirs = Pipe()
-        threading.Thread(target=_serve, args=(theirs, functions), name="reward", daemon=True).start()
+        threading.Thread(target=_serve, args=(theirs, functions, timeout), name="reward", daemon=True).start()
 
     def end(self, patience: float = 0.0) -> None:
         self.connection.close()
 
 
-def _serve(connection: Connection, functions: Sequence[Callable[..., Any]]) -> None:
+def _serve(connection: Connection, functions: Sequence[Callable[..., Any]], timeout: float) -> None:
     with connection:
-        worker.serve(connection, functions)
+        worker.Server(connection, functions, timeout).serve()
 
 
 def _environment() -> dict[str, str]:

@@ -41,14 +41,23 @@ def load_reward(spec: "str | Callable[..., Any] | Reward") -> Reward:
         _check_callable(spec, repr(spec))
         return Reward(name_of(spec), spec)
     if spec in BUILTIN:
-        module, _, function = BUILTIN[spec].partition(":")
-        return Reward(spec, getattr(importlib.import_module(module), function), spec)
+        return Reward(spec, _builtin(spec), spec)
     if ":" in spec or spec.endswith(".py"):
         return _from_file(spec)
     raise UserError(
         f"rewards: nothing is called '{spec}'{nearest(spec, BUILTIN)}; "
         f"built in are {', '.join(sorted(BUILTIN))}; your own is file.py:function"
     )
+
+
+def _builtin(name: str) -> Callable[..., Any]:
+    module, _, function = BUILTIN[name].partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as fault:
+        raise UserError(
+            f"rewards: '{name}' needs the package {fault.name}, which is not installed"
+        ) from fault
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -67,6 +76,13 @@ def parameters(function: Callable[..., Any]) -> tuple[set[str], set[str] | None]
     required = {p.name for p in named if p.default is p.empty}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in found)
     return required, None if takes_all else {p.name for p in named}
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether it is an `async def`, or an object whose `__call__` is one."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
 
 
 def _from_file(spec: str) -> Reward:

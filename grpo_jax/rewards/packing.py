@@ -41,11 +41,11 @@ def unpack(packed: Sequence[Packed]) -> tuple[list[Callable[..., Any] | None], d
     return functions, failed
 
 
-def pack_arguments(function: int, arguments: dict[str, Any]) -> bytes:
-    """One request. Plain pickle for plain data; objects of classes in the user's script need cloudpickle."""
+def pack_data(value: Any) -> bytes:
+    """Plain pickle for plain data; objects of classes in the user's script need cloudpickle."""
     try:
-        return pickle.dumps((function, arguments))
+        return pickle.dumps(value)
     except Exception:
         import cloudpickle
 
-        return cloudpickle.dumps((function, arguments))
+        return cloudpickle.dumps(value)

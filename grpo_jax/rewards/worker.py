@@ -1,91 +1,95 @@
-"""The process in which rewards run: read a unit of work, call the function, write the scores back.
+"""The process in which rewards run: read units of work, call the functions, write the scores back.
 
 Started by `lanes.ProcessLane` as a fresh interpreter: nothing of the trainer (its threads, its devices, its
 `__main__`) is in here. Talks over a socket of its own: what a reward prints goes to the trainer's stderr.
-Requests are pickled (columns may hold anything); replies are JSON, so that the trainer reads nothing but
-numbers and sentences from a process that runs foreign code.
+Requests are pickled (columns may hold anything); replies are JSON, see `replies.py`.
 """
 
+import contextlib
+import functools
 import inspect
 import json
-import math
 import os
 import pickle
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from grpo_jax.rewards.load import describe, parameters
+from grpo_jax.rewards.load import parameters
 from grpo_jax.rewards.packing import unpack
+from grpo_jax.rewards.replies import Call, failed
+
+if TYPE_CHECKING:
+    from grpo_jax.rewards.waiting import Loop
 
 
-def serve(connection: Connection, functions: Sequence[Callable[..., Any] | None]) -> None:
-    """Answer requests until the other side goes away. Request: (index, keyword arguments)."""
-    accepted = [parameters(f)[1] if f else None for f in functions]
-    while True:
+class Server:
+    """Answers requests: (pickled state of the trainer, or None for "as before"; units, each pickled by itself).
+
+    Each unit is answered by itself, as soon as it is done.
+
+    Args:
+        functions: by index; None for one that is not here.
+        timeout: seconds that an async function may wait. (A plain one is ended from outside.)
+    """
+
+    def __init__(
+        self, connection: Connection, functions: Sequence[Callable[..., Any] | None], timeout: float
+    ):
+        self.connection, self.functions, self.timeout = connection, functions, timeout
+        self.accepted = [parameters(f)[1] if f else None for f in functions]
+        self.state: Any = None
+        self.open = contextlib.ExitStack()
+
+    def serve(self) -> None:
+        """Answer until the other side goes away."""
+        with self.open, contextlib.suppress(EOFError, OSError):
+            while True:
+                self.answer(self.connection.recv_bytes())
+
+    def answer(self, request: bytes) -> None:
+        """All units of a request; those that wait are begun in order and then waited for together."""
         try:
-            request = connection.recv_bytes()
-        except (EOFError, OSError):
+            state, units = pickle.loads(request)
+            if state is not None:
+                self.state = None  # rather than an old one, should the next line fail
+                self.state = pickle.loads(state)
+        except BaseException as fault:
+            self.connection.send_bytes(failed(None, fault))
             return
-        reply = _answer(request, functions, accepted)
-        try:
-            connection.send_bytes(json.dumps(reply).encode())
-        except OSError:
-            return
+        waiting = []
+        for place, unit in enumerate(units):
+            call = Call(place)
+            try:
+                result = self._begin(call, unit)
+                if inspect.isawaitable(result):
+                    waiting.append((call, result))
+                    continue
+                reply = call.reply(result)
+            except BaseException as fault:  # SystemExit, and time-outs that are no Exception, are faults too
+                reply = failed(place, fault)
+            self.connection.send_bytes(reply)
+        if waiting:
+            self.loop.run(waiting)
 
-
-def _answer(
-    request: bytes, functions: Sequence[Callable[..., Any] | None], accepted: Sequence[set[str] | None]
-) -> dict[str, Any]:
-    """{"values": one entry a row, see `entry`} or {"error": sentence}."""
-    try:
-        index, arguments = pickle.loads(request)
-        function, names = functions[index], accepted[index]
+    def _begin(self, call: Call, unit: bytes) -> Any:
+        """Call the function with those of the arguments that it takes."""
+        index, arguments = pickle.loads(unit)
+        function, names = self.functions[index], self.accepted[index]
         assert function is not None, "a function that did not load was asked for"
-        rows = len(arguments["completions"])
+        call.rows = len(arguments["completions"])
+        arguments |= {"trainer_state": self.state} | call.logs.callables
         if names is not None:
             arguments = {name: value for name, value in arguments.items() if name in names}
-        return _check(_finish(function(**arguments)), rows)
-    except BaseException as fault:  # SystemExit, and timeouts that derive from BaseException, are faults too
-        return {"error": describe(fault)}
+        return function(**arguments)
 
+    @functools.cached_property
+    def loop(self) -> "Loop":
+        """Made for the first async function; asyncio is not imported for the others."""
+        from grpo_jax.rewards.waiting import Loop
 
-def _finish(result: Any) -> Any:
-    """Await what an `async def` reward returned; anything else is already finished."""
-    if not inspect.isawaitable(result):
-        return result
-    import asyncio
-
-    async def wait() -> Any:
-        return await result
-
-    return asyncio.run(wait())
-
-
-def _check(result: Any, rows: int) -> dict[str, Any]:
-    if isinstance(result, str | bytes | dict | set) or not hasattr(result, "__len__"):
-        return {"error": f"returned {_kind(result)}, not a list of numbers"}
-    if len(result) != rows:
-        return {"error": f"returned {len(result)} scores for {rows} completions"}
-    return {"values": [entry(score) for score in result]}
-
-
-def entry(score: Any) -> float | str | None:
-    """One row's score as JSON: a finite number; None; "nan" when not finite; else what is wrong with it."""
-    if score is None:
-        return None
-    if isinstance(score, str | bytes):
-        return f"returned {_kind(score)} where a number belongs"
-    try:
-        number = float(score)
-    except Exception:
-        return f"returned {_kind(score)} where a number belongs"
-    return number if math.isfinite(number) else "nan"
-
-
-def _kind(value: Any) -> str:
-    return f"{type(value).__name__} {value!r}"[:80]
+        return self.open.enter_context(Loop(self.connection.send_bytes, self.timeout))
 
 
 def die_with(parent: int) -> None:
@@ -111,9 +115,9 @@ def main(descriptor: int, parent: int) -> None:
     connection = Connection(descriptor)
     setup = pickle.loads(connection.recv_bytes())
     sys.path[:] = setup["path"]
-    functions, failed = unpack(setup["functions"])
-    connection.send_bytes(json.dumps({"failed": failed}).encode())
-    serve(connection, functions)
+    functions, not_loaded = unpack(setup["functions"])
+    connection.send_bytes(json.dumps({"failed": not_loaded}).encode())
+    Server(connection, functions, setup["timeout"]).serve()
 
 
 if __name__ == "__main__":

@@ -37,6 +37,13 @@ def test_every_builtin_loads_under_its_name(name):
     assert (reward.name, reward.function.__name__, reward.spec) == (name, name, name)
 
 
+def test_a_builtin_whose_package_is_missing_names_the_package(monkeypatch):
+    monkeypatch.delitem(sys.modules, "grpo_jax.rewards.accuracy", raising=False)
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(UserError, match="'accuracy_reward' needs the package math_verify"):
+        load_reward("accuracy_reward")
+
+
 def test_a_function_in_a_file_with_dataclasses_and_neighbours(file, monkeypatch):
     monkeypatch.chdir(file.parent)
     reward = load_reward("mine.py:exact")

@@ -69,7 +69,7 @@ def picky(completions, level, missing=5):
     return [level[i] + missing for i in range(len(completions))]
 
 def seen(prompts, completions, completion_ids=None, **columns):
-    assert sorted(columns) == ["level"], columns
+    assert sorted(columns) == ["level", "log_extra", "log_metric", "trainer_state"], columns
     return [len(ids) + level for ids, level in zip(completion_ids, columns["level"])]
 
 def environment(prompts, completions, **columns):

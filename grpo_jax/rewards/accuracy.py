@@ -1,0 +1,107 @@
+r"""Is the completion's mathematical answer the right one? Judged by math-verify: `\frac{1}{2}` equals `0.5`.
+
+Same names, arguments and values as TRL 1.16's. math-verify's own time limits are switched off: they rest on
+SIGALRM, which works on a main thread only, and swallow several seconds for each hostile row. `RewardPool`'s
+deadline stands in for them, so a power tower costs its row (NaN, counted) and not the run; a call outside a
+pool has no limit at all.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from latex2sympy2_extended import NormalizationConfig
+from math_verify import LatexExtractionConfig, parse, verify
+
+from grpo_jax.rewards.text import text_of
+
+Judgement = tuple[float | None, str, str]
+"""Score; what was understood of the gold; what was understood of the completion."""
+
+INCOMPLETE: Judgement = (0.0, "[incomplete reasoning]", "[incomplete reasoning]")
+
+
+def accuracy_reward(
+    completions: Sequence[Any],
+    solution: Sequence[str],
+    log_extra: Callable[[str, list], None] | None = None,
+    **columns: Any,
+) -> list[float | None]:
+    """1.0 where the completion's answer equals the solution, 0.0 where not; None where the solution says nothing.
+
+    Args:
+        completions: texts, or TRL's lists of one message.
+        solution: the right answer a row, in LaTeX or plain; it may stand inside a text.
+        log_extra: told `solution`, `gold_parsed` and `answer_parsed`, as TRL's.
+
+    An answer counts only in LaTeX: boxed (tried first), or a formula that words announce ("the answer is $7$").
+    It is read more strictly than the solution, so a few forms (`\\frac43`) are lost on the completion's side.
+    """
+    judged = [judge(text_of(c), gold) for c, gold in zip(completions, solution, strict=True)]
+    return _told(judged, solution, log_extra)
+
+
+def reasoning_accuracy_reward(
+    completions: Sequence[Any],
+    solution: Sequence[str],
+    reasoning_delimiters: Sequence[str] | None = None,
+    log_extra: Callable[[str, list], None] | None = None,
+    **columns: Any,
+) -> list[float | None]:
+    """As `accuracy_reward` on what follows the reasoning; 0.0 where the reasoning never ends.
+
+    Args:
+        reasoning_delimiters: what may end the reasoning (None: `</think>`). The first of them, in the order
+            of the list, that the completion holds decides, and its last occurrence does the cut.
+
+    As in TRL, reasoning without an end scores 0.0 even where the solution cannot be read.
+    """
+    ends = ["</think>"] if reasoning_delimiters is None else reasoning_delimiters
+    judged = [
+        INCOMPLETE if (answer := after_reasoning(text_of(c), ends)) is None else judge(answer, gold)
+        for c, gold in zip(completions, solution, strict=True)
+    ]
+    return _told(judged, solution, log_extra)
+
+
+def after_reasoning(text: str, delimiters: Sequence[str]) -> str | None:
+    """What stands behind the last occurrence of the first delimiter that the text holds; None without any."""
+    end = next((d for d in delimiters if d in text), None)
+    return None if end is None else text.rpartition(end)[2]
+
+
+def judge(text: str, solution: str) -> Judgement:
+    """One text against one solution."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
+    gold = parse(solution, parsing_timeout=None)
+    if not gold:
+        return None, "[unparseable]", "[skipped]"
+    answer = parse(text, [_in_latex()], extraction_mode="first_match", parsing_timeout=None)
+    right = verify(gold, answer, timeout_seconds=None)  # in this order: swapped, some results differ
+    return float(right), _shown(gold), _shown(answer) if answer else "[unparseable]"
+
+
+def _in_latex() -> LatexExtractionConfig:
+    return LatexExtractionConfig(
+        normalization_config=NormalizationConfig(units=True),
+        boxed_match_priority=0,  # before any other formula in the text
+        try_extract_without_anchor=False,
+    )
+
+
+def _shown(parsed: list[Any]) -> str:
+    try:
+        return str(parsed)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "[too long to show]"
+
+
+def _told(
+    judged: list[Judgement], solution: Sequence[str], log_extra: Callable[[str, list], None] | None
+) -> list[float | None]:
+    """The scores; the rest goes to the completions table."""
+    if log_extra is not None:
+        log_extra("solution", list(solution))
+        log_extra("gold_parsed", [gold for _, gold, _ in judged])
+        log_extra("answer_parsed", [answer for _, _, answer in judged])
+    return [score for score, _, _ in judged]

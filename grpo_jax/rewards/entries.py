@@ -1,0 +1,22 @@
+"""One number that foreign code has given us."""
+
+import math
+from typing import Any
+
+
+def entry(score: Any) -> float | str | None:
+    """One row's score as JSON: a finite number; None; "nan" when not finite; else what is wrong with it."""
+    if score is None:
+        return None
+    if isinstance(score, str | bytes):
+        return f"returned {kind_of(score)} where a number belongs"
+    try:
+        number = float(score)
+    except Exception:
+        return f"returned {kind_of(score)} where a number belongs"
+    return number if math.isfinite(number) else "nan"
+
+
+def kind_of(value: Any) -> str:
+    """A value in a sentence: its type and the beginning of what it is."""
+    return f"{type(value).__name__} {value!r}"[:80]
