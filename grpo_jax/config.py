@@ -5,23 +5,27 @@ command line and in Python, and keep TRL's spelling where they mean what they me
 a field is its help text. How settings are read and written is in `settings_io.py`.
 """
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from grpo_jax import settings_checks as check
 from grpo_jax.settings_checks import parse_mesh
-from grpo_jax.settings_io import Settings, load_settings, split_list
+from grpo_jax.settings_io import (
+    Count,
+    Mapped,
+    Name,
+    Names,
+    Positive,
+    Settings,
+    load_settings,
+)
+from grpo_jax.settings_learner import MemorySettings, ObjectiveSettings, OptimizerSettings
+from grpo_jax.settings_objectives import problems as objective_problems
+from grpo_jax.settings_translation import accept
 
 __all__ = ["EvalConfig", "GRPOConfig", "GenerateConfig", "SFTConfig", "load_settings", "parse_mesh"]
-
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(min_length=1)]
-Names = Annotated[list[Name], BeforeValidator(split_list), Field(min_length=1)]
-Numbers = Annotated[list[float], BeforeValidator(split_list)]
 
 
 class ModelSettings(Settings):
@@ -51,7 +55,7 @@ class RunSettings(Settings):
     output_dir: Name | None = "runs/grpo"
     """The run's folder, local or cloud (gs://...); the same command resumes there; none: write nothing."""
     max_steps: Positive = 200
-    """Steps of training."""
+    """Steps of training; a step is one rollout (sft: one batch)."""
     save_steps: Count = 50
     """A checkpoint every so many steps; 0: only after the last step."""
     save_total_limit: Count = 3
@@ -65,8 +69,16 @@ class PromptSettings(Settings):
     """The column with the prompt: a string, or a list of chat messages."""
     system_prompt: str | None = None
     """A system message put before every chat; none: the dataset's own, if any."""
+    chat_template_kwargs: Mapped | None = None
+    """Variables that the chat template sees, e.g. {enable_thinking: false}; none: none of its own."""
     max_prompt_length: Positive = 512
     """Tokens; rows with longer prompts are dropped and counted, never cut."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _template_variables(cls, given: dict[str, Any] | None) -> dict[str, Any] | None:
+        check.first(check.template_variables(given or {}))
+        return given
 
 
 class DataSettings(Settings):
@@ -76,7 +88,7 @@ class DataSettings(Settings):
     """A file or folder (jsonl, csv, parquet), a hub id (owner/name[:config]), tfds:name, or a task."""
     dataset_split: Name = "train"
     """The split that is trained on."""
-    shuffle: bool = True
+    shuffle_dataset: bool = True
     """Visit the rows in an order drawn from the seed anew each epoch; false: in the dataset's order."""
 
 
@@ -139,74 +151,14 @@ class RolloutSettings(Settings):
     """Prompts of a step, over all devices."""
     num_generations: int = Field(8, ge=2)
     """Completions of each prompt: the group that a completion is compared with."""
+    num_train_epochs: float | None = Field(None, gt=0)
+    """Passes over the prompts, in place of max_steps; none: max_steps says how long the training is."""
+    dynamic_sampling: bool = False
+    """Sample on until prompts_per_step groups have rewards that differ: the others teach nothing (DAPO)."""
+    max_rollouts_per_step: Positive = 4
+    """Rollouts of prompts_per_step prompts that a step may take for dynamic_sampling."""
     log_completions_steps: Count = 10
     """Save a step's completions every so many steps; 0: never."""
-
-
-class OptimizerSettings(Settings):
-    """Optimizer (AdamW)."""
-
-    learning_rate: float = Field(1e-6, gt=0)
-    """The peak learning rate."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
-    """What the learning rate does after the warm-up: stay, or fall to 0 at the last step."""
-    warmup_steps: Count = 0
-    """Steps in which the learning rate rises from 0."""
-    warmup_ratio: Share = 0.0
-    """The same as a share of max_steps."""
-    max_grad_norm: float = Field(1.0, ge=0)
-    """Gradients with a larger norm are scaled down to it; 0: never."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay."""
-    adam_beta1: Decay = 0.9
-    """Decay of the gradient's running mean."""
-    adam_beta2: Decay = 0.999
-    """Decay of the squared gradient's running mean."""
-    adam_epsilon: float = Field(1e-8, gt=0)
-    """Added to the denominator of Adam's step."""
-
-
-class ObjectiveSettings(Settings):
-    """Objective."""
-
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
-    """Token losses are averaged by row (grpo), over all tokens (dapo, bnpo) or by a constant (dr_grpo)."""
-    beta: float = Field(0.0, ge=0)
-    """Weight of the KL divergence from the starting model; 0: none, and no second model is kept."""
-    use_bias_correction_kl: bool = True
-    """Weigh the KL divergence by the probability ratio: its gradient is unbiased in later updates too."""
-    epsilon: Share = 0.2
-    """The probability ratio is clipped at 1 - epsilon ..."""
-    epsilon_high: float | None = Field(None, ge=0)
-    """... and at 1 + epsilon_high; none: the same as epsilon."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Divide advantages by the standard deviation of their group, of the whole batch, or not at all."""
-    reward_weights: Numbers | None = None
-    """One weight for each reward function; none: 1 each."""
-    num_iterations: Positive = 1
-    """Times that each rollout is trained on."""
-    num_minibatches: Positive = 1
-    """Optimizer steps that one pass over a rollout is divided into."""
-    log_entropy: bool = False
-    """Compute and log the policy's entropy (costs some time and memory)."""
-
-    @field_validator("scale_rewards", mode="before")
-    @classmethod
-    def _boolean_scale(cls, value: Any) -> Any:
-        """TRL also takes true (group) and false (none) here."""
-        known = {"true": "group", "false": "none"}
-        return known.get(str(value).lower(), value)
-
-
-class MemorySettings(Settings):
-    """Memory."""
-
-    micro_batch_size: Count = 0
-    """Rows computed at a time; fewer need less memory and give the same update; 0: the whole mini-batch."""
-    logprob_chunk: Positive = 1024
-    """Tokens whose logits exist at a time on a device; at least one for each row of a micro-batch."""
-    remat: bool = True
-    """Recompute activations in the backward pass instead of keeping them."""
 
 
 class GRPOConfig(
@@ -224,15 +176,23 @@ class GRPOConfig(
 ):
     """Settings of `train`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_trls_words(cls, values: Any) -> Any:
+        """What TRL spells otherwise, in our words; what is refused stays, and is refused with all the rest."""
+        return accept(values) if isinstance(values, Mapping) else values
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         check.first(
+            check.length(self),
             check.warmup(self),
             check.batch(self),
             check.weights(self),
             check.evaluation(self),
             check.distinct_samples(self, "eval_samples", "eval_temperature"),
             check.exploration(self),
+            *objective_problems(self),
         )
         return self
 

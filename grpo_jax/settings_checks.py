@@ -39,20 +39,48 @@ def first(*problems: str | None) -> None:
         raise ValueError(text)
 
 
+def changed(c: Any, name: str) -> bool:
+    """Whether a setting says something else than its default does."""
+    return getattr(c, name) != type(c).model_fields[name].get_default(call_default_factory=True)
+
+
+def length(c: Any) -> str | None:
+    """The training's length is given in one way. A run's config.yaml has it as max_steps, whatever was given."""
+    if c.num_train_epochs is not None and "max_steps" in c.model_fields_set and changed(c, "max_steps"):
+        return (
+            f"num_train_epochs = {c.num_train_epochs}: max_steps is {c.max_steps} already; keep one of them "
+            "(max_steps = -1 takes the other back)"
+        )
+    return None
+
+
+def template_variables(given: Any) -> str | None:
+    """What decides whether the assistant's turn is opened is not for the user's variables to say."""
+    if taken := sorted({"tokenize", "add_generation_prompt", "continue_final_message"} & given.keys()):
+        return f"chat_template_kwargs = {given}: {taken[0]} follows from the prompt; leave it out"
+    return None
+
+
 def warmup(c: Any) -> str | None:
     """The warm-up is given in one way, and ends within the run."""
     if c.warmup_steps and c.warmup_ratio:
         return f"warmup_ratio = {c.warmup_ratio}: warmup_steps is {c.warmup_steps} already; keep one of them"
-    if c.warmup_steps > c.max_steps:
+    if getattr(c, "num_train_epochs", None) is None and c.warmup_steps > c.max_steps:
         return f"warmup_steps = {c.warmup_steps}: longer than the run; use at most max_steps, {c.max_steps}"
     return None
 
 
 def batch(c: Any) -> str | None:
-    """Rows divide into mini-batches, mini-batches into micro-batches."""
-    rows = c.prompts_per_step * c.num_generations
+    """Rows that are trained on divide into mini-batches, mini-batches into micro-batches."""
+    if c.gradient_samples > c.num_generations:
+        return (
+            f"gradient_samples = {c.gradient_samples}: a group has num_generations = {c.num_generations}; "
+            "use fewer, or 0 for all of them"
+        )
+    by = "gradient_samples" if c.gradient_samples else "num_generations"
+    rows = c.prompts_per_step * getattr(c, by)
     if rows % c.num_minibatches:
-        size = f"{rows} rows (prompts_per_step {c.prompts_per_step} x num_generations {c.num_generations})"
+        size = f"{rows} rows (prompts_per_step {c.prompts_per_step} x {by} {getattr(c, by)})"
         near = _divisors(rows, c.num_minibatches)
         return f"num_minibatches = {c.num_minibatches}: {size} do not divide by it; use {near}"
     return micro_batch(c, rows // c.num_minibatches)

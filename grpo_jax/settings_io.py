@@ -4,67 +4,22 @@
 """
 
 import re
+import reprlib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from inspect import get_annotations
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
 from grpo_jax.errors import UserError, nearest
+from grpo_jax.settings_translation import translation
 
 MAX_PROBLEMS = 3  # lines of one error message: nobody reads the fourth
 
-# What people who come from TRL write, and what says the same here (docs of TRL 1.16).
-TRANSLATIONS = {
-    "activation_checkpointing": "use remat: true (the default)",
-    "batch_size": "write prompts_per_step and num_generations, over all devices (sft: rows_per_step)",
-    "bf16": "write dtype: bfloat16 (auto already does so on accelerators)",
-    "dataset_name": "write dataset: a path, a hub id or a task",
-    "deepspeed": "nothing to configure; write mesh: fsdp=8 to shard over 8 devices",
-    "fp16": "float16 is not offered; write dtype: bfloat16 or float32",
-    "fsdp": "write mesh: fsdp=8 to shard over 8 devices",
-    "full_determinism": "nothing to configure: runs repeat bit by bit for a given seed",
-    "generation_batch_size": "write prompts_per_step: prompts, each with num_generations completions",
-    "gradient_accumulation_steps": "write micro_batch_size: the rows computed at a time, whatever the batch",
-    "gradient_checkpointing": "use remat: true (the default)",
-    "lr": "write learning_rate",
-    "log_completions": "write log_completions_steps: 10 (0: never)",
-    "logging_steps": "nothing to configure: every step writes its line to metrics.jsonl",
-    "max_new_tokens": "write max_completion_length",
-    "max_seq_length": "write max_prompt_length and max_completion_length (sft: max_length)",
-    "model_name_or_path": "write model: a folder or a hub id",
-    "num_generations_eval": "write eval_samples",
-    "num_train_epochs": "write max_steps: a step takes prompts_per_step prompts (sft: rows_per_step)",
-    "per_device_eval_batch_size": "nothing to configure; eval_prompts says how many rows are evaluated",
-    "per_device_train_batch_size": "write prompts_per_step and num_generations, over all devices "
-    "(sft: rows_per_step)",
-    "report_to": "nothing to configure: metrics.jsonl and summary.json are always written",
-    "resume_from_checkpoint": "nothing to configure: the same command on the same output_dir resumes",
-    "reward_funcs": "write rewards: names or file.py:function",
-    "shuffle_dataset": "write shuffle",
-    "steps_per_generation": "write num_minibatches: the optimizer steps taken from one rollout",
-    "torch_compile": "nothing to configure: every step is compiled",
-    "torch_dtype": "write dtype: bfloat16 or float32",
-    "use_cpu": "set the environment variable JAX_PLATFORMS=cpu",
-    "use_vllm": "nothing to configure: completions are sampled by the same JAX program",
-}
-# The same between our own verbs: asked only for names that the verb at hand does not have.
-TRANSLATIONS |= {
-    "dataset": "write task",
-    "dataset_split": "write split",
-    "eval_split": "write split",
-    "max_length": "write max_prompt_length and max_completion_length",
-    "max_prompt_length": "write max_length: prompt and completion together",
-    "num_generations": "write samples",
-    "num_samples": "write samples",
-    "prompts_per_step": "write rows_per_step",
-    "task": "write dataset",
-}
-TRANSLATED_PREFIXES = {"vllm_": TRANSLATIONS["use_vllm"], "fsdp_": TRANSLATIONS["fsdp"]}
 PLAIN_WORDS = {
     "greater than or equal to": "at least",
     "less than or equal to": "at most",
@@ -75,7 +30,40 @@ PLAIN_WORDS = {
     "a valid string": "text",
     "a valid boolean": "true or false",
     "a valid list": "a list",
+    "a valid dictionary": "a mapping",
 }
+
+
+def split_list(value: Any, info: ValidationInfo) -> Any:
+    """For list fields: `a,b` or `[a, b]` as a list; anything that is no string stays as it is."""
+    if not isinstance(value, str):
+        return value
+    if value.strip().startswith("["):
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{info.field_name} = {value}: not a list; write a,b or [a, b]") from None
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def read_mapping(value: Any, info: ValidationInfo) -> Any:
+    """For mapping fields: `{name: value}` in a string as a mapping; anything that is no string stays as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"{info.field_name} = {value}: not a mapping; write {{name: value}}") from None
+
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[list[Name], BeforeValidator(split_list), Field(min_length=1)]
+Numbers = Annotated[list[float], BeforeValidator(split_list)]
+Mapped = Annotated[dict[str, Any], BeforeValidator(read_mapping)]
 
 
 class Settings(BaseModel):
@@ -93,7 +81,7 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as fault:
-            raise UserError(explain(type(self), fault)) from None
+            raise UserError(explain(type(self), fault, values)) from None
 
     def replace(self, **changes: Any) -> Self:
         """A copy with `changes`, checked as a whole."""
@@ -127,20 +115,20 @@ def sections(cls: type[Settings]) -> dict[str, list[str]]:
     return found
 
 
-def explain(cls: type[Settings], fault: ValidationError) -> str:
-    """pydantic's report as at most three lines `field = value: what it must be`."""
-    lines = [problem(cls, error) for error in fault.errors(include_url=False)]
+def explain(cls: type[Settings], fault: ValidationError, given: Mapping[str, Any]) -> str:
+    """pydantic's report on what was `given` as at most three lines `field = value: what it must be`."""
+    lines = [problem(cls, error, given) for error in fault.errors(include_url=False)]
     hidden = len(lines) - MAX_PROBLEMS
     return "\n".join(lines[:MAX_PROBLEMS] + ([f"... and {hidden} more"] if hidden > 0 else []))
 
 
-def problem(cls: type[Settings], error: Mapping[str, Any]) -> str:
+def problem(cls: type[Settings], error: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     """One line for one of pydantic's errors."""
     if error["type"] == "value_error":  # raised by our own checks, which write the whole sentence
         return str(error["ctx"]["error"])
     name = str(error["loc"][0]) + "".join(f"[{part}]" for part in error["loc"][1:])
     if error["type"] == "extra_forbidden":
-        return unknown(name, cls.model_fields)
+        return unknown(name, cls.model_fields, given)
     if error["type"] == "missing":
         return f"{name}: must be given"
     expected = in_plain_words(error["msg"])
@@ -157,11 +145,12 @@ def in_plain_words(message: str) -> str:
     return text
 
 
-def unknown(name: str, known: Iterable[str]) -> str:
-    """The sentence for a setting that does not exist: its translation from TRL, or the nearest name."""
-    prefixed = next((text for prefix, text in TRANSLATED_PREFIXES.items() if name.startswith(prefix)), None)
-    if translation := TRANSLATIONS.get(name, prefixed):
-        return f"{name}: not a setting here; {translation}"
+def unknown(name: str, known: Collection[str], given: Mapping[str, Any] | None = None) -> str:
+    """The sentence for a setting that does not exist: what says the same here, or the nearest name."""
+    given = given or {}
+    if text := translation(name, known, given):
+        value = f" = {reprlib.repr(given[name])}" if name in given else ""
+        return f"{name}{value}: not a setting here; {text}"
     return f"{name}: no such setting{nearest(name, known)}"
 
 
@@ -190,18 +179,6 @@ def from_text(cls: type[Settings], name: str, text: str) -> Any:
     field = cls.model_fields.get(name)
     optional = field is not None and types.NoneType in typing.get_args(field.annotation)
     return None if optional and text.lower() in ("none", "null") else text
-
-
-def split_list(value: Any, info: ValidationInfo) -> Any:
-    """For list fields: `a,b` or `[a, b]` as a list; anything that is no string stays as it is."""
-    if not isinstance(value, str):
-        return value
-    if value.strip().startswith("["):
-        try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"{info.field_name} = {value}: not a list; write a,b or [a, b]") from None
-    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def read_source(source: str | Path) -> tuple[dict[str, Any], dict[str, str]]:

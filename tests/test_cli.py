@@ -29,7 +29,7 @@ BAD = [
     ("train --max_steps", "--max_steps: expected one argument"),
     ("train --max_steps many", "max_steps = 'many': must be a whole number"),
     ("train --max_steps -1", "max_steps = '-1': must be at least 1"),
-    ("train --shuffle maybe", "shuffle = 'maybe': must be true or false"),
+    ("train --shuffle_dataset maybe", "shuffle_dataset = 'maybe': must be true or false"),
     ("train gsm8k --num_minibatches 3", "num_minibatches = 3: 512 rows"),
     ("train --mesh a=1", "mesh = 'a=1': no axis 'a'"),
     ("train --loss_type ppo", "loss_type = 'ppo': must be 'grpo', 'dapo'"),

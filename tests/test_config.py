@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, strategies
@@ -10,7 +11,8 @@ from hypothesis import settings as hypothesis_settings
 from grpo_jax import recipes
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings, parse_mesh
 from grpo_jax.errors import UserError
-from grpo_jax.settings_io import TRANSLATED_PREFIXES, TRANSLATIONS, from_text, sections
+from grpo_jax.settings_io import from_text, sections
+from grpo_jax.settings_objectives import CLIPPED, NEEDS, warnings_of
 
 CONFIGS = [GRPOConfig, SFTConfig, EvalConfig, GenerateConfig]
 NEEDED = {
@@ -27,7 +29,7 @@ BAD = [
     ({"max_steps": -1}, "max_steps = -1: must be at least 1"),
     ({"model": 7}, "model = 7: must be text"),
     ({"model": ""}, "model = '': must have at least 1 character"),
-    ({"shuffle": "maybe"}, "shuffle = 'maybe': must be true or false"),
+    ({"shuffle_dataset": "maybe"}, "shuffle_dataset = 'maybe': must be true or false"),
     ({"seed": -1}, "seed = -1: must be at least 0"),
     ({"seed": 2**32}, "seed = 4294967296: must be below 4294967296"),
     ({"output_dir": ""}, "output_dir = ''"),
@@ -68,12 +70,50 @@ BAD = [
     ({"mesh": "fsdp=2,fsdp=4"}, "fsdp is given twice"),
     ({"mesh": ""}, "mesh = ''"),
     ({"mesh": "fsdp=²"}, "fsdp needs a whole number above 0"),
-    ({"per_device_train_batch_size": 4}, "write prompts_per_step and num_generations"),
-    ({"gradient_accumulation_steps": 4}, "write micro_batch_size"),
-    ({"steps_per_generation": 4}, "write num_minibatches"),
-    ({"bf16": True}, "write dtype: bfloat16"),
-    ({"vllm_gpu_memory_utilization": 0.5}, "completions are sampled by the same JAX program"),
-    ({"num_train_epochs": 1}, "write max_steps"),
+    ({"lr": 1}, "lr = 1: not a setting here; write learning_rate"),
+    ({"num_train_epochs": 0}, "num_train_epochs = 0: must be above 0"),
+    ({"num_train_epochs": 2, "max_steps": 50}, "num_train_epochs = 2.0: max_steps is 50 already; keep one"),
+    ({"chat_template_kwargs": "{a"}, "chat_template_kwargs = {a: not a mapping; write {name: value}"),
+    ({"chat_template_kwargs": [1]}, "chat_template_kwargs = [1]: must be a mapping"),
+    ({"chat_template_kwargs": {"tokenize": True}}, "tokenize follows from the prompt; leave it out"),
+    ({"dynamic_sampling": True, "max_rollouts_per_step": 1}, "max_rollouts_per_step = 1: dynamic_sampling"),
+    ({"overlong_buffer": 256}, "overlong_buffer = 256: use less than max_completion_length, 256"),
+    ({"loss_type": "cispo"}, "epsilon_high = None: cispo takes it as the largest weight"),
+    ({"loss_type": "cispo", "epsilon_high": 0.28}, "all would be held at 0.28; write e.g. 5.0"),
+    ({"delta": 1.2}, "delta = 1.2: must be above 1 + epsilon_high, 1.2; use e.g. 4"),
+    ({"delta": 1.2, "epsilon_high": 0.28}, "must be above 1 + epsilon_high, 1.28"),
+    ({"delta": 4, "loss_type": "sapo"}, "delta = 4.0: no effect, as loss_type sapo does not clip"),
+    ({"loss_type": "reinforce", "importance_sampling_level": "sequence"}, "reinforce has no such ratio"),
+    ({"loss_type": "vespo", "importance_sampling_level": "sequence"}, "vespo has no such ratio"),
+    ({"loss_type": "reinforce", "num_iterations": 2}, "num_iterations = 2: reinforce has no ratio"),
+    ({"loss_type": "reinforce", "num_minibatches": 2}, "num_minibatches = 2: reinforce has no ratio"),
+    ({"kl_in": "reward"}, "kl_in = reward: no effect, as beta is 0"),
+    ({"use_bias_correction_kl": False, "beta": 1, "kl_in": "reward"}, "no effect, as kl_in is reward"),
+    (
+        {"advantage_estimator": "reinforce_plus_plus", "scale_rewards": "none"},
+        "scale_rewards = none: reinforce_plus_plus always divides",
+    ),
+    ({"gradient_samples": 9}, "gradient_samples = 9: a group has num_generations = 8"),
+    ({"gradient_samples": 3, "micro_batch_size": 16}, "24 rows do not divide by it; use 12 or 24"),
+    ({"gradient_samples": 3, "num_minibatches": 5}, "24 rows (prompts_per_step 8 x gradient_samples 3)"),
+    ({"use_adaptive_entropy": True, "entropy_coef": 2}, "entropy_coef = 2.0: must lie between"),
+    (
+        {"use_adaptive_entropy": True, "entropy_coef_min": 0.1},
+        "entropy_coef = 0.0: must lie between entropy_coef_min, 0.1, and entropy_coef_max, 1.0",
+    ),
+    ({"top_entropy_quantile": 0}, "top_entropy_quantile = 0: must be above 0"),
+    (
+        {"sampler_correction": "token_mask", "sampler_correction_min": 5},
+        "sampler_correction_min = 5.0: must be below sampler_correction_max, 3.0",
+    ),
+    (
+        {"sampler_correction": "token_mask", "sampler_correction_max": None},
+        "sampler_correction_max = None: token_mask needs a bound",
+    ),
+    (
+        {"sampler_correction": "sequence_mask", "loss_type": "vespo"},
+        "sampler_correction = sequence_mask: vespo multiplies those of tokens; use token_mask",
+    ),
 ]
 
 
@@ -92,10 +132,11 @@ def test_a_bad_setting_is_refused_in_words(given_values, words):
         (EvalConfig, {"model": None}, "model"),
         (SFTConfig, {"dataset": "x", "micro_batch_size": 5}, "16 rows do not divide by it; use 4 or 8"),
         (SFTConfig, {"dataset": "x", "prompts_per_step": 5}, "write rows_per_step"),
+        (SFTConfig, {"dataset": "x", "num_train_epochs": 5}, "write max_steps"),
         (SFTConfig, {"dataset": "x", "warmup_steps": 201}, "use at most max_steps, 200"),
         (EvalConfig, {"samples": 0, "greedy": False}, "samples = 0: greedy is off too"),
         (EvalConfig, {"samples": 4, "temperature": 0}, "samples = 4: greedy samples are all the same"),
-        (EvalConfig, {"dataset": "x"}, "dataset: not a setting here; write task"),
+        (EvalConfig, {"dataset": "x"}, "dataset = 'x': not a setting here; write task"),
         (GenerateConfig, {}, "prompt: must be given"),
         (GenerateConfig, {"prompt": "x", "samples": 2, "temperature": 0}, "set temperature above 0"),
         (
@@ -155,16 +196,141 @@ def test_every_field_says_what_it_is(cls):
     assert sorted(shown) == sorted(cls.model_fields), "a field is in no section, or in two"
 
 
-def test_translations_do_not_hide_a_setting():
-    assert not set(TRANSLATIONS) & set.intersection(*(set(cls.model_fields) for cls in CONFIGS))
-    trl_only = {name for name in GRPOConfig.model_fields if name.startswith(tuple(TRANSLATED_PREFIXES))}
-    assert trl_only == set()
+GDPO = {"multi_objective_aggregation": "normalize_then_sum"}
 
 
-@pytest.mark.parametrize("text", TRANSLATIONS.values())
-def test_translations_name_settings_that_exist(text):
-    named = re.match(r"write (\w+)", text)
-    assert named is None or any(named[1] in cls.model_fields for cls in CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scale_rewards", "batch"),
+        ("advantage_estimator", "leave_one_out"),
+        ("advantage_estimator", "reinforce_plus_plus"),
+        ("kl_in", "reward"),
+    ],
+)
+def test_a_reward_for_itself_and_another_baseline_are_mixed(name, value):
+    with pytest.raises(UserError, match=f"{name} = {value}: multi_objective_aggregation normalize_then_sum"):
+        GRPOConfig(beta=0.1, **GDPO, **{name: value})
+    assert GRPOConfig(**GDPO).multi_objective_aggregation == "normalize_then_sum"
+
+
+WITHOUT_EFFECT = {
+    "epsilon": (0.1, {"loss_type": "sapo"}),
+    "epsilon_high": (0.3, {"loss_type": "vespo"}),
+    "delta": (4.0, {"loss_type": "reinforce"}),
+    "sapo_temperature_pos": (2.0, {}),
+    "sapo_temperature_neg": (2.0, {}),
+    "vespo_k_pos": (1.0, {}),
+    "vespo_lambda_pos": (1.0, {}),
+    "vespo_k_neg": (1.0, {}),
+    "vespo_lambda_neg": (1.0, {}),
+    "importance_sampling_level": ("sequence", {"loss_type": "vespo"}),
+    "kl_estimator": ("k1", {}),
+    "kl_in": ("reward", {}),
+    "use_bias_correction_kl": (False, {}),
+    "entropy_coef_min": (0.1, {"entropy_coef": 0.1}),
+    "entropy_coef_max": (2.0, {}),
+    "entropy_coef_delta": (0.1, {}),
+    "entropy_target": (1.0, {}),
+    "sampler_correction_min": (0.1, {}),
+    "sampler_correction_max": (2.0, {}),
+    "max_rollouts_per_step": (8, {}),
+}
+NEEDED_BY = {name for names, _, _ in NEEDS for name in names}
+
+
+@pytest.mark.parametrize("name", sorted(NEEDED_BY))
+def test_a_setting_does_nothing(name):
+    value, others = WITHOUT_EFFECT[name]
+    with pytest.raises(UserError, match=rf"{name} = .*: no effect, as .*; leave it out"):
+        GRPOConfig(**others, **{name: value})
+    default = GRPOConfig.model_fields[name].get_default()
+    assert GRPOConfig(**others, **{name: default}) == GRPOConfig(**others), "its default asks for nothing"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss_type": "cispo", "epsilon_high": 5.0},
+        {"loss_type": "sapo", "sapo_temperature_neg": 2.0},
+        {"loss_type": "luspo", "importance_sampling_level": "sequence", "delta": 4},
+        {"loss_type": "vespo", "sampler_correction": "token_truncate", "vespo_k_pos": 1.0},
+        {"loss_type": "reinforce", "advantage_estimator": "leave_one_out", "scale_rewards": "none"},
+        {"loss_type": "grpo", "importance_sampling_level": "trajectory", "num_iterations": 2},
+        {"beta": 0.1, "kl_estimator": "k2", "kl_in": "reward"},
+        {"beta": 0.1, "kl_estimator": "k1", "use_bias_correction_kl": False},
+        {"use_adaptive_entropy": True, "entropy_coef": 0.1, "entropy_target": 1.0},
+        {
+            "sampler_correction": "sequence_mask",
+            "sampler_correction_max": None,
+            "sampler_correction_min": 0.5,
+        },
+        {"gradient_samples": 2, "num_minibatches": 4, "micro_batch_size": 4},
+        {"overlong_buffer": 8, **GDPO},
+        {"dynamic_sampling": True, "max_rollouts_per_step": 8, "overlong_buffer": 64},
+        {"advantage_estimator": "reinforce_plus_plus", "advantage_clip": 5, "top_entropy_quantile": 0.2},
+        {"num_train_epochs": 0.5, "warmup_steps": 300},
+        {"num_train_epochs": 2, "max_steps": 200},  # as config.yaml writes it
+    ],
+)
+def test_an_objective_is_refused(values, tmp_path):
+    config = GRPOConfig(**values)
+    assert load_settings(GRPOConfig, write(tmp_path, config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"beta": 0.1, "kl_estimator": "k1", "use_bias_correction_kl": False}, "expected gradient is zero"),
+        ({"importance_sampling_level": "sequence"}, "GSPO is loss_type: grpo"),
+        ({"loss_type": "luspo"}, "importance_sampling_level: sequence"),
+        ({"advantage_estimator": "leave_one_out"}, "advantages grow huge"),
+        ({"dynamic_sampling": True, "loss_type": "reinforce"}, "no ratio that corrects"),
+    ],
+)
+def test_what_is_rarely_meant_is_not_told(values, words):
+    (sentence,) = warnings_of(GRPOConfig(**values))
+    assert words in sentence
+
+
+def test_settings_and_learner_do_not_offer_the_same():
+    from grpo_jax.learner import corrections, divergences, losses
+
+    choices = lambda name: set(get_args(GRPOConfig.model_fields[name].annotation))
+    assert set(losses.CLIPPED) == set(CLIPPED) < choices("loss_type")
+    assert set(corrections.MODES) == choices("sampler_correction")
+    assert set(divergences.ESTIMATORS) == choices("kl_estimator")
+
+
+def test_sound_settings_are_warned_of():
+    assert warnings_of(GRPOConfig()) == []
+    assert warnings_of(GRPOConfig(loss_type="grpo", importance_sampling_level="sequence")) == []
+    assert warnings_of(GRPOConfig(beta=0.1, kl_estimator="k1")) == []
+    assert warnings_of(GRPOConfig(advantage_estimator="leave_one_out", advantage_clip=5)) == []
+
+
+def test_a_run_by_epochs_cannot_be_repeated_from_its_own_file(tmp_path):
+    resolved = GRPOConfig(num_train_epochs=2).replace(num_train_epochs=None, max_steps=25)
+    assert (
+        load_settings(GRPOConfig, write(tmp_path, resolved.to_yaml())) == resolved == GRPOConfig(max_steps=25)
+    )
+
+
+def test_epochs_on_the_command_line_cannot_replace_the_steps_of_a_recipe(tmp_path):
+    path = write(tmp_path, "max_steps: 116\n")
+    with pytest.raises(UserError, match=r"keep one of them \(max_steps = -1 takes the other back\)"):
+        load_settings(GRPOConfig, path, {"num_train_epochs": "1"})
+    config = load_settings(GRPOConfig, path, {"num_train_epochs": "1", "max_steps": "-1"})
+    assert config == GRPOConfig(num_train_epochs=1)
+
+
+def test_a_mapping_on_the_command_line():
+    given = {"chat_template_kwargs": "{enable_thinking: false, depth: 2}"}
+    assert load_settings(GRPOConfig, None, given).chat_template_kwargs == {
+        "enable_thinking": False,
+        "depth": 2,
+    }
+    assert load_settings(GRPOConfig, None, {"chat_template_kwargs": "none"}).chat_template_kwargs is None
 
 
 # ---- YAML and strings ----
@@ -245,7 +411,7 @@ def test_command_line_strings_become_typed_values_on_top_of_the_file(tmp_path):
         "epsilon_high": "none",
         "rewards": "countdown, my.py:f",
         "reward_weights": "[1, 0.5]",
-        "shuffle": "false",
+        "shuffle_dataset": "false",
         "mesh": "data=1,fsdp=8",
         "scale_rewards": "none",
         "output_dir": "None",
@@ -253,7 +419,7 @@ def test_command_line_strings_become_typed_values_on_top_of_the_file(tmp_path):
     config = load_settings(GRPOConfig, path, given)
     assert (config.seed, config.learning_rate, config.epsilon_high) == (7, 1e-5, None)
     assert (config.rewards, config.reward_weights) == (["countdown", "my.py:f"], [1.0, 0.5])
-    assert (config.shuffle, config.mesh, config.scale_rewards) == (False, "data=1,fsdp=8", "none")
+    assert (config.shuffle_dataset, config.mesh, config.scale_rewards) == (False, "data=1,fsdp=8", "none")
     assert config.output_dir is None
 
 
@@ -281,13 +447,17 @@ FIELDS = {
     "output_dir": strategies.none() | TEXT,
     "rewards": strategies.lists(TEXT, min_size=1, max_size=3, unique=True),
     "seed": strategies.integers(0, 2**32 - 1),
-    "max_steps": strategies.integers(1, 10**6),
     "learning_rate": strategies.floats(1e-300, 1e300),
     "temperature": strategies.floats(1e-9, 100),
     "epsilon_high": strategies.none() | strategies.floats(0, 10),
     "scale_rewards": strategies.sampled_from(["group", "batch", "none"]),
     "mesh": strategies.sampled_from([None, "fsdp=8", "data=2,tensor=4"]),
-    "shuffle": strategies.booleans(),
+    "shuffle_dataset": strategies.booleans(),
+    "chat_template_kwargs": strategies.none()
+    | strategies.dictionaries(TEXT, strategies.booleans(), max_size=2),
+    "loss_type": strategies.sampled_from(["grpo", "bnpo", "dapo", "dr_grpo", "luspo"]),
+    "advantage_clip": strategies.none() | strategies.floats(1e-6, 1e6),
+    "num_train_epochs": strategies.none() | strategies.just(1.5),
 }
 
 

@@ -42,7 +42,7 @@ def train(tiny_settings, tmp_path):
             "max_steps": 2,
             "reward_timeout": 1.0,
         }
-        settings |= {"eval_prompts": 0, "reward_workers": 2, "shuffle": False} | changes
+        settings |= {"eval_prompts": 0, "reward_workers": 2, "shuffle_dataset": False} | changes
         model = settings.pop("model")
         settings.pop("rewards")
         GRPOTrainer(model, list(rewards), GRPOConfig(**settings)).train()

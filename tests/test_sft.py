@@ -57,7 +57,7 @@ def by_hand(policy, params, row):
 
 def test_loss_of_other_tokens_than_the_completions(settings):
     """Over all rows at once, with micro-batches: every completion token counts the same, no prompt token does."""
-    config = SFTConfig(**settings | {"shuffle": False, "micro_batch_size": 8, "mesh": "data=1"})
+    config = SFTConfig(**settings | {"shuffle_dataset": False, "micro_batch_size": 8, "mesh": "data=1"})
     policy = open_policy(config)
     rows = ROWS + ROWS[:2]
     tuner = FineTuner(config, policy, rows)

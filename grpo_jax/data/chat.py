@@ -5,8 +5,8 @@ As in TRL: plain text goes in as it is, a conversation goes through the tokenize
 message.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from grpo_jax.errors import UserError
 
@@ -22,11 +22,18 @@ def is_chat(prompt: Prompt, system_prompt: str | None) -> bool:
     return system_prompt is not None or not isinstance(prompt, str)
 
 
-def render(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", system_prompt: str | None = None) -> str:
+def render(
+    prompt: Prompt,
+    tokenizer: "PreTrainedTokenizerBase",
+    system_prompt: str | None = None,
+    *,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """The text that the model continues.
 
     A conversation that ends with the user is followed by the opening of the assistant's turn; one that ends
-    with the assistant (a prefill such as an opened `<think>`) is left open after its last word.
+    with the assistant (a prefill such as an opened `<think>`) is left open after its last word. The template
+    sees `chat_template_kwargs` as variables, such as `enable_thinking`.
     UserError: a conversation without a chat template, or one that the template refuses.
     """
     if not is_chat(prompt, system_prompt):
@@ -36,7 +43,7 @@ def render(prompt: Prompt, tokenizer: "PreTrainedTokenizerBase", system_prompt: 
             "model: its tokenizer has no chat template, which conversations (and system_prompt) need; "
             "use an instruction-tuned model, or text prompts through prompt_column"
         )
-    return _apply(_messages(prompt, system_prompt), tokenizer)
+    return _apply(_messages(prompt, system_prompt), tokenizer, chat_template_kwargs or {})
 
 
 def _messages(prompt: Prompt, system_prompt: str | None) -> list[dict[str, str]]:
@@ -48,7 +55,9 @@ def _messages(prompt: Prompt, system_prompt: str | None) -> list[dict[str, str]]
     return [{"role": "system", "content": system_prompt}, *messages]
 
 
-def _apply(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase") -> str:
+def _apply(
+    messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", variables: Mapping[str, Any]
+) -> str:
     import jinja2
 
     last = messages[-1]["role"]
@@ -57,10 +66,9 @@ def _apply(messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase")
             f"prompt: it ends with the role '{last}'; end it with 'user', or 'assistant' for a prefill"
         )
     prefill = last == "assistant"
+    ours = {"tokenize": False, "add_generation_prompt": not prefill, "continue_final_message": prefill}
     try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=not prefill, continue_final_message=prefill
-        )
+        text = tokenizer.apply_chat_template(messages, **{**variables, **ours})
     except (jinja2.TemplateError, ValueError) as error:
         raise UserError(f"prompt: the tokenizer's chat template refuses it: {error}") from None
     return str(text)

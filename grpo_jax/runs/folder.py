@@ -30,7 +30,8 @@ MAY_DIFFER = frozenset(
         "mesh",  # the same sums on other devices: equal up to the rounding of their order
         "micro_batch_size",  # and these, so that a run that is out of memory can go on in less
         "logprob_chunk",
-        "remat",
+        "gradient_checkpointing",
+        "skip_zero_advantages",
     }
 )
 """Settings that may change when a run is resumed, because the result does not depend on them."""

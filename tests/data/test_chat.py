@@ -48,6 +48,14 @@ def test_what_the_template_refuses_is_a_traceback(tokenizer):
         render(ASK, tokenizer)
 
 
+def test_the_template_never_sees_its_variables(tokenizer):
+    tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+    tokenizer.chat_template = "{{ 'thinking' if enable_thinking else 'brief' }}"
+    assert render(ASK, tokenizer, chat_template_kwargs={"enable_thinking": True}) == "thinking"
+    assert render(ASK, tokenizer) == "brief"
+    assert render("2+2=", tokenizer, chat_template_kwargs={"enable_thinking": True}) == "2+2="
+
+
 def test_special_tokens_are_added_twice(tokenizer):
     (chat,) = encode([render(ASK, tokenizer)], tokenizer, chat=True)
     (plain,) = encode(["2+2="], tokenizer, chat=False)

@@ -1,0 +1,222 @@
+"""TRL's settings: each is ours, is accepted for a reason, or is refused with words that lead somewhere."""
+
+import dataclasses
+import re
+
+import pytest
+
+from grpo_jax.config import GRPOConfig, SFTConfig, load_settings
+from grpo_jax.errors import UserError
+from grpo_jax.settings_trl import OTHERS, PREFIXES, RULES
+
+OURS = {*GRPOConfig.model_fields, *SFTConfig.model_fields}
+WORDS = {name: rule.says for name, rule in RULES.items()} | OTHERS | PREFIXES
+
+
+@pytest.fixture(scope="module")
+def trl_fields():
+    trl = pytest.importorskip("trl")
+    return {field.name: field for field in dataclasses.fields(trl.GRPOConfig)}
+
+
+def default_of(field):
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
+def test_a_field_of_trl_is_forgotten(trl_fields):
+    assert [name for name in trl_fields if name not in GRPOConfig.model_fields and name not in RULES] == []
+
+
+def test_a_rule_is_for_nothing_or_hides_a_setting(trl_fields):
+    assert [name for name in RULES if name not in trl_fields] == []
+    assert set(RULES) & set(GRPOConfig.model_fields) == set()
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_the_words_name_settings_that_do_not_exist(name):
+    text = WORDS[name]
+    named = set(re.findall(r"\bwrite (\w+)", text)) | set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text))
+    values = {"token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "on_log"}
+    of_other_verbs = {"task", "split", "samples"}
+    assert named - values - of_other_verbs <= OURS
+    assert text.strip(), name
+
+
+def test_what_trl_does_by_default_is_refused_or_told(trl_fields, capsys):
+    """A script that spells out TRL's own defaults is not bothered, but for what is counted differently here."""
+    bothered = set()
+    for name in RULES.keys() & trl_fields.keys():
+        try:
+            GRPOConfig(**{name: default_of(trl_fields[name])})
+        except UserError:
+            bothered.add(name)
+        if capsys.readouterr().err:
+            bothered.add(name)
+    assert bothered == {
+        "per_device_train_batch_size",
+        "logging_steps",  # 10 there, each one here
+        "log_completions",  # False there, every 10 steps here
+        "vllm_importance_sampling_correction",  # True there, off here
+        "vllm_importance_sampling_mode",
+    }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"use_vllm": False, "report_to": "none", "remove_unused_columns": False, "logging_steps": 1},
+        {"report_to": [], "optim": "adamw_torch", "log_completions": True, "eval_strategy": "no"},
+        {"eval_strategy": "steps", "eval_steps": 10},
+        {"gradient_accumulation_steps": 1, "save_strategy": "steps", "deepspeed": None, "fsdp": ""},
+        {"seed": 4, "data_seed": 4, "torch_compile": True, "resume_from_checkpoint": True},
+        {"save_total_limit": None, "min_p": None, "top_k": None, "eval_steps": None},
+        {"do_train": True, "full_determinism": True, "hub_model_id": None, "vllm_mode": "colocate"},
+    ],
+)
+def test_what_is_done_anyway_is_refused(values, capsys):
+    GRPOConfig(**values)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({"bf16": True}, {"dtype": "bfloat16"}),
+        ({"bf16": False}, {"dtype": "float32"}),
+        ({"bf16": None}, {"dtype": "auto"}),
+        ({"bf16": True, "dtype": "bfloat16"}, {"dtype": "bfloat16"}),
+        ({"warmup_steps": 0.1}, {"warmup_ratio": 0.1, "warmup_steps": 0}),
+        ({"lr_scheduler_type": "constant_with_warmup"}, {"lr_scheduler_type": "constant"}),
+        ({"max_steps": -1, "num_train_epochs": 2}, {"num_train_epochs": 2.0}),
+        ({"save_total_limit": None}, {"save_total_limit": 0}),
+        ({"scale_rewards": False}, {"scale_rewards": "none"}),
+    ],
+)
+def test_what_trl_spells_otherwise_is_lost(values, wanted):
+    config = GRPOConfig(**values)
+    assert {name: getattr(config, name) for name in wanted} == wanted
+    assert config.replace(seed=3) == GRPOConfig(**values, seed=3), "a copy must not lose it"
+
+
+def test_trls_own_enumerations_are_not_understood():
+    from transformers import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    config = GRPOConfig(lr_scheduler_type=SchedulerType.COSINE, optim=OptimizerNames.ADAMW_TORCH)
+    assert config.lr_scheduler_type == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"dataloader_num_workers": 4}, "dataloader_num_workers = 4: no effect here: "),
+        ({"run_name": "first"}, "run_name = 'first': no effect here: metrics.jsonl"),
+        ({"logging_steps": 10}, "every step writes its line"),
+        ({"report_to": "wandb"}, "a callback's on_log can send them"),
+        ({"vllm_gpu_memory_utilization": 0.5}, "sampled by the same compiled program"),
+        ({"log_completions": False}, "write log_completions_steps: 0"),
+    ],
+)
+def test_what_changes_nothing_is_dropped_without_a_word(values, words, capsys):
+    assert GRPOConfig(**values) == GRPOConfig()
+    out, err = capsys.readouterr()
+    assert words in err
+    assert (out, len(err.splitlines())) == ("", 1)
+
+
+BATCHES = [
+    (
+        {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4},
+        "prompts_per_step: 4 x devices (8 rows x 4 / 8 completions), micro_batch_size: 8 x devices",
+    ),
+    (
+        {"per_device_train_batch_size": 4, "num_generations": 16},
+        "prompts_per_step: 1/4 x devices (4 rows x 1 / 16 completions), micro_batch_size: 4 x devices",
+    ),
+    ({"gradient_accumulation_steps": 2}, "prompts_per_step: 2 x devices (8 rows x 2 / 8 completions)"),
+    (
+        {"per_device_train_batch_size": 8, "steps_per_generation": 8, "gradient_accumulation_steps": 2},
+        "prompts_per_step: 8 x devices (8 rows x 8 / 8 completions), micro_batch_size: 8 x devices, "
+        "num_minibatches: 4",
+    ),
+    (
+        {
+            "steps_per_generation": 1,
+            "gradient_accumulation_steps": 4,
+        },  # several rollouts, by the same weights
+        "prompts_per_step: 4 x devices (8 rows x 4 / 8 completions), micro_batch_size: 8 x devices",
+    ),
+    (
+        {"generation_batch_size": 64, "per_device_train_batch_size": 4},
+        "prompts_per_step: 8 (64 rows / 8 completions), micro_batch_size: 4 x devices, "
+        "num_minibatches: 16 / devices",
+    ),
+    ({"per_device_train_batch_size": "x"}, "write prompts_per_step and num_generations"),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), BATCHES)
+def test_batch_sizes_are_left_to_the_reader(values, words):
+    with pytest.raises(UserError) as fault:
+        GRPOConfig(**values)
+    assert words in str(fault.value)
+    assert ("num_minibatches" in str(fault.value)) == ("num_minibatches" in words)
+    assert len(str(fault.value).splitlines()) == 1, "one sentence answers them all"
+
+
+REFUSED = [
+    ({"use_vllm": True}, "use_vllm = True: not a setting here; leave it out: completions are sampled by"),
+    ({"fp16": True}, "write dtype: bfloat16 or float32"),
+    ({"bf16": True, "dtype": "float32"}, "bf16 = True: not a setting here; write dtype"),
+    ({"deepspeed": "zero3.json"}, "write mesh"),
+    ({"fsdp": "full_shard"}, "write mesh"),
+    ({"num_generations_eval": 4}, "write eval_samples"),
+    ({"vllm_importance_sampling_mode": "token_mask"}, "write sampler_correction: token_truncate, token_mask"),
+    ({"vllm_importance_sampling_clip_max": 2.0}, "write sampler_correction_max"),
+    ({"save_strategy": "epoch"}, "write save_steps"),
+    ({"eval_strategy": "epoch"}, "write eval_steps"),
+    ({"eval_strategy": "no", "eval_steps": 5}, "write eval_steps"),
+    ({"eval_strategy": "steps"}, "write eval_steps"),
+    ({"push_to_hub": True}, "nothing is pushed anywhere"),
+    ({"resume_from_checkpoint": "a/checkpoint-5"}, "the same command on the same output_dir resumes"),
+    ({"optim": "adamw_8bit"}, "pass another as optimizers="),
+    ({"sync_ref_model": True}, "the reference stays the starting model"),
+    ({"generation_kwargs": {"num_beams": 4}}, "write temperature, top_k"),
+    ({"repetition_penalty": 1.1}, "nothing else changes what is sampled"),
+    ({"seed": 1, "data_seed": 2}, "write seed"),
+    ({"model_init_kwargs": {"dtype": "bfloat16"}}, "write dtype"),
+    ({"max_steps": -1}, "max_steps = -1: must be at least 1"),
+    ({"vllm_of_another_version": 1}, "completions are sampled by the same compiled program"),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), REFUSED)
+def test_what_would_be_computed_otherwise_is_accepted(values, words):
+    with pytest.raises(UserError) as fault:
+        GRPOConfig(**values)
+    assert words in str(fault.value)
+    assert len(str(fault.value).splitlines()) == 1
+
+
+def test_one_fault_hides_the_others():
+    with pytest.raises(UserError) as fault:
+        GRPOConfig(use_vllm=True, per_device_train_batch_size=8, epsilon=3)
+    assert len(str(fault.value).splitlines()) == 3
+
+
+def test_yaml_is_not_translated(tmp_path, capsys):
+    path = tmp_path / "trl.yaml"
+    path.write_text("bf16: true\nlogging_steps: 5\nreport_to: none\n")
+    assert load_settings(GRPOConfig, path).dtype == "bfloat16"
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    path.write_text("seed: 1\ndeepspeed: zero3.json\n")
+    with pytest.raises(
+        UserError, match=r"trl.yaml:2: deepspeed = 'zero3.json': not a setting here; write mesh"
+    ):
+        load_settings(GRPOConfig, path)
+
+
+def test_fine_tuning_is_told_of_settings_that_it_does_not_have():
+    with pytest.raises(UserError, match=r"\(sft: rows_per_step\)"):
+        SFTConfig(model="m", dataset="d", per_device_train_batch_size=8)
