@@ -1,33 +1,74 @@
 """From sampled tokens to rewards: decode, let each host score its own prompts, put the shares together."""
 
+import json
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.errors import UserError
 from grpo_jax.rewards import RewardPool, Scores, combine
+from grpo_jax.rewards.overlong import soft_overlong
 from grpo_jax.rollout.generate import Rollout
 from grpo_jax.sharding import hosts
+
+Columns = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
 class Scored:
     """A rollout's rewards."""
 
-    rewards: np.ndarray  # [P,G] float32, the weighted sum; NaN where no function said anything
+    rewards: np.ndarray  # [P,G] float32, `base` with the over-long shaping: what advantages are computed from
+    base: np.ndarray  # [P,G] float32, the weighted sum; NaN where no function said anything
     values: np.ndarray  # [P,G,n] float32, one for each function; NaN for None
     completions: list[str]  # P * G texts without special tokens
     failures: dict[str, int]  # rows lost to errors, timeouts and NaNs, by "rewards/{name}/{kind}"
+    extras: Columns  # what functions logged for each row: P * G values a column, None where they did not
+    metrics: dict[str, float]  # what they logged for the rollout as a whole, and the mean of the shaping
+
+    def take(self, which: np.ndarray) -> "Scored":
+        """The groups at the indices `which`. Failures and metrics stay behind: they are of the whole rollout."""
+        G = self.rewards.shape[1]
+        pick = lambda column: [value for i in which for value in column[i * G : (i + 1) * G]]
+        extras = {name: pick(column) for name, column in self.extras.items()}
+        arrays = self.rewards[which], self.base[which], self.values[which]
+        return Scored(*arrays, pick(self.completions), {}, extras, {})
+
+    @staticmethod
+    def join(parts: "Sequence[Scored]") -> "Scored":
+        """Groups after one another; failures add up, a metric is the mean of the parts that have it."""
+        rows = [part.rewards.size for part in parts]
+        return Scored(
+            rewards=np.concatenate([part.rewards for part in parts]),
+            base=np.concatenate([part.base for part in parts]),
+            values=np.concatenate([part.values for part in parts]),
+            completions=[text for part in parts for text in part.completions],
+            failures=dict(sum((Counter(part.failures) for part in parts), Counter())),
+            extras=_stacked([part.extras for part in parts], rows),
+            metrics=_means([part.metrics for part in parts]),
+        )
 
 
 class Scorer:
-    """Scores rollouts with the functions of a pool, `weights` [n]."""
+    """Scores rollouts with the functions of a pool, `weights` [n].
 
-    def __init__(self, pool: RewardPool, weights: list[float] | None, tokenizer: Any):
-        self.pool, self.tokenizer = pool, tokenizer
+    `overlong` = (limit, buffer) adds DAPO's punishment of long completions (`soft_overlong`) with weight 1.
+    """
+
+    def __init__(
+        self,
+        pool: RewardPool,
+        weights: list[float] | None,
+        tokenizer: Any,
+        overlong: tuple[int, int] | None = None,
+    ):
+        self.pool, self.tokenizer, self.overlong = pool, tokenizer, overlong
         self.weights = list(weights) if weights is not None else [1.0] * len(pool.names)
         self._told: set[tuple[str, str]] = set()  # (function, kind of fault)
 
@@ -35,17 +76,44 @@ class Scorer:
         """UserError when a reward needs a column that these data do not have."""
         self.pool.check_columns({"prompts", "completions", "completion_ids", *prompts.columns})
 
-    def __call__(self, batch: PromptBatch, rollout: Rollout) -> Scored:
-        """Score a rollout that was fetched to NumPy arrays. Every process must call it."""
+    def __call__(self, batch: PromptBatch, rollout: Rollout, trainer_state: Any = None) -> Scored:
+        """Score a rollout that was fetched to NumPy arrays. Every process must call it.
+
+        `trainer_state` goes to the functions that ask for it.
+        """
         P, G = rollout.lengths.shape
-        ids = [row[:n].tolist() for row, n in zip(rollout.tokens.reshape(P * G, -1), rollout.lengths.ravel())]
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        scores = self._score_own(_arguments(batch, texts, ids, hosts.own_share(P), G))
+        ids = _ids(rollout)
+        texts = self._texts(ids)
+        scores = self._score_own((*_arguments(batch, texts, ids, hosts.own_share(P), G), trainer_state))
+        values, base = self._joined(scores.values, P, G)
+        shaping = self._shaping(rollout)
+        metrics = _means(_from_every_host([scores.metrics], jax.process_count()))
+        if self.overlong:
+            metrics["rewards/overlong/mean"] = float(shaping.mean())
+        failures = self._failures(scores, P * G)
+        return Scored(
+            base + shaping, base, values, texts, failures, _joined_columns(scores.extras, P, G), metrics
+        )
+
+    def restore(self, rollout: Rollout, base: np.ndarray, values: np.ndarray, extras: Columns) -> Scored:
+        """What was said about a rollout in an earlier call, from those parts of it that only that call knew."""
+        return Scored(base + self._shaping(rollout), base, values, self._texts(_ids(rollout)), {}, extras, {})
+
+    def _texts(self, ids: list[list[int]]) -> list[str]:
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def _shaping(self, rollout: Rollout) -> np.ndarray:
+        """[P,G] float32, to add to the weighted sum."""
+        limit, buffer = self.overlong or (0, 0)
+        return soft_overlong(rollout.lengths, limit, buffer).astype(np.float32)
+
+    def _joined(self, own: np.ndarray, P: int, G: int) -> tuple[np.ndarray, np.ndarray]:
+        """(values [P,G,n], their weighted sum [P,G]), the same bits on every host: they decide alike by them."""
         # float32 here, and not only on the way between hosts: one process or many, the same bits
-        values = scores.values.astype(np.float32).reshape(-1, G, len(self.weights))
-        values = hosts.join_shares(values, P)
-        rewards = combine(values.reshape(P * G, -1), self.weights).reshape(P, G).astype(np.float32)
-        return Scored(rewards, values, texts, self._failures(scores, P * G))
+        own = own.astype(np.float32)
+        both = np.column_stack([own, combine(own, self.weights).astype(np.float32)])
+        both = hosts.join_shares(both.reshape(-1, G, len(self.weights) + 1), P)
+        return both[..., :-1], both[..., -1]
 
     def _score_own(self, arguments: tuple) -> Scores:
         """This host's share. A reward that stops the run stops it on every host, before any waits for another."""
@@ -89,6 +157,12 @@ class Scorer:
             print(f"rewards: {sentence}", file=sys.stderr, flush=True)
 
 
+def _ids(rollout: Rollout) -> list[list[int]]:
+    """The tokens of each of the P * G completions."""
+    rows = rollout.tokens.reshape(rollout.lengths.size, -1)
+    return [row[:n].tolist() for row, n in zip(rows, rollout.lengths.ravel())]
+
+
 def _arguments(batch: PromptBatch, texts: list[str], ids: list[list[int]], own: slice, G: int) -> tuple:
     """(prompts, completions, columns, completion_ids) of this host's prompts, one entry a row."""
     rows = slice(own.start * G, own.stop * G)
@@ -101,3 +175,39 @@ def _arguments(batch: PromptBatch, texts: list[str], ids: list[list[int]], own: 
 def _reply(prompt: Any, text: str) -> Any:
     """A completion in the form of its prompt: text for text, a message for messages (TRL's convention)."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def _joined_columns(own: Columns, P: int, G: int) -> Columns:
+    """Columns of P * G values from each host's share of them."""
+    share = hosts.own_share(P)
+    rows = [slice(i * G, (i + 1) * G) for i in range(share.stop - share.start)]
+    groups = [{name: column[part] for name, column in own.items()} for part in rows]
+    return _stacked(_from_every_host(groups, P), [G] * P)
+
+
+def _stacked(parts: Sequence[Columns], rows: Sequence[int]) -> Columns:
+    """Columns put under one another; None where a part, of so many `rows`, lacks one."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {
+        name: [value for part, n in zip(parts, rows) for value in part.get(name, [None] * n)]
+        for name in names
+    }
+
+
+def _means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each figure over the parts that have it."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: float(np.mean([part[name] for part in parts if name in part])) for name in names}
+
+
+def _from_every_host(own: list[Any], count: int) -> list[Any]:
+    """`count` JSON values, of which each host has its own share, on every host in order."""
+    if jax.process_count() == 1:
+        return own
+    texts = [np.frombuffer(json.dumps(value).encode(), np.uint8) for value in own]
+    sizes = hosts.join_shares(np.array([len(text) for text in texts], np.int32), count)
+    padded = np.zeros((len(texts), sizes.max()), np.uint8)
+    for row, text in zip(padded, texts):
+        row[: len(text)] = text
+    whole = hosts.join_shares(padded, count)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(whole, sizes)]

@@ -6,8 +6,10 @@ rewinding: a run that starts again at step s draws what it would have drawn.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,7 @@ Row = dict[str, Any]
 
 # What a reward function is called with anyway; a column of the same name would clash.
 _TAKEN = {"prompt", "prompts", "completion", "completions", "completion_ids"}
+_TAKEN |= {"trainer_state", "log_extra", "log_metric"}
 _SMALLEST_BUCKET = 16
 
 
@@ -42,6 +45,42 @@ class PromptBatch:
     """P texts after the chat template, what `tokens` encodes."""
     columns: dict[str, list[Any]]
     """The data set's other columns, P values each; None where a row lacks one."""
+    pad_id: int = 0
+    """What stands in `tokens` behind a prompt."""
+
+    def take(self, which: np.ndarray) -> "PromptBatch":
+        """The prompts at the indices `which`, as wide as a batch of them alone would be."""
+        width = bucket(int(self.lengths[which].max(initial=1)), self.tokens.shape[1])
+        pick = lambda column: [column[i] for i in which]
+        return PromptBatch(
+            tokens=self.tokens[which, :width],
+            lengths=self.lengths[which],
+            uids=self.uids[which],
+            prompts=pick(self.prompts),
+            texts=pick(self.texts),
+            columns={name: pick(column) for name, column in self.columns.items()},
+            pad_id=self.pad_id,
+        )
+
+    @staticmethod
+    def join(parts: "Sequence[PromptBatch]") -> "PromptBatch":
+        """Batches of one data set after one another, as wide as the widest."""
+        width = max(part.tokens.shape[1] for part in parts)
+        chain = lambda lists: [value for each in lists for value in each]
+        return PromptBatch(
+            tokens=np.concatenate([_widened(part, width) for part in parts]),
+            lengths=np.concatenate([part.lengths for part in parts]),
+            uids=np.concatenate([part.uids for part in parts]),
+            prompts=chain(part.prompts for part in parts),
+            texts=chain(part.texts for part in parts),
+            columns={name: chain(part.columns[name] for part in parts) for name in parts[0].columns},
+            pad_id=parts[0].pad_id,
+        )
+
+
+def _widened(batch: PromptBatch, width: int) -> np.ndarray:
+    missing = width - batch.tokens.shape[1]
+    return np.pad(batch.tokens, ((0, 0), (0, missing)), constant_values=batch.pad_id)
 
 
 class Prompts:
@@ -63,12 +102,13 @@ class Prompts:
         system_prompt: str | None = None,
         pad_id: int = 0,
         prompt_column: str = "prompt",
+        chat_template_kwargs: dict[str, Any] | None = None,
     ):
         self.prompts_per_step = prompts_per_step
         self.max_prompt_length = max_prompt_length
         self.seed, self.shuffle, self.pad_id = seed, shuffle, pad_id
         self._rows = arrange(rows, prompt_column)
-        self._texts = render_all(self._rows, tokenizer, system_prompt)
+        self._texts = render_all(self._rows, tokenizer, system_prompt, chat_template_kwargs)
         self._ids = encode_all(self._rows, self._texts, tokenizer, system_prompt)
         self._kept = _short_enough(self._ids, max_prompt_length)
         self._columns = _other_columns(self._rows, prompt_column)
@@ -84,8 +124,21 @@ class Prompts:
 
     def __call__(self, step: int) -> PromptBatch:
         """The batch of a step: a function of (data, seed, step) alone."""
-        first = step * self.prompts_per_step
-        return self._batch([self._draw(i) for i in range(first, first + self.prompts_per_step)])
+        return self.draws(step * self.prompts_per_step, self.prompts_per_step)
+
+    def draws(self, first: int, count: int) -> PromptBatch:
+        """Draws first .. first + count - 1 of the sequence, which never ends: a small data set comes round again,
+        with other uids."""
+        return self.at(range(first, first + count))
+
+    def at(self, places: Iterable[int]) -> PromptBatch:
+        """The draws at these places of the sequence."""
+        return self._batch([self._draw(place) for place in places])
+
+    def steps_for(self, epochs: float) -> int:
+        """Steps that draw every prompt `epochs` times; the last may reach into the next epoch. At least 1."""
+        passes = Fraction(str(epochs))  # 2.2 passes over 25 prompts are 55 draws, and not 55.00000000000001
+        return max(math.ceil(passes * len(self) / self.prompts_per_step), 1)
 
     def batches_in_order(self, prompts_per_step: int) -> Iterator[tuple[PromptBatch, int]]:
         """Every kept prompt once, in the data's order, as (batch, how many of its prompts are real).
@@ -121,6 +174,7 @@ class Prompts:
             prompts=[self._rows[row]["prompt"] for row in rows],
             texts=[self._texts[row] for row in rows],
             columns={name: [self._rows[row].get(name) for row in rows] for name in self._columns},
+            pad_id=self.pad_id,
         )
 
 
@@ -144,14 +198,20 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
-def render_all(rows: list[Row], tokenizer: "PreTrainedTokenizerBase", system_prompt: str | None) -> list[str]:
+def render_all(
+    rows: list[Row],
+    tokenizer: "PreTrainedTokenizerBase",
+    system_prompt: str | None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+) -> list[str]:
     """The text that the model continues, for each row. UserError, naming the row."""
     texts = []
     for number, row in enumerate(rows, start=1):
         try:
-            texts.append(render(row["prompt"], tokenizer, system_prompt))
+            text = render(row["prompt"], tokenizer, system_prompt, chat_template_kwargs=chat_template_kwargs)
         except UserError as error:
             raise UserError(f"dataset, row {number}: {error}") from None
+        texts.append(text)
     return texts
 
 

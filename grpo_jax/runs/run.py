@@ -85,15 +85,20 @@ class Run:
         if self.checkpoints:
             self.checkpoints.save(done, state, notes)
 
-    def end_step(self, done: int, state: Any, notes: dict[str, Any]) -> None:
-        """Save when it is due, or when a process was asked to end; then end it with SystemExit(143)."""
+    def end_step(self, done: int, state: Any, notes: dict[str, Any], *, wanted: bool = False) -> bool:
+        """Save when it is due or `wanted`, or when a process was asked to end; then end it with SystemExit(143).
+
+        Whether it saved; without an `output_dir` it never does.
+        """
         terminated = hosts.agree(self.terminated)
-        if terminated or self.is_due(done):
+        saves = terminated or wanted or self.is_due(done)
+        if saves:
             self.save(done, state, notes)
         if terminated and done < self.total:
             if self.checkpoints:
                 self.checkpoints.wait()
             raise SystemExit(TERMINATED)
+        return saves and self.checkpoints is not None
 
     def export(self, write: Callable[[Path], None]) -> None:
         """Have `write` make the folder `hf`, unless it is there. Every process must call it, as `write` gathers.
@@ -135,7 +140,7 @@ def _open_together(*given: Any, is_writer: bool) -> RunFolder:
 
 
 class Stopwatch:
-    """Seconds of each stage of a step, as metrics `time/{stage}`."""
+    """Seconds of each stage of a step, as metrics `time/{stage}`; a stage that comes again adds to them."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -145,7 +150,8 @@ class Stopwatch:
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.times[f"time/{stage}"] = time.perf_counter() - start
+        before = self.times.get(f"time/{stage}", 0.0)
+        self.times[f"time/{stage}"] = before + time.perf_counter() - start
 
     def total(self) -> float:
         """Seconds since the step began."""

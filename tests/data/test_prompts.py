@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.prompts import Prompts, bucket, epoch_order
+from grpo_jax.data.prompts import PromptBatch, Prompts, bucket, epoch_order
 from grpo_jax.errors import UserError
 
 
@@ -68,6 +68,63 @@ def test_without_shuffle_rows_leave_their_order(tokenizer):
     assert draws(make(tokenizer, shuffle=False), 4).tolist() == list(range(12))
 
 
+@given(n=st.integers(1, 9), first=st.integers(0, 40), count=st.integers(1, 30))
+@settings(max_examples=25, deadline=None)
+def test_draws_leave_the_sequence_of_the_steps(tokenizer, n, first, count):
+    prompts = make(tokenizer, n, prompts_per_step=1)
+    batch = prompts.draws(first, count)
+    assert batch.uids.tolist() == [int(prompts(step).uids[0]) for step in range(first, first + count)]
+    assert len(set(batch.uids.tolist())) == count, "a prompt that comes round again has other random numbers"
+    assert batch.columns["answer"] == [int(uid) % n for uid in batch.uids]
+
+
+def test_places_come_in_another_order(tokenizer):
+    prompts = make(tokenizer, n=5)
+    whole = prompts.draws(0, 12).uids
+    assert prompts.at([11, 0, 7]).uids.tolist() == whole[[11, 0, 7]].tolist()
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "epochs", "steps"),
+    [
+        (10, 5, 1, 2),
+        (10, 4, 1.0, 3),
+        (10, 4, 0.4, 1),
+        (3, 8, 1, 1),
+        (3, 8, 0.01, 1),
+        (25, 1, 2.2, 55),
+        (7, 3, 2.5, 6),
+    ],
+)
+def test_epochs_become_too_few_or_too_many_steps(tokenizer, n, size, epochs, steps):
+    """2.2 * 25 is 55.00000000000001 in floating point, and one step more when rounded up."""
+    assert make(tokenizer, n, prompts_per_step=size).steps_for(epochs) == steps
+
+
+def test_epochs_count_prompts_that_are_left_out(tokenizer):
+    rows = [{"prompt": "x" * length} for length in (3, 30, 8, 9, 31)]
+    assert make(tokenizer, rows=rows, max_prompt_length=9, prompts_per_step=1).steps_for(3) == 6
+
+
+def test_a_picked_or_joined_batch_differs_from_one_drawn_so(tokenizer):
+    rows = [{"prompt": "x" * length, "answer": length} for length in (1, 40, 20, 3)]
+    prompts = make(tokenizer, rows=rows, max_prompt_length=50, shuffle=False, pad_id=3)
+    parts = [prompts.draws(0, 1), prompts.draws(1, 2), prompts.draws(3, 1)]
+    joined = PromptBatch.join(parts)
+    assert_same(joined, prompts.draws(0, 4))
+    for which in ([0], [2, 0], [3, 1, 1], [0, 3]):
+        assert_same(joined.take(np.array(which)), prompts.at(which))
+    assert joined.take(np.array([], int)).tokens.shape == (0, 16)
+
+
+def assert_same(one, other):
+    for name in ("tokens", "lengths", "uids"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert getattr(one, name).dtype == getattr(other, name).dtype
+    for name in ("prompts", "texts", "columns", "pad_id"):
+        assert getattr(one, name) == getattr(other, name)
+
+
 def test_uid_and_columns_belong_to_another_row(tokenizer):
     batch = make(tokenizer, n=7)(5)
     assert batch.columns["answer"] == [int(uid) % 7 for uid in batch.uids]
@@ -125,7 +182,9 @@ def test_a_column_missing_from_one_row_breaks_the_batch(tokenizer):
 
 
 def test_a_column_clashes_with_a_reward_argument(tokenizer):
-    rows = [{"text": "a", "prompt": "old", "completions": "c", "answer": 1}]
+    rows = [
+        {"text": "a", "prompt": "old", "completions": "c", "log_extra": 0, "trainer_state": 0, "answer": 1}
+    ]
     batch = make(tokenizer, rows=rows, prompt_column="text", prompts_per_step=1)(0)
     assert batch.prompts == ["a"]
     assert batch.columns == {"answer": [1]}
@@ -137,6 +196,14 @@ def test_text_and_conversations_are_tokenised_alike(tokenizer):
     assert batch.tokens[0, 0] == tokenizer.bos_token_id
     assert batch.tokens[1, 0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert tokenizer.decode(batch.tokens[1, : batch.lengths[1]]).replace(" ", "").startswith("<|im_start|>")
+
+
+def test_settings_of_the_chat_template_are_forgotten(bare_tokenizer):
+    bare_tokenizer.chat_template = "{{ messages[0].content }}{% if loud is defined %}{{ loud }}{% endif %}"
+    rows = [{"prompt": [{"role": "user", "content": "hi"}]}]
+    given = {"rows": rows, "prompts_per_step": 1}
+    assert make(bare_tokenizer, **given, chat_template_kwargs={"loud": "!!"})(0).texts == ["hi!!"]
+    assert make(bare_tokenizer, **given)(0).texts == ["hi"]
 
 
 def test_a_bad_conversation_is_not_found_again(tokenizer):

@@ -1,0 +1,452 @@
+"""Collecting: no group that can teach is lost, used twice, or kept past a step; and a resumed run is the same one."""
+
+import dataclasses
+import gc
+import json
+import threading
+import weakref
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.experimental import multihost_utils
+
+from grpo_jax.collecting import Collector, DynamicCollector, with_spread
+from grpo_jax.data.prompts import Prompts
+from grpo_jax.rewards.overlong import soft_overlong
+from grpo_jax.rollout.generate import Rollout
+from grpo_jax.runs import run
+from grpo_jax.runs.run import Stopwatch
+from grpo_jax.scoring import Scorer
+
+WIDTH = 7  # of a completion, in tokens
+NAN = float("nan")
+# What two functions say about a group's completions, and whether the sum of both differs within it.
+KINDS = {
+    "rising": (lambda g: (g, 0.25), True),
+    "two of them known": (lambda g: (NAN if g > 1 else g, NAN), True),
+    "all equal": (lambda g: (0.1, 0.7), False),
+    "equal in sum": (lambda g: (g, -g), False),
+    "equal where known": (lambda g: (NAN if g else 1.0, NAN if g else 2.0), False),
+    "nobody knows": (lambda g: (NAN, NAN), False),
+}
+
+
+class Characters:
+    """A tokenizer: a token a character one way, numbers the other."""
+
+    def __call__(self, texts, **_):
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+    def batch_decode(self, ids, skip_special_tokens):
+        return [" ".join(map(str, row)) for row in ids]
+
+
+class FakeSampler:
+    """Completions that say for which prompt, with which weights, and in which step they were drawn."""
+
+    def __init__(self, G):
+        self.G, self.calls, self.alive = G, [], []
+
+    def __call__(self, params, tokens, lengths, uids, step):
+        self.calls.append((step, uids.tolist()))
+        drawn = [self.draw(int(uid), int(params), step) for uid in uids]
+        rollout = Rollout(*(jnp.asarray(np.stack(part)) for part in zip(*drawn)))
+        self.alive += [weakref.ref(array) for array in jax.tree.leaves(rollout)]
+        return rollout
+
+    def draw(self, uid, weights, step):
+        rng = np.random.default_rng([uid, weights, step])
+        lengths = rng.integers(3, WIDTH + 1, self.G).astype(np.int32)
+        inside = np.arange(WIDTH) < lengths[:, None]
+        tokens = np.where(inside, rng.integers(1, 99, (self.G, WIDTH)), 0).astype(np.int32)
+        tokens[:, :3] = uid, weights, step
+        logprobs = np.where(inside, -rng.exponential(size=(self.G, WIDTH)), 0.0).astype(np.float32)
+        return tokens, logprobs, lengths, lengths < WIDTH
+
+
+class FakePool:
+    """A reward of each kind for prompt after prompt, and a log of what it saw."""
+
+    names = ("first", "second")
+
+    def __init__(self, kinds, G):
+        self.kinds, self.G, self.states, self.messages = kinds, G, [], {}
+
+    def score(self, prompts, completions, columns, completion_ids, trainer_state=None):
+        self.states.append(trainer_state)
+        saying = [KINDS[self.kinds[ids[0] % len(self.kinds)]][0] for ids in completion_ids]
+        values = np.array([say(row % self.G) for row, say in enumerate(saying)]).reshape(-1, 2)
+        logged = [self.logged(ids) for ids in completion_ids]
+        lost = dict.fromkeys(self.names, 0)
+        return SimpleNamespace(
+            values=values,
+            errors=lost | {"first": len(prompts) // self.G},
+            timeouts=lost,
+            nans=lost,
+            extras={} if all(value is None for value in logged) else {"tokens": logged},
+            metrics={"rows": float(len(prompts))},
+        )
+
+    @staticmethod
+    def logged(ids):
+        return None if ids[0] % 3 == 0 else ids[:]
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A run's data and settings."""
+
+    kinds: tuple = ("rising",)
+    rows: int = 5
+    P: int = 2
+    G: int = 3
+    budget: int = 3
+    overlong: tuple | None = None
+
+    def prompts(self):
+        rows = [{"prompt": f"{i:0{28 if i % 4 == 3 else 1}}", "answer": i} for i in range(self.rows)]
+        return Prompts(rows, Characters(), prompts_per_step=self.P, max_prompt_length=30, seed=3, pad_id=1)
+
+    def collector(self, dynamic=True):
+        scorer = Scorer(FakePool(self.kinds, self.G), None, Characters(), self.overlong)
+        given = self.prompts(), FakeSampler(self.G), scorer
+        return DynamicCollector(*given, self.budget) if dynamic else Collector(*given)
+
+    def can_teach(self, places):
+        uids = self.prompts().at(places).uids if len(places) else []
+        return np.array([KINDS[self.kinds[uid % len(self.kinds)]][1] for uid in uids], bool)
+
+
+worlds = st.builds(
+    World,
+    kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=9).map(tuple),
+    rows=st.integers(1, 9),
+    P=st.integers(1, 4),
+    G=st.integers(2, 3),
+    budget=st.integers(1, 4),
+    overlong=st.sampled_from([None, (WIDTH, 4)]),
+)
+
+
+def steps_of(world, count, notes=None, first=0, collector=None):
+    """[(trained on, sampled, notes as a checkpoint keeps them)] of steps `first` .. `count` - 1."""
+    collector, notes = collector or world.collector(), notes if notes is not None else {}
+    taken = []
+    for step in range(first, count):
+        taken.append((*collector(np.int32(step + 10), step, Stopwatch(), notes), json.dumps(notes)))
+    return taken
+
+
+def carried(notes):
+    return (json.loads(notes)["carried"] or {"places": []})["places"]
+
+
+# ---- which groups ----
+
+
+@given(world=worlds, count=st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_a_group_that_can_teach_is_lost_or_trained_on_twice_or_out_of_turn(world, count):
+    taken = steps_of(world, count)
+    places = np.concatenate([trained.places for trained, _, _ in taken])
+    everything = np.arange(json.loads(taken[-1][2])["drawn"])
+    useful = places[world.can_teach(places)].tolist() + carried(taken[-1][2])
+    assert useful == everything[world.can_teach(everything)].tolist()
+    assert [len(trained) for trained, _, _ in taken] == [world.P] * count
+
+
+@given(world=worlds, count=st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_a_step_draws_past_its_budget_or_its_need(world, count):
+    before = []
+    for trained, sampled, notes in steps_of(world, count):
+        rounds, rest = divmod(len(sampled), world.P)
+        assert rest == 0
+        assert 1 <= rounds <= world.budget
+        useful = world.can_teach(sampled.places).reshape(rounds, world.P).sum(1)
+        assert len(before) + useful[:-1].sum() < world.P, "the rollout before the last was enough"
+        enough = len(before) + useful.sum() >= world.P
+        assert enough or rounds == world.budget
+        idle = trained.places[~world.can_teach(trained.places)]
+        of_step = sampled.places[~world.can_teach(sampled.places)]
+        assert idle.tolist() == of_step[: len(idle)].tolist(), "what fills a step is of this step, in order"
+        assert not (enough and len(idle))
+        before = carried(notes)
+        assert len(before) < world.P
+
+
+@given(world=worlds, count=st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_a_group_is_older_than_a_step_or_says_so_wrongly(world, count):
+    for step, (trained, sampled, _) in enumerate(steps_of(world, count)):
+        age = step - trained.rollout.tokens[:, 0, 2]
+        assert age.tolist() == (~trained.fresh).astype(int).tolist()
+        assert trained.rollout.tokens[:, 0, 1].tolist() == (10 + step - age).tolist(), (
+            "the weights that sampled"
+        )
+        assert sampled.fresh.all()
+        assert (sampled.rollout.tokens[:, :, 2] == step).all()
+
+
+@given(world=worlds, count=st.integers(1, 6))
+@settings(max_examples=40, deadline=None)
+def test_a_groups_parts_are_those_of_another(world, count):
+    """Everything about a group is what sampling and scoring it alone would have said, bit by bit."""
+    sampler, pool, decode = FakeSampler(world.G), FakePool(world.kinds, world.G), Characters().batch_decode
+    for trained, sampled, _ in steps_of(world, count):
+        for groups in (trained, sampled):
+            assert_same(groups.batch, world.prompts().at(groups.places))
+            for i, uid in enumerate(groups.batch.uids):
+                alone = groups.take(np.array([i]))
+                weights, step = groups.rollout.tokens[i, 0, 1:3]
+                drawn = sampler.draw(int(uid), int(weights), int(step))
+                assert_same(alone.rollout, Rollout(*(part[None] for part in drawn)))
+                ids = [row[:n].tolist() for row, n in zip(drawn[0], drawn[2])]
+                said = pool.score(ids, None, {}, ids)
+                assert_same(alone.scored.values[0], said.values.astype(np.float32))
+                shaping = soft_overlong(drawn[2], *world.overlong or (0, 0)).astype(np.float32)
+                assert_same(alone.scored.rewards[0], alone.scored.base[0] + shaping)
+                assert (alone.fresh, alone.places) == (groups.fresh[i], groups.places[i])
+                assert alone.scored.completions == decode(ids, True)
+                logged = alone.scored.extras.get("tokens", [None] * world.G)
+                assert logged == [pool.logged(row) for row in ids]
+        kinds = with_spread(trained.scored.base)
+        assert kinds.tolist() == world.can_teach(trained.places).tolist()
+
+
+def test_groups_of_unlike_width_are_joined_as_one_batch_of_them_would_be():
+    """Prompts have 1 or 28 tokens: rollouts of a step come 16 and 30 wide."""
+    world = World(kinds=("rising", "all equal", "all equal"), rows=9, P=2, budget=4)
+    taken = steps_of(world, 9)
+    assert {trained.batch.tokens.shape[1] for trained, _, _ in taken} == {16, 30}
+    for trained, _, _ in taken:
+        assert_same(trained.batch, world.prompts().at(trained.places))
+
+
+@pytest.mark.parametrize("kind", ["all equal", "nobody knows", "equal where known"])
+def test_prompts_that_teach_nothing_stop_the_run(kind, capsys):
+    world = World(kinds=(kind,), budget=2)
+    taken = steps_of(world, 3)
+    for step, (trained, sampled, notes) in enumerate(taken):
+        assert trained.places.tolist() == [4 * step, 4 * step + 1]
+        assert sampled.scored.metrics["dynamic_sampling/groups_short"] == 2
+        assert carried(notes) == []
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1, "told once"
+    assert "2 rollouts gave 0 of the 2 groups" in said[0]
+    assert "max_rollouts_per_step" in said[0]
+
+
+def test_nothing_is_said_where_the_budget_is_enough(capsys):
+    steps_of(World(kinds=("all equal", "rising"), rows=6), 4)
+    assert capsys.readouterr().err == ""
+
+
+def test_over_long_shaping_makes_a_group_look_as_if_it_could_teach():
+    world = World(kinds=("all equal",), overlong=(WIDTH, 4), budget=3)
+    trained, sampled, _ = steps_of(world, 1)[0]
+    assert with_spread(trained.scored.rewards).any(), "its completions differ in length"
+    assert sampled.scored.metrics["dynamic_sampling/groups_with_spread"] == 0
+    assert sampled.scored.metrics["dynamic_sampling/rollouts"] == 3
+
+
+def test_the_figures_of_a_step_are_not_of_that_step():
+    world = World(kinds=("rising", "all equal", "rising", "rising"), rows=4, P=3, budget=2)
+    for (trained, sampled, notes), expected in zip(steps_of(world, 3), [(2, 6), (1, 3), (1, 3)]):
+        figures = {
+            name.removeprefix("dynamic_sampling/"): value
+            for name, value in sampled.scored.metrics.items()
+            if name.startswith("dynamic_sampling/")
+        }
+        assert figures == {
+            "rollouts": expected[0],
+            "groups_sampled": expected[1],
+            "groups_with_spread": world.can_teach(sampled.places).sum(),
+            "groups_carried": len(carried(notes)),
+            "groups_short": 0,
+        }
+        assert sampled.scored.metrics["rows"] == 9.0, "a figure of the rewards is the mean over rollouts"
+        assert sampled.scored.failures == {"rewards/first/errors": len(sampled)}
+        assert trained.scored.failures == {}, "counted where they came up, and not again"
+        json.dumps(sampled.scored.metrics)
+
+
+# ---- what stays behind ----
+
+
+@given(world=worlds, cut=st.integers(1, 5), count=st.integers(2, 7))
+@settings(max_examples=60, deadline=None)
+def test_a_resumed_run_goes_another_way(world, cut, count):
+    whole = steps_of(world, count)
+    head = steps_of(world, min(cut, count))
+    tail = steps_of(world, count, notes=json.loads(head[-1][2]), first=len(head))
+    for one, other in zip(whole, head + tail, strict=True):
+        assert_same(one[0], other[0])
+        assert_same(one[1], other[1])
+        assert one[2] == other[2]
+
+
+def test_a_value_changes_on_its_way_through_the_notes():
+    """Bits that decimals would lose, or a zero without its sign."""
+    odd = np.array([-0.0, 1e-45, -1.1754942e-38, 0.1, -3.4e38, -1 / 3, NAN], np.float32)
+    collector, notes = World(kinds=("rising", "rising", "all equal"), rows=9, P=3, G=2).collector(), {}
+    draw = collector.sampler.draw
+
+    def oddly(*given):
+        tokens, _, lengths, finished = draw(*given)
+        return tokens, np.stack([odd, odd[::-1]]), lengths, finished
+
+    collector.sampler.draw = oddly
+    olds = []
+    for step in range(6):
+        notes = json.loads(json.dumps(notes))
+        trained, _ = collector(np.int32(step), step, Stopwatch(), notes)
+        olds += list(trained.rollout.logprobs[~trained.fresh])
+    assert olds
+    for logprobs in olds:
+        assert logprobs.tobytes() == np.stack([odd, odd[::-1]]).tobytes()
+
+
+def test_a_step_that_fails_leaves_half_of_it_in_the_notes():
+    world = World(kinds=("rising", "all equal", "all equal"), rows=9, P=3, budget=4)
+    collector, notes = world.collector(), {}
+    collector(np.int32(0), 0, Stopwatch(), notes)
+    before = json.dumps(notes)
+    sampler, rounds = collector.sampler, []
+
+    def breaks(*given):
+        rounds.append(given)
+        if len(rounds) == 2:
+            raise RuntimeError("out of memory")
+        return sampler(*given)
+
+    collector.sampler = breaks
+    with pytest.raises(RuntimeError):
+        collector(np.int32(1), 1, Stopwatch(), notes)
+    assert json.dumps(notes) == before
+
+
+class Weights:
+    def __int__(self):
+        return 1
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_rollouts_weights_outlive_it(dynamic):
+    collector, weights = World(kinds=("rising", "all equal")).collector(dynamic), Weights()
+    kept = collector(weights, 0, Stopwatch(), {})
+    gone = weakref.ref(weights)
+    del weights
+    gc.collect()
+    assert gone() is None
+    assert all(isinstance(leaf, np.ndarray) for groups in kept for leaf in jax.tree.leaves(groups.rollout))
+
+
+def test_device_memory_outlives_the_rollout():
+    """Only where rollouts are joined, and so copied: on a CPU, NumPy looks into the device's memory itself."""
+    collector = World(kinds=("rising", "all equal")).collector()
+    kept = collector(np.int32(0), 0, Stopwatch(), {})
+    gc.collect()
+    assert kept
+    assert len(collector.sampler.alive) >= 4
+    assert not any(reference() is not None for reference in collector.sampler.alive)
+
+
+# ---- without dynamic sampling ----
+
+
+def test_a_plain_step_is_not_its_one_rollout():
+    world = World(kinds=("all equal", "rising"), P=4)
+    collector, notes = world.collector(dynamic=False), {"num_tokens": 1}
+    for step in range(3):
+        trained, sampled = collector(np.int32(step), step, Stopwatch(), notes)
+        assert trained is sampled
+        assert_same(trained.batch, world.prompts()(step))
+        assert trained.fresh.all()
+        assert trained.places.tolist() == list(range(4 * step, 4 * step + 4))
+        assert trained.scored.failures == {"rewards/first/errors": 4}
+    assert [step for step, _ in collector.sampler.calls] == [0, 1, 2]
+    assert notes == {"num_tokens": 1}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_trainers_state_does_not_reach_the_rewards(dynamic):
+    collector = World().collector(dynamic)
+    collector(np.int32(0), 0, Stopwatch(), {}, "the state")
+    assert collector.scorer.pool.states == ["the state"]
+
+
+# ---- the stopwatch, and scoring ----
+
+
+def test_a_second_rollout_of_a_step_hides_the_first_ones_seconds(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 10.0, 15.0, 20.0, 21.0])
+    monkeypatch.setattr(run.time, "perf_counter", lambda: next(now))
+    clock = Stopwatch()
+    for stage in ("rollout", "rollout", "reward"):
+        with clock(stage):
+            pass
+    assert clock.times == {"time/rollout": 2.0 + 5.0, "time/reward": 1.0}
+
+
+def test_the_over_long_shaping_is_not_in_the_rewards():
+    world = World(kinds=("rising", "nobody knows"), overlong=(WIDTH, 4), rows=6, P=6)
+    groups, _ = world.collector(dynamic=False)(np.int32(0), 0, Stopwatch(), {})
+    shaping = -np.clip((groups.rollout.lengths - (WIDTH - 4)) / 4, 0, 1)
+    expected = np.nansum(groups.scored.values, -1) + shaping
+    expected[np.isnan(groups.scored.values).all(-1)] = np.nan
+    assert np.isnan(expected).any(), "a reward that nobody knows stays unknown"
+    np.testing.assert_allclose(groups.scored.rewards, expected, rtol=1e-6)
+    assert groups.scored.metrics["rewards/overlong/mean"] == pytest.approx(shaping.mean())
+    assert groups.scored.rewards.dtype == groups.scored.base.dtype == np.float32
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_hosts_know_different_rewards_or_logs(processes, monkeypatch):
+    """Each host scores its share (of 5 hosts one has none); all must decide by the same bits."""
+    world = World(kinds=tuple(KINDS), rows=8, P=4, budget=2)
+    alone = steps_of(world, 4)
+    here, everyone = threading.local(), [None] * processes
+    meeting = threading.Barrier(processes, timeout=60)
+
+    def allgather(value):
+        everyone[here.index] = value
+        meeting.wait()
+        found = jax.tree.map(lambda *x: np.stack(x), *everyone)
+        meeting.wait()
+        return found
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(jax, "process_index", lambda: here.index)
+    ends = [None] * processes
+
+    def process(index):
+        here.index = index
+        ends[index] = steps_of(world, 4)
+
+    threads = [threading.Thread(target=process, args=(i,)) for i in range(processes)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    for end in ends:
+        for one, other in zip(alone, end, strict=True):
+            assert_same(one[0], other[0])
+            assert one[2] == other[2], "the notes"
+            assert one[1].scored.failures == other[1].scored.failures
+            assert other[1].scored.metrics["rows"] == pytest.approx(12 / processes)
+
+
+def assert_same(one, other):
+    """Equal in every field, arrays bit by bit."""
+    if dataclasses.is_dataclass(one):
+        for field in dataclasses.fields(one):
+            assert_same(getattr(one, field.name), getattr(other, field.name))
+    elif isinstance(one, np.ndarray):
+        assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+    else:
+        assert one == other
