@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from grpo_jax.config import parse_mesh
-from grpo_jax.learner.learner import Learner, Passes
+from grpo_jax.learner.batches import Experience, Passes, minibatches
+from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
@@ -33,7 +34,7 @@ from grpo_jax.models.qwen import Params, abstract_params, cast, init
 from grpo_jax.policy import compute_dtype
 from grpo_jax.programs import Program
 from grpo_jax.rollout.generate import Vocabulary
-from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.rollout.sampler import Sampler, fetch
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.runs.metrics import peak_memory
 from grpo_jax.sharding.mesh import make_mesh
@@ -85,7 +86,8 @@ class Bench:
         objective = GRPO(beta=work.beta, max_length=work.completion_length)
         passes = Passes(micro_batch_size=work.micro_batch_size)
         optimizer = make_optimizer(Schedule(1e-6, "constant", 0, 1))
-        self.learner = Learner(cfg, objective, Scoring(dtype=dtype), optimizer, passes, self.rows, mesh)
+        shape = work.prompts, work.samples
+        self.learner = Learner(cfg, objective, Scoring(dtype=dtype), optimizer, passes, shape, mesh)
         if work.beta > 0:
             self.learner.set_reference(weights)
         self.state = self.learner.init(weights)
@@ -95,7 +97,11 @@ class Bench:
         self.tokens = rng.integers(0, cfg.vocab_size, (work.prompts, work.prompt_length), np.int32)
         self.lengths = np.full(work.prompts, work.prompt_length, np.int32)
         self.advantages = rng.normal(size=(work.prompts, work.samples)).astype(np.float32)
-        self.rollout = self.sample()
+        drawn = fetch(self.sample())
+        arrays = drawn.tokens, drawn.logprobs, drawn.lengths, drawn.finished
+        self.experience = Experience(self.tokens, self.lengths, *arrays)
+        (part,) = minibatches(self.experience, self.advantages, passes, skip=False)
+        self.batch = self.learner.on_devices(part)
 
     def sample(self) -> Any:
         uids = np.arange(self.work.prompts, dtype=np.uint32)
@@ -103,15 +109,10 @@ class Bench:
         return jax.block_until_ready(self.sampler(weights, self.tokens, self.lengths, uids, step=0))
 
     def score(self) -> Any:
-        drawn = self.rollout
-        parts = (drawn.tokens, drawn.logprobs, drawn.lengths)
-        batch = self.learner.batches(self.tokens, self.lengths, *parts, self.advantages)[0]
-        return jax.block_until_ready(self.learner.score(self.state.params, batch.rows))
+        return jax.block_until_ready(self.learner.score(self.state.params, self.batch.rows))
 
     def update(self) -> Any:
-        drawn = self.rollout
-        parts = (drawn.tokens, drawn.logprobs, drawn.lengths)
-        self.state, metrics = self.learner(self.state, self.tokens, self.lengths, parts, self.advantages)
+        self.state, metrics = self.learner(self.state, self.experience, self.advantages)
         return metrics
 
 

@@ -72,9 +72,17 @@ def rows(mesh: Mesh, count: int, prompt_width: int, width: int) -> Rows:
 
 
 def batch(
-    mesh: Mesh, count: int, prompt_width: int, width: int, *, old: bool = False, reference: bool = False
+    mesh: Mesh,
+    count: int,
+    prompt_width: int,
+    width: int,
+    *,
+    old: bool = False,
+    reference: bool = False,
+    skips: bool = False,
 ) -> Batch:
-    """What update takes after the state. `old`: several updates a rollout; `reference`: a KL term."""
+    """What update takes after the state. `old`: several updates a rollout; `reference`: a KL term; `skips`: some
+    micro-batches may be left out."""
     logprobs = _array(by_rows(mesh), jnp.float32, count, width)
     return Batch(
         rows=rows(mesh, count, prompt_width, width),
@@ -83,6 +91,7 @@ def batch(
         old_logprobs=logprobs if old else None,
         ref_logprobs=logprobs if reference else None,
         mean_tokens=_array(everywhere(mesh), jnp.float32),
+        live=_array(everywhere(mesh), jnp.int32) if skips else None,
     )
 
 

@@ -1,50 +1,31 @@
 """The learner as the trainer uses it: a rollout and its advantages in, a better state out."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
 from jax.sharding import Mesh
 
-from grpo_jax.learner.logprobs import Scoring, make_rows
+from grpo_jax.learner.batches import Experience, MiniBatch, Passes, bucket, minibatches
+from grpo_jax.learner.divergences import ESTIMATORS
+from grpo_jax.learner.logprobs import Rows, Scoring, make_rows
 from grpo_jax.learner.objective import GRPO, Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state, state_shardings
-from grpo_jax.learner.update import make_score, make_update, read, split
+from grpo_jax.learner.update import make_score, make_update, read
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params, abstract_params, cast
 from grpo_jax.programs import Program
 from grpo_jax.sharding import hosts
-from grpo_jax.sharding.mesh import by_rows
-
-_SHORTEST = 16  # completions are cut to the smallest power of two that holds the longest, from here up
-
-
-@dataclass(frozen=True)
-class Passes:
-    """How a rollout of B rows becomes optimizer updates."""
-
-    num_iterations: int = 1
-    num_minibatches: int = 1
-    micro_batch_size: int = 0  # rows; 0: the whole mini-batch
-
-    @property
-    def updates(self) -> int:
-        """Optimizer updates a rollout."""
-        return self.num_iterations * self.num_minibatches
-
-    def micro_batches(self, rows: int) -> int:
-        """Micro-batches in a mini-batch of a rollout of `rows` rows."""
-        mini = rows // self.num_minibatches
-        return mini // (self.micro_batch_size or mini)
+from grpo_jax.sharding.mesh import by_rows, everywhere, row_shards
 
 
 class Learner:
-    """GRPO updates for rollouts of a fixed number of rows. Holds programs and the reference, no state."""
+    """GRPO updates for rollouts of `prompts` prompts with `samples` completions. Holds programs and the reference,
+    no state."""
 
     def __init__(
         self,
@@ -53,38 +34,49 @@ class Learner:
         how: Scoring,
         optimizer: optax.GradientTransformation,
         passes: Passes,
-        rows: int,
+        shape: tuple[int, int],
         mesh: Mesh,
     ):
         self.cfg, self.objective, self.how, self.passes, self.mesh = cfg, objective, how, passes, mesh
-        self.shardings = state_shardings(abstract_params(cfg), optimizer, mesh)
-        self.abstract_state = abstract_state(abstract_params(cfg), optimizer, mesh)
-        micro_batches = passes.micro_batches(rows)
+        weights, bonus = abstract_params(cfg), objective.bonus
+        self.shardings = state_shardings(weights, optimizer, mesh, bonus)
+        self.abstract_state = abstract_state(weights, optimizer, mesh, bonus)
+        self.micro_batches = passes.micro_batches(passes.rows(*shape))
         self.init = Program(  # the weights are taken over, not copied
-            "init", partial(init_state, optimizer=optimizer), donate_argnums=0, out_shardings=self.shardings
+            "init",
+            partial(init_state, optimizer=optimizer, bonus=bonus),
+            donate_argnums=0,
+            out_shardings=self.shardings,
         )
-        self.batches = Program("batches", partial(_batches, passes.num_minibatches))
-        self.update = make_update(cfg, objective, how, optimizer, micro_batches, self.shardings, mesh)
-        self.score = make_score(cfg, replace(how, entropy=False), micro_batches, mesh)
+        self.rows = Program("rows", make_rows)
+        self.update = make_update(cfg, objective, how, optimizer, self.micro_batches, self.shardings, mesh)
+        self.score = make_score(cfg, how, self.micro_batches, mesh)
+        whole = _parts(shape[0] * shape[1], passes.micro_batch_size, row_shards(mesh))
+        self.score_rollout = make_score(cfg, how, whole, mesh)  # the rows without gradient too
         self.reference: Params | None = None
 
+    @property
+    def skips(self) -> bool:
+        """Whether micro-batches of rows with advantage 0 are left out."""
+        wanted = self.passes.skip_zero_advantages and self.micro_batches > 1
+        return wanted and self.objective.ignores_zero_advantages
+
     def set_reference(self, params: Params) -> None:
-        """Keep a copy of `params` in the compute dtype as the reference of the KL term (beta > 0 only)."""
+        """Keep a copy of `params` in the compute dtype as the reference of the divergence."""
         dtype = jnp.dtype(self.how.dtype)
         copy = Program("reference", lambda p: cast(jax.tree.map(jnp.copy, p), dtype))
         self.reference = copy(params)
 
     def __call__(
-        self, state: TrainState, tokens: np.ndarray, lengths: np.ndarray, rollout, advantages: np.ndarray
+        self, state: TrainState, experience: Experience, advantages: np.ndarray
     ) -> tuple[TrainState, dict[str, float]]:
-        """All updates of one rollout; `state` is donated.
+        """All updates of one rollout with advantages [P,G], [P,G,1] or [P,G,Tc]; `state` is donated.
 
-        tokens [P,Tp] and lengths [P] are the prompts, `rollout` the sampler's (tokens, logprobs [P,G,Tc], lengths
-        [P,G]) cut to a bucket by `trim`, advantages [P,G] float32. Returns the state and the step's metrics.
+        Returns the state and the step's metrics.
         """
-        put = lambda x: hosts.put(x, by_rows(self.mesh))
-        batches = self.batches(put(tokens), put(lengths), *rollout, put(advantages))
-        if self.reference is not None:
+        parts = minibatches(experience, advantages, self.passes, skip=self.skips)
+        batches = [self.on_devices(part) for part in parts]
+        if self.reference is not None and self.objective.beta > 0:
             batches = self._with("ref_logprobs", self.reference, batches)
         if self.passes.updates > 1:
             batches = self._with("old_logprobs", state.params, batches)
@@ -95,46 +87,66 @@ class Learner:
                 history.append(metrics)
         return state, _combine([read(metrics) for metrics in history])
 
+    def divergence(self, experience: Experience) -> np.ndarray:
+        """The divergence from the reference of every sampled token, [P,G,Tc] float32, 0 behind the end: for a
+        penalty in the reward. By the log-probs that the sampler recorded: they cost nothing, and it is the
+        sampler's distribution that the completions come from."""
+        x = experience
+        P, G, Tc = x.tokens.shape
+        width = bucket(int(x.lengths.max()), Tc)
+        mask = (np.arange(width) < x.lengths[..., None]).astype(np.float32).reshape(P * G, width)
+        flat = lambda a: a[..., :width].reshape(P * G, width)
+        repeated = np.repeat(x.prompts, G, axis=0), np.repeat(x.prompt_lengths, G, axis=0)
+        rows = self._rows(*repeated, flat(x.tokens), mask)
+        reference = hosts.get(self.score_rollout(self.reference, rows))
+        estimate = ESTIMATORS[self.objective.kl_estimator](
+            jnp.asarray(flat(x.logprobs)), jnp.asarray(reference), jnp.asarray(mask)
+        )
+        found = np.asarray(estimate)
+        return np.pad(found, [(0, 0), (0, Tc - width)]).reshape(P, G, Tc)
+
+    def on_devices(self, part: MiniBatch) -> Batch:
+        """A mini-batch where the update wants it."""
+        put = lambda x: hosts.put(x, by_rows(self.mesh))
+        scalar = lambda x: hosts.put(x, everywhere(self.mesh))
+        return Batch(
+            self._rows(part.prompts, part.prompt_lengths, part.tokens, part.mask),
+            put(part.advantages),
+            sampler_logprobs=put(part.logprobs),
+            fresh=None if part.fresh is None else put(part.fresh),
+            mean_tokens=scalar(part.mean_tokens),
+            live=scalar(part.live) if self.skips else None,
+        )
+
+    def _rows(self, *arrays: np.ndarray) -> Rows:
+        """Rows [B,Tp+Tc] of prompts [B,Tp], their lengths [B], completions and mask [B,Tc]."""
+        return self.rows(*(hosts.put(x, by_rows(self.mesh)) for x in arrays))
+
     def _with(self, field: str, params: Params, batches: list[Batch]) -> list[Batch]:
-        return [replace(batch, **{field: self.score(params, batch.rows)}) for batch in batches]
+        changed: list[Any] = [{field: self.score(params, batch.rows)} for batch in batches]
+        return [replace(batch, **change) for batch, change in zip(batches, changed)]
 
     def compilations(self) -> dict[str, int]:
         """How often each program was compiled."""
-        return {program.name: program.compilations for program in (self.batches, self.score, self.update)}
+        return {program.name: program.compilations for program in (self.rows, self.score, self.update)}
 
 
-def trim(tokens: Array, logprobs: Array, lengths: Array, longest: int) -> tuple[Array, Array, Array]:
-    """Completions cut to a power-of-two bucket that holds `longest`, so that shared padding is not computed and the
-    number of compilations stays logarithmic."""
-    width = min(max(_SHORTEST, 1 << (longest - 1).bit_length()), tokens.shape[-1])
-    return tokens[..., :width], logprobs[..., :width], lengths
-
-
-def _batches(
-    minibatches: int,
-    prompts: Array,
-    prompt_lengths: Array,
-    tokens: Array,
-    logprobs: Array,
-    lengths: Array,
-    advantages: Array,
-) -> list[Batch]:
-    """The mini-batches of a rollout: B = P * G rows, row b in mini-batch b % minibatches."""
-    G, width = tokens.shape[1:]
-    mask = (jnp.arange(width) < lengths[..., None]).astype(jnp.float32)
-    rows: Callable[[Array], Array] = lambda x: x.reshape(-1, *x.shape[2:])
-    per_row = lambda x: jnp.repeat(x, G, axis=0)
-    whole = Batch(
-        make_rows(per_row(prompts), per_row(prompt_lengths), rows(tokens), rows(mask)),
-        rows(advantages),
-        sampler_logprobs=rows(logprobs),
-        mean_tokens=mask.sum() / minibatches,
-    )
-    parts = split(whole, minibatches)
-    return [jax.tree.map(lambda x, i=i: x[i], parts) for i in range(minibatches)]
+def _parts(rows: int, micro_batch_size: int, shards: int) -> int:
+    """Into how many equal parts of at most `micro_batch_size` rows `rows` divide, each over all shards."""
+    fits = lambda n: rows % n == 0 and rows // n % shards == 0 and rows // n <= (micro_batch_size or rows)
+    return next((n for n in range(1, rows + 1) if fits(n)), max(rows // shards, 1))
 
 
 def _combine(history: list[dict[str, float]]) -> dict[str, float]:
-    """Means over a rollout's updates; the gap to the sampler from the first, before the weights moved on."""
-    mean = {name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]}
-    return mean | {name: value for name, value in history[0].items() if name.startswith("sampling/")}
+    """Means over a rollout's updates; extremes are extremes; the sampler's figures from the first update, before the
+    weights moved on; the entropy bonus's coefficient from the last."""
+    combined = {name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]}
+    for name in history[0]:
+        values = [metrics[name] for metrics in history]
+        if name.startswith("sampling/"):
+            combined[name] = values[0]
+        elif name.endswith("_min") or name.endswith("_max"):
+            combined[name] = min(values) if name.endswith("_min") else max(values)
+        elif name == "entropy_coef":
+            combined[name] = values[-1]
+    return combined

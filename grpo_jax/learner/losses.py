@@ -1,55 +1,124 @@
-"""The objective's pieces: small pure functions of log-probs, advantages and masks, each formula once.
+"""Policy losses and the probability ratios in them: small pure functions, each formula once.
 
-Letters: l log-probs under the current weights, o under those that sampled, f under the reference, all [B,Tc]
-float32 at the sampling temperature; A advantages [B]; m mask [B,Tc], 1 for sampled tokens with the end-of-sequence
-token included. The loss of a step is
+Letters, here and in the other files of this room: l log-probs under the current weights, o under those that
+sampled, f under the reference, all [B,Tc] float32 at the sampling temperature; r a ratio, [B,Tc] or [B,1]; A
+advantages, [B,1] for one a row or [B,Tc]; m mask [B,Tc], 1 for sampled tokens, the end-of-sequence token included;
+sg stops the gradient. The loss of an update is
 
-    sum_b w_b * sum_t m_bt * (policy_bt + beta * kl_bt)
+    sum_b w_b * sum_t m_bt * (policy_bt * masks_bt + beta * kl_bt) - coef * mean entropy
 
-with row weights w that are known before the rows are split into micro-batches: that is why the split changes
-nothing.
+with row weights w (`normalization.py`) that are known before the rows are split into micro-batches: that is why
+the split changes nothing.
 """
 
+import math
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
-
-def importance_ratio(logprobs: Array, old_logprobs: Array, mask: Array) -> Array:
-    """r = exp(l - o) [B,Tc], and 1 where the mask is 0, so that padding can neither overflow nor become NaN."""
-    return jnp.exp(jnp.where(mask > 0, logprobs - old_logprobs, 0.0))
+CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # they differ in their row weights only
+LARGEST = 80.0  # exp(80) is finite in float32, exp(89) is not
 
 
-def clipped_policy_loss(ratio: Array, advantages: Array, epsilon_low: float, epsilon_high: float) -> Array:
-    """-min(r A, clip(r, 1 - eps_low, 1 + eps_high) A), [B,Tc].
+def masked_gap(a: Array, b: Array, mask: Array) -> Array:
+    """a - b [B,Tc], and 0 where the mask is 0, so that padding can neither overflow nor become NaN."""
+    return jnp.where(mask > 0, a - b, 0.0)
 
-    PPO (arXiv:1707.06347, equation 7) with the asymmetric range of DAPO (arXiv:2503.14476, equation 8).
+
+def bounded_exp(x: Array) -> Array:
+    """exp(x), held at exp(-80) and exp(80) beyond them, with gradient 0 there: infinity times an advantage of 0 is
+    not a number."""
+    return jnp.exp(jnp.clip(x, -LARGEST, LARGEST))
+
+
+def bounded_product(x: Array, factor: Array) -> Array:
+    """x * factor for a factor >= 0, which is held so that the product stays within exp(80): two ratios that are
+    finite by themselves may overflow together."""
+    room = math.exp(LARGEST) / jnp.maximum(jnp.abs(jax.lax.stop_gradient(x)), 1.0)
+    return x * jnp.minimum(factor, room)
+
+
+def importance_ratio(log_ratio: Array, mask: Array, level: str = "token") -> Array:
+    """r from the log-ratio l - o [B,Tc] (0 where masked):
+
+    - `token`: exp(l - o), [B,Tc] (PPO, arXiv:1707.06347, equation 6);
+    - `sequence`: exp of its mean over the row's tokens, [B,1] (GSPO, arXiv:2507.18071, equation 7);
+    - `trajectory`: exp of its sum, [B,1], the ratio of whole completions (RLOO, arXiv:2402.14740).
     """
-    A = advantages[:, None]
-    return -jnp.minimum(ratio * A, jnp.clip(ratio, 1 - epsilon_low, 1 + epsilon_high) * A)
+    if level == "token":
+        return bounded_exp(log_ratio)
+    total = (log_ratio * mask).sum(-1, keepdims=True)
+    if level == "sequence":
+        total = total / jnp.maximum(mask.sum(-1, keepdims=True), 1.0)
+    return bounded_exp(total)
 
 
-def k3_divergence(logprobs: Array, ref_logprobs: Array, mask: Array) -> Array:
-    """exp(f - l) - (f - l) - 1, [B,Tc]: unbiased for KL(policy, reference) and never negative.
+def clip_with_gradient(x: Array, low: float, high: float) -> Array:
+    """x held within [low, high]; at the very edge the gradient passes, as in PyTorch (JAX's own halves it there)."""
+    return jnp.where(x < low, low, jnp.where(x > high, high, x))
 
-    Schulman 2020, "Approximating KL divergence"; DeepSeekMath, equation 4. Zero where the mask is 0.
+
+def clipped_loss(
+    ratio: Array, A: Array, epsilon_low: float, epsilon_high: float, delta: float | None = None
+) -> Array:
+    """-min(min(r, delta) A, clip(r, 1 - eps_low, 1 + eps_high) A), the shape of r A.
+
+    PPO (arXiv:1707.06347, equation 7) with the asymmetric range of DAPO (arXiv:2503.14476, equation 8) and the
+    second bound of INTELLECT-2 (arXiv:2505.07291), which holds what a bad completion can push.
     """
-    gap = jnp.where(mask > 0, ref_logprobs - logprobs, 0.0)
-    return jnp.expm1(gap) - gap
+    clipped = clip_with_gradient(ratio, 1 - epsilon_low, 1 + epsilon_high)
+    return -jnp.minimum(bounded_ratio(ratio, delta) * A, clipped * A)
 
 
-def row_weights(mask: Array, loss_type: str, max_length: int, mean_tokens: Array | None = None) -> Array:
-    """w [B] for a mini-batch of B rows, so that sum_b w_b sum_t m_bt x_bt is
+def bounded_ratio(ratio: Array, delta: float | None) -> Array:
+    """min(r, delta); r itself without a delta."""
+    return ratio if delta is None else clip_with_gradient(ratio, -math.inf, delta)
 
-    - `grpo`: the mean over rows of each row's mean (DeepSeekMath, equation 3);
-    - `bnpo`: the mean over the mini-batch's tokens;
-    - `dr_grpo`: the sum over B * max_length (Dr. GRPO, arXiv:2503.20783, section 3.2);
-    - `dapo`: the sum over `mean_tokens`, the tokens of the whole rollout divided by its number of mini-batches
-      (DAPO, equation 8, as TRL spreads it over the updates of a rollout).
+
+def cispo_loss(ratio: Array, A: Array, logprobs: Array, largest: float) -> Array:
+    """-sg(min(r, largest)) A l, [B,Tc]: every token keeps its gradient, its weight is bounded.
+
+    MiniMax-M1 (arXiv:2506.13585). `largest` is the bound itself, and not 1 + something.
     """
-    rows, tokens = mask.shape[0], mask.sum(-1)
-    if loss_type == "grpo":
-        return 1.0 / (rows * jnp.maximum(tokens, 1.0))
-    if loss_type == "dr_grpo":
-        return jnp.full(rows, 1.0 / (rows * max_length))
-    total = tokens.sum() if loss_type == "bnpo" or mean_tokens is None else mean_tokens
-    return jnp.full(rows, 1.0) / jnp.maximum(total, 1.0)
+    return -jax.lax.stop_gradient(jnp.minimum(ratio, largest)) * A * logprobs
+
+
+def sapo_loss(ratio: Array, A: Array, positive: float, negative: float) -> Array:
+    """-A sigmoid(tau (r - 1)) 4 / tau, the shape of r A; tau is `positive` where A > 0 and `negative` elsewhere.
+
+    A soft gate in place of the clip (SAPO, arXiv:2511.20347).
+    """
+    tau = jnp.where(A > 0, positive, negative)
+    return -A * jax.nn.sigmoid(tau * (ratio - 1)) * 4 / tau
+
+
+def vespo_weight(
+    log_ratio: Array,
+    A: Array,
+    mask: Array,
+    positive: tuple[float, float],
+    negative: tuple[float, float],
+    correction: Array | None = None,
+) -> Array:
+    """phi = exp(lam + k log w - lam w), shape of A, without gradient; (k, lam) is `positive` where A >= 0.
+
+    log w is the sum over the row of clip(l - o, -20, 20), held within [log 1e-8, 20]; the sampler's `correction`
+    [B,Tc] or [B,1] multiplies w. 0 where k and lam let it overflow (VESPO, arXiv:2602.10693).
+    """
+    lowest = math.log(1e-8)
+    total = (jnp.clip(log_ratio, -20.0, 20.0) * mask).sum(-1, keepdims=True)
+    if correction is not None:
+        log_correction = jnp.clip(jnp.log(correction), lowest, 20.0)
+        of_row = correction.shape[-1] == 1  # the whole row's already: it counts once
+        total = total + (log_correction if of_row else log_correction * mask).sum(-1, keepdims=True)
+    log_w = jax.lax.stop_gradient(jnp.clip(total, lowest, 20.0))
+    k = jnp.where(A >= 0, positive[0], negative[0])
+    lam = jnp.maximum(jnp.where(A >= 0, positive[1], negative[1]), 1e-4)
+    phi = jnp.exp(lam + k * log_w - lam * jnp.exp(log_w))
+    return jnp.where(jnp.isfinite(phi), phi, 0.0)
+
+
+def reinforce_loss(A: Array, logprobs: Array) -> Array:
+    """-A l, [B,Tc]: no ratio, no clip (Williams 1992); with a group's other samples as the baseline Reinforce-Lite."""
+    return -A * logprobs

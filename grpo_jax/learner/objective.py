@@ -1,35 +1,64 @@
-"""What is minimised: a per-token loss and the weight of each row, and the metrics beside it."""
+"""What is minimised: the pieces of `losses.py` and its neighbours put together as the settings say."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from grpo_jax.learner.corrections import off_policy_mask, sampler_ratio
+from grpo_jax.learner.divergences import ESTIMATORS
+from grpo_jax.learner.entropy import NO_BONUS, EntropyBonus, EntropyControl, high_entropy_mask
 from grpo_jax.learner.logprobs import Rows
-from grpo_jax.learner.losses import clipped_policy_loss, importance_ratio, k3_divergence, row_weights
+from grpo_jax.learner.losses import (
+    CLIPPED,
+    bounded_product,
+    bounded_ratio,
+    cispo_loss,
+    clipped_loss,
+    importance_ratio,
+    masked_gap,
+    reinforce_loss,
+    sapo_loss,
+    vespo_weight,
+)
+from grpo_jax.learner.normalization import row_weights
+from grpo_jax.learner.row_metrics import (
+    RowSums,
+    clip_mean,
+    clip_metrics,
+    sampling_metrics,
+    sampling_rows,
+    sum_tokens,
+    token_mean,
+)
 
-Means = dict[str, Array]  # per-token quantities [B,Tc] whose mean over the mask is logged
-PerToken = Callable[[Array, "Batch"], tuple[Array, Means]]
+Metrics = dict[str, Array]  # scalars
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one update. Absent log-probs are None: nothing is computed for them."""
+    """The rows of one update. What is None is not there, and nothing is computed for it."""
 
     rows: Rows
-    advantages: Array  # [B] float32
+    advantages: Array  # [B] float32, or [B,Tc] of single tokens
     sampler_logprobs: Array | None = None  # [B,Tc] as the sampler recorded them
     old_logprobs: Array | None = None  # [B,Tc]; None: this is the rollout's only update, so old = current
     ref_logprobs: Array | None = None  # [B,Tc]; None: no KL term
+    fresh: Array | None = (
+        None  # [B] bool; False: sampled by older weights, and old is what the sampler recorded
+    )
     mean_tokens: Array | None = None  # [] tokens of the rollout over its mini-batches
+    live: Array | None = None  # [] int32, micro-batches to compute, the first ones; None: all
+    weights: Array | None = None  # [B], by `weigh`
+    bonus: Array | None = None  # [] weight of the entropy bonus, by `weigh`
+    entropy_mask: Array | None = None  # [B,Tc], when it needs more rows than a micro-batch's own
 
 
 @dataclass(frozen=True)
 class GRPO:
-    """Clipped ratio plus beta times the k3 divergence from the reference (DeepSeekMath, equation 3)."""
+    """Every objective of the family; the defaults are TRL's. See `losses.py` for the whole formula."""
 
     loss_type: str = "dapo"
     epsilon_low: float = 0.2
@@ -37,48 +66,232 @@ class GRPO:
     beta: float = 0.0
     use_bias_correction_kl: bool = True
     max_length: int = 0
+    level: str = "token"
+    delta: float | None = None
+    sapo_temperatures: tuple[float, float] = (1.0, 1.05)  # where A > 0, elsewhere
+    vespo_positive: tuple[float, float] = (2.0, 3.0)  # k and lambda where A >= 0
+    vespo_negative: tuple[float, float] = (3.0, 2.0)
+    kl_estimator: str = "k3"
+    bonus: EntropyBonus = NO_BONUS
+    top_entropy_quantile: float = 1.0
+    off_policy_threshold: float | None = None
+    sampler_mode: str = "none"
+    sampler_bounds: tuple[float | None, float | None] = (None, 3.0)
 
-    def weights(self, batch: Batch) -> Array:
-        """w [B]; see `row_weights`."""
-        return row_weights(batch.rows.mask, self.loss_type, self.max_length, batch.mean_tokens)
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether the loss itself uses the entropy."""
+        return self.bonus.is_on or self.masks_entropy
 
-    def per_token(self, logprobs: Array, batch: Batch) -> tuple[Array, Means]:
-        """Loss and metrics [B,Tc] from the current log-probs [B,Tc].
+    @property
+    def masks_entropy(self) -> bool:
+        """Whether only the tokens of highest entropy count."""
+        return self.top_entropy_quantile < 1
 
-        With bias correction the divergence is multiplied by the ratio, which makes the gradient of the estimate
-        the gradient of the divergence (DeepSeek-V3.2, arXiv:2512.02556, section 3.1).
-        """
-        mask, A = batch.rows.mask, batch.advantages[:, None]
+    @property
+    def ignores_zero_advantages(self) -> bool:
+        """Whether a row with advantage 0 has no gradient: no other term acts on it."""
+        return self.beta == 0 and not self.bonus.is_on
+
+    def weigh(self, batch: Batch, control: EntropyControl | None = None) -> Batch:
+        """The batch with its rows' weights [B] and the bonus's: to be called on a whole mini-batch."""
+        weights = row_weights(batch.rows.mask, self.loss_type, self.max_length, batch.mean_tokens)
+        if not self.bonus.is_on:
+            return replace(batch, weights=weights)
+        weight = self.bonus.weight(control)
+        counted = batch.entropy_mask if self.masks_entropy else batch.rows.mask
+        if counted is not None:
+            weight = weight / jnp.maximum(counted.sum(), 1.0)
+        return replace(batch, weights=weights, bonus=weight)
+
+    def with_entropy_mask(self, batch: Batch, entropy: Array) -> Batch:
+        """The batch with the mask [B,Tc] that the entropies [B,Tc] of all its rows make."""
+        mask = high_entropy_mask(entropy, batch.rows.mask, self.top_entropy_quantile)
+        return replace(batch, entropy_mask=mask)
+
+    def loss(self, logprobs: Array, entropy: Array | None, batch: Batch) -> tuple[Array, RowSums]:
+        """The loss [] of weighed rows, and what is logged, from the current log-probs and entropies [B,Tc]."""
+        assert batch.weights is not None
+        t = self._terms(logprobs, batch)
+        entropy = None if entropy is None else jnp.where(t.mask > 0, entropy, 0.0)
+        chosen = self._chosen_tokens(entropy, batch)  # [B,Tc]; None: all
+        kept = self._kept_rows(t, batch)  # [B,1] or [B,Tc]; None: all
+        divergence = self._divergence(t, batch)  # [B,Tc]; None: no reference
+        per_token = self._policy_loss(t)
+        for factor in (kept, chosen, self._sampler_factor(t)):
+            per_token = per_token if factor is None else bounded_product(per_token, factor)
+        if divergence is not None:
+            per_token = per_token + self.beta * divergence
+        policy_loss = batch.weights * sum_tokens(per_token, t.mask)  # [B]
+        logged = self._logged(t, entropy, chosen, kept, divergence, batch)
+        if batch.bonus is None:
+            return policy_loss.sum(), logged
+        logged.sums["policy_loss"] = policy_loss
+        return policy_loss.sum() - self._bonus(logged, chosen, batch), logged
+
+    def metrics(self, rows: RowSums, batch: Batch) -> Metrics:
+        """TRL's metrics of an update, and ours, from what all rows of its `batch` logged."""
+        mask, sums, computed = batch.rows.mask, rows.sums, rows.computed
+        found: Metrics = {}
+        for name in ("kl", "entropy"):
+            if name in sums:
+                found[name] = token_mean(sums[name], mask, computed)
+        if self.loss_type in CLIPPED:
+            per_row = self.level != "token"
+            found |= clip_metrics(sums["clipped_low"], sums["clipped_high"], mask, per_row=per_row)
+        if "cispo_clipped" in sums:
+            found["cispo_clip_ratio"] = clip_mean(sums["cispo_clipped"], mask, per_row=self.level != "token")
+        if "phi" in sums:
+            found["vespo/phi_seq_mean"] = sums["phi"].sum() / jnp.maximum(computed.sum(), 1)
+        if "dropped" in sums:
+            found["off_policy_dropped"] = token_mean(sums["dropped"], mask)  # ours
+        if "policy_loss" in sums:
+            found["policy_loss"] = sums["policy_loss"].sum()
+        return found | sampling_metrics(rows, mask)
+
+    def effective_entropy(self, rows: RowSums) -> Array:
+        """Mean entropy [] over the tokens that the bonus acts on."""
+        return rows.sums["bonus_entropy"].sum() / jnp.maximum(rows.sums["bonus_tokens"].sum(), 1.0)
+
+    def _terms(self, logprobs: Array, batch: Batch) -> "_Terms":
+        mask = batch.rows.mask
+        logprobs = jnp.where(mask > 0, logprobs, 0.0)
         old = jax.lax.stop_gradient(logprobs) if batch.old_logprobs is None else batch.old_logprobs
-        ratio = importance_ratio(logprobs, old, mask)
-        loss = clipped_policy_loss(ratio, batch.advantages, self.epsilon_low, self.epsilon_high)
-        low, high = (ratio < 1 - self.epsilon_low) & (A < 0), (ratio > 1 + self.epsilon_high) & (A > 0)
-        means = {
-            "clip_ratio/low_mean": low,
-            "clip_ratio/high_mean": high,
-            "clip_ratio/region_mean": low | high,
-        }
-        if batch.ref_logprobs is not None:
-            divergence = k3_divergence(logprobs, batch.ref_logprobs, mask)
-            divergence = divergence * ratio if self.use_bias_correction_kl else divergence
-            loss, means["kl"] = loss + self.beta * divergence, divergence
-        return loss, means
+        sampler = old if batch.sampler_logprobs is None else batch.sampler_logprobs
+        if batch.fresh is not None:
+            old = jnp.where(batch.fresh[:, None], old, sampler)
+        log_ratio = masked_gap(logprobs, old, mask)
+        return _Terms(
+            mask,
+            _seen_advantages(batch.advantages, mask),
+            logprobs,
+            sampler,
+            log_ratio,
+            importance_ratio(log_ratio, mask, self.level),
+            sampler_ratio(old, sampler, mask, self.sampler_mode, *self.sampler_bounds),
+        )
+
+    def _policy_loss(self, t: "_Terms") -> Array:
+        if self.loss_type == "cispo":
+            return cispo_loss(t.ratio, t.A, t.logprobs, self.epsilon_high)
+        if self.loss_type == "sapo":
+            return sapo_loss(t.ratio, t.A, *self.sapo_temperatures)
+        if self.loss_type == "vespo":
+            return -self._phi(t) * t.A * t.logprobs
+        if self.loss_type == "reinforce":
+            return reinforce_loss(t.A, t.logprobs)
+        return clipped_loss(t.ratio, t.A, self.epsilon_low, self.epsilon_high, self.delta)
+
+    def _phi(self, t: "_Terms") -> Array:
+        correction = None if self.sampler_mode == "none" else t.correction
+        return vespo_weight(t.log_ratio, t.A, t.mask, self.vespo_positive, self.vespo_negative, correction)
+
+    def _sampler_factor(self, t: "_Terms") -> Array | None:
+        """VESPO has it in its weight already."""
+        return None if self.sampler_mode == "none" or self.loss_type == "vespo" else t.correction
+
+    def _kept_rows(self, t: "_Terms", batch: Batch) -> Array | None:
+        if self.off_policy_threshold is None:
+            return None
+        now = jax.lax.stop_gradient(t.logprobs)
+        return off_policy_mask(t.A, now, t.sampler, t.mask, self.off_policy_threshold)
+
+    def _chosen_tokens(self, entropy: Array | None, batch: Batch) -> Array | None:
+        if not self.masks_entropy or batch.entropy_mask is not None:
+            return batch.entropy_mask
+        assert entropy is not None
+        return high_entropy_mask(jax.lax.stop_gradient(entropy), batch.rows.mask, self.top_entropy_quantile)
+
+    def _divergence(self, t: "_Terms", batch: Batch) -> Array | None:
+        if batch.ref_logprobs is None:
+            return None
+        estimate = ESTIMATORS[self.kl_estimator](t.logprobs, batch.ref_logprobs, t.mask)
+        return bounded_product(estimate, t.ratio) if self.use_bias_correction_kl else estimate
+
+    def _bonus(self, logged: RowSums, chosen: Array | None, batch: Batch) -> Array:
+        """coef times the mean entropy over the whole mini-batch's tokens that count, this part's share of it."""
+        assert batch.bonus is not None
+        share = logged.sums["bonus_entropy"].sum() * batch.bonus
+        if chosen is None or batch.entropy_mask is not None:
+            return share  # the weight is divided by their number already
+        return share / jnp.maximum(chosen.sum(), 1.0)
+
+    def _logged(
+        self,
+        t: "_Terms",
+        entropy: Array | None,
+        chosen: Array | None,
+        kept: Array | None,
+        divergence: Array | None,
+        batch: Batch,
+    ) -> RowSums:
+        """Rows' figures; those that are means in the end as sums over tokens."""
+        of = lambda x: sum_tokens(x, t.mask)
+        sums = self._clip_counts(t)
+        if divergence is not None:
+            sums["kl"] = of(divergence)
+        if kept is not None:
+            sums["dropped"] = of(1 - kept)
+        if entropy is not None:
+            sums["entropy"] = of(entropy)
+        if batch.bonus is not None:
+            assert entropy is not None
+            tokens = t.mask if chosen is None else chosen
+            sums |= {"bonus_entropy": (entropy * tokens).sum(-1), "bonus_tokens": tokens.sum(-1)}
+        return RowSums(sums, {}, {}, jnp.ones(len(t.mask), bool)) | sampling_rows(
+            t.logprobs, batch.sampler_logprobs, t.correction, t.mask
+        )
+
+    def _clip_counts(self, t: "_Terms") -> dict[str, Array]:
+        of = lambda x: sum_tokens(x, t.mask)
+        if self.loss_type in CLIPPED:
+            ratio = bounded_ratio(t.ratio, self.delta)
+            return {
+                "clipped_low": of((ratio < 1 - self.epsilon_low) & (t.A < 0)),
+                "clipped_high": of((ratio > 1 + self.epsilon_high) & (t.A > 0)),
+            }
+        if self.loss_type == "cispo":
+            return {"cispo_clipped": of((t.ratio > self.epsilon_high) & (t.A > 0))}
+        return {"phi": self._phi(t).mean(-1)} if self.loss_type == "vespo" else {}
+
+
+def _seen_advantages(advantages: Array, mask: Array) -> Array:
+    """[B,1] or [B,Tc], 0 where nothing is seen: what lies there reaches neither value nor gradient."""
+    if advantages.ndim == 1:
+        advantages, mask = advantages[:, None], mask.max(-1, keepdims=True)
+    return jnp.where(mask > 0, advantages, 0.0)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What every part of the loss is made of; letters as in `losses.py`."""
+
+    mask: Array  # [B,Tc]
+    A: Array  # [B,1] or [B,Tc]
+    logprobs: Array  # [B,Tc]
+    sampler: Array  # [B,Tc], old log-probs where the sampler recorded none
+    log_ratio: Array  # [B,Tc]
+    ratio: Array  # [B,Tc] or [B,1]
+    correction: Array  # [B,Tc] or [B,1], the sampler's
 
 
 @dataclass(frozen=True)
 class SFT:
     """The negative log-likelihood of the completions, averaged over the batch's tokens."""
 
-    def weights(self, batch: Batch) -> Array:
-        """w [B], one over the batch's tokens."""
-        return row_weights(batch.rows.mask, "bnpo", 0)
+    needs_entropy = masks_entropy = False
 
-    def per_token(self, logprobs: Array, batch: Batch) -> tuple[Array, Means]:
-        """-l [B,Tc]."""
-        return -logprobs, {"nll": -logprobs}
+    def weigh(self, batch: Batch, control: EntropyControl | None = None) -> Batch:
+        """Every row weighs one over the batch's tokens."""
+        return replace(batch, weights=row_weights(batch.rows.mask, "bnpo", 0))
 
+    def loss(self, logprobs: Array, entropy: Array | None, batch: Batch) -> tuple[Array, RowSums]:
+        """The loss [] of weighed rows, and what is logged."""
+        assert batch.weights is not None
+        nll = -sum_tokens(logprobs, batch.rows.mask)
+        sums = {"nll": nll}
+        return (batch.weights * nll).sum(), RowSums(sums, {}, {}, jnp.ones(len(nll), bool))
 
-def sampler_gap(logprobs: Array, batch: Batch) -> Array:
-    """|l - sampler's log-prob| [B,Tc]: rounding noise in float32, a measure of mismatch otherwise."""
-    assert batch.sampler_logprobs is not None
-    return jnp.abs(logprobs - batch.sampler_logprobs) * batch.rows.mask
+    def metrics(self, rows: RowSums, batch: Batch) -> Metrics:
+        """`nll`, nats a token."""
+        return {"nll": token_mean(rows.sums["nll"], batch.rows.mask)}

@@ -9,6 +9,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from grpo_jax.learner.entropy import EntropyBonus, EntropyControl
 from grpo_jax.models.qwen import Params
 from grpo_jax.sharding.mesh import everywhere
 from grpo_jax.sharding.rules import TRAIN_RULES, shardings
@@ -22,6 +23,7 @@ class TrainState:
     params: Params
     opt_state: Any
     updates: Array  # [] int32, optimizer steps taken
+    entropy: EntropyControl | None = None  # of an adaptive entropy bonus
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,18 @@ def _decays(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, bonus: EntropyBonus | None = None
+) -> TrainState:
     """The state before the first update."""
-    return TrainState(params, optimizer.init(params), jnp.int32(0))
+    return TrainState(params, optimizer.init(params), jnp.int32(0), bonus.start() if bonus else None)
 
 
-def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def state_shardings(
+    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, bonus: EntropyBonus | None = None
+) -> Any:
     """A TrainState of shardings: moments lie where their parameters lie, counters everywhere."""
-    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer, bonus), params)
     weights = shardings(params, TRAIN_RULES, mesh)
     moments = optax.tree_utils.tree_map_params(
         optimizer,
@@ -83,12 +89,14 @@ def state_shardings(params: Any, optimizer: optax.GradientTransformation, mesh: 
         weights,
         transform_non_params=lambda _: everywhere(mesh),
     )
-    counter: Any = everywhere(mesh)
-    return TrainState(weights, moments, counter)
+    counters = jax.tree.map(lambda _: everywhere(mesh), (abstract.updates, abstract.entropy))
+    return TrainState(weights, moments, *counters)
 
 
-def abstract_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, bonus: EntropyBonus | None = None
+) -> TrainState:
     """The state's shapes, dtypes and shardings, for restoring a checkpoint onto this mesh."""
-    shapes = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, bonus), params)
     lay = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(lay, shapes, state_shardings(params, optimizer, mesh))
+    return jax.tree.map(lay, shapes, state_shardings(params, optimizer, mesh, bonus))

@@ -1,6 +1,7 @@
 """The compiled step: micro-batches scanned inside, one optimizer update, state donated."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from grpo_jax.errors import UserError
-from grpo_jax.learner.logprobs import Scoring, completion_logprobs
-from grpo_jax.learner.objective import GRPO, SFT, Batch, sampler_gap
+from grpo_jax.learner.entropy import EntropyControl
+from grpo_jax.learner.logprobs import Rows, Scoring, completion_logprobs
+from grpo_jax.learner.objective import GRPO, SFT, Batch
 from grpo_jax.learner.optimizer import TrainState
+from grpo_jax.learner.row_metrics import RowSums
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params, cast
 from grpo_jax.programs import Program
@@ -36,12 +39,14 @@ def make_update(
     """The program (state, batch) -> (state, metrics); `state` is donated. It compiles once for each shape."""
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics = accumulate(cfg, objective, how, micro_batches, state.params, batch)
+        grads, metrics, control = accumulate(
+            cfg, objective, how, micro_batches, state.params, batch, state.entropy
+        )
         with jax.named_scope("optimizer"):
             changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, changes)
         metrics["grad_norm"] = optax.global_norm(grads)
-        return TrainState(params, opt_state, state.updates + 1), metrics
+        return TrainState(params, opt_state, state.updates + 1, control), metrics
 
     out = (state_sharding, everywhere(mesh))
     return Program("update", update, donate_argnums=0, out_shardings=out)
@@ -50,62 +55,93 @@ def make_update(
 def make_score(cfg: ModelConfig, how: Scoring, micro_batches: int, mesh: Mesh) -> Program:
     """The program (params, rows) -> log-probs [B,Tc]: for old policies and the reference, without gradients."""
 
-    def score(params: Params, rows: Any) -> Array:
-        params = cast(params, jnp.dtype(how.dtype))
-        one = lambda micro: completion_logprobs(cfg, params, micro, how)[0]
-        parts = jax.lax.map(one, split(rows, micro_batches))  # [M,B/M,Tc]
-        return parts.swapaxes(0, 1).reshape(-1, parts.shape[-1])
+    def score(params: Params, rows: Rows) -> Array:
+        return forward(cfg, replace(how, entropy=False), micro_batches, params, rows)[0]
 
     return Program("score", score, out_shardings=by_rows(mesh))
 
 
+def forward(
+    cfg: ModelConfig, how: Scoring, micro_batches: int, params: Params, rows: Rows
+) -> tuple[Array, Array | None]:
+    """Log-probs and entropies [B,Tc] of whole mini-batches, a micro-batch at a time."""
+    params = cast(params, jnp.dtype(how.dtype))
+    one = lambda micro: completion_logprobs(cfg, params, micro, how)
+    return jax.tree.map(_joined, jax.lax.map(one, split(rows, micro_batches)))  # [M,B/M,Tc]
+
+
 def accumulate(
-    cfg: ModelConfig, objective: GRPO | SFT, how: Scoring, micro_batches: int, params: Params, batch: Batch
-) -> tuple[Params, Metrics]:
-    """Gradients [as params, float32] and metrics of the whole batch, a micro-batch at a time.
+    cfg: ModelConfig,
+    objective: GRPO | SFT,
+    how: Scoring,
+    micro_batches: int,
+    params: Params,
+    batch: Batch,
+    control: EntropyControl | None = None,
+) -> tuple[Params, Metrics, EntropyControl | None]:
+    """Gradients [as params, float32], metrics and the entropy bonus's next state, of the whole batch.
 
-    Row weights are computed before the split, and so the micro-batches' losses and gradients simply add up.
+    Rows are weighed before the split, and so the micro-batches' losses and gradients simply add up. Only the first
+    `batch.live` micro-batches are computed: the loop's length is data, so that their number compiles nothing anew.
     """
-    weights = objective.weights(batch)
-    loss = partial(_weighted_loss, cfg, objective, how)
+    how = replace(how, entropy=how.entropy or objective.needs_entropy)
+    if isinstance(objective, GRPO) and objective.masks_entropy and micro_batches > 1:
+        batch = objective.with_entropy_mask(batch, _entropies(cfg, how, micro_batches, params, batch.rows))
+    batch = objective.weigh(batch, control)
+    parts = split(replace(batch, live=None), micro_batches)
+    gradient = jax.value_and_grad(partial(_loss, cfg, objective, how), has_aux=True)
 
-    def one(micro: Any) -> tuple[tuple[Params, Metrics], Metrics]:
-        (_, (sums, peaks)), grads = jax.value_and_grad(loss, has_aux=True)(params, *micro)
-        return (grads, sums), peaks
+    def add(i: Array, total: Any) -> Any:
+        grads, loss, rows = total
+        (value, found), more = gradient(params, jax.tree.map(lambda x: x[i], parts))
+        return (
+            jax.tree.map(jnp.add, grads, more),
+            loss + value,
+            jax.tree.map(lambda all_, one: all_.at[i].set(one), rows, found),
+        )
 
-    def add(total: Any, micro: Any) -> tuple[Any, Metrics]:
-        part, peaks = one(micro)
-        return jax.tree.map(jnp.add, total, part), peaks
-
-    micro = split((batch, weights), micro_batches)
-    shapes, _ = jax.eval_shape(one, jax.tree.map(lambda x: x[0], micro))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (grads, sums), peaks = jax.lax.scan(add, zeros, micro)
-    return grads, _means(sums, batch) | {name: peak.max() for name, peak in peaks.items()}
-
-
-def _weighted_loss(
-    cfg: ModelConfig, objective: GRPO | SFT, how: Scoring, params: Params, batch: Batch, weights: Array
-) -> tuple[Array, tuple[Metrics, Metrics]]:
-    """sum_b w_b sum_t m_bt loss_bt over a micro-batch, and its metrics as sums over tokens and as peaks."""
-    mask = batch.rows.mask
-    logprobs, entropy = completion_logprobs(cfg, params, batch.rows, how)
-    per_token, means = objective.per_token(logprobs, batch)
-    loss = (weights[:, None] * mask * per_token).sum()
-    peaks = {}
-    if batch.sampler_logprobs is not None:
-        gap = sampler_gap(logprobs, batch)
-        means["sampling/sampling_logp_difference/mean"] = gap
-        peaks["sampling/sampling_logp_difference/max"] = gap.max()
-    if entropy is not None:
-        means["entropy"] = entropy
-    sums = {name: (value * mask).sum() for name, value in means.items()}
-    return loss, (sums | {"loss": loss}, peaks)
+    (loss, rows), grads = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
+    start = _zeros(grads), _zeros(loss), _no_rows(rows, micro_batches)
+    grads, loss, rows = jax.lax.fori_loop(0, micro_batches if batch.live is None else batch.live, add, start)
+    rows = jax.tree.map(_joined, rows)
+    metrics = {"loss": loss} | objective.metrics(rows, batch)
+    if isinstance(objective, GRPO) and objective.bonus.is_on:
+        control = objective.bonus.after(control, objective.effective_entropy(rows))
+        metrics["entropy_coef"] = jnp.float32(objective.bonus.coef) if control is None else control.coef
+    return grads, metrics, control
 
 
-def _means(sums: Metrics, batch: Batch) -> Metrics:
-    tokens = jnp.maximum(batch.rows.mask.sum(), 1.0)
-    return {name: value if name == "loss" else value / tokens for name, value in sums.items()}
+def _loss(
+    cfg: ModelConfig, objective: GRPO | SFT, how: Scoring, params: Params, batch: Batch
+) -> tuple[Array, RowSums]:
+    return objective.loss(*completion_logprobs(cfg, params, batch.rows, how), batch)
+
+
+def _entropies(cfg: ModelConfig, how: Scoring, micro_batches: int, params: Params, rows: Rows) -> Array:
+    """[B,Tc]: a pass of its own, as the highest of a mini-batch are known only when all are."""
+    entropy = forward(cfg, how, micro_batches, params, rows)[1]
+    assert entropy is not None
+    return entropy
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def _no_rows(shapes: RowSums, parts: int) -> RowSums:
+    """Figures [parts,B/parts] of rows that are not computed: they change no sum and no extreme."""
+    full = lambda tree, value: jax.tree.map(lambda x: jnp.full((parts, *x.shape), value, x.dtype), tree)
+    return RowSums(
+        full(shapes.sums, 0),
+        full(shapes.least, jnp.inf),
+        full(shapes.most, -jnp.inf),
+        full(shapes.computed, 0),
+    )
+
+
+def _joined(parts: Array) -> Array:
+    """[parts,B/parts,...] as [B,...], in the order that `split` took apart."""
+    return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
 
 
 def split(tree: Any, parts: int) -> Any:

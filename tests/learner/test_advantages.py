@@ -1,9 +1,18 @@
-"""Advantages by hand: golden numbers, missing rewards, groups without spread."""
+"""Advantages by hand: golden numbers, missing rewards, groups without spread, and plain loops in float64."""
+
+import math
+import statistics
 
 import numpy as np
 import pytest
 
-from grpo_jax.learner.advantages import group_advantages
+from grpo_jax.learner.advantages import (
+    Advantages,
+    gdpo,
+    group_advantages,
+    leave_one_out,
+    reinforce_plus_plus,
+)
 
 REWARDS = [1.0, 0.9, 0.0, 1.0]  # mean 0.725, standard deviation (n - 1) 0.4856
 NAN = np.nan
@@ -69,3 +78,118 @@ def test_large_rewards_keep_their_differences():
     np.testing.assert_allclose(
         group_advantages(np.array([[1e8, 1e8 + 1, 1e8 + 2]])), [[-1, 0, 1]], rtol=1e-3, atol=1e-6
     )
+
+
+# ---- the other estimators, in plain loops
+
+
+def random_rewards(seed, shape=(4, 5)):
+    rng = np.random.default_rng(seed)
+    rewards = rng.normal(0, 2, shape)
+    rewards[rng.random(shape) < 0.2] = NAN
+    rewards[1] = [NAN] * (shape[1] - 1) + [3.0]  # alone
+    return rewards
+
+
+def known(values):
+    return [float(x) for x in values if not math.isnan(x)]
+
+
+def others_of(group, i):
+    return known(x for j, x in enumerate(group) if j != i)
+
+
+@pytest.mark.parametrize("scale", ["none", "group", "batch"])
+def test_leave_one_out_equals_a_loop(scale):
+    for seed in range(5):
+        rewards = random_rewards(seed)
+        wanted = np.zeros(rewards.shape)
+        there = []
+        for p, group in enumerate(rewards):
+            for i, reward in enumerate(group):
+                others = others_of(group, i)
+                if math.isnan(reward) or not others:
+                    continue
+                there.append((p, i))
+                wanted[p, i] = reward - statistics.fmean(others)
+                if scale == "group":
+                    spread = statistics.stdev(others) if len(others) > 1 else 0.0
+                    wanted[p, i] /= spread + 1e-4
+        if scale == "batch":
+            all_ = [wanted[place] for place in there]
+            for place in there:
+                wanted[place] = (wanted[place] - statistics.fmean(all_)) / (statistics.stdev(all_) + 1e-4)
+        found = leave_one_out(rewards, scale)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_a_completion_is_not_its_own_baseline():
+    """Its own reward in the mean would shrink every advantage by (G - 1) / G."""
+    rewards = np.array([[1.0, 0.9, 0.0, 1.0]])
+    np.testing.assert_allclose(leave_one_out(rewards), group_advantages(rewards, "none") * 4 / 3, rtol=1e-6)
+
+
+def test_each_function_counts_alike_whatever_its_spread():
+    """The second function's rewards are a thousand times the first's: unnormalised they would drown it."""
+    small = np.random.default_rng(0).normal(size=(3, 4))
+    large = np.random.default_rng(1).normal(size=(3, 4))
+    alike = gdpo(np.stack([small, large], -1), [1.0, 1.0])
+    np.testing.assert_allclose(gdpo(np.stack([small, 1000 * large], -1), [1.0, 1.0]), alike, atol=2e-3)
+    weighted = gdpo(np.stack([small, large], -1), [1.0, 0.0])
+    assert np.corrcoef(weighted.ravel(), group_advantages(small).ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("penalised", [True, False])
+def test_returns_of_single_tokens_equal_a_loop(penalised):
+    """REINFORCE++: the reward at the end less the penalties from a token on, standardised over all tokens."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        rewards, lengths = random_rewards(seed), rng.integers(0, 7, (4, 5))
+        penalty = rng.normal(0, 0.3, (4, 5, 6)) * (np.arange(6) < lengths[..., None])
+        returns = {}
+        for p, i in np.ndindex(4, 5):
+            for t in range(0 if math.isnan(rewards[p, i]) else lengths[p, i]):
+                later = sum(penalty[p, i, t:]) if penalised else 0.0
+                returns[p, i, t] = rewards[p, i] - later
+        mean, spread = statistics.fmean(returns.values()), statistics.stdev(returns.values())
+        wanted = np.zeros((4, 5, 6))
+        for place, value in returns.items():
+            wanted[place] = (value - mean) / (spread + 1e-4)
+        found = reinforce_plus_plus(rewards, lengths, penalty if penalised else None)
+        assert found.shape == ((4, 5, 6) if penalised else (4, 5, 1))
+        np.testing.assert_allclose(found * (np.arange(6) < lengths[..., None]), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bound_holds_advantages():
+    """Three of four agree: the others' spread is 0, and only the bound keeps the fourth from 10,000."""
+    rewards, lengths = np.array([[1.0, 1.0, 1.0, 0.0]]), np.full((1, 4), 3)
+    values = rewards[..., None]
+    assert Advantages("leave_one_out")(rewards, values, lengths)[0, 3] == pytest.approx(-1e4)
+    np.testing.assert_allclose(
+        Advantages("leave_one_out", largest=2.0)(rewards, values, lengths)[0, [0, 3]],
+        [0.57725, -2],
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("estimator", ["group", "leave_one_out", "reinforce_plus_plus"])
+def test_the_penalty_is_taken_off_once(estimator):
+    """One token's penalty of 1 is the same to a completion as a reward that is less by 1."""
+    rewards, lengths = np.array([[1.0, 0.0, 2.0]]), np.full((1, 3), 4)
+    penalty = np.zeros((1, 3, 4))
+    penalty[0, 0, 3] = 1.0  # at the end: every token of the row is before it
+    made = Advantages(estimator)
+    found = made(rewards, rewards[..., None], lengths, penalty)
+    wanted = made(rewards - [[1, 0, 0]], rewards[..., None], lengths)
+    np.testing.assert_allclose(np.broadcast_to(wanted, found.shape), found, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("estimator", ["group", "leave_one_out", "reinforce_plus_plus"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("per_function", [False, True])
+def test_no_reward_at_all_is_no_advantage_and_not_nan(estimator, scale, per_function):
+    made = Advantages(estimator, scale, per_function)
+    for rewards in (np.full((2, 3), NAN), np.ones((2, 3)), np.array([[NAN, NAN, 1.0], [NAN] * 3])):
+        found = made(rewards, rewards[..., None], np.array([[3, 0, 2], [0, 0, 0]]), None)
+        np.testing.assert_allclose(found, 0.0, atol=1e-6)

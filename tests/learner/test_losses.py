@@ -1,55 +1,61 @@
-"""Each piece of the objective against NumPy in float64, and the whole against TRL's own code."""
+"""The pieces of the objective by hand, and what must hold for every objective: masks, extremes, the first update."""
 
-import types
-from collections import defaultdict
+import itertools
+import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from objective_cases import LOSSES, MAX_LENGTH, TC, B, batch_of, ours, random_case
 
-from grpo_jax.learner.logprobs import Rows
-from grpo_jax.learner.losses import clipped_policy_loss, importance_ratio, k3_divergence, row_weights
-from grpo_jax.learner.objective import GRPO, SFT, Batch
+from grpo_jax.learner.corrections import MODES, off_policy_mask, sampler_ratio
+from grpo_jax.learner.divergences import ESTIMATORS, k3
+from grpo_jax.learner.entropy import EntropyBonus, high_entropy_mask
+from grpo_jax.learner.losses import (
+    bounded_product,
+    cispo_loss,
+    clipped_loss,
+    importance_ratio,
+    masked_gap,
+    sapo_loss,
+    vespo_weight,
+)
+from grpo_jax.learner.normalization import KINDS, row_weights
+from grpo_jax.learner.objective import GRPO, SFT
 
-B, TC = 6, 9
-LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo"]
-
-
-@pytest.fixture(scope="module")
-def numbers():
-    """Log-probs, old and reference ones, advantages of both signs, and a mask with one row wholly masked."""
-    rng = np.random.default_rng(0)
-    logprobs = rng.normal(-2, 1, (B, TC)).astype(np.float32)
-    old = logprobs + rng.normal(0, 0.3, (B, TC)).astype(np.float32)  # many ratios outside 0.8 to 1.2
-    ref = logprobs + rng.normal(0, 0.5, (B, TC)).astype(np.float32)
-    advantages = np.array([1.3, -0.7, 0.0, 2.0, -1.5, 0.4], np.float32)
-    mask = (np.arange(TC) < np.array([9, 4, 6, 1, 0, 7])[:, None]).astype(np.float32)
-    return types.SimpleNamespace(l=logprobs, o=old, f=ref, A=advantages, m=mask)
-
-
-def batch_of(numbers, ref=True, **changes):
-    empty = jnp.zeros((B, 1), jnp.int32)
-    rows = Rows(
-        empty, empty[:, 0], jnp.zeros((B, TC), jnp.int32), jnp.asarray(changes.pop("mask", numbers.m))
-    )
-    given = {"old_logprobs": numbers.o, "ref_logprobs": numbers.f if ref else None} | changes
-    return Batch(rows, jnp.asarray(numbers.A), **given)
-
-
-def total(objective, logprobs, batch):
-    """What the update minimises, as learner/update.py puts it together."""
-    per_token, _ = objective.per_token(logprobs, batch)
-    return (objective.weights(batch)[:, None] * batch.rows.mask * per_token).sum()
+ALL = (*LOSSES, "reinforce")
+EVERYTHING = {
+    "level": "sequence",
+    "delta": 2.0,
+    "bonus": EntropyBonus(0.05),
+    "top_entropy_quantile": 0.4,
+    "off_policy_threshold": 0.0,
+    "sampler_mode": "token_truncate",
+}
+WHOLE = {"level": "trajectory", "kl_estimator": "k2", "sampler_mode": "sequence_mask"}
 
 
-# ---- pieces
+def objective_of(loss_type, **settings) -> GRPO:
+    cap = 1.1 if loss_type == "cispo" else 0.3
+    return replace(GRPO(loss_type, 0.2, cap, beta=0.1, max_length=MAX_LENGTH), **settings)
 
 
-def test_ratio_and_its_neutral_value_under_the_mask(numbers):
-    ratio = importance_ratio(numbers.l, numbers.o, numbers.m)
-    wanted = np.where(numbers.m > 0, np.exp(numbers.l.astype(np.float64) - numbers.o), 1.0)
-    np.testing.assert_allclose(ratio, wanted, rtol=1e-6)
+# ---- ratios and losses
+
+
+def test_ratio_and_its_neutral_value_under_the_mask():
+    case = random_case(0)
+    gap = masked_gap(case.logprobs, case.old, case.mask)
+    wanted = np.where(case.mask > 0, np.exp(case.logprobs.astype(np.float64) - case.old), 1.0)
+    np.testing.assert_allclose(importance_ratio(gap, case.mask), wanted, rtol=1e-6)
+
+
+def test_ratio_of_rows_is_of_their_mean_or_their_sum():
+    gap, mask = jnp.asarray([[0.1, 0.3, 0.0], [0.0, 0.0, 0.0]]), jnp.asarray([[1.0, 1, 0], [0, 0, 0]])
+    np.testing.assert_allclose(importance_ratio(gap, mask, "sequence"), [[math.exp(0.2)], [1]], rtol=1e-6)
+    np.testing.assert_allclose(importance_ratio(gap, mask, "trajectory"), [[math.exp(0.4)], [1]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -66,159 +72,276 @@ def test_ratio_and_its_neutral_value_under_the_mask(numbers):
     ],
 )
 def test_clip_holds_only_what_went_too_far_the_right_way(ratio, advantage, loss, slope):
-    f = lambda r: clipped_policy_loss(r[None, None], jnp.asarray([advantage]), 0.2, 0.3)[0, 0]
+    f = lambda r: clipped_loss(r[None, None], jnp.asarray([[advantage]]), 0.2, 0.3)[0, 0]
     value, gradient = jax.value_and_grad(f)(jnp.float32(ratio))
     assert value == pytest.approx(loss, rel=1e-6)
     assert gradient == pytest.approx(slope, rel=1e-6)
 
 
-def test_k3_is_exact_never_negative_and_zero_at_equality(numbers):
-    gap = numbers.f.astype(np.float64) - numbers.l
-    wanted = np.where(numbers.m > 0, np.exp(gap) - gap - 1, 0.0)
-    np.testing.assert_allclose(k3_divergence(numbers.l, numbers.f, numbers.m), wanted, rtol=1e-4, atol=1e-7)
-    assert not np.any(k3_divergence(numbers.l, numbers.l, numbers.m))
+def test_delta_bounds_what_a_bad_completion_can_push():
+    f = lambda r: clipped_loss(r[None, None], jnp.asarray([[-2.0]]), 0.2, 0.3, delta=1.5)[0, 0]
+    values = [jax.value_and_grad(f)(jnp.float32(r)) for r in (1.4, 9.0)]
+    assert [(round(float(v), 5), float(slope)) for v, slope in values] == [(2.8, 2.0), (3.0, 0.0)]
+
+
+def test_cispo_bounds_the_weight_and_keeps_the_gradient():
+    """The bound is itself, and not 1 + it."""
+    f = lambda x: cispo_loss(jnp.asarray([[0.5, 5.0, 50.0]]), jnp.asarray([[2.0]]), x, 5.0).sum()
+    np.testing.assert_allclose(jax.grad(f)(jnp.full((1, 3), -1.0)), [[-1.0, -10.0, -10.0]])
+
+
+def test_sapo_is_the_policy_gradient_at_ratio_one_and_fades_with_distance():
+    for advantage, tau in ((2.0, 1.0), (-2.0, 1.05), (0.0, 1.05)):
+        f = lambda r, a=advantage: sapo_loss(r, jnp.asarray([[a]]), 1.0, 1.05)[0, 0]
+        value, slope = jax.value_and_grad(f)(jnp.ones((1, 1)))
+        assert value == pytest.approx(-advantage * 2 / tau, rel=1e-6)
+        assert slope == pytest.approx(-advantage, rel=1e-6)
+        assert abs(float(jax.grad(f)(jnp.full((1, 1), 9.0))[0, 0])) < 0.01
+
+
+def test_vespo_weight_is_one_at_equality_and_nothing_far_away():
+    mask, A = jnp.ones((2, 4)), jnp.asarray([[1.0], [-1.0]])
+    weigh = lambda gap, **more: vespo_weight(gap * mask, A, mask, (2.0, 3.0), (3.0, 2.0), **more)[:, 0]
+    np.testing.assert_allclose(weigh(0.0), [1, 1], rtol=1e-6)
+    np.testing.assert_allclose(weigh(5.0), [0, 0])
+    np.testing.assert_allclose(weigh(-500.0), [0, 0], atol=1e-10)
+    w = math.exp(0.4)  # of four tokens
+    np.testing.assert_allclose(
+        weigh(0.1), [math.exp(3 - 3 * w) * w**2, math.exp(2 - 2 * w) * w**3], rtol=1e-5
+    )
+    per_token, per_row = jnp.full((2, 4), math.exp(0.1)), jnp.full((2, 1), math.exp(0.4))
+    for correction in (per_token, per_row):
+        np.testing.assert_allclose(weigh(0.0, correction=correction), weigh(0.1), rtol=1e-5)
+
+
+# ---- divergences
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_divergences_are_exact_and_zero_at_equality(name):
+    case = random_case(0)
+    gap = np.where(case.mask > 0, case.ref.astype(np.float64) - case.logprobs, 0.0)
+    wanted = {"k1": -gap, "k2": gap**2 / 2, "k3": np.exp(gap) - gap - 1}[name]
+    np.testing.assert_allclose(
+        ESTIMATORS[name](case.logprobs, case.ref, case.mask), wanted, rtol=1e-4, atol=1e-7
+    )
+    assert not np.any(ESTIMATORS[name](case.logprobs, case.logprobs, case.mask))
 
 
 def test_k3_of_nearly_equal_policies_survives_float32():
     """exp(x) - x - 1 in float32 is noise below x = 1e-3, negative half the time."""
     gap = np.float32([1e-2, 1e-3, -1e-3, 3e-4])
-    found = k3_divergence(jnp.zeros((1, 4)), gap[None], jnp.ones((1, 4)))[0]
+    found = k3(jnp.zeros((1, 4)), gap[None], jnp.ones((1, 4)))[0]
     assert (np.asarray(found) >= 0).all()
     np.testing.assert_allclose(found, np.expm1(gap.astype(np.float64)) - gap, rtol=1e-3)
+
+
+def test_the_correction_of_a_divergence_has_the_expected_gradient_of_it():
+    """Over all tokens of a distribution, sampled by old weights: the mean of r k is KL(policy, reference) for k1
+    and k3, and so is the gradient; without r it is another quantity."""
+    logits, old, ref = (jnp.asarray(np.random.default_rng(i).normal(size=5), jnp.float32) for i in range(3))
+    logp = lambda x: jax.nn.log_softmax(x)[None]
+    exact = lambda x: (jnp.exp(logp(x)) * (logp(x) - logp(ref))).sum()
+    for name in ("k1", "k3"):
+        estimate = lambda x, name=name: ESTIMATORS[name](logp(x), logp(ref), jnp.ones((1, 5)))
+        corrected = lambda x, f=estimate: bounded_product(f(x), jnp.exp(logp(x) - logp(old)))
+        mean = lambda x, f=corrected: (jnp.exp(logp(old)) * f(x)).sum()
+        assert mean(logits) == pytest.approx(float(exact(logits)), rel=1e-5)
+        np.testing.assert_allclose(jax.grad(mean)(logits), jax.grad(exact)(logits), atol=1e-6)
+
+
+# ---- masks of rows and tokens
+
+
+def test_the_sampler_correction_truncates_or_drops():
+    gap = jnp.log(jnp.asarray([[0.5, 1.0, 4.0]]))
+    ratio = lambda mode, *bounds: np.asarray(sampler_ratio(gap, 0 * gap, jnp.ones((1, 3)), mode, *bounds))
+    np.testing.assert_allclose(ratio("none", 0.8, 3.0), [[0.5, 1, 4]], rtol=1e-6)
+    np.testing.assert_allclose(ratio("token_truncate", 0.8, 3.0), [[0.8, 1, 3]], rtol=1e-6)
+    np.testing.assert_allclose(ratio("token_truncate", None, 3.0), [[0.5, 1, 3]], rtol=1e-6)
+    np.testing.assert_allclose(ratio("token_mask", 0.8, 3.0), [[0, 1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(ratio("token_mask", None, 3.0), [[0.5, 1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(ratio("sequence_truncate", None, 1.5), [[1.5]], rtol=1e-6)
+    np.testing.assert_allclose(ratio("sequence_mask", None, 1.5), [[0]])
+    np.testing.assert_allclose(ratio("sequence_mask", None, None), [[2]], rtol=1e-6)
+
+
+def test_only_bad_completions_far_from_the_policy_are_dropped():
+    logprobs, sampler = jnp.full((4, 2), -2.0), jnp.asarray([[-1.0, -1.0], [-2.0, -2.0]] * 2)
+    kept = off_policy_mask(
+        jnp.asarray([[1.0], [1.0], [-1.0], [-1.0]]), logprobs, sampler, jnp.ones((4, 2)), 0.5
+    )
+    np.testing.assert_array_equal(kept[:, 0], [1, 1, 0, 1])
+
+
+def test_tokens_of_highest_entropy():
+    entropy = jnp.asarray([[1.0, 5.0, 3.0, 9.0], [2.0, 4.0, 9.0, 9.0]])
+    mask = jnp.asarray([[1.0, 1, 1, 0], [1, 1, 0, 0]])
+    chosen = np.asarray(high_entropy_mask(entropy, mask, 0.4))  # two of five
+    np.testing.assert_array_equal(chosen, [[0, 1, 0, 0], [0, 1, 0, 0]])
+    np.testing.assert_array_equal(high_entropy_mask(entropy, mask, 1.0), mask)
+    assert not np.any(high_entropy_mask(entropy, 0 * mask, 0.4))
+
+
+def test_equal_entropies_are_all_of_the_highest():
+    """A threshold between two equal numbers that is rounded up leaves out both, and the step teaches nothing."""
+    for seed, quantile in itertools.product(range(20), (0.2, 0.37, 0.8)):
+        same = jnp.full((3, 4), np.random.default_rng(seed).uniform(0.1, 3), jnp.float32)
+        assert np.all(high_entropy_mask(same, jnp.ones((3, 4)), quantile))
+
+
+# ---- weights of rows
 
 
 def test_row_weights_by_hand():
     mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], np.float32)
     weigh = lambda kind, **more: np.asarray(row_weights(jnp.asarray(mask), kind, 5, **more))
-    np.testing.assert_allclose(weigh("grpo"), [1 / 9, 1 / 3, 1 / 3])  # a row's mean, then the mean of three
+    for kind in ("grpo", "sapo"):  # a row's mean, then the mean of three
+        np.testing.assert_allclose(weigh(kind), [1 / 9, 1 / 3, 1 / 3])
+    for kind in ("luspo", "reinforce"):
+        np.testing.assert_allclose(weigh(kind), [1 / 3] * 3)
     np.testing.assert_allclose(weigh("bnpo"), [1 / 4] * 3)
     np.testing.assert_allclose(weigh("dr_grpo"), [1 / 15] * 3)
-    np.testing.assert_allclose(weigh("dapo", mean_tokens=jnp.float32(8)), [1 / 8] * 3)
-    np.testing.assert_allclose(weigh("dapo"), [1 / 4] * 3)
+    for kind in ("dapo", "cispo", "vespo"):
+        np.testing.assert_allclose(weigh(kind, mean_tokens=jnp.float32(8)), [1 / 8] * 3)
+        np.testing.assert_allclose(weigh(kind, mean_tokens=jnp.float32(0.5)), [2] * 3)
+        np.testing.assert_allclose(weigh(kind), [1 / 4] * 3)
 
 
-@pytest.mark.parametrize("kind", LOSS_TYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_weights_of_a_batch_without_tokens_are_finite(kind):
-    assert np.isfinite(row_weights(jnp.zeros((3, 4)), kind, 5)).all()
+    for mean_tokens in (None, jnp.float32(0)):
+        assert np.isfinite(row_weights(jnp.zeros((3, 4)), kind, 5, mean_tokens)).all()
 
 
 # ---- masked places
 
 
-@pytest.mark.parametrize("kind", LOSS_TYPES)
-@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 1e4, -1e4])
-def test_nothing_under_the_mask_reaches_value_or_gradient(numbers, kind, poison):
-    """Padding scored as minus infinity, stale log-probs, an empty row: all of it must be as if it were not."""
-    masked = numbers.m == 0
-    objective = GRPO(kind, beta=0.1, max_length=TC)
-    clean = jax.value_and_grad(lambda x: total(objective, x, batch_of(numbers)))(jnp.asarray(numbers.l))
-    dirty = batch_of(
-        numbers,
-        old_logprobs=np.where(masked, poison, numbers.o),
-        ref_logprobs=np.where(masked, poison, numbers.f),
+def poisoned(case, poison):
+    """The case with `poison` wherever the mask is 0, and as the advantage of rows without a token."""
+    under = lambda x: np.where(case.mask == 0, np.float32(poison), x)
+    names = ("logprobs", "old", "ref", "sampler", "entropy")
+    of_tokens = case.advantages.ndim == 2
+    advantages = (
+        under(case.advantages)
+        if of_tokens
+        else np.where(case.mask.any(1), case.advantages, np.float32(poison))
     )
-    value, gradient = jax.value_and_grad(lambda x: total(objective, x, dirty))(jnp.asarray(numbers.l))
-    assert value == clean[0]
-    np.testing.assert_array_equal(gradient, clean[1])
-    assert not np.any(np.asarray(gradient)[masked])
+    return replace(case, advantages=advantages, **{name: under(getattr(case, name)) for name in names})
 
 
-def test_a_wholly_masked_batch_is_zero_and_not_nan(numbers):
-    batch = batch_of(numbers, mask=np.zeros((B, TC), np.float32))
-    for kind in LOSS_TYPES:
-        f = lambda x, kind=kind: total(GRPO(kind, beta=0.1, max_length=TC), x, batch)
-        value, gradient = jax.value_and_grad(f)(jnp.asarray(numbers.l))
-        assert value == 0
-        assert not np.any(gradient)
+@pytest.mark.parametrize("settings", [{}, EVERYTHING, WHOLE], ids=["plain", "everything", "whole"])
+@pytest.mark.parametrize("loss_type", ALL)
+def test_nothing_under_the_mask_reaches_value_gradient_or_metric(loss_type, settings):
+    """Padding scored as minus infinity, stale log-probs, an empty row: all of it must be as if it were not."""
+    objective, case = objective_of(loss_type, **settings), random_case(4)
+    of_tokens = replace(case, advantages=np.random.default_rng(0).normal(0, 1, (B, TC)).astype(np.float32))
+    for clean in (case, of_tokens):
+        wanted, _ = ours(objective, clean)
+        assert wanted.by_logprobs[clean.mask > 0].any()
+        assert np.isfinite(list(wanted.metrics.values())).all()
+        for poison in (np.nan, np.inf, -np.inf, 1e4, -1e4):
+            found, _ = ours(objective, poisoned(clean, poison))
+            assert found.loss == wanted.loss
+            assert found.metrics == wanted.metrics
+            for name in ("by_logprobs", "by_entropy"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+                assert not getattr(found, name)[clean.mask == 0].any()
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("loss_type", ALL)
+def test_a_wholly_masked_batch_is_zero_and_not_nan(loss_type, settings):
+    """Every metric of it is a number too: infinity is none that a log can hold."""
+    case = replace(random_case(0), mask=np.zeros((B, TC), np.float32))
+    for which in (case, poisoned(case, np.nan)):
+        found, _ = ours(objective_of(loss_type, **settings), which)
+        assert found.loss == 0
+        assert not found.by_logprobs.any()
+        assert not found.by_entropy.any()
+        assert np.isfinite(list(found.metrics.values())).all()
+
+
+# ---- extremes, where TRL overflows
+
+
+@pytest.mark.parametrize("corrects", [False, True], ids=["plain", "everything_corrected"])
+@pytest.mark.parametrize("level", ["token", "sequence", "trajectory"])
+@pytest.mark.parametrize("loss_type", ALL)
+def test_log_ratios_of_a_thousand_are_finite(loss_type, level, corrects):
+    """Policy, old, reference and sampler apart by 1000 in every direction, advantages of every sign."""
+    signs = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float32)  # 27 tokens
+    rows = np.resize(signs, (B, TC, 3))
+    base = np.full((B, TC), -2000, np.float32)
+    case = replace(
+        random_case(0),
+        logprobs=base,
+        old=base + 1000 * rows[..., 0],
+        ref=base + 1000 * rows[..., 1],
+        sampler=base + 1000 * rows[..., 2],
+        mask=np.ones((B, TC), np.float32),
+        advantages=np.array([1.5, -1.5, 0, 0, -1.5, 1.5], np.float32),
+    )
+    modes = [mode for mode in MODES if mode != "none"] if corrects else ["none"]
+    estimators = ESTIMATORS if corrects else ["k3"]
+    for mode, estimator in itertools.product(modes, estimators):
+        objective = objective_of(
+            loss_type,
+            level=level,
+            kl_estimator=estimator,
+            use_bias_correction_kl=corrects,
+            sampler_mode=mode,
+            sampler_bounds=(None, None),
+        )
+        found, _ = ours(objective, case)
+        assert np.isfinite(found.loss), (mode, estimator)
+        assert np.isfinite(found.by_logprobs).all(), (mode, estimator)
+        assert np.isfinite(list(found.metrics.values())).all(), (mode, estimator, found.metrics)
+
+
+@pytest.mark.parametrize("loss_type", [kind for kind in ALL if kind not in ("cispo", "reinforce", "vespo")])
+def test_an_advantage_of_zero_is_zero_whatever_the_ratio(loss_type):
+    """Infinity times 0 is not a number."""
+    case = random_case(0)
+    case = replace(case, old=case.logprobs - 1000, advantages=np.zeros(B, np.float32))
+    found, _ = ours(objective_of(loss_type, beta=0.0), case)
+    assert found.loss == 0
+    assert not found.by_logprobs.any()
 
 
 # ---- the whole
 
 
-def test_first_update_has_ratio_one_and_the_policy_gradient(numbers):
-    """Without old log-probs the ratio is exactly 1, its gradient that of the log-prob."""
-    batch = batch_of(numbers, ref=False, old_logprobs=None)
-    loss, means = GRPO("bnpo").per_token(jnp.asarray(numbers.l), batch)
-    np.testing.assert_array_equal(loss, np.broadcast_to(-numbers.A[:, None], (B, TC)))
-    assert not any(np.any(value) for value in means.values())
-    gradient = jax.grad(lambda x: total(GRPO("bnpo"), x, batch))(jnp.asarray(numbers.l))
-    np.testing.assert_allclose(gradient, -numbers.A[:, None] * numbers.m / numbers.m.sum(), rtol=1e-6)
+@pytest.mark.parametrize("level", ["token", "sequence", "trajectory"])
+@pytest.mark.parametrize("loss_type", ALL)
+def test_first_update_has_ratio_one_and_the_policy_gradient(loss_type, level):
+    """Without old log-probs the ratio is exactly 1, its gradient that of the log-prob; of a row's ratio it is spread
+    over the row's tokens."""
+    objective = objective_of(loss_type, level=level, beta=0.0)
+    case = random_case(0, old=False)
+    found, _ = ours(objective, case)
+    assert not any(value for name, value in found.metrics.items() if "clip" in name)
+    weights = np.asarray(objective.weigh(batch_of(case, objective)).weights)[:, None]
+    wanted = -weights * case.advantages[:, None] * case.mask
+    uses_ratio_of_rows = loss_type not in ("cispo", "vespo", "reinforce")
+    if level == "trajectory" and uses_ratio_of_rows:
+        wanted = wanted * case.mask.sum(1, keepdims=True)  # each token moves the ratio of all
+    np.testing.assert_allclose(found.by_logprobs, wanted, rtol=1e-5, atol=1e-9)
 
 
-def test_every_token_counts_the_end_of_sequence_included(numbers):
+@pytest.mark.parametrize("loss_type", ALL)
+def test_every_token_counts_the_end_of_sequence_included(loss_type):
     """The mask's last 1 of a row is the end-of-sequence token: stopping must be learnt like any other action."""
-    batch = batch_of(numbers, ref=False, old_logprobs=None)
-    gradient = np.asarray(jax.grad(lambda x: total(GRPO(), x, batch))(jnp.asarray(numbers.l)))
-    last = numbers.m.sum(1).astype(int) - 1
-    for row in np.flatnonzero((last >= 0) & (numbers.A != 0)):
-        assert gradient[row, last[row]] != 0
+    case = random_case(0, old=False)
+    found, _ = ours(objective_of(loss_type, beta=0.0), case)
+    last = case.mask.sum(1).astype(int) - 1
+    rows = np.flatnonzero((last >= 0) & (case.advantages != 0))
+    assert len(rows) >= 4
+    assert (found.by_logprobs[rows, last[rows]] != 0).all()
 
 
-def test_sft_is_the_mean_negative_loglikelihood(numbers):
-    batch = batch_of(numbers, ref=False, old_logprobs=None)
-    wanted = -(numbers.l * numbers.m).sum() / numbers.m.sum()
-    assert total(SFT(), jnp.asarray(numbers.l), batch) == pytest.approx(wanted, rel=1e-6)
-
-
-def trl_loss(numbers, kind, beta, bias_correction, tokens):
-    """TRL's own `_compute_loss` with the model's part replaced by given log-probs; loss, gradient, metrics."""
-    torch = pytest.importorskip("torch")
-    trainer = pytest.importorskip("trl").GRPOTrainer
-    logprobs = torch.tensor(numbers.l, requires_grad=True)
-    whole = types.SimpleNamespace(
-        num_processes=1, gather=lambda x: x, gather_for_metrics=lambda x: x, reduce=lambda x, **_: x
-    )
-    stand_in = types.SimpleNamespace(
-        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros(B, TC), None),
-        aux_loss_enabled=False,
-        top_entropy_quantile=1.0,
-        off_policy_mask_threshold=None,
-        importance_sampling_level="token",
-        beta=beta,
-        loss_type=kind,
-        epsilon_low=0.2,
-        epsilon_high=0.3,
-        max_completion_length=TC + 2,
-        use_vllm=False,
-        model=types.SimpleNamespace(training=True),
-        args=types.SimpleNamespace(
-            use_bias_correction_kl=bias_correction, delta=None, steps_per_generation=2
-        ),
-        current_gradient_accumulation_steps=1,
-        accelerator=whole,
-        _entropy_bonus_enabled=False,
-        _metrics={"train": defaultdict(list)},
-    )
-    inputs = {
-        "prompt_ids": torch.zeros(B, 1, dtype=torch.long),
-        "prompt_mask": torch.ones(B, 1, dtype=torch.long),
-        "completion_ids": torch.zeros(B, TC, dtype=torch.long),
-        "completion_mask": torch.tensor(numbers.m),
-        "advantages": torch.tensor(numbers.A),
-        "old_per_token_logps": torch.tensor(numbers.o),
-        "ref_per_token_logps": torch.tensor(numbers.f),
-        "num_items_in_batch": torch.tensor(tokens),
-    }
-    loss = trainer._compute_loss(stand_in, None, inputs)
-    loss.backward()
-    return float(loss), logprobs.grad.numpy(), stand_in._metrics["train"]
-
-
-@pytest.mark.parametrize("kind", LOSS_TYPES)
-@pytest.mark.parametrize(("beta", "bias_correction"), [(0.0, True), (0.1, True), (0.1, False)])
-def test_value_gradient_and_metrics_equal_trl(numbers, kind, beta, bias_correction):
-    """This batch is one of two updates of a rollout of 60 tokens; dapo divides by the rollout's share, 30."""
-    objective = GRPO(kind, 0.2, 0.3, beta, bias_correction, max_length=TC + 2)
-    batch = batch_of(numbers, ref=beta > 0, mean_tokens=jnp.float32(30))
-    value, gradient = jax.value_and_grad(lambda x: total(objective, x, batch))(jnp.asarray(numbers.l))
-    their_value, their_gradient, their_metrics = trl_loss(numbers, kind, beta, bias_correction, 60.0)
-    assert float(value) == pytest.approx(their_value, abs=1e-6)
-    scale = np.abs(their_gradient).max()
-    np.testing.assert_allclose(gradient, their_gradient, rtol=1e-5, atol=1e-6 * scale)
-
-    _, means = objective.per_token(jnp.asarray(numbers.l), batch)
-    assert set(means) <= set(their_metrics)
-    for name, values in means.items():
-        ours = float((values * batch.rows.mask).sum() / batch.rows.mask.sum())
-        assert ours == pytest.approx(their_metrics[name][0], abs=1e-6), name
-    assert float(np.mean(np.asarray(means["clip_ratio/region_mean"]))) > 0  # the case must exercise the clip
+def test_sft_is_the_mean_negative_loglikelihood():
+    case = random_case(0, old=False)
+    batch = SFT().weigh(batch_of(case, GRPO()))
+    found, _ = SFT().loss(jnp.asarray(case.logprobs), None, batch)
+    assert found == pytest.approx(-(case.logprobs * case.mask).sum() / case.mask.sum(), rel=1e-6)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from grpo_jax.errors import UserError
+from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.logprobs import Scoring, make_rows
+from grpo_jax.learner.losses import CLIPPED
 from grpo_jax.learner.objective import GRPO, SFT, Batch
 from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
 from grpo_jax.learner.update import accumulate, make_score, make_update, read, split
@@ -19,7 +21,17 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 B, TP, TC, REAL = 8, 4, 6, 37
 COMPLETIONS = np.array([6, 1, 3, 0, 6, 2, 5, 4])  # row 3 is wholly masked
 HOW = Scoring(num_tokens=REAL, chunk=32)
-LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo"]
+LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "reinforce"]
+EVERYTHING = GRPO(
+    "dapo",
+    beta=0.1,
+    level="sequence",
+    delta=2.0,
+    bonus=EntropyBonus(0.05),
+    top_entropy_quantile=0.4,
+    off_policy_threshold=0.0,
+    sampler_mode="sequence_truncate",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +59,8 @@ def batch(tiny, tiny_params, mesh_1):
 
 
 def gradients(tiny, params, batch, objective, parts=1, how=HOW):
-    return jax.tree.map(np.asarray, compiled(tiny, objective, how, parts)(params, batch))
+    """(gradients, metrics) of a whole mini-batch."""
+    return jax.tree.map(np.asarray, compiled(tiny, objective, how, parts)(params, batch)[:2])
 
 
 @functools.cache
@@ -56,7 +69,7 @@ def compiled(cfg, objective, how, parts):
 
 
 def objective_of(kind):
-    return GRPO(kind, beta=0.1, max_length=TC)
+    return GRPO(kind, beta=0.1, max_length=TC, epsilon_high=5.0 if kind == "cispo" else 0.2)
 
 
 def assert_same(ours, theirs, relative=1e-5):
@@ -77,10 +90,33 @@ def test_micro_batches_change_nothing(tiny, tiny_params, batch, kind):
     old log-probs."""
     objective = objective_of(kind)
     whole = gradients(tiny, tiny_params, batch, objective)
-    assert whole[1]["clip_ratio/region_mean"] > 0
+    if kind in CLIPPED:
+        assert whole[1]["clip_ratio/region_mean"] > 0
     assert whole[1]["kl"] > 0.01
     for parts in (4, 8) if kind == "dapo" else (4,):
         assert_same(gradients(tiny, tiny_params, batch, objective, parts), whole)
+
+
+def test_micro_batches_change_nothing_with_everything_on(tiny, tiny_params, batch):
+    """The tokens of highest entropy are those of the whole mini-batch, and so is the mean of the bonus."""
+    whole = gradients(tiny, tiny_params, batch, EVERYTHING)
+    assert 0 < whole[1]["off_policy_dropped"] < 1
+    assert whole[1]["entropy"] > 1
+    assert_same(gradients(tiny, tiny_params, batch, EVERYTHING, 4), whole)
+
+
+def test_rows_without_advantage_can_be_left_out(tiny, tiny_params, batch):
+    """Rows 0 to 3 of 4 micro-batches of two carry gradient: the other two micro-batches are not computed."""
+    quiet = dataclasses.replace(batch, advantages=batch.advantages.at[jnp.asarray([2, 3, 6, 7])].set(0.0))
+    quiet = dataclasses.replace(quiet, ref_logprobs=None)
+    for kind in LOSS_TYPES:
+        objective = dataclasses.replace(objective_of(kind), beta=0.0)
+        whole = gradients(tiny, tiny_params, quiet, objective, 4)
+        fewer = gradients(tiny, tiny_params, dataclasses.replace(quiet, live=jnp.int32(2)), objective, 4)
+        of_all = lambda metrics: {k: v for k, v in metrics.items() if not k.startswith(("sampling", "vespo"))}
+        assert_same((fewer[0], of_all(fewer[1])), (whole[0], of_all(whole[1])))
+    none = gradients(tiny, tiny_params, dataclasses.replace(quiet, live=jnp.int32(0)), objective, 4)
+    assert not any(np.any(x) for x in jax.tree.leaves(none[0]))
 
 
 def test_order_of_rows_changes_nothing(tiny, tiny_params, batch):

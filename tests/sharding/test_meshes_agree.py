@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.objective import GRPO, Batch
 from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
@@ -23,7 +24,8 @@ P, G, TP, TC, REAL = 8, 2, 5, 6, 37
 ONE = {"data": 1}
 EIGHT = [{"data": 8}, {"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
 HOW = Scoring(num_tokens=REAL, chunk=48)
-OBJECTIVE = GRPO("dapo", beta=0.1, max_length=TC)
+BONUS = EntropyBonus(0.01, adaptive=True, target=100.0)
+OBJECTIVE = GRPO("dapo", beta=0.1, max_length=TC, bonus=BONUS)
 
 # Adam divides each gradient by its own size: an element whose gradient is nearly zero takes a step of up to the
 # whole rate, in a direction that is rounding noise. A large epsilon keeps such steps as small as their gradients,
@@ -82,10 +84,10 @@ def batch_of(rollout, prompts, lengths, put, mesh):
 
 def updated(tiny, params, mesh, batch):
     """Gradients, then parameters and metrics after two updates of two micro-batches each."""
-    sharding = state_shardings(params, OPTIMIZER, mesh)
-    state = jax.device_put(init_state(jax.tree.map(jnp.copy, params), OPTIMIZER), sharding)
+    sharding = state_shardings(params, OPTIMIZER, mesh, BONUS)
+    state = jax.device_put(init_state(jax.tree.map(jnp.copy, params), OPTIMIZER, BONUS), sharding)
     backward = jax.jit(functools.partial(accumulate, tiny, OBJECTIVE, HOW, 2))
-    grads, _ = jax.tree.map(np.asarray, backward(state.params, batch))
+    grads, *_ = jax.tree.map(np.asarray, backward(state.params, batch, state.entropy))
     update = make_update(tiny, OBJECTIVE, HOW, OPTIMIZER, 2, sharding, mesh)
     state, first = update(state, batch)
     state, second = update(state, batch)
@@ -119,6 +121,7 @@ def test_eight_devices_do_what_one_does(on_mesh, sizes, tiny_params):
         assert ours.keys() == theirs.keys()
         assert all(ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6) for name in theirs)
     assert metrics[1]["loss"] < metrics[0]["loss"]
+    assert metrics[1]["entropy_coef"] == pytest.approx(0.02)
 
 
 def test_weights_are_really_split(tiny, tiny_params):

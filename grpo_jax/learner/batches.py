@@ -1,0 +1,134 @@
+"""From a scored rollout to the mini-batches of its updates: NumPy arrays, whole on every host."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_SHORTEST = 16  # completions are cut to the smallest power of two that holds the longest, from here up
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a rollout becomes optimizer updates."""
+
+    num_iterations: int = 1
+    num_minibatches: int = 1
+    micro_batch_size: int = 0  # rows; 0: the whole mini-batch
+    gradient_samples: int = 0  # completions of each prompt that carry gradient, the first ones; 0: all
+    mask_truncated: bool = False  # completions that were cut at the limit carry none
+    skip_zero_advantages: bool = True  # leave out micro-batches of rows that cannot change the weights
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates a rollout."""
+        return self.num_iterations * self.num_minibatches
+
+    def rows(self, prompts: int, samples: int) -> int:
+        """Rows that carry gradient in a rollout of `samples` completions for each of `prompts` prompts."""
+        return prompts * (self.gradient_samples or samples)
+
+    def micro_batches(self, rows: int) -> int:
+        """Micro-batches in a mini-batch of a rollout of which `rows` rows carry gradient."""
+        mini = rows // self.num_minibatches
+        return mini // (self.micro_batch_size or mini)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout and what became of it; P prompts with G completions each."""
+
+    prompts: np.ndarray  # [P,Tp] int32, right-padded
+    prompt_lengths: np.ndarray  # [P] int32
+    tokens: np.ndarray  # [P,G,Tc] int32
+    logprobs: np.ndarray  # [P,G,Tc] float32, the sampler's
+    lengths: np.ndarray  # [P,G] int32
+    finished: np.ndarray  # [P,G] bool
+    fresh: np.ndarray | None = None  # [P] bool; False: sampled by older weights; None: all of it is fresh
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """The rows of one update, in the order in which micro-batches take them."""
+
+    prompts: np.ndarray  # [B,Tp] int32
+    prompt_lengths: np.ndarray  # [B] int32
+    tokens: np.ndarray  # [B,Tc] int32
+    mask: np.ndarray  # [B,Tc] float32
+    logprobs: np.ndarray  # [B,Tc] float32
+    advantages: np.ndarray  # [B] or [B,Tc] float32
+    fresh: np.ndarray | None  # [B] bool
+    mean_tokens: np.float32
+    live: np.int32  # micro-batches that can change the weights, the first ones
+
+
+def minibatches(
+    experience: Experience, advantages: np.ndarray, how: Passes, *, skip: bool
+) -> list[MiniBatch]:
+    """The mini-batches of a rollout with advantages [P,G], [P,G,1] or [P,G,Tc]: row b in mini-batch
+    b % num_minibatches. `skip`: rows with advantage 0 come last, to be left out."""
+    rows = _rows(experience, advantages, how)
+    n, micro_batches = how.num_minibatches, how.micro_batches(len(rows.tokens))
+    mean_tokens = np.float32(rows.mask.sum(dtype=np.float64) / n)
+    parts = [_pick(rows, np.arange(i, len(rows.tokens), n), mean_tokens) for i in range(n)]
+    return [_live_first(part, micro_batches) if skip else part for part in parts]
+
+
+def _rows(x: Experience, advantages: np.ndarray, how: Passes) -> MiniBatch:
+    """All rows that carry gradient as one mini-batch, B = P * G; completions cut to a bucket of the longest."""
+    P, G, _ = x.tokens.shape
+    carry = how.gradient_samples or G
+    lengths = x.lengths[:, :carry].reshape(-1)
+    width = bucket(int(lengths.max()), x.tokens.shape[-1])
+    mask = (np.arange(width) < lengths[:, None]).astype(np.float32)
+    if how.mask_truncated:
+        mask *= x.finished[:, :carry].reshape(-1, 1)
+    flat = lambda a: a[:, :carry, :width].reshape(P * carry, -1)
+    per_row = lambda a: np.repeat(a, carry, axis=0)
+    return MiniBatch(
+        prompts=per_row(x.prompts),
+        prompt_lengths=per_row(x.prompt_lengths),
+        tokens=flat(x.tokens),
+        mask=mask,
+        logprobs=flat(x.logprobs),
+        advantages=_advantages(advantages[:, :carry], P * carry, width),
+        fresh=None if x.fresh is None else per_row(x.fresh),
+        mean_tokens=np.float32(0),
+        live=np.int32(0),
+    )
+
+
+def _advantages(advantages: np.ndarray, rows: int, width: int) -> np.ndarray:
+    """[B], or [B,width] where tokens have advantages of their own."""
+    if advantages.ndim == 2 or advantages.shape[-1] == 1:
+        return advantages.reshape(rows).astype(np.float32)
+    return advantages[..., :width].reshape(rows, -1).astype(np.float32)
+
+
+def _pick(rows: MiniBatch, which: np.ndarray, mean_tokens: np.float32, live: int = 0) -> MiniBatch:
+    return MiniBatch(
+        prompts=rows.prompts[which],
+        prompt_lengths=rows.prompt_lengths[which],
+        tokens=rows.tokens[which],
+        mask=rows.mask[which],
+        logprobs=rows.logprobs[which],
+        advantages=rows.advantages[which],
+        fresh=None if rows.fresh is None else rows.fresh[which],
+        mean_tokens=mean_tokens,
+        live=np.int32(live),
+    )
+
+
+def _live_first(part: MiniBatch, micro_batches: int) -> MiniBatch:
+    """Rows that can change the weights in the first micro-batches, in their order; each micro-batch m takes the rows
+    b with b % micro_batches == m, so that it has rows of every shard of a mesh."""
+    acts = (part.advantages != 0).reshape(len(part.mask), -1) & (part.mask != 0)
+    live = acts.any(-1)
+    order = np.argsort(~live, kind="stable").reshape(micro_batches, -1)  # [M,B/M]
+    needed = -(-int(live.sum()) // order.shape[1])
+    return _pick(part, order.T.ravel(), part.mean_tokens, needed)
+
+
+def bucket(longest: int, widest: int) -> int:
+    """The smallest of 16, 32, 64, ..., `widest` that holds `longest`: padding that all rows share is not computed,
+    and the number of compilations stays logarithmic."""
+    return min(max(_SHORTEST, 1 << (longest - 1).bit_length()), widest)

@@ -1,0 +1,205 @@
+"""The learner as the trainer uses it: how many passes over the model a rollout costs, and which rows they see."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from grpo_jax.learner import logprobs
+from grpo_jax.learner.batches import Experience, Passes, minibatches
+from grpo_jax.learner.entropy import EntropyBonus
+from grpo_jax.learner.learner import Learner
+from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.objective import GRPO
+from grpo_jax.learner.optimizer import Schedule, make_optimizer
+
+pytestmark = pytest.mark.usefixtures("quick_compilation", "one_device")
+
+P, G, TP, TC, REAL = 4, 4, 5, 20, 37
+# A large epsilon: Adam otherwise takes whole steps in the direction of rounding noise where gradients are nearly 0.
+OPTIMIZER = make_optimizer(Schedule(1e-2, "constant", 0, 10), epsilon=1e-2)
+DEFAULT, ONE_PASS = GRPO(max_length=TC), Passes()
+HOW = Scoring(num_tokens=REAL, chunk=64)
+
+
+@pytest.fixture(scope="module")
+def experience():
+    """Completions of up to 12 tokens, so that they are cut from 20 to 16; some are cut off unfinished."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 13, (P, G)).astype(np.int32)
+    there = np.arange(TC) < lengths[..., None]
+    return Experience(
+        rng.integers(0, REAL, (P, TP), np.int32),
+        np.array([5, 2, 3, 1], np.int32),
+        rng.integers(0, REAL, (P, G, TC), np.int32),
+        np.where(there, rng.normal(-2, 1, (P, G, TC)), 0).astype(np.float32),
+        lengths,
+        rng.random((P, G)) < 0.7,
+    )
+
+
+@pytest.fixture
+def advantages():
+    """Prompts 1 and 2 have no spread: eight rows of sixteen can change the weights."""
+    return np.random.default_rng(1).normal(size=(P, G)).astype(np.float32) * np.array([[1], [0], [0], [1]])
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """A list that grows by the rows of every pass over the model that is really run."""
+    seen, original = [], logprobs.hidden_states
+
+    def counted(cfg, params, tokens, *given, **named):
+        jax.debug.callback(lambda: seen.append(tokens.shape[0]))
+        return original(cfg, params, tokens, *given, **named)
+
+    monkeypatch.setattr(logprobs, "hidden_states", counted)
+    return seen
+
+
+@pytest.fixture
+def learn(tiny, tiny_params, mesh_1):
+    """`learn(objective, passes)`: a learner with a reference where it needs one, and its first state."""
+
+    def make(objective=DEFAULT, passes=ONE_PASS):
+        learner = Learner(tiny, objective, HOW, OPTIMIZER, passes, (P, G), mesh_1)
+        fresh = lambda: jax.tree.map(jax.numpy.copy, tiny_params)
+        if objective.beta > 0:
+            learner.set_reference(fresh())
+        return learner, learner.init(fresh())
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("objective", "passes", "rows"),
+    [
+        (GRPO(), Passes(), [16]),  # the default: one pass, forward and backward
+        (GRPO(), Passes(micro_batch_size=4), [4, 4]),  # half of the micro-batches have nothing to learn
+        (GRPO(), Passes(micro_batch_size=4, skip_zero_advantages=False), [4] * 4),
+        (GRPO(beta=0.1), Passes(), [16, 16]),  # the reference
+        (GRPO(beta=0.1), Passes(micro_batch_size=8), [8] * 4),  # whose divergence acts on all rows
+        (GRPO(), Passes(num_iterations=2), [16, 16, 16]),  # old log-probs, and two updates
+        (GRPO(), Passes(num_minibatches=2), [8] * 4),
+        (GRPO(bonus=EntropyBonus(0.1)), Passes(micro_batch_size=8), [8, 8]),  # from the same pass
+        (GRPO(top_entropy_quantile=0.3), Passes(), [16]),
+        (
+            GRPO(top_entropy_quantile=0.3),
+            Passes(micro_batch_size=8),
+            [8] * 3,
+        ),  # all entropies first, then one
+        (GRPO("reinforce"), Passes(gradient_samples=1), [4]),  # the others are only its baseline
+        (GRPO(sampler_mode="token_truncate", off_policy_threshold=0.1), Passes(), [16]),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_no_pass_over_the_model_that_is_not_needed(
+    learn, forwards, experience, advantages, objective, passes, rows
+):
+    learner, state = learn(objective, passes)
+    _, metrics = learner(state, experience, advantages)
+    jax.effects_barrier()
+    assert forwards == rows
+    assert metrics["grad_norm"] > 0
+
+
+def test_a_rollout_without_any_advantage_costs_no_pass(learn, forwards, experience):
+    learner, state = learn(passes=Passes(micro_batch_size=4))
+    _, metrics = learner(state, experience, np.zeros((P, G), np.float32))
+    jax.effects_barrier()
+    assert forwards == []
+    assert metrics["grad_norm"] == metrics["loss"] == 0
+    assert metrics["clip_ratio/region_mean"] == 0
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo", "luspo"])
+def test_rows_left_out_change_no_parameter(learn, experience, advantages, loss_type):
+    """The same normaliser: rows that are not computed still count in every mean."""
+    objective = GRPO(loss_type, max_length=TC)
+    after = []
+    for passes in (
+        Passes(),
+        Passes(micro_batch_size=4),
+        Passes(micro_batch_size=2, skip_zero_advantages=False),
+    ):
+        learner, state = learn(objective, passes)
+        after.append(learner(state, experience, advantages))
+    for state, metrics in after[1:]:
+        assert metrics["loss"] == pytest.approx(after[0][1]["loss"], abs=1e-6)
+        assert metrics["grad_norm"] == pytest.approx(after[0][1]["grad_norm"], rel=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), state.params, after[0][0].params
+        )
+
+
+def test_every_row_is_in_one_minibatch_once_and_those_to_learn_from_come_first(experience, advantages):
+    passes = Passes(num_minibatches=2, micro_batch_size=2)
+    parts = minibatches(experience, advantages, passes, skip=True)
+    rows = [part.tokens[b].tobytes() for part in parts for b in range(8)]
+    whole = experience.tokens[..., :16].reshape(P * G, 16)
+    assert sorted(rows) == sorted(row.tobytes() for row in whole)
+    for part in parts:
+        acts = part.advantages != 0
+        first = [b for m in range(int(part.live)) for b in range(m, 8, 4)]  # micro-batch m takes b % 4 == m
+        assert acts.sum() == acts[first].sum() == 4
+        assert part.live == 2
+
+
+def test_truncated_completions_are_masked_and_still_weigh_in_no_normaliser(experience, advantages):
+    (part,) = minibatches(experience, advantages, Passes(mask_truncated=True), skip=False)
+    finished = experience.finished.reshape(-1)
+    np.testing.assert_array_equal(part.mask.sum(1), experience.lengths.reshape(-1) * finished)
+    assert part.mean_tokens == part.mask.sum()
+    assert not finished.all()
+
+
+def test_only_the_first_samples_carry_gradient(learn, experience, advantages):
+    """With gradient_samples = 1 what the other samples say is of no account, their advantages neither."""
+    learner, state = learn(GRPO("reinforce"), Passes(gradient_samples=1))
+    other = dataclasses.replace(experience, tokens=experience.tokens.copy())
+    other.tokens[:, 1:] = 1
+    noise = advantages + np.where(np.arange(G) > 0, 5.0, 0.0)
+    first, _ = learner(state, experience, advantages)
+    learner, state = learn(GRPO("reinforce"), Passes(gradient_samples=1))
+    second, _ = learner(state, other, noise)
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+
+
+def test_stale_groups_are_held_to_what_the_sampler_recorded(learn, experience, advantages):
+    """A group of the step before: its ratio is that to the weights that sampled it, and so it is clipped."""
+    metrics = []
+    for fresh in (None, np.ones(P, bool), np.array([False, True, True, True])):
+        learner, state = learn()
+        metrics.append(learner(state, dataclasses.replace(experience, fresh=fresh), advantages)[1])
+    assert metrics[0]["clip_ratio/region_mean"] == metrics[1]["clip_ratio/region_mean"] == 0
+    assert metrics[0]["loss"] == metrics[1]["loss"]
+    assert metrics[2]["clip_ratio/region_mean"] > 0  # the sampler's log-probs here are noise
+
+
+def test_divergence_in_the_reward_is_that_of_the_sampler_from_the_reference(learn, experience, tiny_params):
+    learner, _ = learn(GRPO(kl_estimator="k1"), Passes(micro_batch_size=8, gradient_samples=1))
+    learner.set_reference(jax.tree.map(jax.numpy.copy, tiny_params))
+    found = learner.divergence(experience)
+    assert found.shape == (P, G, TC)
+    there = np.arange(TC) < experience.lengths[..., None]
+    assert not found[~there].any()
+    flat = lambda x: np.repeat(x, G, axis=0)
+    mask = there.reshape(P * G, TC).astype(np.float32)
+    rows = learner.rows(
+        flat(experience.prompts),
+        flat(experience.prompt_lengths),
+        experience.tokens.reshape(P * G, TC),
+        mask,
+    )
+    reference = np.asarray(learner.score_rollout(tiny_params, rows)).reshape(P, G, TC)
+    np.testing.assert_allclose(found, np.where(there, experience.logprobs - reference, 0), atol=2e-5)
+
+
+def test_an_adaptive_bonus_moves_its_coefficient_with_the_weights(learn, experience, advantages):
+    bonus = EntropyBonus(0.1, adaptive=True, target=100.0, step=0.02)
+    learner, state = learn(GRPO(bonus=bonus), Passes(num_iterations=3))
+    assert float(state.entropy.coef) == np.float32(0.1)
+    state, metrics = learner(state, experience, advantages)
+    assert float(state.entropy.coef) == metrics["entropy_coef"] == pytest.approx(0.16)
+    assert 0 < float(state.entropy.last) < np.log(REAL)

@@ -1,0 +1,123 @@
+"""What TRL does not have, against float64 NumPy and finite differences; whole completions also against TRL's RLOO."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy_oracle import difference_gradient, numpy_loss
+from objective_cases import LOSSES, MAX_LENGTH, TC, B, assert_outcomes_equal, ours, random_case
+
+from grpo_jax.learner.objective import GRPO
+
+ALL = (*LOSSES, "reinforce")
+LEVELS = ("token", "sequence", "trajectory")
+
+
+def objective_of(loss_type, **settings) -> GRPO:
+    cap = 1.1 if loss_type == "cispo" else 0.3
+    return replace(GRPO(loss_type, 0.2, cap, max_length=MAX_LENGTH), **settings)
+
+
+def assert_equal(objective, case, parts=1):
+    """Value and gradient of ours and of NumPy's."""
+    found, _ = ours(objective, case, parts)
+    wanted, slope = numpy_loss(objective, case), difference_gradient(objective, case)
+    mass = np.abs(slope).sum()
+    assert abs(found.loss - wanted) <= 1e-6 * max(1.0, abs(wanted), mass)
+    room = 1e-5 * np.abs(slope) + 2e-6 * np.abs(slope).max()
+    assert (np.abs(found.by_logprobs - slope) <= room).all(), (found.by_logprobs, slope)
+    return found
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loss_type", ALL)
+def test_every_loss_and_level(loss_type, level):
+    """The oracle itself is held to TRL by those that TRL has."""
+    for seed, old in ((0, True), (1, False)):
+        assert_equal(objective_of(loss_type, level=level), random_case(seed, old=old), parts=1 + seed)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_every_divergence(estimator, corrected):
+    for seed, (loss_type, level) in enumerate(itertools.product(("dapo", "reinforce"), LEVELS)):
+        objective = objective_of(
+            loss_type, level=level, beta=0.2, kl_estimator=estimator, use_bias_correction_kl=corrected
+        )
+        assert_equal(objective, random_case(seed, old=seed % 2 == 0))
+
+
+@pytest.mark.parametrize("loss_type", ALL)
+def test_advantages_of_single_tokens(loss_type):
+    rng = np.random.default_rng(2)
+    for seed, level in enumerate(LEVELS):
+        case = replace(random_case(20 + seed), advantages=rng.normal(0, 1, (B, TC)).astype(np.float32))
+        assert_equal(objective_of(loss_type, level=level, beta=0.1, off_policy_threshold=0.0), case, parts=2)
+
+
+@pytest.mark.parametrize("loss_type", ALL)
+def test_rows_of_older_weights_are_measured_from_what_sampled_them(loss_type):
+    """Of a stale row old is what the sampler recorded, in the ratio as in the sampler's correction, which is then 1;
+    with and without old log-probs of the fresh ones."""
+    fresh = np.array([True, False] * (B // 2))
+    for old, mode in itertools.product((True, False), ("none", "token_truncate")):
+        objective = objective_of(loss_type, sampler_mode=mode)
+        case = replace(random_case(3, old=old), fresh=fresh)
+        found = assert_equal(objective, case)
+        blind, _ = ours(objective, replace(case, fresh=None))
+        if (loss_type, mode) not in (("vespo", "token_truncate"), ("reinforce", "none")):
+            assert found.loss != blind.loss  # VESPO multiplies both ratios: old cancels
+
+
+@pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+@pytest.mark.parametrize("loss_type", ALL)
+def test_the_samplers_correction(loss_type, mode):
+    """Of whole completions too; bounds on both sides, and the ratio of a row counts once in VESPO."""
+    for seed, level in enumerate(LEVELS):
+        assert_equal(
+            objective_of(loss_type, level=level, sampler_mode=mode, sampler_bounds=(0.8, 1.2)),
+            random_case(seed),
+        )
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_settings_together(seed):
+    rng = np.random.default_rng(seed)
+    maybe = lambda value, otherwise: value if rng.random() < 0.5 else otherwise
+    objective = GRPO(
+        str(rng.choice(ALL)),
+        *map(float, rng.uniform(0.05, 0.5, 2)),
+        beta=maybe(0.2, 0.0),
+        use_bias_correction_kl=maybe(True, False),
+        kl_estimator=str(rng.choice(["k1", "k2", "k3"])),
+        max_length=MAX_LENGTH,
+        level=str(rng.choice(LEVELS)),
+        delta=maybe(1.5, None),
+        off_policy_threshold=maybe(0.02, None),
+        sampler_mode=maybe(str(rng.choice(["token_truncate", "token_mask"])), "none"),
+    )
+    case = random_case(100 + seed, old=maybe(True, False), sampler=maybe(True, False))
+    if rng.random() < 0.5:
+        case = replace(case, advantages=rng.normal(0, 1, (B, TC)).astype(np.float32))
+    if rng.random() < 0.3:
+        case = replace(case, fresh=rng.random(B) < 0.5)
+    assert_equal(objective, case, parts=int(rng.integers(1, 3)))
+
+
+def test_whole_completions_equal_trls_rloo():
+    """Value, gradient and clip metrics. A wholly masked row has ratio 1 there, and adds -A / B to the value alone:
+    here it adds nothing."""
+    rloo_loss = pytest.importorskip("trl_oracle").rloo_loss
+    objective = objective_of("grpo", level="trajectory")
+    for seed in range(8):
+        case = random_case(seed)
+        wanted = rloo_loss(case, 0.2, 0.3)
+        empty = case.advantages[case.mask.sum(1) == 0].sum() / B
+        wanted = replace(wanted, loss=wanted.loss + empty)
+        found, _ = ours(objective, case)
+        assert_outcomes_equal(found, wanted, seed)
+        for name in wanted.metrics:
+            if name.startswith("clip_ratio"):
+                assert found.metrics[name] == pytest.approx(wanted.metrics[name], abs=1e-6), name
+    assert found.metrics["clip_ratio/region_mean"] > 0
