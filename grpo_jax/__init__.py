@@ -8,11 +8,25 @@ _HOME = {
     "GRPOConfig": "grpo_jax.config",
     "SFTConfig": "grpo_jax.config",
     "GRPOTrainer": "grpo_jax.trainer",
+    "TrainerCallback": "grpo_jax.callbacks",
+    "TrainerControl": "grpo_jax.callbacks",
+    "TrainerState": "grpo_jax.callbacks",
+    "EarlyStopping": "grpo_jax.callbacks",
     "UserError": "grpo_jax.errors",
 }
-__all__ = ["GRPOConfig", "GRPOTrainer", "SFTConfig", "UserError"]
+__all__ = [
+    "EarlyStopping",
+    "GRPOConfig",
+    "GRPOTrainer",
+    "SFTConfig",
+    "TrainerCallback",
+    "TrainerControl",
+    "TrainerState",
+    "UserError",
+]
 
 if TYPE_CHECKING:
+    from grpo_jax.callbacks import EarlyStopping, TrainerCallback, TrainerControl, TrainerState
     from grpo_jax.config import GRPOConfig, SFTConfig
     from grpo_jax.errors import UserError
     from grpo_jax.trainer import GRPOTrainer

@@ -1,7 +1,6 @@
 """Settings -> the stages of a GRPO run. Whatever can be wrong is found here, before any weight is read."""
 
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,15 @@ from typing import Any
 
 import optax
 
+from grpo_jax.collecting import Collector, DynamicCollector
 from grpo_jax.config import GRPOConfig, SFTConfig
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.data.sources import is_single_file, load_rows
 from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluator
-from grpo_jax.learner.learner import Learner, Passes
-from grpo_jax.learner.logprobs import Scoring
-from grpo_jax.learner.objective import GRPO
-from grpo_jax.learner.optimizer import Schedule, make_optimizer
+from grpo_jax.judging import Judge
+from grpo_jax.learner.learner import Learner
+from grpo_jax.learning import advantages_of, learner_of, optimizer_of, passes_of, schedule_of
 from grpo_jax.models.qwen import abstract_params
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.policy import Policy, open_policy
@@ -38,13 +37,16 @@ Rows = Sequence[dict[str, Any]]
 class Stages:
     """One object a stage, in the order in which the data flows."""
 
+    config: GRPOConfig  # with what the data decided: the number of steps
     policy: Policy
     prompts: Prompts
     sampler: Sampler
     scorer: Scorer
+    collect: Collector  # prompts -> rollout -> rewards
+    judge: Judge  # rewards -> advantages
     learner: Learner
     evaluator: Evaluator | None
-    schedule: Callable[[Any], Any]  # updates taken -> learning rate
+    schedule: Callable[[Any], Any] | None  # updates taken -> learning rate; None: the caller's own optimizer
 
 
 def assemble(
@@ -54,9 +56,10 @@ def assemble(
     train_rows: Rows | None = None,
     eval_rows: Rows | None = None,
     tokenizer: Any = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Stages:
-    """Open the model and the data that `config` names, or take the rows and the tokenizer given, and build every
-    stage. UserError for what is wrong with any of them."""
+    """Open the model and the data that `config` names, or take the rows, the tokenizer and the optimizer given, and
+    build every stage. UserError for what is wrong with any of them."""
     policy = open_policy(config, model, tokenizer)
     check_rows(policy.mesh, "prompts_per_step", config.prompts_per_step)
     _check_micro_batches(config, policy)
@@ -66,18 +69,42 @@ def assemble(
     if train_rows is None:
         train_rows = load_rows(config.dataset, config.dataset_split, seed=config.seed)
     prompts = _prompts(config, policy, train_rows)
-    scorer = Scorer(pool, config.reward_weights, policy.tokenizer)
+    config = _with_steps(config, prompts)
+    scorer = Scorer(pool, config.reward_weights, policy.tokenizer, _overlong(config))
     scorer.check(prompts)
-    schedule = schedule_of(config, _passes(config).updates)
+    sampler = _sampler(config, policy)
+    schedule = schedule_of(config, passes_of(config).updates)
+    learner = learner_of(config, policy, optimizer or optimizer_of(config, schedule))
     return Stages(
+        config=config,
         policy=policy,
         prompts=prompts,
-        sampler=_sampler(config, policy),
+        sampler=sampler,
         scorer=scorer,
-        learner=_learner(config, policy, schedule),
+        collect=_collector(config, prompts, sampler, scorer),
+        judge=Judge(config, advantages_of(config, scorer.weights), learner),
+        learner=learner,
         evaluator=_evaluator(config, policy, scorer, eval_rows),
-        schedule=schedule.build(),
+        schedule=None if optimizer else schedule.build(),
     )
+
+
+def _with_steps(config: GRPOConfig, prompts: Prompts) -> GRPOConfig:
+    """Passes over the data as the steps that they take."""
+    if config.num_train_epochs is None:
+        return config
+    return config.replace(num_train_epochs=None, max_steps=prompts.steps_for(config.num_train_epochs))
+
+
+def _overlong(config: GRPOConfig) -> tuple[int, int] | None:
+    buffer = config.overlong_buffer
+    return (config.max_completion_length, buffer) if buffer else None
+
+
+def _collector(config: GRPOConfig, prompts: Prompts, sampler: Sampler, scorer: Scorer) -> Collector:
+    if config.dynamic_sampling:
+        return DynamicCollector(prompts, sampler, scorer, config.max_rollouts_per_step)
+    return Collector(prompts, sampler, scorer)
 
 
 def open_run(config: GRPOConfig | SFTConfig, policy: Policy) -> Run:
@@ -92,8 +119,10 @@ def _check_micro_batches(config: GRPOConfig, policy: Policy) -> None:
     if config.micro_batch_size:
         check_rows(policy.mesh, "micro_batch_size", config.micro_batch_size)
     else:
-        rows = config.prompts_per_step * config.num_generations // config.num_minibatches
-        check_rows(policy.mesh, "the mini-batch (prompts_per_step x num_generations / num_minibatches)", rows)
+        samples = config.gradient_samples or config.num_generations
+        rows = config.prompts_per_step * samples // config.num_minibatches
+        what = "gradient_samples" if config.gradient_samples else "num_generations"
+        check_rows(policy.mesh, f"the mini-batch (prompts_per_step x {what} / num_minibatches)", rows)
 
 
 def _prompts(config: GRPOConfig, policy: Policy, rows: Rows) -> Prompts:
@@ -103,10 +132,11 @@ def _prompts(config: GRPOConfig, policy: Policy, rows: Rows) -> Prompts:
         prompts_per_step=config.prompts_per_step,
         max_prompt_length=config.max_prompt_length,
         seed=config.seed,
-        shuffle=config.shuffle,
+        shuffle=config.shuffle_dataset,
         system_prompt=config.system_prompt,
         pad_id=policy.vocabulary.pad_id,
         prompt_column=config.prompt_column,
+        chat_template_kwargs=config.chat_template_kwargs,
     )
 
 
@@ -119,51 +149,6 @@ def _sampler(config: GRPOConfig, policy: Policy) -> Sampler:
         width=config.max_completion_length,
         mesh=policy.mesh,
         seed=config.seed,
-    )
-
-
-def _learner(config: GRPOConfig, policy: Policy, schedule: Schedule) -> Learner:
-    objective = GRPO(
-        loss_type=config.loss_type,
-        epsilon_low=config.epsilon,
-        epsilon_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
-        beta=config.beta,
-        use_bias_correction_kl=config.use_bias_correction_kl,
-        max_length=config.max_completion_length,
-    )
-    how = Scoring(
-        temperature=config.temperature,
-        num_tokens=policy.vocabulary.num_tokens,
-        dtype=policy.dtype,
-        chunk=config.logprob_chunk,
-        remat=config.remat,
-        entropy=config.log_entropy,
-    )
-    rows = config.prompts_per_step * config.num_generations
-    optimizer = optimizer_of(config, schedule)
-    return Learner(policy.cfg, objective, how, optimizer, _passes(config), rows, policy.mesh)
-
-
-def _passes(config: GRPOConfig) -> Passes:
-    return Passes(config.num_iterations, config.num_minibatches, config.micro_batch_size)
-
-
-def schedule_of(config: GRPOConfig | SFTConfig, updates: int = 1) -> Schedule:
-    """The learning rate's course. Settings count steps; the optimizer counts updates, `updates` a step."""
-    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * config.max_steps)
-    return Schedule(
-        config.learning_rate, config.lr_scheduler_type, warmup * updates, config.max_steps * updates
-    )
-
-
-def optimizer_of(config: GRPOConfig | SFTConfig, schedule: Schedule) -> optax.GradientTransformation:
-    """AdamW as the settings say."""
-    return make_optimizer(
-        schedule,
-        betas=(config.adam_beta1, config.adam_beta2),
-        epsilon=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
     )
 
 

@@ -58,8 +58,8 @@ COLD_START = SFTConfig(
     lr_scheduler_type="linear",
     warmup_steps=20,
     logprob_chunk=65536,
-    remat=False,
-    shuffle=False,  # the order teaches
+    gradient_checkpointing=False,
+    shuffle_dataset=False,  # the order teaches
 )
 PATIENT_STEPS = 1400
 """Steps of the cold start on examples that never give up; in the rest, most do so at the first failure."""
@@ -203,3 +203,16 @@ def _cold_start(policy: Policy, config: GRPOConfig, options: str) -> Params:
             state, metrics = tuner(state, step)
             progress.update(step + 1, metrics)
     return state.params
+
+
+def train_demo(config: GRPOConfig) -> int:
+    """GRPO from the demo's starting model, which lives as long as the run."""
+    from grpo_jax.trainer import GRPOTrainer
+
+    with starting_model(config) as folder:
+        trainer = GRPOTrainer(folder, args=config)
+        trainer.args = trainer.args.replace(
+            model=config.model
+        )  # the folder moves with the run; the name stays
+        trainer.train()
+    return 0

@@ -87,7 +87,7 @@ class Evaluator:
         parts = list(self._parts(params))
         join = lambda pick: np.concatenate([pick(part) for part in parts])
         return Evaluation(
-            rewards=join(lambda p: p[3].rewards[: p[1]]),
+            rewards=join(lambda p: p[3].base[: p[1]]),
             successes=join(lambda p: p[3].values[: p[1], :, 0] >= 1),
             lengths=join(lambda p: p[2].lengths[: p[1]]),
             finished=join(lambda p: p[2].finished[: p[1]]),
@@ -103,12 +103,12 @@ class Evaluator:
 
 
 def _samples(batch: PromptBatch, scored: Scored, count: int = 4) -> list[dict[str, Any]]:
-    G = scored.rewards.shape[1]
+    G = scored.base.shape[1]
     return [
         {
             "prompt": batch.texts[i],
             "completion": scored.completions[i * G],
-            "reward": float(scored.rewards[i, 0]),
+            "reward": float(scored.base[i, 0]),
         }
         for i in range(min(count, len(batch.texts)))
     ]
@@ -193,6 +193,7 @@ def _held_out(config: EvalConfig, policy: Policy) -> Prompts:
         system_prompt=config.system_prompt,
         pad_id=policy.vocabulary.pad_id,
         prompt_column=config.prompt_column,
+        chat_template_kwargs=config.chat_template_kwargs,
     )
 
 

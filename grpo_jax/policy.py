@@ -58,10 +58,17 @@ class Policy:
         """Where the weights lie while sampling."""
         return shardings(abstract_params(self.cfg), ROLLOUT_RULES, self.mesh)
 
+    @property
+    def shares_weights(self) -> bool:
+        """Whether the sampler can read the learner's own weights: the same dtype, laid alike."""
+        alike = lambda x, a, b: a.is_equivalent_to(b, len(x.shape))
+        layouts = abstract_params(self.cfg), self.train_shardings(), self.rollout_shardings()
+        return self.dtype == "float32" and all(jax.tree.leaves(jax.tree.map(alike, *layouts)))
+
     def rollout_copy(self, params: Params) -> Params:
         """The weights in the sampler's dtype and layout, made on the devices. When both are the trainer's already,
         these are the trainer's own arrays: use them before the next update donates them."""
-        if self.dtype == "float32" and self.train_shardings() == self.rollout_shardings():
+        if self.shares_weights:
             return params
         return _refresh(self.cfg, self.mesh, self.dtype)(params)
 

@@ -5,44 +5,45 @@ from typing import Any
 import numpy as np
 
 from grpo_jax.assembly import Stages
-from grpo_jax.data.prompts import PromptBatch
-from grpo_jax.rollout.generate import Rollout
+from grpo_jax.collecting import Groups
 from grpo_jax.runs.completions import write_completions
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.metrics import peak_memory, rollout_metrics, speed_metrics
 from grpo_jax.runs.progress import closing_table, sample_panel
 from grpo_jax.runs.run import Stopwatch
-from grpo_jax.scoring import Scored
 
 
 def step_metrics(
-    stages: Stages,
-    batch: PromptBatch,
-    rollout: Rollout,
-    scored: Scored,
-    clock: Stopwatch,
-    notes: dict[str, Any],
-    done: int,
+    stages: Stages, sampled: Groups, clock: Stopwatch, notes: dict[str, Any], done: int
 ) -> dict[str, Any]:
-    """A step's metrics besides the learner's own; adds its tokens and seconds to the run's `notes`."""
+    """A step's metrics besides the learner's own, of everything that was sampled in it; adds its tokens and seconds
+    to the run's `notes`."""
+    rollout, scored = sampled.rollout, sampled.scored
     P, G = rollout.lengths.shape
     tokens, seconds = int(rollout.lengths.sum()), clock.total()
-    notes["num_tokens"] += tokens + G * int(batch.lengths.sum())
+    notes["num_tokens"] += tokens + G * int(sampled.batch.lengths.sum())
     notes["seconds"] += seconds
     names, weights = stages.scorer.pool.names, stages.scorer.weights
-    updates = done * stages.learner.passes.updates
     return {
         **rollout_metrics(
             rollout.lengths, rollout.finished, scored.values.reshape(P * G, -1), names, weights
         ),
         **scored.failures,
+        **scored.metrics,
         **speed_metrics(seconds, tokens, notes["num_tokens"]),
         **clock.times,
         **{f"compilations/{name}": count for name, count in _compilations(stages).items()},
         "rollout_tokens_per_second": tokens / clock.times["time/rollout"],
-        "learning_rate": float(stages.schedule(updates - 1)),
+        **_learning_rate(stages, done),
         "peak_memory": peak_memory()[0],
     }
+
+
+def _learning_rate(stages: Stages, done: int) -> dict[str, float]:
+    """That of the step's last update; unknown where the caller brought an optimizer."""
+    if stages.schedule is None:
+        return {}
+    return {"learning_rate": float(stages.schedule(done * stages.learner.passes.updates - 1))}
 
 
 def _compilations(stages: Stages) -> dict[str, int]:
@@ -55,28 +56,25 @@ def evaluation_metrics(evaluation: dict[str, Any] | None) -> dict[str, float]:
 
 
 def save_completions(
-    folder: RunFolder,
-    done: int,
-    batch: PromptBatch,
-    rollout: Rollout,
-    scored: Scored,
-    advantages: np.ndarray,
-    names: list[str],
+    folder: RunFolder, done: int, groups: Groups, advantages: np.ndarray, names: list[str]
 ) -> None:
-    """The step's completions as a parquet file, a row each."""
-    P, G, width = rollout.tokens.shape
-    values = scored.values.reshape(P * G, -1)
+    """The completions that a step was trained on as a parquet file, a row each. Where tokens have advantages of
+    their own, [P,G,Tc], a row shows that of its first token."""
+    rollout, scored = groups.rollout, groups.scored
+    _, G, width = rollout.tokens.shape
+    values = scored.values.reshape(-1, len(names))
     write_completions(
         folder,
         done,
-        prompts=[text for text in batch.texts for _ in range(G)],
+        prompts=[text for text in groups.batch.texts for _ in range(G)],
         completions=scored.completions,
         rewards={name: values[:, i] for i, name in enumerate(names)},
-        advantages=advantages.ravel(),
+        advantages=advantages.reshape(len(values), -1)[:, 0],
         token_ids=rollout.tokens.reshape(-1, width),
         logprobs=rollout.logprobs.reshape(-1, width),
         lengths=rollout.lengths.ravel(),
         finished=rollout.finished.ravel(),
+        extras=scored.extras,
     )
 
 

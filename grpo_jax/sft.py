@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from grpo_jax.assembly import open_run, optimizer_of, schedule_of
+from grpo_jax.assembly import open_run
 from grpo_jax.config import SFTConfig
 from grpo_jax.data.examples import ExampleBatch, Examples
 from grpo_jax.data.sources import load_rows
@@ -18,6 +18,7 @@ from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.objective import SFT, Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state
 from grpo_jax.learner.update import make_update, read
+from grpo_jax.learning import optimizer_of, schedule_of
 from grpo_jax.models.hf import save_model
 from grpo_jax.models.qwen import abstract_params
 from grpo_jax.policy import Policy, open_policy
@@ -52,7 +53,7 @@ class FineTuner:
             num_tokens=policy.vocabulary.num_tokens,
             dtype=policy.dtype,
             chunk=config.logprob_chunk,
-            remat=config.remat,
+            remat=config.gradient_checkpointing,
         )
         micro_batches = config.rows_per_step // micro
         self.update = make_update(policy.cfg, SFT(), how, optimizer, micro_batches, where, policy.mesh)
@@ -92,7 +93,7 @@ def _examples(config: SFTConfig, policy: Policy, rows: list[Row]) -> Examples:
         eos_id=policy.vocabulary.eos_ids[0],
         pad_id=policy.vocabulary.pad_id,
         seed=config.seed,
-        shuffle=config.shuffle,
+        shuffle=config.shuffle_dataset,
         system_prompt=config.system_prompt,
         prompt_column=config.prompt_column,
         completion_column=config.completion_column,

@@ -51,9 +51,9 @@ def while_saving(step):
 
 
 def after_the_rollout(nth):
-    from grpo_jax import trainer
+    from grpo_jax.judging import Judge
 
-    kill_before(trainer, "group_advantages", nth)
+    kill_before(Judge, "__call__", nth)
 
 
 def between_steps(nth):

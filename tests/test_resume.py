@@ -27,8 +27,13 @@ POINTS = (
     "while exporting",
     "never",
 )
-# The longest road through the trainer: a reference, old log-probs, several updates of each rollout.
+# The longest road through the trainer: a reference, old log-probs, several updates of each rollout, groups that are
+# carried from step to step, a bonus that adapts.
 LONG_ROAD = {
+    "dynamic_sampling": True,
+    "entropy_coef": 0.01,
+    "use_adaptive_entropy": True,
+    "entropy_target": 4.0,
     "beta": 0.1,
     "num_iterations": 2,
     "num_minibatches": 2,
@@ -116,6 +121,15 @@ def test_every_kill_came(killed):
     assert codes == dict.fromkeys(POINTS, -signal.SIGKILL) | {"never": 0}, killed[2][-1].stderr
 
 
+def test_groups_were_left_over_when_the_run_was_killed(killed):
+    """Otherwise the next test says nothing about them."""
+    notes = [json.loads(file.read_text()) for file in killed[1].glob("checkpoints/*/notes/metadata")]
+    assert any(note["extra"]["carried"] for note in notes)
+    rows = metrics_of(killed[1])
+    assert max(row["dynamic_sampling/rollouts"] for row in rows) > 1
+    assert len({row["entropy_coef"] for row in rows}) > 2
+
+
 def test_a_killed_run_ends_with_the_bits_of_one_never_killed(killed):
     whole, run, _ = killed
     assert_same_end(run, whole)
@@ -170,18 +184,18 @@ def copy(whole, tmp_path):
 @pytest.fixture
 def terminated_at(monkeypatch):
     """`terminated_at(step)`: SIGTERM comes in the middle of this step."""
-    from grpo_jax import trainer
+    from grpo_jax.judging import Judge
 
     def at(step):
-        calls, advantages = [], trainer.group_advantages
+        calls, judge = [], Judge.__call__
 
         def deadly(*given):
             calls.append(given)
             if len(calls) == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return advantages(*given)
+            return judge(*given)
 
-        monkeypatch.setattr(trainer, "group_advantages", deadly)
+        monkeypatch.setattr(Judge, "__call__", deadly)
 
     return at
 

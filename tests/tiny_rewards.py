@@ -21,3 +21,8 @@ def counted(prompts, completions, **columns):
 def needs_a_column(prompts, completions, solution, **columns):
     """A reward for data that have a column `solution`."""
     return [0.0 for _ in completions]
+
+
+def brevity(completions, **columns):
+    """The shorter the better."""
+    return [-0.1 * len(text) for text in completions]

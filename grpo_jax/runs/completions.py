@@ -1,6 +1,7 @@
 """Completions of a logged step as a Parquet file: TRL's columns, and the tokens that were trained."""
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ def write_completions(
     logprobs: ArrayLike,
     lengths: ArrayLike,
     finished: ArrayLike,
+    extras: Mapping[str, Sequence[Any]] | None = None,
 ) -> None:
     """Write `completions/completions_<step>.parquet`, a row for each of the B completions, atomically.
 
@@ -38,6 +40,8 @@ def write_completions(
         advantages: float [B].
         token_ids, logprobs: int [B, Tc] and float [B, Tc], right-padded; cut to `lengths`, int [B].
         finished: bool [B]; the column `truncated` is its opposite.
+        extras: column -> B values that reward functions logged, JSON values; a name that is taken gets `extra/`
+            before it, and values of mixed kinds are written as JSON.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -56,6 +60,8 @@ def write_completions(
         "length": pa.array(lengths, pa.int32()),
         "truncated": pa.array(~np.asarray(finished, bool)),
     }
+    for name, values in (extras or {}).items():
+        columns[f"extra/{name}" if name in columns else name] = _free(values)
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
     write_atomically(run.completions_file(step), buffer.getvalue())
@@ -63,6 +69,16 @@ def write_completions(
 
 def _column(reward: str) -> str:
     return f"reward/{reward}" if reward in _FIXED else reward
+
+
+def _free(values: Sequence[Any]) -> "pyarrow.Array":
+    """A column of whatever a reward function gave."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
 
 
 def _floats(values: ArrayLike) -> np.ndarray:

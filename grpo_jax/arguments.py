@@ -1,0 +1,171 @@
+"""What a caller hands to `GRPOTrainer`, checked and brought into the form that the stages take."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optax
+from etils import epath
+
+from grpo_jax.config import GRPOConfig
+from grpo_jax.errors import UserError, nearest
+
+Rows = Sequence[dict[str, Any]]
+
+INSTEAD = {  # arguments of TRL's trainer -> what to do here
+    "reward_processing_classes": "reward functions here are Python functions; wrap a reward model in one",
+    "quantization_config": "weights are not quantised here; leave it out",
+    "peft_config": "all weights are trained here; leave it out",
+    "tools": "completions are not interrupted by tools here; leave it out",
+    "rollout_func": "sampling is compiled here; leave it out",
+    "environment_factory": "a prompt is answered in one turn here; leave it out",
+    "formatting_func": "give rows with a prompt column",
+    "ref_model": "the reference is the starting model, kept when beta is above 0; leave it out",
+    "compute_metrics": "reward functions log metrics by log_metric(name, value)",
+    "data_collator": "rows are dicts with a prompt; leave it out",
+    "tokenizer": "give it as processing_class",
+    "config": "give it as args",
+}
+
+
+def check(model: Any, tokenizer: Any, unsupported: Mapping[str, Any]) -> None:
+    """UserError for what no trainer could be built from."""
+    refuse(unsupported)
+    check_model(model)
+    check_tokenizer(tokenizer)
+
+
+def refuse(unsupported: Mapping[str, Any]) -> None:
+    """UserError for an argument that is not known; what TRL has and is None asks for nothing."""
+    for name, value in unsupported.items():
+        if name not in INSTEAD:
+            known = ["reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class", "callbacks"]
+            raise UserError(
+                f"{name}: GRPOTrainer has no such argument{nearest(name, [*known, 'optimizers'])}"
+            )
+        if value is not None:
+            raise UserError(f"{name}: {INSTEAD[name]}")
+
+
+def check_model(model: Any) -> None:
+    """UserError for anything but a name: a loaded PyTorch model, for instance."""
+    if not isinstance(model, str | Path):
+        raise UserError(
+            f"model: a {type(model).__name__} object; give a folder or a hub id (a PyTorch model becomes a folder "
+            "by model.save_pretrained(folder))"
+        )
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """UserError for what is no tokenizer, such as a name."""
+    if tokenizer is not None and not callable(getattr(tokenizer, "batch_decode", None)):
+        raise UserError(
+            f"processing_class: {tokenizer!r:.60} is no tokenizer; give one of transformers, or leave it out for the "
+            "model's own"
+        )
+
+
+def check_resume(wish: Any, config: GRPOConfig) -> None:
+    """UserError for a checkpoint named by its path; True asks for what happens anyway."""
+    if not (wish is None or isinstance(wish, bool)):
+        raise UserError(
+            f"resume_from_checkpoint = {wish!r}: a run resumes from the newest checkpoint of its own output_dir, "
+            f"{config.output_dir}; leave it out"
+        )
+    if wish is False and config.output_dir and (epath.Path(config.output_dir) / "checkpoints").exists():
+        raise UserError(
+            f"resume_from_checkpoint = False: {config.output_dir} holds a run, and the same output_dir resumes; "
+            "give another one to start anew"
+        )
+
+
+def rows_of(name: str, dataset: Any) -> Rows | None:
+    """A list of dicts from a list, a `datasets.Dataset` or any other sized iterable of rows."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, str | Path):
+        raise UserError(
+            f"{name}: {str(dataset)!r}; give rows, or name their source in the settings (dataset)"
+        )
+    if isinstance(dataset, Mapping):
+        raise UserError(f"{name}: several data sets by name, {sorted(dataset)}; give one of them")
+    if not isinstance(dataset, Iterable):
+        raise UserError(f"{name}: {dataset!r:.80} has no rows; give a list of dicts or a datasets.Dataset")
+    if not hasattr(dataset, "__len__"):
+        raise UserError(
+            f"{name}: a stream of rows has no end; give a part of it, such as list(rows.take(10000))"
+        )
+    rows = list(dataset)
+    if not rows:
+        raise UserError(f"{name}: no rows; give some")
+    wrong = next((i for i, row in enumerate(rows, start=1) if not isinstance(row, Mapping)), None)
+    if wrong is not None:
+        raise UserError(
+            f"{name}, row {wrong}: {rows[wrong - 1]!r:.80} is no dict; give rows such as {{'prompt': ...}}"
+        )
+    return [dict(row) for row in rows]
+
+
+def functions_of(config: GRPOConfig, reward_funcs: Any) -> list[Any]:
+    """The reward functions given, or those of the settings, as many as there are weights."""
+    chosen = config.rewards if reward_funcs is None else reward_funcs
+    functions = list(chosen) if isinstance(chosen, list | tuple) else [chosen]
+    if not functions:
+        raise UserError("reward_funcs: an empty list; give at least one function")
+    if model := next((f for f in functions if _is_from(f, "torch", "Module")), None):
+        raise UserError(
+            f"reward_funcs: {type(model).__name__} is a PyTorch model; call it within a function that returns scores"
+        )
+    if config.reward_weights is not None and len(config.reward_weights) != len(functions):
+        raise UserError(
+            f"reward_weights = {config.reward_weights}: there are {len(functions)} reward functions; "
+            "give one weight for each"
+        )
+    return functions
+
+
+def optimizer_of(optimizers: Any) -> optax.GradientTransformation | None:
+    """The optax transformation given, or None for the settings' own. TRL's pair (optimizer, schedule) is fine where
+    the schedule is None: optax has it in the optimizer."""
+    given = optimizers
+    if isinstance(given, tuple) and len(given) == 2 and given[1] is None:
+        given = given[0]
+    if given is None or _looks_like_optax(given):
+        return given
+    what = [type(part).__name__ for part in (given if type(given) is tuple else [given])]
+    raise UserError(
+        f"optimizers: {', '.join(what)}; give an optax transformation, such as "
+        "optax.adamw(optax.linear_schedule(1e-6, 0, 1000))"
+    )
+
+
+def _looks_like_optax(given: Any) -> bool:
+    return all(callable(getattr(given, name, None)) for name in ("init", "update"))
+
+
+def _is_from(given: Any, package: str, name: str) -> bool:
+    """Whether its class has a base `name` of `package`, which need not be installed."""
+    bases = type(given).__mro__
+    return any(base.__name__ == name and base.__module__.split(".")[0] == package for base in bases)
+
+
+def resolved(args: GRPOConfig, model: str | Path, rows: Rows | None, eval_rows: Rows | None) -> GRPOConfig:
+    """The settings with the model and the rows that are really used: what resuming compares."""
+    if not isinstance(args, GRPOConfig):
+        raise UserError(f"args: a {type(args).__module__}.{type(args).__name__}; give a grpo_jax.GRPOConfig")
+    changes: dict[str, Any] = {"model": str(model)}
+    if rows is not None:
+        changes["dataset"] = _described(rows)
+        if eval_rows is None and args.eval_dataset is None:
+            changes |= {"eval_prompts": 0, "eval_steps": 0}  # nothing is held out
+    if eval_rows is not None:
+        changes["eval_dataset"] = _described(eval_rows)
+    return args.replace(**changes)
+
+
+def _described(rows: Rows) -> str:
+    """What stands for rows given from Python in config.yaml: other rows have another name."""
+    text = json.dumps(rows, sort_keys=True, default=lambda value: type(value).__name__)
+    return f"{len(rows)} rows given from Python ({hashlib.sha256(text.encode()).hexdigest()[:12]})"

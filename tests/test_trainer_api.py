@@ -1,0 +1,433 @@
+"""`GRPOTrainer` from Python: what it refuses, whom it tells what happens, when it stops, and how it goes on."""
+
+import json
+import re
+
+import optax
+import pytest
+
+from grpo_jax import EarlyStopping, GRPOConfig, GRPOTrainer, TrainerCallback, UserError
+from grpo_jax.cli import main
+from grpo_jax.sharding import hosts
+from grpo_jax.watching import Watch
+
+ROWS = [{"prompt": f"{i}: say a"} for i in range(16)]
+CLOCKS = ("time/", "compilations/", "step_time", "tokens_per_second", "rollout_tokens", "peak_memory")
+
+
+def vowels(completions, **columns):
+    return [float(sum(letter in "aeiouAEIOU" for letter in text)) for text in completions]
+
+
+def zero(completions, **columns):
+    return [0.0 for _ in completions]
+
+
+def arguments(**changes):
+    """A constant learning rate: then the program of an update does not depend on the length of the run."""
+    small = {"max_steps": 4, "prompts_per_step": 8, "num_generations": 2, "max_completion_length": 8}
+    small |= {"max_prompt_length": 32, "mesh": "data=1", "learning_rate": 1e-2, "reward_workers": 1}
+    small |= {"lr_scheduler_type": "constant", "output_dir": None, "log_completions_steps": 0}
+    return GRPOConfig(
+        **small | {key: str(v) if key == "output_dir" and v else v for key, v in changes.items()}
+    )
+
+
+@pytest.fixture(scope="module")
+def make(tiny_model):
+    """`make(args, **given)`: a trainer on the tiny model."""
+    given = {"model": tiny_model, "reward_funcs": vowels, "train_dataset": ROWS}
+    return lambda args=None, **changes: GRPOTrainer(**given | {"args": args or arguments()} | changes)
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_clocks(folder):
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in metrics_of(folder)]
+
+
+def checkpoints_of(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+
+
+# ---- what is refused, and what to do instead ----
+
+
+def torch_model():
+    torch = pytest.importorskip("torch")
+    return torch.nn.Linear(2, 2)
+
+
+def torch_optimizer():
+    torch = pytest.importorskip("torch")
+    return torch.optim.SGD(torch_model().parameters(), lr=0.1)
+
+
+def stream():
+    return pytest.importorskip("datasets").Dataset.from_list(ROWS).to_iterable_dataset()
+
+
+def named():
+    datasets = pytest.importorskip("datasets")
+    return datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))
+
+
+REFUSED = [
+    ("model", torch_model, r"model: a Linear object; give a folder or a hub id .*save_pretrained"),
+    ("reward_funcs", list, "reward_funcs: an empty list; give at least one function"),
+    ("reward_funcs", lambda: 3, "rewards: 3 is a int, not a function; give a function"),
+    ("reward_funcs", torch_model, "reward_funcs: Linear is a PyTorch model; call it within a function"),
+    (
+        "reward_funcs",
+        lambda: [vowels, vowels],
+        "two functions are called 'vowels'; give one another __name__",
+    ),
+    ("args", lambda: {"max_steps": 2}, "args: a builtins.dict; give a grpo_jax.GRPOConfig"),
+    ("train_dataset", stream, r"train_dataset: a stream of rows has no end; .*list\(rows.take\(10000\)\)"),
+    ("eval_dataset", stream, "eval_dataset: a stream of rows has no end"),
+    ("train_dataset", lambda: (row for row in ROWS), "train_dataset: a stream of rows has no end"),
+    ("train_dataset", named, r"train_dataset: several data sets by name, \['train'\]; give one of them"),
+    (
+        "eval_dataset",
+        lambda: {"a": ROWS, "b": ROWS},
+        r"eval_dataset: several .*\['a', 'b'\]; give one of them",
+    ),
+    (
+        "train_dataset",
+        lambda: "trl-lib/tldr",
+        r"train_dataset: 'trl-lib/tldr'; .*in the settings \(dataset\)",
+    ),
+    ("train_dataset", lambda: 3, "train_dataset: 3 has no rows; give a list of dicts or a datasets.Dataset"),
+    ("train_dataset", list, "train_dataset: no rows; give some"),
+    ("eval_dataset", list, "eval_dataset: no rows; give some"),
+    (
+        "train_dataset",
+        lambda: [*ROWS, ("a",)],
+        r"train_dataset, row 17: \('a',\) is no dict; give rows such as",
+    ),
+    ("train_dataset", lambda: [{"question": "a"}], "no column 'prompt' among question; set prompt_column"),
+    ("optimizers", torch_optimizer, "optimizers: SGD; give an optax transformation, such as optax.adamw"),
+    ("optimizers", lambda: (torch_optimizer(), None), "optimizers: SGD; give an optax transformation"),
+    ("optimizers", lambda: (optax.sgd(1.0), len), "optimizers: .*; give an optax transformation"),
+    ("optimizers", lambda: optax.sgd, "optimizers: function; give an optax transformation"),
+    ("callbacks", lambda: [TrainerCallback], "callbacks: TrainerCallback is a class; give an instance"),
+    ("callbacks", lambda: EarlyStopping(), r"callbacks: .* is no list; write callbacks=\[\.\.\.\]"),
+    ("peft_config", object, "peft_config: all weights are trained here; leave it out"),
+    ("tools", lambda: [len], "tools: completions are not interrupted by tools here; leave it out"),
+    ("reward_processing_classes", object, "reward_processing_classes: .*wrap a reward model in one"),
+    ("rollout_func", lambda: len, "rollout_func: sampling is compiled here; leave it out"),
+    ("environment_factory", lambda: len, "environment_factory: a prompt is answered in one turn here"),
+    ("quantization_config", object, "quantization_config: weights are not quantised here; leave it out"),
+    ("tokenizer", object, "tokenizer: give it as processing_class"),
+    ("config", arguments, "config: give it as args"),
+    (
+        "processing_class",
+        lambda: "Qwen",
+        "processing_class: 'Qwen' is no tokenizer; give one of transformers",
+    ),
+    (
+        "optimizer",
+        lambda: None,
+        r"optimizer: GRPOTrainer has no such argument \(did you mean 'optimizers'\?\)",
+    ),
+    ("reward_fns", lambda: None, r"no such argument \(did you mean 'reward_funcs'\?\)"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "says"), REFUSED)
+def test_what_cannot_be_done_is_accepted(make, name, value, says):
+    with pytest.raises(UserError, match=says) as refused:
+        make(**{name: value()})
+    assert len(str(refused.value)) < 250
+
+
+def test_weights_of_rewards_that_are_not_there(make):
+    args = arguments(reward_weights=[1.0, 2.0])
+    with pytest.raises(UserError, match=r"reward_weights = \[1.0, 2.0\]: there are 3 reward functions"):
+        make(args, reward_funcs=[vowels, zero, "think_format_reward"])
+
+
+def test_what_asks_for_nothing_is_refused(make):
+    """TRL's own defaults, spelled out."""
+    make(
+        peft_config=None, reward_processing_classes=None, tools=None, optimizers=(None, None), callbacks=None
+    )
+
+
+# ---- callbacks ----
+
+
+class Recorder:
+    """Keeps what it is told, and asks for an evaluation and checkpoints. Duck typing will do."""
+
+    def __init__(self):
+        self.told = []
+
+    def tell(self, event, args, state, **given):
+        assert isinstance(args, GRPOConfig)
+        self.told.append((event, state.global_step))
+        self.epoch, self.history = state.epoch, list(state.log_history)
+        vars(self).update(given)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.tell("train_begin", args, state)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.tell("step_begin", args, state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.tell("step_end", args, state)
+        control.should_save, control.should_evaluate = state.global_step == 1, state.global_step == 3
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.tell("evaluate", args, state, metrics=metrics)
+        control.should_save = state.global_step == 2
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.tell("log", args, state, logs=logs)
+
+    def on_save(self, args, state, control, **kwargs):
+        self.tell("save", args, state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.tell("train_end", args, state)
+
+
+@pytest.fixture(scope="module")
+def watched(make, tmp_path_factory):
+    """(the recorder, the folder, the summary) of a run of four steps."""
+    folder, recorder = tmp_path_factory.mktemp("watched") / "run", Recorder()
+    args = arguments(output_dir=folder, eval_steps=2, save_steps=0)
+    return recorder, folder, make(args, eval_dataset=ROWS[:4], callbacks=[recorder]).train()
+
+
+def test_events_come_in_another_order(watched):
+    expected = """
+        train_begin 0, evaluate 0,
+        step_begin 0, step_end 1, log 1, save 1,
+        step_begin 1, step_end 2, evaluate 2, log 2, save 2,
+        step_begin 2, step_end 3, evaluate 3, log 3,
+        step_begin 3, step_end 4, log 4, save 4,
+        evaluate 4, train_end 4"""
+    told = re.findall(r"(\w+) (\d)", expected)
+    assert watched[0].told == [(event, int(step)) for event, step in told]
+
+
+def test_a_checkpoint_that_is_asked_for_is_not_written(watched):
+    """After step 1, and by on_evaluate after step 2; the last one is due anyway."""
+    assert checkpoints_of(watched[1]) == [1, 2, 4]
+
+
+def test_an_evaluation_that_is_asked_for_is_not_done(watched):
+    assert ["eval/reward" in row for row in metrics_of(watched[1])] == [False, True, True, False]
+
+
+def test_callbacks_see_other_numbers_than_are_written(watched):
+    recorder, folder, summary = watched
+    rows = metrics_of(folder)
+    assert recorder.metrics == {f"eval/{name}": value for name, value in summary["after"].items()}
+    assert {"step": 4, **recorder.logs} == recorder.history[-1] == rows[-1]
+    assert recorder.history == rows
+    assert recorder.epoch == 4 * 8 / 16
+
+
+def test_callbacks_write_their_files_on_every_host(monkeypatch):
+    watch = lambda: Watch(arguments(), (), len(ROWS)).state
+    assert watch().is_world_process_zero
+    assert watch().is_local_process_zero
+    monkeypatch.setattr(hosts, "is_writer", lambda: False)
+    assert not watch().is_world_process_zero
+    assert not watch().is_local_process_zero
+
+
+class Stop(TrainerCallback):
+    def __init__(self, after):
+        self.after = after
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.after
+
+
+@pytest.fixture(scope="module")
+def stopped(make, tmp_path_factory):
+    """(the folder, the summary) of a run that was stopped after two of its four steps."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    return folder, make(arguments(output_dir=folder, save_steps=0), callbacks=[Stop(after=2)]).train()
+
+
+def test_a_run_that_is_stopped_leaves_less_behind(stopped):
+    folder, summary = stopped
+    assert summary["steps"] == len(metrics_of(folder)) == 2
+    assert checkpoints_of(folder) == [2]
+    assert (folder / "hf" / "model.safetensors").is_file()
+    assert json.loads((folder / "summary.json").read_text()) == summary
+
+
+def test_a_run_that_was_stopped_trains_on_when_it_is_started_again(stopped, make, capsys):
+    folder, summary = stopped
+    before = (folder / "metrics.jsonl").read_bytes()
+    for callbacks in ([Stop(after=2)], None):
+        again = make(arguments(output_dir=folder, save_steps=0), callbacks=callbacks).train()
+        assert (again["steps"], again["num_tokens"]) == (2, summary["num_tokens"])
+        assert "stopped after step 2 of 4, as a callback asked" in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_one_object_that_stopped_does_not_stop_where_it_did(make):
+    """Without a folder, training again is a new run: it forgets that it was to stop, and what the callback saw."""
+    stopping = EarlyStopping("grad_norm", patience=2, threshold=1e9)
+    trainer = make(callbacks=[stopping])
+    first, second = trainer.train(), trainer.train()
+    assert first["steps"] == second["steps"] == 3, "the best, and two that are not better"
+    assert first["num_tokens"] == second["num_tokens"]
+
+
+def test_early_stopping_does_not_see_evaluations(make):
+    """The first comes before training; two that are not better by so much end it."""
+    stopping = EarlyStopping("eval/reward", patience=2, threshold=1e9)
+    trainer = make(arguments(eval_steps=1), eval_dataset=ROWS[:4], callbacks=[stopping])
+    assert trainer.train()["steps"] == 2
+
+
+def test_a_metric_that_is_not_there_is_waited_for(make):
+    with pytest.raises(
+        UserError, match=r"metric = 'rewards': the run has no such metric \(did you mean 'reward"
+    ):
+        make(callbacks=[EarlyStopping("rewards")]).train()
+
+
+# ---- a run that ends early, killed on its way there ----
+
+
+class Kill(TrainerCallback):
+    """What comes between step 3 and 4: the checkpoint after step 2 is the newest."""
+
+    class Killed(BaseException):
+        pass
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise self.Killed
+
+
+@pytest.fixture(scope="module")
+def interrupted(make, tmp_path_factory):
+    """(an uninterrupted run, one that was killed and started again), of six steps if nothing stopped them, with
+    a momentum to carry along."""
+    home = tmp_path_factory.mktemp("interrupted")
+
+    def go(name, *others):
+        stopping = EarlyStopping(patience=3, threshold=1e9)
+        args = arguments(output_dir=home / name, max_steps=6, save_steps=2)
+        return make(args, optimizers=optax.sgd(0.1, momentum=0.9), callbacks=[stopping, *others]).train()
+
+    go("whole")
+    with pytest.raises(Kill.Killed):
+        go("killed", Kill())
+    assert checkpoints_of(home / "killed") == [2]
+    go("killed")
+    return home / "whole", home / "killed"
+
+
+def test_a_resumed_run_forgets_how_long_it_has_waited(interrupted):
+    """From step 2 on it would wait for three more steps."""
+    assert [len(metrics_of(folder)) for folder in interrupted] == [4, 4]
+
+
+def test_an_optimizer_of_ones_own_does_not_resume(interrupted):
+    whole, killed = interrupted
+    assert without_clocks(whole) == without_clocks(killed)
+    weights = [(folder / "hf" / "model.safetensors").read_bytes() for folder in interrupted]
+    assert weights[0] == weights[1]
+    assert "learning_rate" not in metrics_of(whole)[0]
+    norms = [row["grad_norm"] for row in metrics_of(whole)]
+    assert norms[0] != norms[1] > 0, "there is something to resume"
+
+
+def test_a_run_goes_on_with_another_optimizer(interrupted, make):
+    args = arguments(output_dir=interrupted[0], max_steps=6, save_steps=2)
+    with pytest.raises(UserError, match="saved by another model or optimizer"):
+        make(args).train()
+
+
+# ---- train(), again ----
+
+
+def test_training_that_is_done_is_done_again(watched, make):
+    _, folder, summary = watched
+    before, args = without_clocks(folder), arguments(output_dir=folder, eval_steps=2, save_steps=0)
+    trainer = make(args, eval_dataset=ROWS[:4])
+    for _ in range(2):
+        again = trainer.train()
+        same = ("before", "after", "steps", "num_tokens", "seconds")
+        assert [again[name] for name in same] == [summary[name] for name in same]
+    assert without_clocks(folder) == before
+
+
+def test_the_model_of_a_run_that_is_done_cannot_be_saved(watched, make, tmp_path):
+    _, folder, _ = watched
+    trainer = make(arguments(output_dir=folder, eval_steps=2, save_steps=0), eval_dataset=ROWS[:4])
+    trainer.train()
+    trainer.save_model(tmp_path / "model")
+    saved, exported = (place / "model.safetensors" for place in (tmp_path / "model", folder / "hf"))
+    assert saved.read_bytes() == exported.read_bytes()
+
+
+# ---- the length of a run by passes over the data ----
+
+
+@pytest.mark.parametrize(("rows", "epochs", "steps"), [(16, 1, 2), (16, 1.5, 3), (16, 0.1, 1), (25, 2.2, 7)])
+def test_passes_are_other_steps(make, rows, epochs, steps):
+    """25 prompts 2.2 times are 55, and a step takes 8."""
+    data = [{"prompt": f"{i}: say a"} for i in range(rows)]
+    changes = {"num_train_epochs": epochs, "max_steps": -1}  # as TRL has it
+    args = make(arguments(**changes), train_dataset=data).args
+    assert (args.max_steps, args.num_train_epochs) == (steps, None)
+
+
+def test_the_settings_of_a_run_in_passes_do_not_repeat_it(tiny_settings, tmp_path):
+    """40 rows, 8 a step: 0.4 passes are 2 steps; config.yaml says so to the command line."""
+    changes = {
+        "num_train_epochs": 0.4,
+        "output_dir": str(tmp_path / "run"),
+        "mesh": "data=1",
+        "eval_prompts": 0,
+    }
+    settings = {name: value for name, value in tiny_settings.items() if name != "max_steps"} | changes
+    given = settings.pop("rewards"), GRPOConfig(**settings, lr_scheduler_type="constant")
+    GRPOTrainer(settings["model"], *given).train()
+    assert main(["train", str(tmp_path / "run/config.yaml"), "--output_dir", str(tmp_path / "other")]) == 0
+    assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2]
+    assert without_clocks(tmp_path / "run") == without_clocks(tmp_path / "other")
+
+
+# ---- what scripts do around train() ----
+
+
+def test_a_script_of_trl_ends_as_it_does_there(make, tmp_path, capsys):
+    """resume_from_checkpoint, evaluate, state.log_history, add_callback, save_model(output_dir)."""
+    seen = []
+
+    class Late(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(state.global_step)
+
+    folder = tmp_path / "run"
+    trainer = make(arguments(output_dir=folder, max_steps=2, eval_prompts=8), eval_dataset=ROWS[:8])
+    trainer.add_callback(Late())
+    before = trainer.evaluate()
+    trainer.train(resume_from_checkpoint=True)
+    assert seen == [1, 2]
+    assert [line["step"] for line in trainer.state.log_history] == [1, 2]
+    assert trainer.evaluate()["eval/length"] > 0
+    assert before.keys() == trainer.evaluate().keys()
+    capsys.readouterr()
+    trainer.save_model(folder)
+    assert capsys.readouterr().out == f"model: {folder / 'hf'}\n"
+    assert (folder / "hf" / "model.safetensors").exists()
+    with pytest.raises(UserError, match="resume_from_checkpoint = False: .* give another one to start anew"):
+        trainer.train(resume_from_checkpoint=False)
+    with pytest.raises(UserError, match="resume_from_checkpoint = 'a/checkpoint-5': .* leave it out"):
+        trainer.train(resume_from_checkpoint="a/checkpoint-5")

@@ -1,0 +1,343 @@
+"""Scripts written for TRL, run here with one change: the name of the imported package.
+
+Each is one of the uses that TRL's documentation of its GRPO trainer describes, small enough for a test. They get
+`model`, a folder, and `sizes`, settings that keep the run small, from outside.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SIZES = {
+    "max_steps": 2,
+    "num_generations": 2,
+    "max_completion_length": 8,
+    "log_completions_steps": 1,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "reward_workers": 1,
+    "mesh": "data=1",
+}
+
+
+def ported(script):
+    """The script with the package's name changed, and nothing else."""
+    text = re.sub(r"^from trl(\.rewards)? import", r"from grpo_jax\1 import", script, flags=re.MULTILINE)
+    assert text != script
+    return text
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model, tmp_path_factory):
+    """`run(script, **names)`: (its variables, the lines of metrics, the saved completions of all steps)."""
+
+    def go(script, **names):
+        home = tmp_path_factory.mktemp("script")
+        names = {"__name__": "__main__", "model": str(tiny_model), "sizes": SIZES, **names}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(home)
+            exec(ported(script), names)
+        files = sorted((home / "out" / "completions").glob("*.parquet"))
+        return names, metrics_of(home / "out"), [pq.read_table(file).to_pydict() for file in files]
+
+    return go
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- the quick start, as `python script.py` ----
+
+QUICK_START = """
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+WISH = 20
+
+
+def reward_len(completions, **kwargs):
+    return [-abs(WISH - len(completion)) for completion in completions]
+
+
+dataset = Dataset.from_list([{"prompt": f"{i}: say a"} for i in range(32)])
+training_args = GRPOConfig(
+    output_dir="out",
+    num_train_epochs=0.5,
+    num_generations=2,
+    max_completion_length=8,
+    learning_rate=1e-2,
+    lr_scheduler_type="constant",
+    gradient_accumulation_steps=1,
+    optim="adamw_torch",
+    weight_decay=0.01,
+    max_grad_norm=0.5,
+    warmup_steps=0,
+    bf16=False,
+    gradient_checkpointing=True,
+    beta=0.0,
+    epsilon=0.2,
+    loss_type="dapo",
+    scale_rewards="group",
+    temperature=1.0,
+    top_p=1.0,
+    use_vllm=False,
+    remove_unused_columns=False,
+    logging_steps=1,
+    log_completions=True,
+    report_to="none",
+    save_strategy="steps",
+    save_steps=1,
+    save_total_limit=1,
+    push_to_hub=False,
+    seed=42,
+)
+trainer = GRPOTrainer(model=MODEL, reward_funcs=reward_len, args=training_args, train_dataset=dataset)
+trainer.train()
+"""
+
+
+@pytest.fixture(scope="module")
+def started(tiny_model, tmp_path_factory):
+    """(folder, the process) of the quick start, run from an empty folder of its own."""
+    home = tmp_path_factory.mktemp("quick start")
+    (home / "train.py").write_text(ported(QUICK_START.replace("MODEL", repr(str(tiny_model)))))
+    there = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "COLUMNS": "80"}
+    there |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+    words = [sys.executable, "train.py"]
+    return home, subprocess.run(words, cwd=home, env=os.environ | there, capture_output=True, text=True)
+
+
+def test_the_quick_start_does_not_run_as_a_script(started):
+    home, process = started
+    assert process.returncode == 0, process.stderr
+    assert [row["step"] for row in metrics_of(home / "out")] == [1, 2], "32 prompts, 8 a step, half an epoch"
+    assert "model: out/hf" in process.stdout
+    assert {path.name for path in home.iterdir()} == {"train.py", "out"}
+
+
+def test_a_function_of_the_script_does_not_reach_the_workers(started):
+    """Nor the constant that it reads."""
+    home, process = started
+    assert "cannot be sent" not in process.stderr
+    for row in metrics_of(home / "out"):
+        assert -20 <= row["rewards/reward_len/mean"] == row["reward"] <= -12
+
+
+def test_a_newcomer_is_not_told_where_settings_of_trl_went(started):
+    """Nothing there does something else than in TRL, so nothing is said but the course of the run."""
+    lines = started[1].stderr.splitlines()
+    assert [line for line in lines if not line.startswith("step ")] == []
+
+
+# ---- conversations, reference answers, TRL's ready rewards ----
+
+CONVERSATIONS = """
+import re
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from trl.rewards import accuracy_reward, think_format_reward
+
+rows = [
+    {"prompt": [{"role": "user", "content": f"{i}: say {letter}"}], "ground_truth": letter, "solution": "$1/2$"}
+    for i, letter in enumerate("aeiou" * 4)
+]
+
+
+def format_reward(completions, **kwargs):
+    contents = [completion[0]["content"] for completion in completions]
+    return [1.0 if re.match(r"[a-zA-Z]", content) else 0.0 for content in contents]
+
+
+def reward_func(prompts, completions, ground_truth, **kwargs):
+    assert all(prompt[-1]["content"].endswith(truth) for prompt, truth in zip(prompts, ground_truth))
+    contents = [completion[0]["content"] for completion in completions]
+    return [float(truth in content) for content, truth in zip(contents, ground_truth)]
+
+
+trainer = GRPOTrainer(
+    model=model,
+    reward_funcs=[format_reward, reward_func, accuracy_reward, think_format_reward],
+    args=GRPOConfig(output_dir="out", eval_strategy="steps", eval_steps=1, **sizes),
+    train_dataset=Dataset.from_list(rows[:16]),
+    eval_dataset=Dataset.from_list(rows[16:]),
+)
+summary = trainer.train()
+"""
+
+
+@pytest.fixture(scope="module")
+def conversations(run):
+    return run(CONVERSATIONS)
+
+
+def test_a_conversations_reward_sees_something_else_than_messages(conversations):
+    _, rows, tables = conversations
+    for row, table in zip(rows, tables):
+        assert not [name for name in row if name.endswith("/errors")]
+        starts = [bool(re.match(r"[a-zA-Z]", text)) for text in table["completion"]]
+        assert table["format_reward"] == list(map(float, starts))
+        truths = [re.search("say (.)", text)[1] for text in table["prompt"]]
+        assert table["reward_func"] == [float(t in c) for t, c in zip(truths, table["completion"])]
+    assert any(sum(table["format_reward"]) for table in tables), "the test would not see a difference"
+
+
+def test_trls_ready_rewards_are_not_there(conversations):
+    for table in conversations[2]:
+        assert set(table["think_format_reward"]) == {0.0}
+        assert set(table["accuracy_reward"]) == {0.0}
+
+
+def test_held_out_conversations_are_not_evaluated(conversations):
+    names, rows, _ = conversations
+    assert names["summary"]["before"]["prompts"] == names["summary"]["after"]["prompts"] == 4
+    assert "eval/reward" in rows[0]
+
+
+# ---- several tasks, logs, async functions, the trainer's state ----
+
+EVERYTHING = """
+import asyncio
+from datasets import Dataset
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+dataset = Dataset.from_list(
+    [{"prompt": f"{i}: say a", "task": "vowels" if i % 2 else "length"} for i in range(16)]
+)
+
+
+def vowel_reward(prompts, completions, task, **kwargs):
+    return [
+        float(sum(c in "aeiou" for c in text)) if kind == "vowels" else None for text, kind in zip(completions, task)
+    ]
+
+
+def token_reward(completion_ids, task, **kwargs):
+    return [len(ids) / 8 if kind == "length" else None for ids, kind in zip(completion_ids, task)]
+
+
+async def slow_reward(prompts, completions, **kwargs):
+    async def judge(text):
+        await asyncio.sleep(0.01)
+        return float("e" in text)
+
+    return await asyncio.gather(*[judge(text) for text in completions])
+
+
+def clock_reward(completions, trainer_state=None, log_extra=None, log_metric=None, **kwargs):
+    upper = [sum(c.isupper() for c in text) for text in completions]
+    if log_extra:
+        log_extra("upper", upper)
+    if log_metric:
+        log_metric("upper_share", sum(upper) / 8 / len(upper))
+    return [float(trainer_state.global_step)] * len(completions)
+
+
+class Remember(TrainerCallback):
+    def __init__(self):
+        self.seen = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "reward" in logs:
+            self.seen.append((state.global_step, logs["reward"]))
+
+
+remember = Remember()
+trainer = GRPOTrainer(
+    model=model,
+    reward_funcs=[vowel_reward, token_reward, slow_reward, clock_reward],
+    args=GRPOConfig(output_dir="out", reward_weights=[1.0, 0.5, 2.0, 0.0], **sizes),
+    train_dataset=dataset,
+    processing_class=AutoTokenizer.from_pretrained(model),
+    callbacks=[remember, PrinterCallback()],
+    optimizers=(optimizer, None),
+)
+trainer.train()
+"""
+WEIGHTS = {"vowel_reward": 1.0, "token_reward": 0.5, "slow_reward": 2.0, "clock_reward": 0.0}
+
+
+@pytest.fixture(scope="module")
+def everything(run):
+    import optax
+
+    return run(EVERYTHING, optimizer=optax.sgd(0.1))
+
+
+def test_a_function_that_says_none_has_a_part_in_the_reward(everything):
+    _, rows, tables = everything
+    for row, table in zip(rows, tables):
+        odd = [int(text.split(":")[0]) % 2 == 1 for text in table["prompt"]]
+        assert [value is not None for value in table["vowel_reward"]] == odd
+        assert [value is None for value in table["token_reward"]] == odd
+        assert 0 < sum(odd) < len(odd)
+        parts = [[weight * (value or 0.0) for value in table[name]] for name, weight in WEIGHTS.items()]
+        assert row["reward"] == pytest.approx(np.sum(parts, axis=0).mean())
+        known = [value for value in table["vowel_reward"] if value is not None]
+        assert row["rewards/vowel_reward/mean"] == pytest.approx(np.mean(known))
+
+
+def test_the_ids_of_a_reward_are_not_those_of_its_completion(everything):
+    for table in everything[2]:
+        for value, ids in zip(table["token_reward"], table["token_ids"]):
+            assert value is None or value == len(ids) / 8
+
+
+def test_an_async_function_is_not_waited_for(everything):
+    for table in everything[2]:
+        assert table["slow_reward"] == [float("e" in text) for text in table["completion"]]
+    assert any(sum(table["slow_reward"]) for table in everything[2])
+
+
+def test_what_a_reward_logs_is_lost(everything):
+    _, rows, tables = everything
+    for row, table in zip(rows, tables):
+        upper = [sum(letter.isupper() for letter in text) for text in table["completion"]]
+        assert table["upper"] == upper
+        assert row["upper_share"] == pytest.approx(np.mean(upper) / 8)
+
+
+def test_a_reward_does_not_know_the_step(everything):
+    """0 while the first step is under way, as in TRL."""
+    assert [row["rewards/clock_reward/mean"] for row in everything[1]] == [0.0, 1.0]
+
+
+def test_a_callback_of_transformers_and_an_optimizer_are_not_used(everything):
+    names, rows, _ = everything
+    assert names["remember"].seen == [(row["step"], row["reward"]) for row in rows]
+    assert "learning_rate" not in rows[0], "only the caller knows it"
+
+
+# ---- what a script must change ----
+
+
+def test_batch_sizes_of_trl_are_taken_for_something_else():
+    """They count by device, and here all devices are one machine: the answer says what to write instead."""
+    from grpo_jax import GRPOConfig, UserError
+
+    with pytest.raises(
+        UserError, match=r"write prompts_per_step: 4 x devices .*, micro_batch_size: 8 x devices"
+    ):
+        GRPOConfig(per_device_train_batch_size=8, gradient_accumulation_steps=4, num_generations=8)
+
+
+def test_an_argument_of_trls_trainer_is_forgotten():
+    import inspect
+
+    trl = pytest.importorskip("trl")
+    from grpo_jax import GRPOTrainer
+    from grpo_jax.arguments import INSTEAD
+
+    theirs, ours = (list(inspect.signature(c.__init__).parameters) for c in (trl.GRPOTrainer, GRPOTrainer))
+    assert set(theirs) - set(ours) - set(INSTEAD) == set()
+    both = [name for name in theirs if name in ours]
+    assert both == [name for name in ours if name in theirs], "and in the same order"
