@@ -427,7 +427,7 @@ def test_a_script_of_trl_ends_as_it_does_there(make, tmp_path, capsys):
     trainer.save_model(folder)
     assert capsys.readouterr().out == f"model: {folder / 'hf'}\n"
     assert (folder / "hf" / "model.safetensors").exists()
-    with pytest.raises(UserError, match="resume_from_checkpoint = False: .* give another one to start anew"):
+    with pytest.raises(UserError, match=r"resume_from_checkpoint = False: .* give another one to start anew"):
         trainer.train(resume_from_checkpoint=False)
-    with pytest.raises(UserError, match="resume_from_checkpoint = 'a/checkpoint-5': .* leave it out"):
+    with pytest.raises(UserError, match=r"resume_from_checkpoint = 'a/checkpoint-5': .* leave it out"):
         trainer.train(resume_from_checkpoint="a/checkpoint-5")
