@@ -17,7 +17,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluator
 from grpo_jax.judging import Judge
 from grpo_jax.learner.learner import Learner
-from grpo_jax.learning import advantages_of, learner_of, optimizer_of, passes_of, schedule_of
+from grpo_jax.learning import advantages_of, learner_of, optimizer_of, passes_of, schedule_of, with_clipping
 from grpo_jax.models.qwen import abstract_params
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.policy import Policy, open_policy
@@ -74,7 +74,8 @@ def assemble(
     scorer.check(prompts)
     sampler = _sampler(config, policy)
     schedule = schedule_of(config, passes_of(config).updates)
-    learner = learner_of(config, policy, optimizer or optimizer_of(config, schedule))
+    chosen = with_clipping(config, optimizer) if optimizer else optimizer_of(config, schedule)
+    learner = learner_of(config, policy, chosen)
     return Stages(
         config=config,
         policy=policy,

@@ -188,7 +188,7 @@ def _noted(groups: Groups) -> Notes | None:
 def _packed(arrays: dict[str, Any]) -> str:
     """Arrays as text, bit by bit."""
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
+    np.savez(file, **arrays)  # not compressed: it is made in every step
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -196,6 +196,10 @@ class GRPOConfig(
         )
         return self
 
+    def written(self) -> dict[str, Any]:
+        """A length given in epochs is not one in steps too."""
+        return super().written() | ({} if self.num_train_epochs is None else {"max_steps": -1})
+
 
 class SFTConfig(RunSettings, ModelSettings, DataSettings, OptimizerSettings, MemorySettings):
     """Supervised rows."""

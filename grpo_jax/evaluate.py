@@ -37,6 +37,7 @@ class Evaluation:
     finished: np.ndarray  # [N,n] bool
     samples: list[dict[str, Any]]  # the first few problems: prompt, completion, reward
     failures: dict[str, int]  # rows lost to faults of reward functions, by "rewards/{name}/{kind}"
+    metrics: dict[str, float]  # what reward functions logged
 
     def summary(self) -> dict[str, float]:
         """Means over problems; `success_stderr` is the standard error over problems."""
@@ -48,6 +49,7 @@ class Evaluation:
             "clipped_ratio": float(1 - self.finished.mean()),
             "prompts": len(self.successes),
             **self.failures,
+            **self.metrics,
         }
 
 
@@ -82,9 +84,10 @@ class Evaluator:
             purpose=EVALUATION,
         )
 
-    def __call__(self, params: Any) -> Evaluation:
-        """Evaluate weights in the rollout's dtype and layout, inside the policy's mesh."""
-        parts = list(self._parts(params))
+    def __call__(self, params: Any, trainer_state: Any = None) -> Evaluation:
+        """Evaluate weights in the rollout's dtype and layout, inside the policy's mesh. `trainer_state` goes to the
+        reward functions that ask for it."""
+        parts = list(self._parts(params, trainer_state))
         join = lambda pick: np.concatenate([pick(part) for part in parts])
         return Evaluation(
             rewards=join(lambda p: p[3].base[: p[1]]),
@@ -93,13 +96,14 @@ class Evaluator:
             finished=join(lambda p: p[2].finished[: p[1]]),
             samples=_samples(parts[0][0], parts[0][3]),
             failures=dict(sum((Counter(part[3].failures) for part in parts), Counter())),
+            metrics=Scored.join([part[3] for part in parts]).metrics,
         )
 
-    def _parts(self, params: Any) -> Iterator[tuple[PromptBatch, int, Rollout, Scored]]:
+    def _parts(self, params: Any, trainer_state: Any) -> Iterator[tuple[PromptBatch, int, Rollout, Scored]]:
         """Each batch with the number of its real prompts: the last may be filled up with repeats."""
         for batch, real in self.prompts.batches_in_order(self.at_a_time):
             rollout = fetch(self.sampler(params, batch.tokens, batch.lengths, batch.uids, step=0))
-            yield batch, real, rollout, self.scorer(batch, rollout)
+            yield batch, real, rollout, self.scorer(batch, rollout, trainer_state)
 
 
 def _samples(batch: PromptBatch, scored: Scored, count: int = 4) -> list[dict[str, Any]]:

@@ -1,16 +1,16 @@
 """The verb `export`: a checkpoint of a run as a Hugging Face folder."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 
-from grpo_jax.assembly import optimizer_of, schedule_of
 from grpo_jax.config import GRPOConfig, SFTConfig
 from grpo_jax.errors import UserError
-from grpo_jax.learner.optimizer import TrainState, abstract_state
 from grpo_jax.models.hf import save_model
-from grpo_jax.models.qwen import abstract_params
+from grpo_jax.models.qwen import Params, abstract_params
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.runs.checkpoints import Checkpoints
 from grpo_jax.runs.folder import RunFolder
@@ -20,8 +20,8 @@ def export_command(run: str, out: str, step: int | None = None) -> int:
     """Write the checkpoint of `step`, or the newest whole one, to the new folder `out`."""
     config = _settings(RunFolder(run).settings()).replace(mesh=None)  # this machine's, whatever the run had
     policy = open_policy(config, starting_model(config.model, epath.Path(run)))
-    done, state = _restore(run, config, policy, step)
-    save_model(Path(out), policy.cfg, state.params, policy.folder)
+    done, params = _restore(run, policy, step)
+    save_model(Path(out), policy.cfg, params, policy.folder)
     print(f"step {done} of {run}: {out}")
     return 0
 
@@ -36,13 +36,20 @@ def starting_model(model: str, run: epath.Path) -> str | Path:
     return Path(run / "start") if model == "demo" else model
 
 
-def _restore(
-    run: str, config: GRPOConfig | SFTConfig, policy: Policy, step: int | None
-) -> tuple[int, TrainState]:
-    optimizer = optimizer_of(config, schedule_of(config))
-    abstract = abstract_state(abstract_params(policy.cfg), optimizer, policy.mesh)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Weights:
+    """The part of a TrainState that is exported."""
+
+    params: Params
+
+
+def _restore(run: str, policy: Policy, step: int | None) -> tuple[int, Params]:
+    """(step, weights): the optimizer's state, whichever optimizer it is, is not read."""
+    lay = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    abstract = _Weights(jax.tree.map(lay, abstract_params(policy.cfg), policy.train_shardings()))
     with Checkpoints(RunFolder(run).checkpoints, read_only=True) as checkpoints:
-        found = checkpoints.restore(abstract, step)
+        found = checkpoints.restore(abstract, step, partial=True)
     if found is None:
         raise UserError(f"{run}: no checkpoint yet; let the run reach a multiple of save_steps first")
-    return found[0], found[1]
+    return found[0], found[1].params

@@ -96,6 +96,15 @@ def schedule_of(config: GRPOConfig | SFTConfig, updates: int = 1) -> Schedule:
     )
 
 
+def with_clipping(
+    config: GRPOConfig, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The caller's own optimizer behind the clipping by `max_grad_norm`, as TRL has it."""
+    if config.max_grad_norm == 0:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optimizer)
+
+
 def optimizer_of(config: GRPOConfig | SFTConfig, schedule: Schedule) -> optax.GradientTransformation:
     """AdamW as the settings say."""
     return make_optimizer(

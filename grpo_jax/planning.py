@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from grpo_jax.assembly import Stages
 from grpo_jax.config import GRPOConfig
 from grpo_jax.learner.losses import CLIPPED
+from grpo_jax.learning import schedule_of
 from grpo_jax.runs.progress import plain
 from grpo_jax.settings_objectives import warnings_of
 from grpo_jax.sharding import hosts
@@ -134,7 +135,7 @@ def _training(stages: Stages) -> str:
     if stages.schedule is None:
         return f"{length}; the optimizer given"
     falls = "constant" if c.lr_scheduler_type == "constant" else f"{c.lr_scheduler_type} to 0"
-    warmup = c.warmup_steps or math.ceil(c.warmup_ratio * c.max_steps)
+    warmup = schedule_of(c).warmup
     after = f" after {_count(warmup, 'step')} of warm-up" if warmup else ", no warm-up"
     return f"{length}; AdamW, learning rate {c.learning_rate:g}, {falls}{after}"
 

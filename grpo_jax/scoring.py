@@ -51,7 +51,7 @@ class Scored:
             completions=[text for part in parts for text in part.completions],
             failures=dict(sum((Counter(part.failures) for part in parts), Counter())),
             extras=_stacked([part.extras for part in parts], rows),
-            metrics=_means([part.metrics for part in parts]),
+            metrics=_means([part.metrics for part in parts], rows),
         )
 
 
@@ -87,7 +87,7 @@ class Scorer:
         scores = self._score_own((*_arguments(batch, texts, ids, hosts.own_share(P), G), trainer_state))
         values, base = self._joined(scores.values, P, G)
         shaping = self._shaping(rollout)
-        metrics = _means(_from_every_host([scores.metrics], jax.process_count()))
+        metrics = self._metrics(scores, len(scores.values))
         if self.overlong:
             metrics["rewards/overlong/mean"] = float(shaping.mean())
         failures = self._failures(scores, P * G)
@@ -114,6 +114,11 @@ class Scorer:
         both = np.column_stack([own, combine(own, self.weights).astype(np.float32)])
         both = hosts.join_shares(both.reshape(-1, G, len(self.weights) + 1), P)
         return both[..., :-1], both[..., -1]
+
+    def _metrics(self, scores: Scores, rows: int) -> dict[str, float]:
+        """What functions logged, each host's mean weighted by its rows."""
+        parts = _from_every_host([{"metrics": scores.metrics, "rows": rows}], jax.process_count())
+        return _means([part["metrics"] for part in parts], [part["rows"] for part in parts])
 
     def _score_own(self, arguments: tuple) -> Scores:
         """This host's share. A reward that stops the run stops it on every host, before any waits for another."""
@@ -194,10 +199,13 @@ def _stacked(parts: Sequence[Columns], rows: Sequence[int]) -> Columns:
     }
 
 
-def _means(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each figure over the parts that have it."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: float(np.mean([part[name] for part in parts if name in part])) for name in names}
+def _means(parts: Sequence[dict[str, float]], rows: Sequence[int]) -> dict[str, float]:
+    """The mean of each figure over the parts that have it, each weighted by its rows."""
+    means: dict[str, float] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        found = [(part[name], n) for part, n in zip(parts, rows) if name in part and n]
+        means[name] = sum(value * n for value, n in found) / sum(n for _, n in found)
+    return means
 
 
 def _from_every_host(own: list[Any], count: int) -> list[Any]:

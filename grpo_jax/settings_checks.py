@@ -46,7 +46,7 @@ def changed(c: Any, name: str) -> bool:
 
 def length(c: Any) -> str | None:
     """The training's length is given in one way. A run's config.yaml has it as max_steps, whatever was given."""
-    if c.num_train_epochs is not None and "max_steps" in c.model_fields_set and changed(c, "max_steps"):
+    if c.num_train_epochs is not None and "max_steps" in c.model_fields_set:
         return (
             f"num_train_epochs = {c.num_train_epochs}: max_steps is {c.max_steps} already; keep one of them "
             "(max_steps = -1 takes the other back)"

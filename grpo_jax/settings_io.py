@@ -87,9 +87,13 @@ class Settings(BaseModel):
         """A copy with `changes`, checked as a whole."""
         return type(self)(**{**self.model_dump(exclude_unset=True), **changes})
 
+    def written(self) -> dict[str, Any]:
+        """All settings, in the form in which they can be read again."""
+        return self.model_dump()
+
     def to_yaml(self) -> str:
         """All settings as YAML, section by section; `load_settings` reads an equal object back."""
-        values = self.model_dump()
+        values = self.written()
         blocks = [
             f"# {title}\n" + yaml.safe_dump({name: values[name] for name in names}, sort_keys=False)
             for title, names in sections(type(self)).items()

@@ -145,6 +145,13 @@ def dynamic(c: Any) -> str | None:
     """Sampling on takes more than one rollout."""
     if c.dynamic_sampling and c.max_rollouts_per_step == 1:
         return "max_rollouts_per_step = 1: dynamic_sampling could never sample on; use 2 or more"
+    if c.dynamic_sampling and c.advantage_estimator == "reinforce_plus_plus":
+        return (
+            "dynamic_sampling = True: reinforce_plus_plus compares with the whole batch, and learns from groups "
+            "whose rewards are all equal too; leave it out"
+        )
+    if c.dynamic_sampling and c.multi_objective_aggregation == "normalize_then_sum":
+        return "dynamic_sampling = True: with normalize_then_sum groups whose sums are equal teach too; leave it out"
     return None
 
 

@@ -41,7 +41,8 @@ class GRPOTrainer:
             `eval_dataset`, rows given here are not evaluated on.
         processing_class: a tokenizer, instead of the model's own.
         callbacks: objects with methods of `grpo_jax.TrainerCallback`.
-        optimizers: an optax transformation, instead of AdamW as the settings say.
+        optimizers: an optax transformation, instead of AdamW and its schedule; gradients come to it clipped at
+            `max_grad_norm`, as in TRL.
         unsupported: what TRL's trainer also takes; each is refused with what to do instead.
 
     The run's config.yaml names what is given here in place of what the settings say.
@@ -112,13 +113,16 @@ class GRPOTrainer:
             params = policy.load_weights() if self.trained is None else self.trained.params
             return evaluation_metrics(self._evaluate(params))
 
-    def save_model(self, out: str | Path) -> None:
-        """Write the trained model to a new folder in Hugging Face format. A run has it in its folder `hf` already."""
+    def save_model(self, out: str | Path | None = None) -> None:
+        """Write the trained model to a new folder in Hugging Face format. A run's own folder has it already."""
         if self.trained is None:
             raise UserError("save_model: nothing is trained yet; call train() first")
-        if self.args.output_dir and Path(out).resolve() == Path(self.args.output_dir).resolve():
-            print(f"model: {Path(out) / 'hf'}")  # as TRL's scripts end
+        own = self.args.output_dir
+        if own and (out is None or Path(out).resolve() == Path(own).resolve()):
+            print(f"model: {Path(own) / 'hf'}")  # as TRL's scripts end
             return
+        if out is None:
+            raise UserError("save_model: the run has no output_dir; say where to")
         save_model(Path(out), self.stages.policy.cfg, self.trained.params, self.stages.policy.folder)
 
     def _train(self, run: Run) -> dict[str, Any]:
@@ -182,7 +186,9 @@ class GRPOTrainer:
         """The held-out summary with a few samples; None without held-out prompts."""
         if self.stages.evaluator is None:
             return None
-        result: Evaluation = self.stages.evaluator(self.stages.policy.rollout_copy(params))
+        result: Evaluation = self.stages.evaluator(
+            self.stages.policy.rollout_copy(params), self.watch.for_rewards()
+        )
         evaluation = {"summary": result.summary(), "samples": result.samples}
         self.watch.evaluated(evaluation_metrics(evaluation))
         return evaluation

@@ -70,7 +70,7 @@ class Watch:
 
     def asks(self, wish: str) -> bool:
         """Whether a callback of any process asked for `training_stop`, `save` or `evaluate` in this step."""
-        return bool(self.callbacks.callbacks) and hosts.agree(getattr(self.control, f"should_{wish}"))
+        return hosts.agree(getattr(self.control, f"should_{wish}"))
 
     def evaluation_is_due(self, done: int) -> bool:
         """By `eval_steps`, or because a callback asks; what comes after the last step is evaluated anyway."""

@@ -73,6 +73,18 @@ BAD = [
     ({"lr": 1}, "lr = 1: not a setting here; write learning_rate"),
     ({"num_train_epochs": 0}, "num_train_epochs = 0: must be above 0"),
     ({"num_train_epochs": 2, "max_steps": 50}, "num_train_epochs = 2.0: max_steps is 50 already; keep one"),
+    (
+        {"num_train_epochs": 2, "max_steps": 200},
+        "max_steps is 200 already; keep one",
+    ),  # the default, and yet given
+    (
+        {"dynamic_sampling": True, "advantage_estimator": "reinforce_plus_plus"},
+        "learns from groups whose rewards",
+    ),
+    (
+        {"dynamic_sampling": True, "multi_objective_aggregation": "normalize_then_sum"},
+        "with normalize_then_sum groups whose sums are equal teach too",
+    ),
     ({"chat_template_kwargs": "{a"}, "chat_template_kwargs = {a: not a mapping; write {name: value}"),
     ({"chat_template_kwargs": [1]}, "chat_template_kwargs = [1]: must be a mapping"),
     ({"chat_template_kwargs": {"tokenize": True}}, "tokenize follows from the prompt; leave it out"),
@@ -270,7 +282,6 @@ def test_a_setting_does_nothing(name):
         {"dynamic_sampling": True, "max_rollouts_per_step": 8, "overlong_buffer": 64},
         {"advantage_estimator": "reinforce_plus_plus", "advantage_clip": 5, "top_entropy_quantile": 0.2},
         {"num_train_epochs": 0.5, "warmup_steps": 300},
-        {"num_train_epochs": 2, "max_steps": 200},  # as config.yaml writes it
     ],
 )
 def test_an_objective_is_refused(values, tmp_path):

@@ -431,3 +431,16 @@ def test_a_script_of_trl_ends_as_it_does_there(make, tmp_path, capsys):
         trainer.train(resume_from_checkpoint=False)
     with pytest.raises(UserError, match=r"resume_from_checkpoint = 'a/checkpoint-5': .* leave it out"):
         trainer.train(resume_from_checkpoint="a/checkpoint-5")
+
+
+def timed(completions, trainer_state, log_metric, **columns):
+    log_metric("seen", float(trainer_state.global_step))
+    return [float(trainer_state.global_step) for _ in completions]
+
+
+def test_a_reward_knows_the_step_on_held_out_prompts_too(make):
+    trainer = make(arguments(max_steps=2, eval_prompts=8), reward_funcs=timed, eval_dataset=ROWS[:8])
+    summary = trainer.train()
+    assert [summary[when]["reward"] for when in ("before", "after")] == [0.0, 2.0]
+    assert [summary[when]["seen"] for when in ("before", "after")] == [0.0, 2.0]
+    assert not [name for name in summary["after"] if name.endswith("errors")]

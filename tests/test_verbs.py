@@ -142,6 +142,22 @@ def test_export_takes_any_step(run, tmp_path):
     assert np.abs(first - second).max() > 0
 
 
+def test_export_needs_not_know_the_optimizer(tiny_settings, tmp_path):
+    """A run with an optimizer of the caller's, and one whose state has more than AdamW's."""
+    import optax
+
+    from grpo_jax import GRPOConfig, GRPOTrainer
+
+    small = {"max_steps": 1, "eval_prompts": 0, "mesh": "data=1", "use_adaptive_entropy": True}
+    config = GRPOConfig(**tiny_settings | small | {"output_dir": str(tmp_path / "run")})
+    GRPOTrainer(config.model, args=config, optimizers=optax.sgd(0.1, momentum=0.9)).train()
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    here, there = tensors(tmp_path / "run" / "hf"), tensors(tmp_path / "out")
+    assert here.keys() == there.keys()
+    for name, tensor in here.items():
+        np.testing.assert_array_equal(tensor, there[name])
+
+
 def test_export_needs_no_mesh_as_large_as_the_runs(run, tmp_path, monkeypatch):
     """The run had eight devices; the machine that exports has what it has."""
     import jax

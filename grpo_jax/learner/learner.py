@@ -51,7 +51,8 @@ class Learner:
         self.rows = Program("rows", make_rows)
         self.update = make_update(cfg, objective, how, optimizer, self.micro_batches, self.shardings, mesh)
         self.score = make_score(cfg, how, self.micro_batches, mesh)
-        whole = _parts(shape[0] * shape[1], passes.micro_batch_size, row_shards(mesh))
+        rows = passes.rows(*shape) // passes.num_minibatches // self.micro_batches
+        whole = _parts(shape[0] * shape[1], rows, row_shards(mesh))
         self.score_rollout = make_score(cfg, how, whole, mesh)  # the rows without gradient too
         self.reference: Params | None = None
 
@@ -59,7 +60,8 @@ class Learner:
     def skips(self) -> bool:
         """Whether micro-batches of rows with advantage 0 are left out."""
         wanted = self.passes.skip_zero_advantages and self.micro_batches > 1
-        return wanted and self.objective.ignores_zero_advantages
+        seen = self.how.entropy  # what is logged is of every row
+        return wanted and self.objective.ignores_zero_advantages and not seen
 
     def set_reference(self, params: Params) -> None:
         """Keep a copy of `params` in the compute dtype as the reference of the divergence."""
@@ -123,7 +125,7 @@ class Learner:
         return self.rows(*(hosts.put(x, by_rows(self.mesh)) for x in arrays))
 
     def _with(self, field: str, params: Params, batches: list[Batch]) -> list[Batch]:
-        changed: list[Any] = [{field: self.score(params, batch.rows)} for batch in batches]
+        changed: list[Any] = [{field: self.score(params, batch.rows, batch.live)} for batch in batches]
         return [replace(batch, **change) for batch, change in zip(batches, changed)]
 
     def compilations(self) -> dict[str, int]:
@@ -133,7 +135,7 @@ class Learner:
 
 def _parts(rows: int, micro_batch_size: int, shards: int) -> int:
     """Into how many equal parts of at most `micro_batch_size` rows `rows` divide, each over all shards."""
-    fits = lambda n: rows % n == 0 and rows // n % shards == 0 and rows // n <= (micro_batch_size or rows)
+    fits = lambda n: rows % n == 0 and rows // n % shards == 0 and rows // n <= micro_batch_size
     return next((n for n in range(1, rows + 1) if fits(n)), max(rows // shards, 1))
 
 

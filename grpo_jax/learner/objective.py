@@ -27,6 +27,7 @@ from grpo_jax.learner.row_metrics import (
     RowSums,
     clip_mean,
     clip_metrics,
+    row_means,
     sampling_metrics,
     sampling_rows,
     sum_tokens,
@@ -147,7 +148,7 @@ class GRPO:
             found["off_policy_dropped"] = token_mean(sums["dropped"], mask)  # ours
         if "policy_loss" in sums:
             found["policy_loss"] = sums["policy_loss"].sum()
-        return found | sampling_metrics(rows, mask)
+        return found | sampling_metrics(rows)
 
     def effective_entropy(self, rows: RowSums) -> Array:
         """Mean entropy [] over the tokens that the bonus acts on."""
@@ -239,7 +240,7 @@ class GRPO:
             tokens = t.mask if chosen is None else chosen
             sums |= {"bonus_entropy": (entropy * tokens).sum(-1), "bonus_tokens": tokens.sum(-1)}
         return RowSums(sums, {}, {}, jnp.ones(len(t.mask), bool)) | sampling_rows(
-            t.logprobs, batch.sampler_logprobs, t.correction, t.mask
+            t.logprobs, batch.sampler_logprobs, t.correction, t.mask, batch.fresh
         )
 
     def _clip_counts(self, t: "_Terms") -> dict[str, Array]:
@@ -252,7 +253,10 @@ class GRPO:
             }
         if self.loss_type == "cispo":
             return {"cispo_clipped": of((t.ratio > self.epsilon_high) & (t.A > 0))}
-        return {"phi": self._phi(t).mean(-1)} if self.loss_type == "vespo" else {}
+        if self.loss_type != "vespo":
+            return {}
+        phi = self._phi(t)  # [B,Tc] when tokens have advantages of their own
+        return {"phi": phi[:, 0] if phi.shape[-1] == 1 else row_means(of(phi), t.mask)}
 
 
 def _seen_advantages(advantages: Array, mask: Array) -> Array:

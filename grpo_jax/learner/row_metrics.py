@@ -74,8 +74,14 @@ def _extreme(x: Array) -> Array:
     return jnp.where(jnp.isfinite(x), x, 0.0)
 
 
-def sampling_rows(logprobs: Array, sampler_logprobs: Array | None, correction: Array, mask: Array) -> RowSums:
-    """The gap between the scorer [B,Tc] and the sampler, and the importance ratio ([B,Tc] or [B,1]) that mends it."""
+def sampling_rows(
+    logprobs: Array, sampler_logprobs: Array | None, correction: Array, mask: Array, fresh: Array | None
+) -> RowSums:
+    """The gap between the scorer [B,Tc] and the sampler, and the importance ratio ([B,Tc] or [B,1]) that mends it.
+
+    Rows that are not `fresh` [B] count in neither: their sampler was another policy.
+    """
+    mask = mask if fresh is None else mask * fresh[:, None]
     computed = jnp.ones(len(mask), bool)
     if sampler_logprobs is None:
         return RowSums({}, {}, {}, computed)
@@ -85,22 +91,30 @@ def sampling_rows(logprobs: Array, sampler_logprobs: Array | None, correction: A
     counted = (mask.sum(-1) > 0).astype(jnp.float32) if per_row else mask.sum(-1)
     ratio = correction[:, 0] * counted if per_row else sum_tokens(correction, mask)
     return RowSums(
-        {"gap": gap.sum(-1), "sampler_ratio": ratio, "sampler_counted": counted},
+        {
+            "gap": gap.sum(-1),
+            "gap_counted": mask.sum(-1),
+            "sampler_ratio": ratio,
+            "sampler_counted": counted,
+        },
         {"sampler_ratio": least},
         {"gap": gap.max(-1), "sampler_ratio": most},
         computed,
     )
 
 
-def sampling_metrics(rows: RowSums, mask: Array) -> dict[str, Array]:
-    """TRL's `sampling/*`: rounding noise in float32, a measure of mismatch otherwise."""
+def sampling_metrics(rows: RowSums) -> dict[str, Array]:
+    """TRL's `sampling/*`: rounding noise in float32, a measure of mismatch otherwise; not a number where no row was
+    computed."""
     if "gap" not in rows.sums:
         return {}
     ratio, counted = rows.sums["sampler_ratio"], rows.sums["sampler_counted"]
-    return {
-        "sampling/sampling_logp_difference/mean": token_mean(rows.sums["gap"], mask, rows.computed),
+    found = {
+        "sampling/sampling_logp_difference/mean": rows.sums["gap"].sum()
+        / jnp.maximum(rows.sums["gap_counted"].sum(), 1.0),
         "sampling/sampling_logp_difference/max": _extreme(rows.most["gap"].max()),
         "sampling/importance_sampling_ratio/min": _extreme(rows.least["sampler_ratio"].min()),
         "sampling/importance_sampling_ratio/mean": ratio.sum() / jnp.maximum(counted.sum(), 1.0),
         "sampling/importance_sampling_ratio/max": _extreme(rows.most["sampler_ratio"].max()),
     }
+    return {name: jnp.where(rows.computed.any(), value, jnp.nan) for name, value in found.items()}

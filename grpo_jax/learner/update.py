@@ -53,21 +53,31 @@ def make_update(
 
 
 def make_score(cfg: ModelConfig, how: Scoring, micro_batches: int, mesh: Mesh) -> Program:
-    """The program (params, rows) -> log-probs [B,Tc]: for old policies and the reference, without gradients."""
+    """The program (params, rows, live=None) -> log-probs [B,Tc]: for old policies and the reference, without
+    gradients. Of the first `live` micro-batches only; 0 elsewhere."""
 
-    def score(params: Params, rows: Rows) -> Array:
-        return forward(cfg, replace(how, entropy=False), micro_batches, params, rows)[0]
+    def score(params: Params, rows: Rows, live: Array | None = None) -> Array:
+        return forward(cfg, replace(how, entropy=False), micro_batches, params, rows, live)[0]
 
     return Program("score", score, out_shardings=by_rows(mesh))
 
 
 def forward(
-    cfg: ModelConfig, how: Scoring, micro_batches: int, params: Params, rows: Rows
+    cfg: ModelConfig,
+    how: Scoring,
+    micro_batches: int,
+    params: Params,
+    rows: Rows,
+    live: Array | None = None,
 ) -> tuple[Array, Array | None]:
-    """Log-probs and entropies [B,Tc] of whole mini-batches, a micro-batch at a time."""
+    """Log-probs and entropies [B,Tc] of a mini-batch, a micro-batch at a time; of the first `live` only."""
     params = cast(params, jnp.dtype(how.dtype))
-    one = lambda micro: completion_logprobs(cfg, params, micro, how)
-    return jax.tree.map(_joined, jax.lax.map(one, split(rows, micro_batches)))  # [M,B/M,Tc]
+    parts = split(rows, micro_batches)
+    one = lambda i: completion_logprobs(cfg, params, jax.tree.map(lambda x: x[i], parts), how)
+    put = lambda i, all_: jax.tree.map(lambda whole, part: whole.at[i].set(part), all_, one(i))
+    start = jax.tree.map(lambda x: jnp.zeros((micro_batches, *x.shape), x.dtype), jax.eval_shape(one, 0))
+    found = jax.lax.fori_loop(0, micro_batches if live is None else live, put, start)  # [M,B/M,Tc]
+    return jax.tree.map(_joined, found)
 
 
 def accumulate(

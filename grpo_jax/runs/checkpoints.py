@@ -101,12 +101,15 @@ class Checkpoints:
             force=True,  # whether to save is the caller's decision
         )
 
-    def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore(
+        self, abstract: Any, step: int | None = None, *, partial: bool = False
+    ) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest step that is whole, as `(step, state, extra)`; None when nothing was saved yet.
 
         Args:
             abstract: `state` as `jax.ShapeDtypeStruct`s with the shardings wanted, on any mesh; or arrays.
             step: this step and no other.
+            partial: `abstract` is a part of what was saved, under the same names; the rest is not read.
         Raises:
             UserError: no such step; every step is damaged; the tensors saved are not those of `abstract`.
         """
@@ -117,7 +120,7 @@ class Checkpoints:
             steps = [step]
         for candidate, before in zip(steps, steps[1:] + [None]):
             try:
-                return candidate, *self._restore(candidate, abstract)
+                return candidate, *self._restore(candidate, abstract, partial)
             except _DamagedError as fault:
                 place = self._folder / str(candidate)
                 then = "" if before is None else f"; trying step {before}"
@@ -143,11 +146,11 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+    def _restore(self, step: int, abstract: Any, partial: bool) -> tuple[Any, dict[str, Any]]:
         """State and extra of `step`, the same verdict on every process: none may end up on another step."""
         fault: _DamagedError | None = None
         try:
-            state, notes = self._read(step, abstract)
+            state, notes = self._read(step, abstract, partial)
         except _DamagedError as caught:
             fault = caught
         if not _every_process(fault is None):
@@ -158,7 +161,7 @@ class Checkpoints:
             raise _DamagedError(f"the values of {wrong[0]} are not those that were saved")
         return state, notes["extra"]
 
-    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+    def _read(self, step: int, abstract: Any, partial: bool) -> tuple[Any, dict[str, Any]]:
         """What this process reads of `step`: its shards of the state, and the notes.
 
         By Orbax's handlers and not its manager, which waits for the other processes after it has read: one that
@@ -170,10 +173,19 @@ class Checkpoints:
             notes = ocp.JsonCheckpointHandler().restore(place / _NOTES)
             if notes.pop("sha256") != _sha256(notes):
                 raise _DamagedError("its notes are not those that were saved")
-        _check_same_tensors(place, notes["tensors"], _shapes(abstract))
+        wanted = _shapes(abstract)
+        saved = notes["tensors"]
+        _check_same_tensors(place, {n: saved[n] for n in wanted if n in saved} if partial else saved, wanted)
         with _reading():
-            args = ocp.args.StandardRestore(abstract)
-            return ocp.StandardCheckpointHandler().restore(place / _STATE, args=args), notes
+            return _read_state(place / _STATE, abstract, partial), notes
+
+
+def _read_state(place: epath.Path, abstract: Any, partial: bool) -> Any:
+    if not partial:
+        return ocp.StandardCheckpointHandler().restore(place, args=ocp.args.StandardRestore(abstract))
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
+    return ocp.PyTreeCheckpointHandler().restore(place, args=args)
 
 
 @contextmanager

@@ -82,6 +82,11 @@ def learn(tiny, tiny_params, mesh_1):
         (GRPO(beta=0.1), Passes(micro_batch_size=8), [8] * 4),  # whose divergence acts on all rows
         (GRPO(), Passes(num_iterations=2), [16, 16, 16]),  # old log-probs, and two updates
         (GRPO(), Passes(num_minibatches=2), [8] * 4),
+        (
+            GRPO(),
+            Passes(num_iterations=2, micro_batch_size=4),
+            [4] * 6,
+        ),  # nor old log-probs of what is left out
         (GRPO(bonus=EntropyBonus(0.1)), Passes(micro_batch_size=8), [8, 8]),  # from the same pass
         (GRPO(top_entropy_quantile=0.3), Passes(), [16]),
         (
@@ -111,6 +116,7 @@ def test_a_rollout_without_any_advantage_costs_no_pass(learn, forwards, experien
     assert forwards == []
     assert metrics["grad_norm"] == metrics["loss"] == 0
     assert metrics["clip_ratio/region_mean"] == 0
+    assert np.isnan(metrics["sampling/importance_sampling_ratio/mean"])  # 0 would look like a mismatch
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo", "luspo"])
@@ -175,6 +181,8 @@ def test_stale_groups_are_held_to_what_the_sampler_recorded(learn, experience, a
     assert metrics[0]["clip_ratio/region_mean"] == metrics[1]["clip_ratio/region_mean"] == 0
     assert metrics[0]["loss"] == metrics[1]["loss"]
     assert metrics[2]["clip_ratio/region_mean"] > 0  # the sampler's log-probs here are noise
+    gap = "sampling/sampling_logp_difference/mean"
+    assert metrics[2][gap] != metrics[1][gap] == metrics[0][gap]  # a stale group's gap is no mismatch
 
 
 def test_divergence_in_the_reward_is_that_of_the_sampler_from_the_reference(learn, experience, tiny_params):
