@@ -34,7 +34,7 @@ from grpo_jax.models.qwen import Params, abstract_params, cast, init
 from grpo_jax.policy import compute_dtype
 from grpo_jax.programs import Program
 from grpo_jax.rollout.generate import Vocabulary
-from grpo_jax.rollout.sampler import Sampler, fetch
+from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.runs.metrics import peak_memory
 from grpo_jax.sharding.mesh import make_mesh
@@ -97,7 +97,7 @@ class Bench:
         self.tokens = rng.integers(0, cfg.vocab_size, (work.prompts, work.prompt_length), np.int32)
         self.lengths = np.full(work.prompts, work.prompt_length, np.int32)
         self.advantages = rng.normal(size=(work.prompts, work.samples)).astype(np.float32)
-        drawn = fetch(self.sample())
+        drawn = self.sample()
         arrays = drawn.tokens, drawn.logprobs, drawn.lengths, drawn.finished
         self.experience = Experience(self.tokens, self.lengths, *arrays)
         (part,) = minibatches(self.experience, self.advantages, passes, skip=False)
@@ -106,7 +106,7 @@ class Bench:
     def sample(self) -> Any:
         uids = np.arange(self.work.prompts, dtype=np.uint32)
         weights = self.refresh(self.state.params)
-        return jax.block_until_ready(self.sampler(weights, self.tokens, self.lengths, uids, step=0))
+        return self.sampler(weights, self.tokens, self.lengths, uids, step=0)
 
     def score(self) -> Any:
         return jax.block_until_ready(self.learner.score(self.state.params, self.batch.rows))

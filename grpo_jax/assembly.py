@@ -150,6 +150,7 @@ def _sampler(config: GRPOConfig, policy: Policy) -> Sampler:
         width=config.max_completion_length,
         mesh=policy.mesh,
         seed=config.seed,
+        segment=config.rollout_segment,
     )
 
 
@@ -175,4 +176,5 @@ def _evaluator(config: GRPOConfig, policy: Policy, scorer: Scorer, rows: Rows | 
         samples=config.eval_samples,
         width=config.max_completion_length,
         seed=config.seed,
+        segment=config.rollout_segment,
     )

@@ -18,7 +18,7 @@ import numpy as np
 
 from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.rollout.generate import Rollout
-from grpo_jax.rollout.sampler import Sampler, fetch
+from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.scoring import Scored, Scorer
 from grpo_jax.sharding import hosts
 
@@ -87,7 +87,7 @@ class Collector:
         P = self.prompts.prompts_per_step
         batch = self.prompts.draws(first, P)
         with clock("rollout"):
-            rollout = fetch(self.sampler(params, batch.tokens, batch.lengths, batch.uids, step))
+            rollout = self.sampler(params, batch.tokens, batch.lengths, batch.uids, step)
         with clock("reward"):
             scored = self.scorer(batch, rollout, trainer_state)
         return Groups(batch, rollout, scored, np.ones(P, bool), np.arange(first, first + P))

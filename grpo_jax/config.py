@@ -157,6 +157,8 @@ class RolloutSettings(Settings):
     """Sample on until prompts_per_step groups have rewards that differ: the others teach nothing (DAPO)."""
     max_rollouts_per_step: Positive = 4
     """Rollouts of prompts_per_step prompts that a step may take for dynamic_sampling."""
+    rollout_segment: Count = 64
+    """Tokens drawn before rows that have ended leave the rest behind and the cache grows; 0: none ever leaves."""
     log_completions_steps: Count = 10
     """Save a step's completions every so many steps; 0: never."""
 

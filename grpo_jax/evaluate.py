@@ -16,7 +16,7 @@ from grpo_jax.data.sources import load_rows
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.generate import Rollout
-from grpo_jax.rollout.sampler import Sampler, fetch
+from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.runs.files import check_writable, write_atomically
 from grpo_jax.scoring import Scored, Scorer
@@ -67,6 +67,7 @@ class Evaluator:
         width: int,
         seed: int,
         at_a_time: int = 64,
+        segment: int = 64,
     ):
         scorer.check(prompts)
         self.prompts, self.scorer = prompts, scorer
@@ -82,6 +83,7 @@ class Evaluator:
             mesh=policy.mesh,
             seed=seed,
             purpose=EVALUATION,
+            segment=segment,
         )
 
     def __call__(self, params: Any, trainer_state: Any = None) -> Evaluation:
@@ -102,7 +104,7 @@ class Evaluator:
     def _parts(self, params: Any, trainer_state: Any) -> Iterator[tuple[PromptBatch, int, Rollout, Scored]]:
         """Each batch with the number of its real prompts: the last may be filled up with repeats."""
         for batch, real in self.prompts.batches_in_order(self.at_a_time):
-            rollout = fetch(self.sampler(params, batch.tokens, batch.lengths, batch.uids, step=0))
+            rollout = self.sampler(params, batch.tokens, batch.lengths, batch.uids, step=0)
             yield batch, real, rollout, self.scorer(batch, rollout, trainer_state)
 
 

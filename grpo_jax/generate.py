@@ -7,7 +7,7 @@ from grpo_jax.config import GenerateConfig
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.rollout.generate import Rollout
-from grpo_jax.rollout.sampler import Sampler, fetch
+from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import row_shards
@@ -51,6 +51,4 @@ def _sample(config: GenerateConfig, policy: Policy) -> Rollout:
     repeat = lambda x: np.repeat(x, copies, axis=0)
     with jax.set_mesh(policy.mesh):
         weights = policy.load_rollout_weights()
-        return fetch(
-            sampler(weights, repeat(batch.tokens), repeat(batch.lengths), repeat(batch.uids), step=0)
-        )
+        return sampler(weights, repeat(batch.tokens), repeat(batch.lengths), repeat(batch.uids), step=0)

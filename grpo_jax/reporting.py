@@ -47,7 +47,7 @@ def _learning_rate(stages: Stages, done: int) -> dict[str, float]:
 
 
 def _compilations(stages: Stages) -> dict[str, int]:
-    return {"rollout": stages.sampler.program.compilations, **stages.learner.compilations()}
+    return {"rollout": stages.sampler.compilations, **stages.learner.compilations()}
 
 
 def evaluation_metrics(evaluation: dict[str, Any] | None) -> dict[str, float]:

@@ -32,6 +32,7 @@ MAY_DIFFER = frozenset(
         "logprob_chunk",
         "gradient_checkpointing",
         "skip_zero_advantages",
+        "rollout_segment",
     }
 )
 """Settings that may change when a run is resumed, because the result does not depend on them."""

@@ -107,6 +107,7 @@ class Run:
         done = self.folder.is_writer and (self.folder.hf / "config.json").exists()
         if self.checkpoints is None or hosts.agree(done):
             return
+        self.checkpoints.wait()  # whatever happens while writing, no step has to be done again
         if is_local(self.folder.hf):
             write(Path(self.folder.hf))
             return

@@ -186,7 +186,7 @@ def test_stale_groups_are_held_to_what_the_sampler_recorded(learn, experience, a
 
 
 def test_divergence_in_the_reward_is_that_of_the_sampler_from_the_reference(learn, experience, tiny_params):
-    learner, _ = learn(GRPO(kl_estimator="k1"), Passes(micro_batch_size=8, gradient_samples=1))
+    learner, _ = learn(GRPO(kl_estimator="k1"), Passes(micro_batch_size=4, gradient_samples=1))
     learner.set_reference(jax.tree.map(jax.numpy.copy, tiny_params))
     found = learner.divergence(experience)
     assert found.shape == (P, G, TC)
