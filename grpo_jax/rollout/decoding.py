@@ -122,7 +122,7 @@ def rearrange(slots: int, state: Decoding, prompts: Array, samples: Array) -> De
         own(cache.own_v),
     )
     of_rows = state.keys[rows], state.last[rows], state.lengths[rows], state.finished[rows]
-    return Decoding(state.position, *of_rows, _on_mesh(picked))
+    return Decoding(state.position, *of_rows, on_mesh(picked))
 
 
 def _widened(x: Array, slots: int) -> Array:
@@ -135,7 +135,7 @@ def _prefill(
 ) -> tuple[Cache, Array]:
     """The prompts' part of the cache, and the logits [P,V] of the first completion token."""
     dtype = params["norm"]["scale"].dtype
-    cache = _on_mesh(empty_cache(of.cfg, lengths, samples, tokens.shape[1], slots, dtype))
+    cache = on_mesh(empty_cache(of.cfg, lengths, samples, tokens.shape[1], slots, dtype))
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden, filled = hidden_states(of.cfg, params, tokens, positions, prefill, cache)
     assert filled is not None
@@ -143,7 +143,7 @@ def _prefill(
     return filled, head_logits(of.cfg, params, last, of.vocabulary.num_tokens)
 
 
-def _on_mesh(cache: Cache) -> Cache:
+def on_mesh(cache: Cache) -> Cache:
     """Prompts over the row axes, key/value heads over `tensor`: a row's cache lives where its heads are computed."""
     prompt = lambda x: constrain(x, None, ROWS, "tensor")  # [L,P,K,Tp,H]
     own = lambda x: constrain(x, None, ROWS, None, "tensor")  # [L,P,G,K,slots,H]
