@@ -19,7 +19,13 @@ from grpo_jax.models.safetensors_io import open_folder
 
 HERE = pathlib.Path(__file__).parent
 # Adam divides by the gradient's size: a large epsilon keeps rounding noise small where there is none.
-SETTINGS = {"mesh": "data=2,fsdp=4", "max_steps": 4, "save_steps": 2, "adam_epsilon": 1e-2}
+SETTINGS = {
+    "mesh": "data=2,fsdp=4",
+    "max_steps": 4,
+    "save_steps": 2,
+    "adam_epsilon": 1e-2,
+    "rollout_segment": 2,
+}
 
 
 @pytest.fixture(scope="module")

@@ -59,9 +59,13 @@ class Segments:
     rearrange: (state, prompts [P'], samples [P',G']) -> state with `slots` places in the cache.
     """
 
-    def __init__(self, of: Decoder, samples: int, count: int, slots: int):
-        self.begin = Program("begin", partial(begin, of, samples, slots))
-        self.extend = Program("extend", partial(extend, of, count), donate_argnums=1)
+    def __init__(self, of: Decoder, samples: int, count: int, slots: int, mesh: Mesh):
+        out = (
+            None,
+            by_rows(mesh),
+        )  # the state lies where the compiler has it, what is drawn where hosts can read it
+        self.begin = Program("begin", partial(begin, of, samples, slots), out_shardings=out)
+        self.extend = Program("extend", partial(extend, of, count), donate_argnums=1, out_shardings=out)
         self._rearrange: dict[int, Program] = {}
 
     def rearrange(self, slots: int) -> Program:

@@ -49,7 +49,7 @@ class Sampler:
         self.mesh, self.rows = mesh, by_rows(mesh)
         slots = _slots(self.segment, width) if segment else width
         decoder = Decoder(cfg, vocabulary, how, width)
-        self.programs = Segments(decoder, samples, max(self.segment, 1), slots)
+        self.programs = Segments(decoder, samples, max(self.segment, 1), slots, mesh)
         self.key = jax.random.fold_in(jax.random.key(seed), purpose)
 
     def __call__(
