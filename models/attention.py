@@ -22,19 +22,28 @@ def causal(layer: Array, q: Array, k: Array, v: Array, cache: Cache | None) -> t
     return _causal_attention(q, k, v), cache
 
 
-def prefill(layer: Array, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
-    """Attend as `causal` does, and keep the prompt's keys and values once a prompt."""
-    assert cache is not None
-    return _causal_attention(q, k, v), cache.with_prompt(layer, k, v)
-
-
-def decode(step: Array) -> Attend:
-    """Attention of the token at completion position `step` over its prompt and its own completion so far."""
+def prefill(places: Array) -> Attend:
+    """Attend as `causal` does, and keep the keys and values of prompt i [B] at places[i] [n]: each prompt stands at
+    n / B places after one another."""
 
     def attend(layer: Array, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
         assert cache is not None
-        cache = cache.with_token(layer, step, k, v)
-        return _two_part_attention(layer, step, q, cache), cache
+        times = places.shape[0] // k.shape[0]
+        copies = lambda x: jnp.repeat(x, times, axis=0)
+        return _causal_attention(q, k, v), cache.with_prompts(layer, places, copies(k), copies(v))
+
+    return attend
+
+
+def decode(slot: Array, lengths: Array) -> Attend:
+    """Attention of one more token of every row, over its prompt and its own completion; rows [S,g] have `lengths`
+    tokens of completion with it. Its keys and values go to `slot` of the ring."""
+
+    def attend(layer: Array, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
+        assert cache is not None
+        cache = cache.with_token(layer, slot, k, v)
+        age = (slot - jnp.arange(cache.slots)) % cache.slots  # [slots], 0 for what was just written
+        return _two_part_attention(layer, age < lengths[..., None], q, cache), cache
 
     return attend
 
@@ -61,25 +70,26 @@ def _cudnn_takes(q: Array) -> bool:
     return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
-def _two_part_attention(layer: Array, step: Array, q: Array, cache: Cache) -> Array:
-    """One softmax over the prompt's scores (shared by the G completions) and the completion's own.
+def _two_part_attention(layer: Array, seen: Array, q: Array, cache: Cache) -> Array:
+    """One softmax over the prompt's scores (shared by the completions of a place) and the completion's own, of which
+    the slots `seen` [S,g,slots] count.
 
     The parts meet by their maxima and sums, as in online softmax (Milakov and Gimelshein 2018,
-    arXiv:1805.02867), so that no joint [.., Tp + Tc] array is built.
+    arXiv:1805.02867), so that no joint [.., Tp + slots] array is built.
     """
     prompt_k, prompt_v, own_k, own_v = cache.layer(layer)
-    P, G, K, Tc, H = own_k.shape
-    queries = q.reshape(P, G, K, -1, H) * jnp.asarray(H**-0.5, q.dtype)
-    to_prompt = jnp.einsum("pgkrh,pkth->pgkrt", queries, prompt_k, preferred_element_type=jnp.float32)
-    to_own = jnp.einsum("pgkrh,pgkth->pgkrt", queries, own_k, preferred_element_type=jnp.float32)
-    in_prompt = jnp.arange(prompt_k.shape[2]) < cache.prompt_lengths[:, None]  # [P,Tp]
+    S, g, K, _, H = own_k.shape
+    queries = q.reshape(S, g, K, -1, H) * jnp.asarray(H**-0.5, q.dtype)
+    to_prompt = jnp.einsum("sgkrh,skth->sgkrt", queries, prompt_k, preferred_element_type=jnp.float32)
+    to_own = jnp.einsum("sgkrh,sgkth->sgkrt", queries, own_k, preferred_element_type=jnp.float32)
+    in_prompt = jnp.arange(prompt_k.shape[2]) < cache.prompt_lengths[:, None]  # [S,Tp]
     to_prompt = jnp.where(in_prompt[:, None, None, None], to_prompt, -jnp.inf)
-    to_own = jnp.where(jnp.arange(Tc) <= step, to_own, -jnp.inf)
+    to_own = jnp.where(seen[:, :, None, None], to_own, -jnp.inf)
 
     peak = jnp.maximum(to_prompt.max(-1), to_own.max(-1))[..., None]
     on_prompt, on_own = jnp.exp(to_prompt - peak), jnp.exp(to_own - peak)
     total = on_prompt.sum(-1) + on_own.sum(-1)
     mixed = jnp.einsum(
-        "pgkrt,pkth->pgkrh", on_prompt.astype(q.dtype), prompt_v, preferred_element_type=jnp.float32
-    ) + jnp.einsum("pgkrt,pgkth->pgkrh", on_own.astype(q.dtype), own_v, preferred_element_type=jnp.float32)
+        "sgkrt,skth->sgkrh", on_prompt.astype(q.dtype), prompt_v, preferred_element_type=jnp.float32
+    ) + jnp.einsum("sgkrt,sgkth->sgkrh", on_own.astype(q.dtype), own_v, preferred_element_type=jnp.float32)
     return (mixed / total[..., None]).astype(q.dtype).reshape(q.shape)

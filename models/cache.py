@@ -1,4 +1,4 @@
-"""The two-part key/value cache: the prompt's part once a prompt, each completion's own part beside it."""
+"""The two-part key/value cache: a prompt's part once for all its completions, each completion's own part beside it."""
 
 from dataclasses import dataclass, replace
 
@@ -12,32 +12,38 @@ from grpo_jax.models.config import ModelConfig
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values after rotation. Prompts are padded on the right and masked by length; all completions
-    write at the same position, so that one slice update serves every row."""
+    """Keys and values after rotation, of S places with a prompt and g completions each.
 
-    prompt_k: Array  # [L,P,K,Tp,H]
-    prompt_v: Array  # [L,P,K,Tp,H]
-    prompt_lengths: Array  # [P] int32
-    own_k: Array  # [L,P,G,K,Tc,H]
-    own_v: Array  # [L,P,G,K,Tc,H]
+    Prompts are padded on the right and masked by length. The completions' slots are a ring: all rows write to the
+    same slot at the same time, so that one slice update serves every row, wherever in its completion it is. A slot
+    says nothing about a position (keys are rotated before they are kept): which of them a row sees is a matter of
+    their age.
+    """
 
-    def with_prompt(self, layer: Array, k: Array, v: Array) -> "Cache":
-        """Write one layer's prompt keys and values, k and v [P,Tp,K,H]."""
-        return replace(
-            self,
-            prompt_k=self.prompt_k.at[layer].set(k.swapaxes(1, 2)),
-            prompt_v=self.prompt_v.at[layer].set(v.swapaxes(1, 2)),
+    prompt_k: Array  # [L,S,K,Tp,H]
+    prompt_v: Array  # [L,S,K,Tp,H]
+    prompt_lengths: Array  # [S] int32
+    own_k: Array  # [L,S,g,K,slots,H]
+    own_v: Array  # [L,S,g,K,slots,H]
+
+    @property
+    def slots(self) -> int:
+        """Tokens of a completion that the cache holds."""
+        return self.own_k.shape[4]
+
+    def with_prompts(self, layer: Array, places: Array, k: Array, v: Array) -> "Cache":
+        """Write one layer's keys and values of the prompts of `places` [n]; k and v [n,Tp,K,H]. Places that do not
+        exist are left out."""
+        put = lambda whole, new: whole.at[layer, places].set(new.swapaxes(1, 2), mode="drop")
+        return replace(self, prompt_k=put(self.prompt_k, k), prompt_v=put(self.prompt_v, v))
+
+    def with_token(self, layer: Array, slot: Array, k: Array, v: Array) -> "Cache":
+        """Write one layer's keys and values of one token of every row to `slot`; k and v [S*g,1,K,H]."""
+        _, S, g, K, _, H = self.own_k.shape
+        put = lambda whole, new: jax.lax.dynamic_update_slice(
+            whole, new.reshape(1, S, g, K, 1, H), (layer, 0, 0, 0, slot, 0)
         )
-
-    def with_token(self, layer: Array, step: Array, k: Array, v: Array) -> "Cache":
-        """Write one layer's keys and values of completion position `step`, k and v [B,1,K,H]."""
-        _, P, G, K, _, H = self.own_k.shape
-        at = (layer, 0, 0, 0, step, 0)
-        return replace(
-            self,
-            own_k=jax.lax.dynamic_update_slice(self.own_k, k.reshape(1, P, G, K, 1, H), at),
-            own_v=jax.lax.dynamic_update_slice(self.own_v, v.reshape(1, P, G, K, 1, H), at),
-        )
+        return replace(self, own_k=put(self.own_k, k), own_v=put(self.own_v, v))
 
     def layer(self, layer: Array) -> tuple[Array, Array, Array, Array]:
         """One layer's (prompt_k, prompt_v, own_k, own_v)."""
@@ -46,10 +52,10 @@ class Cache:
 
 
 def empty_cache(
-    cfg: ModelConfig, prompt_lengths: Array, completions: int, prompt_width: int, width: int, dtype: jnp.dtype
+    cfg: ModelConfig, places: int, completions: int, prompt_width: int, slots: int, dtype: jnp.dtype
 ) -> Cache:
-    """Zeros for P prompts of up to `prompt_width` tokens with `completions` rows each of up to `width` tokens."""
-    P, L, K, H = prompt_lengths.shape[0], cfg.num_layers, cfg.num_kv_heads, cfg.head_dim
-    prompt = jnp.zeros((L, P, K, prompt_width, H), dtype)
-    own = jnp.zeros((L, P, completions, K, width, H), dtype)
-    return Cache(prompt, prompt, prompt_lengths, own, own)
+    """Zeros for `places` prompts of up to `prompt_width` tokens, with `completions` rows of up to `slots` each."""
+    L, K, H = cfg.num_layers, cfg.num_kv_heads, cfg.head_dim
+    prompt = lambda: jnp.zeros((L, places, K, prompt_width, H), dtype)
+    own = lambda: jnp.zeros((L, places, completions, K, slots, H), dtype)
+    return Cache(prompt(), prompt(), jnp.ones(places, jnp.int32), own(), own())

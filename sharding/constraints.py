@@ -12,11 +12,21 @@ from grpo_jax.sharding.mesh import ROWS
 def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
     """Split each dimension of `x` over the mesh axes named for it; nothing where no mesh is set (`jax.set_mesh`).
 
-    Dimensions that are not named are whole on every device.
+    Dimensions that are not named are whole on every device. Axes over which `jax.shard_map` has split the work
+    already are left out.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+    left = [_without(mesh.manual_axes, axis) for axis in axes]
+    return (
+        jax.lax.with_sharding_constraint(x, PartitionSpec(*left)) if any(left) or not mesh.manual_axes else x
+    )
+
+
+def _without(manual: tuple, axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    names = () if axis is None else (axis,) if isinstance(axis, str) else axis
+    return tuple(name for name in names if name not in manual)
 
 
 def over_rows(x: Array, axis: int = 0) -> Array:
@@ -27,4 +37,4 @@ def over_rows(x: Array, axis: int = 0) -> Array:
 def rows_split() -> int:
     """Over how many parts rows are split in the program being traced."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in ROWS)
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _without(mesh.manual_axes, ROWS))

@@ -14,7 +14,7 @@ import pytest
 from grpo_jax import GRPOConfig, GRPOTrainer, planning
 from grpo_jax.models.cache import empty_cache
 from grpo_jax.planning import bytes_held, plan_of, show_plan
-from grpo_jax.rollout.decoding import on_mesh
+from grpo_jax.rollout.state import on_mesh
 from grpo_jax.sharding import hosts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -156,9 +156,8 @@ def on_first(tree):
 def cache_of(stages, prompts, samples):
     """Keys and values as the rollout makes them."""
     c, policy = stages.config, stages.policy
-    lengths = jax.device_put(jnp.ones(prompts, jnp.int32), stages.sampler.rows)
     widths = samples, c.max_prompt_length, c.max_completion_length
-    cache = jax.jit(lambda n: on_mesh(empty_cache(policy.cfg, n, *widths, jnp.dtype(policy.dtype))))(lengths)
+    cache = jax.jit(lambda: on_mesh(empty_cache(policy.cfg, prompts, *widths, jnp.dtype(policy.dtype))))()
     return on_first((cache.prompt_k, cache.prompt_v, cache.own_k, cache.own_v))
 
 

@@ -1,9 +1,4 @@
-"""Decoding as pure functions on one state: begin with the prompts, draw some more tokens, rearrange the rows.
-
-The rows of a state are a rectangle: P prompts with G completions each, all at the same position, so that one slice
-of the cache takes every row's new keys. What is drawn for a row depends on its key and position alone, and so not on
-the rectangle that it stands in, nor on how many tokens are drawn at a time.
-"""
+"""Decoding as pure functions on one state: prompts are admitted to free places, and tokens are drawn for every row."""
 
 from dataclasses import dataclass, replace
 
@@ -12,96 +7,61 @@ import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.models.attention import decode, prefill
-from grpo_jax.models.cache import Cache, empty_cache
-from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.cache import Cache
 from grpo_jax.models.qwen import Params, head_logits, hidden_states
-from grpo_jax.rollout.sampling import Sampling, draw, row_keys
-from grpo_jax.sharding.constraints import constrain
-from grpo_jax.sharding.mesh import ROWS
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The ids that generation must know."""
-
-    eos_ids: tuple[int, ...]  # each of them ends a completion
-    pad_id: int
-    num_tokens: int  # ids from here on are padding of the embedding and never sampled
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """How a model decodes."""
-
-    cfg: ModelConfig
-    vocabulary: Vocabulary
-    how: Sampling
-    width: int  # tokens of a completion at most
+from grpo_jax.rollout.sampling import draw, row_keys
+from grpo_jax.rollout.state import Decoder, Decoding, Drawn
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Decoding:
-    """Where the rows are."""
+class Newcomers:
+    """m prompts, each with n / m places for its completions."""
 
-    position: Array  # [] int32, tokens drawn so far
-    keys: Array  # [P,G] random keys
-    last: Array  # [P,G] int32, the tokens drawn last; their keys and values are not in the cache yet
-    lengths: Array  # [P,G] int32, tokens drawn until the row ended
-    finished: Array  # [P,G] bool
-    cache: Cache
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Drawn:
-    """Tokens of n positions."""
-
-    tokens: Array  # [P,G,n] int32, pad_id after the end
-    logprobs: Array  # [P,G,n] float32, 0 after the end
-    lengths: Array  # [P,G] int32, of the completions with them
-    finished: Array  # [P,G] bool, with them
+    tokens: Array  # [m,Tp] int32, right-padded
+    lengths: Array  # [m] int32
+    uids: Array  # [m] uint32, which prompt it is: random numbers depend on it
+    places: Array  # [m,n/m] int32; places that do not exist are left out
+    limits: Array  # [m,n/m,g] int32, tokens of each completion; 0: this row stays empty
 
 
-def begin(
-    of: Decoder,
-    samples: int,
-    slots: int,
-    params: Params,
-    tokens: Array,
-    lengths: Array,
-    uids: Array,
-    step_key: Array,
+def admit(
+    of: Decoder, params: Params, step_key: Array, state: Decoding, new: Newcomers
 ) -> tuple[Decoding, Drawn]:
-    """Read each prompt of tokens [P,Tp], lengths [P] once, and draw the first token of its `samples` completions. The
-    cache has `slots` places for each completion."""
-    cache, logits = _prefill(of, samples, slots, params, tokens, lengths)
-    rows = tokens.shape[0], samples
-    start = Decoding(
-        position=jnp.int32(0),
-        keys=row_keys(step_key, uids, samples),
+    """Read each prompt once, put its completions at the places named, and draw their first tokens: [n,g,1]."""
+    places, (m, times, g) = new.places.reshape(-1), new.limits.shape
+    cache, logits = _prefill(of, params, state.cache, new, places)
+    rows = len(places), g
+    keys = row_keys(step_key, new.uids, times * g).reshape(rows)
+    fresh = Decoding(
+        slot=state.slot,
+        keys=keys,
         last=jnp.full(rows, of.vocabulary.pad_id, jnp.int32),
         lengths=jnp.zeros(rows, jnp.int32),
+        limits=new.limits.reshape(rows),
         finished=jnp.zeros(rows, bool),
         cache=cache,
     )
-    state, token, logprob = _draw(of, start, jnp.broadcast_to(logits[:, None], (*rows, logits.shape[1])))
-    return state, Drawn(token[..., None], logprob[..., None], state.lengths, state.finished)
+    shared = jnp.broadcast_to(logits[:, None], (m, times * g, logits.shape[1])).reshape(*rows, -1)
+    fresh, token, logprob = _draw(of, fresh, shared)
+    drawn = Drawn(token[..., None], logprob[..., None], fresh.lengths, fresh.finished)
+    return _seated(state, fresh, places), drawn
 
 
 def extend(of: Decoder, count: int, params: Params, state: Decoding) -> tuple[Decoding, Drawn]:
-    """Draw up to `count` more tokens of every row that has not ended; none when all have."""
+    """Draw up to `count` more tokens of every live row; none when there is none."""
     rows = (*state.last.shape, count)
     blank = jnp.full(rows, of.vocabulary.pad_id, jnp.int32), jnp.zeros(rows, jnp.float32)
 
     def goes_on(carry: tuple) -> Array:
         i, state, *_ = carry
-        return (i < count) & (state.position < of.width) & ~state.finished.all()
+        return (i < count) & state.live.any()
 
     def one(carry: tuple) -> tuple:
         i, state, tokens, logprobs = carry
         logits, cache = _next_logits(of, params, state)
         state, token, logprob = _draw(of, replace(state, cache=cache), logits)
+        state = replace(state, slot=(state.slot + 1) % cache.slots)
         put = lambda whole, new: jax.lax.dynamic_update_index_in_dim(whole, new, i, axis=2)
         return i + 1, state, put(tokens, token), put(logprobs, logprob)
 
@@ -109,76 +69,44 @@ def extend(of: Decoder, count: int, params: Params, state: Decoding) -> tuple[De
     return state, Drawn(tokens, logprobs, state.lengths, state.finished)
 
 
-def rearrange(slots: int, state: Decoding, prompts: Array, samples: Array) -> Decoding:
-    """The rows `samples` [P',G'] of the prompts `prompts` [P'], with `slots` places in the cache for each."""
-    rows = prompts[:, None], samples
-    cache = state.cache
-    own = lambda x: _widened(x[:, *rows], slots)
-    picked = Cache(
-        cache.prompt_k[:, prompts],
-        cache.prompt_v[:, prompts],
-        cache.prompt_lengths[prompts],
-        own(cache.own_k),
-        own(cache.own_v),
-    )
-    of_rows = state.keys[rows], state.last[rows], state.lengths[rows], state.finished[rows]
-    return Decoding(state.position, *of_rows, on_mesh(picked))
-
-
-def _widened(x: Array, slots: int) -> Array:
-    """[L,P,G,K,slots,H]"""
-    return jnp.pad(x, [(0, 0)] * 4 + [(0, slots - x.shape[4]), (0, 0)])
-
-
-def _prefill(
-    of: Decoder, samples: int, slots: int, params: Params, tokens: Array, lengths: Array
-) -> tuple[Cache, Array]:
-    """The prompts' part of the cache, and the logits [P,V] of the first completion token."""
-    dtype = params["norm"]["scale"].dtype
-    cache = on_mesh(empty_cache(of.cfg, lengths, samples, tokens.shape[1], slots, dtype))
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden, filled = hidden_states(of.cfg, params, tokens, positions, prefill, cache)
+def _prefill(of: Decoder, params: Params, cache: Cache, new: Newcomers, places: Array) -> tuple[Cache, Array]:
+    """The cache with the prompts in it, and the logits [m,V] of their completions' first tokens."""
+    positions = jnp.broadcast_to(jnp.arange(new.tokens.shape[1]), new.tokens.shape)
+    hidden, filled = hidden_states(of.cfg, params, new.tokens, positions, prefill(places), cache)
     assert filled is not None
-    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
+    last = jnp.take_along_axis(hidden, new.lengths[:, None, None] - 1, axis=1)[:, 0]
+    lengths = jnp.repeat(new.lengths, places.size // new.lengths.size)
+    filled = replace(filled, prompt_lengths=filled.prompt_lengths.at[places].set(lengths, mode="drop"))
     return filled, head_logits(of.cfg, params, last, of.vocabulary.num_tokens)
 
 
-def on_mesh(cache: Cache) -> Cache:
-    """Prompts over the row axes, key/value heads over `tensor`: a row's cache lives where its heads are computed."""
-    prompt = lambda x: constrain(x, None, ROWS, "tensor")  # [L,P,K,Tp,H]
-    own = lambda x: constrain(x, None, ROWS, None, "tensor")  # [L,P,G,K,slots,H]
+def _seated(state: Decoding, fresh: Decoding, places: Array) -> Decoding:
+    """The state with the rows of `fresh` [n,g] at `places` [n], and fresh's cache."""
+    put = lambda all, new: all.at[places].set(new, mode="drop")
+    names = ("keys", "last", "lengths", "limits", "finished")
     return replace(
-        cache,
-        prompt_k=prompt(cache.prompt_k),
-        prompt_v=prompt(cache.prompt_v),
-        own_k=own(cache.own_k),
-        own_v=own(cache.own_v),
+        state, cache=fresh.cache, **{name: put(getattr(state, name), getattr(fresh, name)) for name in names}
     )
 
 
 def _next_logits(of: Decoder, params: Params, state: Decoding) -> tuple[Array, Cache]:
-    """Logits [P,G,V] after the tokens drawn last, whose keys and values join the cache."""
-    written = state.position - 1
-    samples = state.last.shape[1]
-    positions = jnp.repeat(state.cache.prompt_lengths + written, samples)[:, None]
-    rows = state.last.reshape(-1, 1)
-    hidden, cache = hidden_states(of.cfg, params, rows, positions, decode(written), state.cache)
+    """Logits [S,g,V] after the tokens drawn last, whose keys and values join the cache."""
+    positions = state.cache.prompt_lengths[:, None] + state.lengths - 1
+    attend = decode(state.slot[0], state.lengths)
+    hidden, cache = hidden_states(
+        of.cfg, params, state.last.reshape(-1, 1), positions.reshape(-1, 1), attend, state.cache
+    )
     assert cache is not None
-    logits = head_logits(of.cfg, params, hidden.reshape(*state.last.shape, -1), of.vocabulary.num_tokens)
-    return logits, cache
+    hidden = hidden.reshape(*state.last.shape, -1)
+    return head_logits(of.cfg, params, hidden, of.vocabulary.num_tokens), cache
 
 
 def _draw(of: Decoder, state: Decoding, logits: Array) -> tuple[Decoding, Array, Array]:
-    """The next token of every row that has not ended, and its log-prob [P,G]; rows that have ended take padding."""
-    token, logprob = draw(state.keys, state.position, logits, of.how)
-    token = jnp.where(state.finished, of.vocabulary.pad_id, token)
-    logprob = jnp.where(state.finished, 0.0, logprob)
+    """The next token of every live row, and its log-prob [S,g]; the other rows take padding."""
+    token, logprob = draw(state.keys, state.lengths, logits, of.how)
+    live = state.live
+    token = jnp.where(live, token, of.vocabulary.pad_id)
+    logprob = jnp.where(live, logprob, 0.0)
     ends = (token[..., None] == jnp.asarray(of.vocabulary.eos_ids, jnp.int32)).any(-1)
-    after = replace(
-        state,
-        position=state.position + 1,
-        last=token,
-        lengths=state.lengths + ~state.finished,
-        finished=state.finished | ends,
-    )
+    after = replace(state, last=token, lengths=state.lengths + live, finished=state.finished | (live & ends))
     return after, token, logprob

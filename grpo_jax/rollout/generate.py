@@ -1,21 +1,33 @@
-"""The compiled programs of a rollout: the whole in one dispatch, or in segments between which rows are rearranged."""
+"""The compiled programs of a rollout: the whole in one dispatch, or piece by piece with rows that come and go.
 
+Each part of the mesh that has rows of its own (`ROWS`) decodes by itself, without a word to the others; only `tensor`
+is left to the compiler. So a part stops when its own rows have ended, and rearranging moves nothing between parts.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as Spec
 
+from grpo_jax.models.cache import Cache
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params
 from grpo_jax.programs import Program
-from grpo_jax.rollout.decoding import Decoder, Vocabulary, begin, extend, rearrange
+from grpo_jax.rollout.decoding import Newcomers, admit, extend
+from grpo_jax.rollout.rearranging import rearrange
 from grpo_jax.rollout.sampling import Sampling
-from grpo_jax.sharding.mesh import by_rows
+from grpo_jax.rollout.state import Decoder, Decoding, Size, Vocabulary, blank
+from grpo_jax.sharding.mesh import ROWS, by_rows
 
-__all__ = ["Rollout", "Segments", "Vocabulary", "make_generate"]
+__all__ = ["Programs", "Rollout", "Vocabulary", "make_generate"]
+
+WHOLE, OWN, CACHE = Spec(), Spec(ROWS), Spec(None, ROWS)  # how arrays are split over the parts
 
 
 @jax.tree_util.register_dataclass
@@ -34,47 +46,92 @@ def make_generate(
 ) -> Program:
     """The program (params, tokens [P,Tp], lengths [P], uids [P], step key) -> Rollout of `samples` completions a
     prompt, each up to `width` tokens. It compiles once for each (P, Tp)."""
-    of = Decoder(cfg, vocabulary, how, width)
-    return Program("rollout", partial(_generate, of, samples), out_shardings=by_rows(mesh))
+    whole = partial(_generate, Decoder(cfg, vocabulary, how), samples, width)
+    return Program(
+        "rollout", _by_part(mesh, whole, (WHOLE, OWN, OWN, OWN, WHOLE), OWN), out_shardings=by_rows(mesh)
+    )
 
 
 def _generate(
-    of: Decoder, samples: int, params: Params, tokens: Array, lengths: Array, uids: Array, step_key: Array
+    of: Decoder,
+    samples: int,
+    width: int,
+    params: Params,
+    tokens: Array,
+    lengths: Array,
+    uids: Array,
+    key: Array,
 ) -> Rollout:
-    state, first = begin(of, samples, of.width, params, tokens, lengths, uids, step_key)
-    if of.width == 1:
+    m, prompt_width = tokens.shape
+    places = jnp.arange(m, dtype=jnp.int32)[:, None]
+    new = Newcomers(tokens, lengths, uids, places, jnp.full((m, 1, samples), width, jnp.int32))
+    state = blank(of, Size(m, samples, width), prompt_width, _dtype(params))
+    state, first = admit(of, params, key, state, new)
+    if width == 1:
         return Rollout(first.tokens, first.logprobs, first.lengths, first.finished)
-    _, rest = extend(of, of.width - 1, params, state)
+    _, rest = extend(of, width - 1, params, state)
     join = lambda a, b: jnp.concatenate([a, b], axis=-1)
     return Rollout(
         join(first.tokens, rest.tokens), join(first.logprobs, rest.logprobs), rest.lengths, rest.finished
     )
 
 
-class Segments:
-    """The programs of a rollout in segments of `count` tokens. Each compiles once for each shape of its state.
+class Programs:
+    """The programs of a rollout in segments of `count` tokens. Each compiles once for each shape of its arrays."""
 
-    begin: (params, tokens [P,Tp], lengths [P], uids [P], step key) -> (state, Drawn of one token).
-    extend: (params, state) -> (state, Drawn of `count` tokens); the state is donated.
-    rearrange: (state, prompts [P'], samples [P',G']) -> state with `slots` places in the cache.
-    """
+    def __init__(self, of: Decoder, count: int, mesh: Mesh):
+        state, drawn = _state_specs(), OWN
+        self.count, self._of, self._mesh = count, of, mesh
+        self._blank: dict[tuple, Program] = {}
+        self._rearrange: dict[tuple[int, bool], Program] = {}
+        part = partial(_by_part, mesh)
+        # (params, step key, state, Newcomers) -> (state, Drawn of one token); the state is donated
+        self.admit = Program(
+            "admit", part(partial(admit, of), (WHOLE, WHOLE, state, OWN), (state, drawn)), donate_argnums=2
+        )
+        # (params, state) -> (state, Drawn of `count` tokens); the state is donated
+        self.extend = Program(
+            "extend", part(partial(extend, of, count), (WHOLE, state), (state, drawn)), donate_argnums=1
+        )
 
-    def __init__(self, of: Decoder, samples: int, count: int, slots: int, mesh: Mesh):
-        out = (
-            None,
-            by_rows(mesh),
-        )  # the state lies where the compiler has it, what is drawn where hosts can read it
-        self.begin = Program("begin", partial(begin, of, samples, slots), out_shardings=out)
-        self.extend = Program("extend", partial(extend, of, count), donate_argnums=1, out_shardings=out)
-        self._rearrange: dict[int, Program] = {}
+    def blank(self, size: Size, prompt_width: int, params: Params) -> Decoding:
+        """An empty table of that size on each part of the mesh."""
+        key = (size, prompt_width, _dtype(params))
+        if key not in self._blank:
+            empty = _by_part(self._mesh, partial(blank, self._of, *key), (), _state_specs())
+            self._blank[key] = Program("blank", empty)
+        return self._blank[key]()
 
-    def rearrange(self, slots: int) -> Program:
-        """The program for a cache with so many places."""
-        if slots not in self._rearrange:
-            self._rearrange[slots] = Program("rearrange", partial(rearrange, slots), donate_argnums=0)
-        return self._rearrange[slots]
+    def rearrange(self, slots: int, in_place: bool) -> Program:
+        """The program (state, places [D*S'], rows [D*S',g']) -> state with `slots` slots. Numbers of places and rows
+        are those within a part. `in_place`: the size stays, and the state is donated."""
+        key = slots, in_place
+        if key not in self._rearrange:
+            moved = _by_part(
+                self._mesh, partial(rearrange, slots), (_state_specs(), OWN, OWN), _state_specs()
+            )
+            self._rearrange[key] = Program("rearrange", moved, donate_argnums=(0,) if in_place else ())
+        return self._rearrange[key]
 
     @property
     def compilations(self) -> int:
         """Of all programs."""
-        return sum(p.compilations for p in (self.begin, self.extend, *self._rearrange.values()))
+        programs = self.admit, self.extend, *self._blank.values(), *self._rearrange.values()
+        return sum(program.compilations for program in programs)
+
+
+def _by_part(mesh: Mesh, function: Callable, takes: Any, gives: Any) -> Callable:
+    """`function` on each part's own rows; the axes that are not `ROWS` stay the compiler's."""
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=takes, out_specs=gives, axis_names=set(ROWS), check_vma=False
+    )
+
+
+def _state_specs() -> Decoding:
+    """How a state is split, a prefix of its tree."""
+    cache: Any = Cache(CACHE, CACHE, OWN, CACHE, CACHE)  # type: ignore[arg-type]
+    return Decoding(OWN, OWN, OWN, OWN, OWN, OWN, cache)  # type: ignore[arg-type]
+
+
+def _dtype(params: Params) -> jnp.dtype:
+    return params["norm"]["scale"].dtype

@@ -27,15 +27,16 @@ def row_keys(step_key: Array, uids: Array, samples: int) -> Array:
     return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(uids, jnp.arange(samples))
 
 
-def draw(keys: Array, position: Array, logits: Array, how: Sampling) -> tuple[Array, Array]:
+def draw(keys: Array, positions: Array, logits: Array, how: Sampling) -> tuple[Array, Array]:
     """Tokens [P,G] int32 and their log-probs [P,G] float32 from float32 logits [P,G,V].
 
-    The log-prob is under the full softmax of logits / temperature, before any filter: what the learner
-    computes by teacher forcing. Greedy tokens are scored at temperature 1.
+    `positions` [P,G] are those of the tokens in their completions. The log-prob is under the full softmax of
+    logits / temperature, before any filter: what the learner computes by teacher forcing. Greedy tokens are scored at
+    temperature 1.
     """
     if how.temperature > 0:
         logits = logits / how.temperature
-        token = _inverse_cdf(keys, position, _filtered_weights(logits, how))
+        token = _inverse_cdf(keys, positions, _filtered_weights(logits, how))
     else:
         token = jnp.argmax(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
@@ -78,12 +79,12 @@ def _nucleus_threshold(weights: Array, top_p: float) -> Array:
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
-def _inverse_cdf(keys: Array, position: Array, weights: Array) -> Array:
+def _inverse_cdf(keys: Array, positions: Array, weights: Array) -> Array:
     """Token [P,G]: one uniform finds the block, a second the token in it, each to a relative 2^-24."""
-    pair = lambda key: jax.random.uniform(jax.random.fold_in(key, position), (2,))
+    pair = lambda key, position: jax.random.uniform(jax.random.fold_in(key, position), (2,))
     # Multiples of 2^-23, moved to the middle of their steps: an exact 0 would pick the first token, however
     # rare it is.
-    uniform = jax.vmap(jax.vmap(pair))(keys) + 2**-24
+    uniform = jax.vmap(jax.vmap(pair))(keys, jnp.broadcast_to(positions, keys.shape)) + 2**-24
     size = min(_BLOCK, weights.shape[-1])
     padding = -weights.shape[-1] % size
     blocks = jnp.pad(weights, [(0, 0), (0, 0), (0, padding)]).reshape(*weights.shape[:-1], -1, size)

@@ -1,5 +1,7 @@
 """Attention in pieces (prompt once, completion token by token) against attention over whole rows."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,18 +39,20 @@ def test_query_heads_read_their_own_key_head(heads):
     assert cache is None
 
 
-def decoded(tiny, q, k, v, garbage):
-    """Outputs [P,G,TC,N,H] of decoding rows q, k, v [P,G,TP+TC,..] in which the prompt part is shared."""
-    cache = empty_cache(tiny, jnp.asarray(LENGTHS), G, TP, TC, jnp.float32)
+def decoded(tiny, q, k, v, garbage, slots=TC, start=0):
+    """Outputs [P,G,TC,N,H] of decoding rows q, k, v [P,G,TP+TC,..] in which the prompt part is shared, in a ring that
+    begins at `start`."""
+    cache = replace(empty_cache(tiny, P, G, TP, slots, jnp.float32), prompt_lengths=jnp.asarray(LENGTHS))
     prompt = lambda x: np.where((np.arange(TP) < LENGTHS[:, None])[..., None, None], x[:, 0, :TP], garbage)
-    cache = prefill(jnp.int32(1), prompt(q), prompt(k), prompt(v), cache)[1]
+    cache = prefill(jnp.arange(P))(jnp.int32(1), prompt(q), prompt(k), prompt(v), cache)[1]
     outputs = []
     for step in range(TC):
         token = [
             np.stack([x[p, :, n + step] for p, n in enumerate(LENGTHS)]).reshape(P * G, 1, *x.shape[3:])
             for x in (q, k, v)
         ]
-        out, cache = decode(jnp.int32(step))(jnp.int32(1), *token, cache)
+        at, lengths = jnp.int32((start + step) % slots), jnp.full((P, G), step + 1)
+        out, cache = decode(at, lengths)(jnp.int32(1), *token, cache)
         outputs.append(np.asarray(out).reshape(P, G, *out.shape[2:]))
     return np.stack(outputs, 2), cache
 
@@ -78,6 +82,13 @@ def test_prompt_padding_and_positions_not_yet_written_are_invisible(tiny, rows):
     np.testing.assert_array_equal(clean, dirty)
 
 
+def test_where_the_ring_begins_changes_nothing(tiny, rows):
+    straight, _ = decoded(tiny, *rows, garbage=0)
+    for slots, start in ((TC, TC - 1), (TC + 3, 5)):
+        turned, _ = decoded(tiny, *rows, garbage=0, slots=slots, start=start)
+        np.testing.assert_allclose(turned, straight, atol=1e-6)
+
+
 def test_scores_too_large_for_exp_stay_finite(tiny, rows):
     q, k, v = rows
     out, _ = decoded(tiny, q * 100, k * 100, v, garbage=0)
@@ -97,12 +108,15 @@ def test_cache_holds_each_prompt_once_and_writes_one_layer(tiny, rows):
 def test_half_precision_decoding_sums_in_float32(tiny, rows):
     """A prompt of many equal keys: sums of 4,000 weights in bfloat16 would stop growing at 256."""
     wide = 4096
-    cache = empty_cache(tiny, jnp.full(1, wide, jnp.int32), 1, wide, 1, jnp.bfloat16)
+    cache = empty_cache(tiny, 1, 1, wide, 1, jnp.bfloat16)
+    cache = replace(cache, prompt_lengths=jnp.full(1, wide))
     K, N, H = tiny.num_kv_heads, tiny.num_heads, tiny.head_dim
     ones = jnp.ones((1, wide, K, H), jnp.bfloat16)
-    cache = cache.with_prompt(jnp.int32(0), ones, ones)
+    cache = cache.with_prompts(jnp.int32(0), jnp.arange(1), ones, ones)
     one = jnp.ones((1, 1, K, H), jnp.bfloat16)
-    out, _ = decode(jnp.int32(0))(jnp.int32(0), jnp.ones((1, 1, N, H), jnp.bfloat16), one, one, cache)
+    out, _ = decode(jnp.int32(0), jnp.ones((1, 1)))(
+        jnp.int32(0), jnp.ones((1, 1, N, H), jnp.bfloat16), one, one, cache
+    )
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float32), 1.0, rtol=1e-2)
 

@@ -185,7 +185,7 @@ def force(monkeypatch, token, seen=None):
 
     def draw(keys, position, logits, how):
         if seen is not None:
-            jax.debug.callback(lambda p: seen.append(int(p)), position)
+            jax.debug.callback(lambda p: seen.append(int(p.max())), position)
         drawn, logprob = real(keys, position, logits, how)
         return jnp.broadcast_to(token(position, drawn), drawn.shape).astype(jnp.int32), logprob
 

@@ -1,4 +1,4 @@
-"""Rollouts in segments: rows leave, the rest moves together, the cache grows, and every token is what it was."""
+"""Rollouts in segments: rows leave, others come, the rest moves together, the cache grows; every token stays."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from grpo_jax.rollout import decoding, sampler
-from grpo_jax.rollout.decoding import Vocabulary
-from grpo_jax.rollout.sampler import Sampler, _Place
+from grpo_jax.rollout import decoding, table
+from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.state import Vocabulary
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, shardings
 
@@ -21,10 +21,12 @@ PROMPTS = np.random.default_rng(0).integers(6, REAL, (P, TP)).astype(np.int32)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.fixture(autouse=True)
-def _small_caches(monkeypatch):
-    """Eight places at first, so that the cache grows within forty tokens."""
-    monkeypatch.setattr(sampler, "_FEWEST", 8)
+@pytest.fixture(autouse=True, scope="module")
+def _small_caches():
+    """Eight slots at first, so that the ring grows within forty tokens."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "_FEWEST_SLOTS", 8)
+        yield
 
 
 @pytest.fixture
@@ -51,13 +53,20 @@ def ends_at(monkeypatch):
     return set_limits
 
 
-def drawn(tiny, params, mesh, segment, how=Sampling(top_p=0.95)):  # noqa: B008
-    one = Sampler(
-        tiny, Vocabulary((3,), PAD, REAL), how, samples=G, width=WIDTH, mesh=mesh, seed=0, segment=segment
-    )
+def drawn(tiny, params, mesh, segment, rows=0, limits=None, how=Sampling(top_p=0.95)):  # noqa: B008
+    one = engine(tiny, mesh, segment, rows, how)
+    return one, rollout_of(one, params, mesh, limits)
+
+
+def engine(tiny, mesh, segment, rows=0, how=Sampling(top_p=0.95)):  # noqa: B008
+    vocabulary, sizes = Vocabulary((3,), PAD, REAL), {"samples": G, "width": WIDTH}
+    return Sampler(tiny, vocabulary, how, **sizes, mesh=mesh, seed=0, segment=segment, rows=rows)
+
+
+def rollout_of(one, params, mesh, limits=None, **named):
     with jax.set_mesh(mesh):
         laid = jax.device_put(params, shardings(params, ROLLOUT_RULES, mesh))
-        return one, one(laid, PROMPTS, LENGTHS, UIDS, step=0)
+        return one(laid, PROMPTS, LENGTHS, UIDS, step=0, limits=limits, **named)
 
 
 def assert_same(ours, theirs):
@@ -70,33 +79,122 @@ def assert_same(ours, theirs):
 LIMITS = {
     "skewed": np.where(np.arange(P * G) % 11 == 0, WIDTH + 5, np.arange(P * G) % 7 + 1).reshape(P, G),
     "one row goes on": np.where(np.arange(P * G) == 13, WIDTH, 2).reshape(P, G),
-    "all to the end": np.full((P, G), WIDTH + 1),
     "all at once": np.full((P, G), 9),
     "each another": (np.arange(P * G) % WIDTH + 1).reshape(P, G),
 }
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("name", ["all at once", "each another"])
 def test_segments_draw_other_tokens_than_the_whole(tiny, tiny_params, mesh_1, ends_at, name):
     ends_at(LIMITS[name])
     _, whole = drawn(tiny, tiny_params, mesh_1, 0)
     np.testing.assert_array_equal(whole.lengths, np.minimum(LIMITS[name], WIDTH))
     np.testing.assert_array_equal(whole.finished, LIMITS[name] <= WIDTH)
-    for segment in (4, 7, 16):
-        _, parts = drawn(tiny, tiny_params, mesh_1, segment)
+    for segment, rows in ((7, 0), (4, 8)):
+        _, parts = drawn(tiny, tiny_params, mesh_1, segment, rows)
         assert_same(parts, whole)
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 2, "tensor": 4}], ids=str)
-def test_a_mesh_draws_other_tokens_in_segments(tiny, tiny_params, mesh_1, ends_at, sizes):
+@pytest.mark.parametrize(("sizes", "rows"), [({"data": 8}, 0), ({"fsdp": 2, "tensor": 4}, 8)], ids=str)
+def test_a_mesh_draws_other_tokens_in_segments(tiny, tiny_params, mesh_1, ends_at, sizes, rows):
     ends_at(LIMITS["skewed"])
     _, whole = drawn(tiny, tiny_params, mesh_1, 0)
-    _, parts = drawn(tiny, tiny_params, make_mesh(sizes), 8)
+    _, parts = drawn(tiny, tiny_params, make_mesh(sizes), 8, rows)
     assert_same(parts, whole)
+
+
+@pytest.fixture(scope="module")
+def engines(tiny, tiny_params, mesh_1):
+    """Samplers that share their compiled programs among the examples, and the longest rollout."""
+    whole = engine(tiny, mesh_1, 0)
+    longest = rollout_of(whole, tiny_params, mesh_1)
+    ways = [engine(tiny, mesh_1, segment, rows) for segment, rows in ((3, 0), (8, 12), (16, 4))]
+    return ways, longest
+
+
+@settings(max_examples=15, deadline=None)
+@given(strategies.integers(0, 2), strategies.integers(0, 2**32 - 1))
+def test_random_lengths_change_a_token(engines, tiny_params, mesh_1, which, seed):
+    """Limits cut rows anywhere: what was drawn before is a prefix of the longest rollout, in any table."""
+    ways, longest = engines
+    rng = np.random.default_rng(seed)
+    limits = np.minimum(rng.geometric(rng.uniform(0.03, 0.9), (P, G)), WIDTH).astype(np.int32)
+    limits[rng.random((P, G)) < 0.1] = 0
+    ours = rollout_of(ways[which], tiny_params, mesh_1, limits)
+    np.testing.assert_array_equal(ours.lengths, np.minimum(limits, longest.lengths))
+    kept = np.arange(WIDTH) < ours.lengths[..., None]
+    np.testing.assert_array_equal(ours.tokens, np.where(kept, longest.tokens, PAD))
+    np.testing.assert_allclose(ours.logprobs, np.where(kept, longest.logprobs, 0), atol=3e-6)
+    np.testing.assert_array_equal(ours.finished, longest.finished & (longest.lengths <= limits))
+
+
+def test_a_group_is_told_late_or_twice(tiny, tiny_params, mesh_1):
+    """Each prompt is told once, with the tokens that the rollout has, and before longer ones are drawn."""
+    limits = np.full((P, G), 2, np.int32)
+    limits[3] = WIDTH
+    told, lengths_then = {}, []
+    one = engine(tiny, mesh_1, 4)
+    add = one.programs.extend
+
+    def on_group(p, ids):
+        assert p not in told
+        told[p] = ids
+        lengths_then.append(extended.count)
+
+    extended = Counted(add)
+    one.programs.extend = extended
+    rollout = rollout_of(one, tiny_params, mesh_1, limits, on_group=on_group)
+    assert sorted(told) == list(range(P))
+    assert list(told)[-1] == 3
+    assert lengths_then[0] <= 2 < lengths_then[-1]
+    for p, ids in told.items():
+        assert ids == [row[:n].tolist() for row, n in zip(rollout.tokens[p], rollout.lengths[p])]
+
+
+class Counted:
+    """A program that counts its calls."""
+
+    def __init__(self, program):
+        self.program, self.count, self.compilations = program, 0, 0
+
+    def __call__(self, *given):
+        self.count += 1
+        return self.program(*given)
 
 
 def test_rows_that_have_ended_are_still_computed(tiny, tiny_params, mesh_1, ends_at, monkeypatch):
     """Rows through the model, segment by segment: they fall as rows leave, one segment late."""
+    rows = rows_computed(monkeypatch)
+    ends_at(LIMITS["one row goes on"])
+    one, _ = drawn(tiny, tiny_params, mesh_1, 4)
+    jax.effects_barrier()
+    assert rows == [32] * 8 + [1] * (WIDTH - 9)
+    assert one.compilations <= 9  # a program for each shape on the way, and the moves between them
+
+
+def test_a_long_sample_of_each_prompt_keeps_the_others_places(
+    tiny, tiny_params, mesh_1, ends_at, monkeypatch
+):
+    rows = rows_computed(monkeypatch)
+    ends_at(np.where(np.arange(P * G) % G == np.arange(P * G) // G % G, WIDTH, 2).reshape(P, G))
+    drawn(tiny, tiny_params, mesh_1, 4)
+    jax.effects_barrier()
+    assert rows == [32] * 8 + [8] * (WIDTH - 9)
+
+
+def test_free_places_stay_empty_while_prompts_wait(tiny, tiny_params, mesh_1, monkeypatch):
+    """Of eight rows at a time, seven prompts of one token and one of forty: no more steps than the long one takes."""
+    rows = rows_computed(monkeypatch)
+    limits = np.full((P, G), 2, np.int32)
+    limits[0] = WIDTH
+    drawn(tiny, tiny_params, mesh_1, 4, rows=8, limits=limits)
+    jax.effects_barrier()
+    assert max(rows) == 8
+    assert len(rows) <= WIDTH + 4
+
+
+def rows_computed(monkeypatch):
+    """A list that gets the rows of every decoding step."""
     rows, real = [], decoding.hidden_states
 
     def counted(cfg, params, tokens, *given, **named):
@@ -105,34 +203,4 @@ def test_rows_that_have_ended_are_still_computed(tiny, tiny_params, mesh_1, ends
         return real(cfg, params, tokens, *given, **named)
 
     monkeypatch.setattr(decoding, "hidden_states", counted)
-    ends_at(LIMITS["one row goes on"])
-    engine, _ = drawn(tiny, tiny_params, mesh_1, 4)
-    jax.effects_barrier()
-    assert rows == [32] * 8 + [1] * (WIDTH - 9)
-    assert engine.compilations <= 9  # begin; a program for each shape on the way, and the moves between them
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    strategies.sampled_from([1, 2, 4, 6, 8, 12]),
-    strategies.integers(1, 9),
-    strategies.sampled_from([1, 2, 4]),
-    strategies.integers(0, 2**32 - 1),
-)
-def test_a_place_loses_a_row_that_goes_on(prompts_a_shard, G, shards, seed):
-    P, rng = prompts_a_shard * shards, np.random.default_rng(seed)
-    ends = rng.geometric(rng.uniform(0.05, 0.9), (P, G))
-    place = _Place.of_all(P, G)
-    for time in range(ends.max()):
-        finished = ends <= time
-        found = place.without(finished, shards)
-        if found is None:
-            continue
-        prompts, _, kept = found
-        assert 2 * kept.samples.size <= place.samples.size
-        assert len(prompts) % shards == 0
-        np.testing.assert_array_equal(kept.prompts, place.prompts[prompts])
-        here = {(p, g) for p, row in zip(kept.prompts, kept.samples) for g in row}
-        assert len(here) == kept.samples.size, "no row twice"
-        assert set(zip(*np.nonzero(~finished))) <= here
-        place = kept
+    return rows

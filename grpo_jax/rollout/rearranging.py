@@ -1,0 +1,69 @@
+"""The rows of a state in another table: rows that have ended are left out, the ring of the cache gets another size."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from grpo_jax.rollout.state import Decoding, on_mesh
+
+
+def rearrange(slots: int, state: Decoding, places: Array, rows: Array) -> Decoding:
+    """A table of places [S'] with rows [S',g'] and `slots` slots.
+
+    places: int32, the old place with the prompt of each new one.
+    rows: int32, the old row (place * g + number) at each new one; -1: nobody.
+    """
+    taken = rows >= 0
+    of_rows = lambda x: x.reshape(-1)[rows]
+    cache = state.cache
+    ring = _Ring(state.slot[0], cache.slots, slots)
+    own = lambda x: _by_layer(lambda one: ring.turned(one.reshape(-1, *one.shape[2:])[rows]), x)
+    prompt = lambda x: _by_layer(lambda one: one[places], x)
+    moved = replace(
+        cache,
+        prompt_k=prompt(cache.prompt_k),
+        prompt_v=prompt(cache.prompt_v),
+        prompt_lengths=cache.prompt_lengths[places],
+        own_k=own(cache.own_k),
+        own_v=own(cache.own_v),
+    )
+    return Decoding(
+        slot=ring.next_slot[None],
+        keys=of_rows(state.keys),
+        last=of_rows(state.last),
+        lengths=of_rows(state.lengths),
+        limits=jnp.where(taken, of_rows(state.limits), 0),
+        finished=of_rows(state.finished),
+        cache=on_mesh(moved),
+    )
+
+
+class _Ring:
+    """A ring of `old` slots, the next to be written being `slot`, as one of `new` slots: the youngest are kept, from
+    slot 0 on."""
+
+    def __init__(self, slot: Array, old: int, new: int):
+        self.slot, self.old, self.new = slot, old, new
+        self.kept = min(old, new)
+
+    @property
+    def next_slot(self) -> Array:
+        """[] int32, the one to be written next."""
+        return self.slot if self.old == self.new else jnp.int32(self.kept % self.new)
+
+    def turned(self, x: Array) -> Array:
+        """[S',g',K,old,H] -> [S',g',K,new,H]"""
+        if self.old == self.new:
+            return x
+        source = (jnp.arange(self.kept) + self.slot - self.kept) % self.old
+        return jnp.pad(jnp.take(x, source, axis=3), [(0, 0)] * 3 + [(0, self.new - self.kept), (0, 0)])
+
+
+def _by_layer(change, x: Array) -> Array:
+    """`change` of each layer of x [L,...]: where the shape stays the result takes the memory of x, and otherwise
+    never more than a layer is there beside the two."""
+    if jax.eval_shape(change, x[0]).shape != x.shape[1:]:
+        return jax.lax.map(change, x)
+    return jax.lax.fori_loop(0, x.shape[0], lambda layer, whole: whole.at[layer].set(change(whole[layer])), x)
