@@ -1,7 +1,7 @@
 """Weights in int8, one scale for each output channel: half the bytes of bfloat16 to hold and to read.
 
-A quantised parameter tree has the names of a plain one; a `Quantized` stands where a matrix stood, and the same
-forward takes both (`models/qwen.py`): it calls `dequantize` on what it is about to use, one layer at a time.
+A quantised parameter tree has the names of a plain one; a `Quantized` stands where a matrix stood, and the one forward
+(`models/qwen.py`) takes both: every matrix is used through `product`, or looked up in and made plain by `dequantize`.
 
 Every matrix is quantised, the embedding and the head too. Scales belong to output channels, so that a token's row of
 the embedding has one: it serves the lookup, and the head that is tied to it. That matrix is 15 % of the 1.5B's
