@@ -9,6 +9,7 @@ for chips that are not here.
 The shapes are those that the trainer's own calls have; the programs are the trainer's own.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from grpo_jax.learner.logprobs import Rows
 from grpo_jax.learner.objective import Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.qwen import Params, abstract_params
+from grpo_jax.models.qwen import Params, abstract_params, sampler_weights
 from grpo_jax.programs import Program
 from grpo_jax.sharding.mesh import by_rows, everywhere
 from grpo_jax.sharding.rules import ROLLOUT_RULES, Rules, shardings
@@ -37,10 +38,13 @@ def compile_for(target: str, mesh: Mesh, program: Program, *arguments: Any) -> j
     return lowered.compile(compiler_options(target))
 
 
-def weights(cfg: ModelConfig, mesh: Mesh, dtype: str, rules: Rules = ROLLOUT_RULES) -> Params:
-    """Weights in `dtype` where `rules` lay them: by default the sampler's copy."""
-    shapes = abstract_params(cfg)
-    place = lambda x, sharding: _array(sharding, jnp.dtype(dtype), *x.shape)
+def weights(
+    cfg: ModelConfig, mesh: Mesh, dtype: str, rules: Rules = ROLLOUT_RULES, form: str = "auto"
+) -> Params:
+    """Weights in `dtype` and `form` where `rules` lay them: by default the sampler's copy."""
+    convert = functools.partial(sampler_weights, dtype=jnp.dtype(dtype), form=form)
+    shapes = jax.eval_shape(convert, abstract_params(cfg))
+    place = lambda x, sharding: _array(sharding, x.dtype, *x.shape)
     return jax.tree.map(place, shapes, shardings(shapes, rules, mesh))
 
 

@@ -16,7 +16,7 @@ Rows = Sequence[dict[str, Any]]
 
 INSTEAD = {  # arguments of TRL's trainer -> what to do here
     "reward_processing_classes": "reward functions here are Python functions; wrap a reward model in one",
-    "quantization_config": "weights are not quantised here; leave it out",
+    "quantization_config": "leave it out; rollout_weights = int8 quantises what is sampled from",
     "peft_config": "all weights are trained here; leave it out",
     "tools": "completions are not interrupted by tools here; leave it out",
     "rollout_func": "sampling is compiled here; leave it out",

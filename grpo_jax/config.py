@@ -22,6 +22,7 @@ from grpo_jax.settings_io import (
     load_settings,
 )
 from grpo_jax.settings_learner import MemorySettings, ObjectiveSettings, OptimizerSettings
+from grpo_jax.settings_objectives import corrected
 from grpo_jax.settings_objectives import problems as objective_problems
 from grpo_jax.settings_translation import accept
 
@@ -142,6 +143,8 @@ class SamplingSettings(Settings):
     """Sample among the likeliest tokens that together hold this probability; 1: among all."""
     min_p: float = Field(0.0, ge=0, lt=1)
     """Leave out tokens less likely than this share of the likeliest one's probability; 0: none."""
+    rollout_weights: Literal["auto", "int8"] = "auto"
+    """What is sampled from: the weights in dtype, or int8 copies, half as large as bfloat16 and not quite the same."""
 
 
 class RolloutSettings(Settings):
@@ -182,7 +185,7 @@ class GRPOConfig(
     @classmethod
     def _in_trls_words(cls, values: Any) -> Any:
         """What TRL spells otherwise, in our words; what is refused stays, and is refused with all the rest."""
-        return accept(values) if isinstance(values, Mapping) else values
+        return corrected(accept(values)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

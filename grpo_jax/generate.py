@@ -15,7 +15,7 @@ from grpo_jax.sharding.mesh import row_shards
 
 def generate_command(config: GenerateConfig) -> int:
     """Print `samples` completions of the prompt, with a line between them where there are several."""
-    policy = open_policy(config)
+    policy = open_policy(config, rollout_weights=config.rollout_weights)
     rollout = _sample(config, policy)
     texts = [
         policy.tokenizer.decode(row[:n], skip_special_tokens=True)

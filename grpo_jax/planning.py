@@ -164,7 +164,8 @@ def _devices(stages: Stages) -> str:
     mesh = stages.policy.mesh
     shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
-    return f"{mesh.size} x {kind} (mesh {shape}), computing in {stages.policy.dtype}"
+    sampled = ", sampling from int8 weights" if stages.config.rollout_weights == "int8" else ""
+    return f"{mesh.size} x {kind} (mesh {shape}), computing in {stages.policy.dtype}{sampled}"
 
 
 def _memory(stages: Stages) -> str:
@@ -207,12 +208,11 @@ def _bytes(tree: Any) -> int:
 
 def _copy(stages: Stages) -> int:
     """The sampler's weights; 0 where it reads the learner's own."""
-    policy, dtype = stages.policy, jnp.dtype(stages.policy.dtype)
+    policy = stages.policy
     if policy.shares_weights:
         return 0
-    laid = policy.rollout_shardings()
-    each = lambda x, where: math.prod(where.shard_shape(x.shape)) * dtype.itemsize
-    return sum(jax.tree.leaves(jax.tree.map(each, stages.learner.abstract_state.params, laid)))
+    each = lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+    return sum(jax.tree.leaves(jax.tree.map(each, policy.abstract_rollout(), policy.rollout_shardings())))
 
 
 def _cache(stages: Stages, prompts: int, samples: int) -> int:

@@ -2,7 +2,7 @@
 that everything that can be wrong is found before any of them is read."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from grpo_jax.config import ModelSettings, parse_mesh
 from grpo_jax.errors import UserError
 from grpo_jax.models import hf
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.load import check_tensors
-from grpo_jax.models.qwen import Params, abstract_params, cast
+from grpo_jax.models.load import at, check_tensors
+from grpo_jax.models.quantized import quantize_leaf
+from grpo_jax.models.qwen import Params, abstract_params, sampler_weights
 from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.programs import Program
 from grpo_jax.rollout.generate import Vocabulary
@@ -33,14 +34,24 @@ class Policy:
     vocabulary: Vocabulary
     mesh: Mesh
     dtype: str  # of the computation
+    rollout_weights: str = "auto"  # the sampler's: in that dtype, or int8
 
     def load_weights(self) -> Params:
         """Float32 master weights, each device's part read from the files straight to it."""
         return hf.load_params(self.folder, self.cfg, self.train_shardings(), "float32")
 
     def load_rollout_weights(self) -> Params:
-        """The weights straight in the sampler's dtype and layout, where nothing is trained."""
-        return hf.load_params(self.folder, self.cfg, self.rollout_shardings(), self.dtype)
+        """The weights straight in the sampler's form and layout, where nothing is trained."""
+        plain = shardings(abstract_params(self.cfg), ROLLOUT_RULES, self.mesh)
+        if self.rollout_weights == "auto":
+            return hf.load_params(self.folder, self.cfg, plain, self.dtype)
+        return hf.load_params(self.folder, self.cfg, plain, self.dtype, self._quantized)
+
+    def _quantized(self, path: tuple[str, ...], x: jax.Array) -> Any:
+        """A leaf that was read, when its wide form is no longer needed: one is on the devices at a time."""
+        target = at(self.rollout_shardings(), path)
+        program = jax.jit(quantize_leaf, static_argnums=(0, 2), out_shardings=target)
+        return jax.block_until_ready(program(path, x, self.dtype))
 
     def check_positions(self, field: str, tokens: int) -> None:
         """UserError for rows longer than the positions that the model was made for."""
@@ -54,32 +65,46 @@ class Policy:
         """Where the weights lie while training."""
         return shardings(abstract_params(self.cfg), TRAIN_RULES, self.mesh)
 
+    def abstract_rollout(self) -> Params:
+        """The sampler's weights as shapes."""
+        form = partial(sampler_weights, dtype=jnp.dtype(self.dtype), form=self.rollout_weights)
+        return jax.eval_shape(form, abstract_params(self.cfg))
+
     def rollout_shardings(self) -> Params:
         """Where the weights lie while sampling."""
-        return shardings(abstract_params(self.cfg), ROLLOUT_RULES, self.mesh)
+        return shardings(self.abstract_rollout(), ROLLOUT_RULES, self.mesh)
 
     @property
     def shares_weights(self) -> bool:
         """Whether the sampler can read the learner's own weights: the same dtype, laid alike."""
+        if self.dtype != "float32" or self.rollout_weights != "auto":
+            return False
         alike = lambda x, a, b: a.is_equivalent_to(b, len(x.shape))
         layouts = abstract_params(self.cfg), self.train_shardings(), self.rollout_shardings()
-        return self.dtype == "float32" and all(jax.tree.leaves(jax.tree.map(alike, *layouts)))
+        return all(jax.tree.leaves(jax.tree.map(alike, *layouts)))
 
     def rollout_copy(self, params: Params) -> Params:
-        """The weights in the sampler's dtype and layout, made on the devices. When both are the trainer's already,
+        """The weights in the sampler's form and layout, made on the devices. When both are the trainer's already,
         these are the trainer's own arrays: use them before the next update donates them."""
         if self.shares_weights:
             return params
-        return _refresh(self.cfg, self.mesh, self.dtype)(params)
+        return refresh_program(self.cfg, self.mesh, self.dtype, self.rollout_weights)(params)
 
 
 @cache
-def _refresh(cfg: ModelConfig, mesh: Mesh, dtype: str) -> Program:
-    target = shardings(abstract_params(cfg), ROLLOUT_RULES, mesh)
-    return Program("refresh", lambda p: cast(p, jnp.dtype(dtype)), out_shardings=target)
+def refresh_program(cfg: ModelConfig, mesh: Mesh, dtype: str, form: str) -> Program:
+    """The program master weights -> the sampler's weights in `form`."""
+    convert = partial(sampler_weights, dtype=jnp.dtype(dtype), form=form)
+    target = shardings(jax.eval_shape(convert, abstract_params(cfg)), ROLLOUT_RULES, mesh)
+    return Program("refresh", convert, out_shardings=target)
 
 
-def open_policy(config: ModelSettings, model: str | Path | None = None, tokenizer: Any = None) -> Policy:
+def open_policy(
+    config: ModelSettings,
+    model: str | Path | None = None,
+    tokenizer: Any = None,
+    rollout_weights: str = "auto",
+) -> Policy:
     """Open the folder or hub id that the settings name, or `model`, with its own tokenizer unless one is given.
 
     UserError for whatever is wrong with it, the weights' files included, of which only the headers are read.
@@ -100,6 +125,7 @@ def open_policy(config: ModelSettings, model: str | Path | None = None, tokenize
         _vocabulary(folder, tokenizer),
         make_mesh(parse_mesh(config.mesh)),
         compute_dtype(config.dtype),
+        rollout_weights,
     )
 
 

@@ -3,7 +3,7 @@
 No setting is without an effect: one that acts only beside another is refused without it, unless it has its default.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from grpo_jax.settings_checks import changed
@@ -51,6 +51,13 @@ NEEDS: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
     ),
     (("max_rollouts_per_step",), lambda c: c.dynamic_sampling, "dynamic_sampling is off"),
 ]
+
+
+def corrected(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`values` with the correction that a sampler with weights of its own needs, unless they say which."""
+    if values.get("rollout_weights") != "int8":
+        return values
+    return {"sampler_correction": "token_truncate", **values}
 
 
 def problems(c: Any) -> Iterator[str | None]:
@@ -128,8 +135,13 @@ def entropy(c: Any) -> str | None:
 
 
 def sampler(c: Any) -> str | None:
-    """A correction has bounds, the right way round, and VESPO's are those of tokens."""
+    """A correction has bounds, the right way round, and VESPO's are those of tokens. Other weights need one."""
     mode, low, high = c.sampler_correction, c.sampler_correction_min, c.sampler_correction_max
+    if mode == "none" and c.rollout_weights != "auto":
+        return (
+            f"sampler_correction = none: with rollout_weights {c.rollout_weights} other weights are sampled from than "
+            "are trained; leave it out (token_truncate) or choose another"
+        )
     if mode == "none":
         return None
     if c.loss_type == "vespo" and mode.startswith("sequence"):

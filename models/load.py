@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,17 @@ RECOMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
 
 
 def load_params(
-    folder: str | pathlib.Path, cfg: ModelConfig, shardings: Params | None = None, dtype: Any = "float32"
+    folder: str | pathlib.Path,
+    cfg: ModelConfig,
+    shardings: Params | None = None,
+    dtype: Any = "float32",
+    finish: Callable[[tuple[str, ...], Any], Any] = lambda path, array: array,
 ) -> Params:
     """The parameters of the checkpoint in `folder`, as the plain tree of `models/qwen.py`, in `dtype`.
 
     `shardings` is the same tree of `jax.sharding.Sharding`s; without it the arrays land on the default
     device. One leaf is in host memory at a time, and of it only what this process's devices hold.
+    `finish(path, array)` makes what the tree holds of each leaf, before the next one is read.
 
     Raises UserError, before anything big is read, for a tensor that is missing, unknown, of the wrong shape
     or of a dtype that is no 16- or 32-bit float, and for damaged or missing files.
@@ -42,9 +48,10 @@ def load_params(
         for key in row.path[:-1]:
             branch = branch.setdefault(key, {})
         if shardings is None:
-            branch[row.path[-1]] = jax.device_put(leaf.read((slice(None),) * len(row.shape(cfg))))
+            array = jax.device_put(leaf.read((slice(None),) * len(row.shape(cfg))))
         else:
-            branch[row.path[-1]] = _make_sharded(leaf, at(shardings, row.path))
+            array = _make_sharded(leaf, at(shardings, row.path))
+        branch[row.path[-1]] = finish(row.path, array)
     return params
 
 

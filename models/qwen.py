@@ -19,10 +19,12 @@ from jax import Array
 from grpo_jax.models.attention import Attend, causal
 from grpo_jax.models.cache import Cache
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.quantized import dequantize, product, quantize
 from grpo_jax.models.rope import rotate, rotation_tables
 from grpo_jax.sharding.constraints import over_rows
 
-Params = dict[str, Any]  # nested plain dict of arrays; layers carry a leading L axis
+# Nested plain dict of arrays; layers carry a leading L axis. A matrix may be a `Quantized`.
+Params = dict[str, Any]
 
 
 class RMSNorm(nnx.Module):
@@ -38,18 +40,25 @@ class RMSNorm(nnx.Module):
         return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
+class Linear(nnx.LinearGeneral):
+    """Declared as Flax does; the product takes a quantised kernel too."""
+
+    def __call__(self, x: Array, out_sharding: Any = None) -> Array:
+        """x [..., inputs] -> [..., outputs]."""
+        y = product(x, self.kernel.get_value(), tuple(range(len(self.in_features))))
+        return y if self.bias is None else y + self.bias[...]
+
+
 class Block(nnx.Module):
     """Attention and feed-forward, each behind a norm and beside a residual. Biases on q, k and v only."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         D, F, heads, kv_heads = cfg.hidden_size, cfg.intermediate_size, cfg.num_heads, cfg.num_kv_heads
         init = nnx.initializers.normal(0.02)
-        project = lambda n: nnx.LinearGeneral(D, (n, cfg.head_dim), kernel_init=init, rngs=rngs)
-        linear = lambda a, b: nnx.Linear(a, b, use_bias=False, kernel_init=init, rngs=rngs)
+        project = lambda n: Linear(D, (n, cfg.head_dim), kernel_init=init, rngs=rngs)
+        linear = lambda a, b: Linear(a, b, use_bias=False, kernel_init=init, rngs=rngs)
         self.q, self.k, self.v = project(heads), project(kv_heads), project(kv_heads)
-        self.o = nnx.LinearGeneral(
-            (heads, cfg.head_dim), D, axis=(-2, -1), use_bias=False, kernel_init=init, rngs=rngs
-        )
+        self.o = Linear((heads, cfg.head_dim), D, axis=(-2, -1), use_bias=False, kernel_init=init, rngs=rngs)
         self.gate, self.up, self.down = linear(D, F), linear(D, F), linear(F, D)
         self.input_norm, self.post_norm = RMSNorm(D, cfg.rms_norm_eps), RMSNorm(D, cfg.rms_norm_eps)
 
@@ -125,7 +134,8 @@ def hidden_states(
         return (over_rows(x), cache), None
 
     with jax.named_scope("embed"):
-        x = over_rows(jnp.take(params["embed"]["embedding"], tokens, axis=0))
+        rows = jax.tree.map(lambda table: jnp.take(table, tokens, axis=0), params["embed"]["embedding"])
+        x = over_rows(dequantize(rows))
     layers = (jnp.arange(cfg.num_layers), params["layers"])
     (x, cache), _ = jax.lax.scan(jax.checkpoint(block) if remat else block, (x, cache), layers)
     norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
@@ -141,15 +151,19 @@ def head_logits(cfg: ModelConfig, params: Params, hidden: Array, num_tokens: int
     """
     with jax.named_scope("head"):
         if cfg.tie_word_embeddings:
-            weights, spec = params["embed"]["embedding"], "...d,vd->...v"
+            logits = product(hidden, params["embed"]["embedding"], (1,), jnp.float32)  # [V,D]
         else:
-            weights, spec = params["head"]["kernel"], "...d,dv->...v"
-        logits = jnp.einsum(spec, hidden, weights, preferred_element_type=jnp.float32)
+            logits = product(hidden, params["head"]["kernel"], (0,), jnp.float32)  # [D,V]
     if num_tokens is None or num_tokens >= cfg.vocab_size:
         return logits
     return jnp.where(jnp.arange(cfg.vocab_size) < num_tokens, logits, -jnp.inf)
 
 
 def cast(params: Params, dtype: jnp.dtype) -> Params:
-    """The parameters in the compute dtype; a no-op, not a copy, when they have it already."""
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+    """The parameters in the compute dtype; a no-op, not a copy, when they have it already. int8 stays int8."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+
+
+def sampler_weights(params: Params, dtype: jnp.dtype, form: str = "auto") -> Params:
+    """The parameters as a sampler reads them: all in `dtype` (`auto`), or the matrices quantised (`int8`)."""
+    return quantize(params, dtype) if form == "int8" else cast(params, dtype)

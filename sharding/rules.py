@@ -16,18 +16,25 @@ from grpo_jax.errors import UserError
 
 Rules = tuple[tuple[str, Spec], ...]
 
+# A quantised matrix is two arrays: its values lie as the matrix does, its scales as its output channels do.
 # Training: each matrix is split once over `fsdp` (gathered when its layer runs) and once over `tensor`
 # (columns in, rows out, so that a block needs two reductions; Megatron-LM, arXiv:1909.08053).
 TRAIN_RULES: Rules = (
-    (r"embed/embedding", Spec("tensor", "fsdp")),  # [V,D]
-    (r"layers/[qkv]/kernel", Spec(None, "fsdp", "tensor", None)),  # [L,D,N|K,H]
+    (r"embed/embedding(/values)?", Spec("tensor", "fsdp")),  # [V,D]
+    (r"layers/[qkv]/kernel(/values)?", Spec(None, "fsdp", "tensor", None)),  # [L,D,N|K,H]
     (r"layers/[qkv]/bias", Spec(None, "tensor", None)),  # [L,N|K,H]
-    (r"layers/o/kernel", Spec(None, "tensor", None, "fsdp")),  # [L,N,H,D]
-    (r"layers/(gate|up)/kernel", Spec(None, "fsdp", "tensor")),  # [L,D,F]
-    (r"layers/down/kernel", Spec(None, "tensor", "fsdp")),  # [L,F,D]
+    (r"layers/o/kernel(/values)?", Spec(None, "tensor", None, "fsdp")),  # [L,N,H,D]
+    (r"layers/(gate|up)/kernel(/values)?", Spec(None, "fsdp", "tensor")),  # [L,D,F]
+    (r"layers/down/kernel(/values)?", Spec(None, "tensor", "fsdp")),  # [L,F,D]
     (r"layers/(input|post)_norm/scale", Spec(None, None)),  # [L,D]
     (r"norm/scale", Spec(None)),  # [D]
-    (r"head/kernel", Spec("fsdp", "tensor")),  # [D,V]
+    (r"head/kernel(/values)?", Spec("fsdp", "tensor")),  # [D,V]
+    (r"embed/embedding/scale", Spec("tensor", None)),  # [V,1]
+    (r"layers/[qkv]/kernel/scale", Spec(None, None, "tensor", None)),  # [L,1,N|K,H]
+    (r"layers/o/kernel/scale", Spec(None, None, None, "fsdp")),  # [L,1,1,D]
+    (r"layers/(gate|up)/kernel/scale", Spec(None, None, "tensor")),  # [L,1,F]
+    (r"layers/down/kernel/scale", Spec(None, None, "fsdp")),  # [L,1,D]
+    (r"head/kernel/scale", Spec(None, "tensor")),  # [1,V]
 )
 
 
@@ -58,7 +65,8 @@ def shardings(params: Any, rules: Rules, mesh: Mesh) -> Any:
 
 
 def _name(path: tuple) -> str:
-    return "/".join(str(getattr(key, "key", key)) for key in path)
+    """Keys of dicts and fields of dataclasses."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
 
 
 def _spec_of(name: str, x: Any, rules: Rules) -> Spec:

@@ -126,6 +126,14 @@ BAD = [
         {"sampler_correction": "sequence_mask", "loss_type": "vespo"},
         "sampler_correction = sequence_mask: vespo multiplies those of tokens; use token_mask",
     ),
+    (
+        {"rollout_weights": "int8", "sampler_correction": "none"},
+        "sampler_correction = none: with rollout_weights int8 other weights are sampled from than are trained",
+    ),
+    (
+        {"rollout_weights": "int8", "sampler_correction_max": None},
+        "sampler_correction_max = None: token_truncate needs a bound",
+    ),
 ]
 
 
@@ -302,6 +310,19 @@ def test_an_objective_is_refused(values, tmp_path):
 def test_what_is_rarely_meant_is_not_told(values, words):
     (sentence,) = warnings_of(GRPOConfig(**values))
     assert words in sentence
+
+
+def test_other_weights_are_sampled_from_without_correction(tmp_path):
+    """The default follows the sampler; what is asked for stays; both are in the run's own file."""
+    config = GRPOConfig(rollout_weights="int8")
+    assert (config.sampler_correction, config.sampler_correction_max) == ("token_truncate", 3.0)
+    assert GRPOConfig().sampler_correction == "none"
+    asked = GRPOConfig(rollout_weights="int8", sampler_correction="sequence_mask")
+    assert asked.sampler_correction == "sequence_mask"
+    for one in (config, asked):
+        assert load_settings(GRPOConfig, write(tmp_path, one.to_yaml())) == one == one.replace(max_steps=200)
+    typed = load_settings(GRPOConfig, None, {"rollout_weights": "int8", "sampler_correction_max": "2"})
+    assert typed == GRPOConfig(rollout_weights="int8", sampler_correction_max=2)
 
 
 def test_settings_and_learner_do_not_offer_the_same():

@@ -121,6 +121,7 @@ LINES = [
         "30 held-out prompts x 2 completions, at temperature 0.6: before and after the training, and every 5 steps",
     ),
     ("devices", {"mesh": "fsdp=4,tensor=2"}, "8 x cpu (mesh data=1,fsdp=4,tensor=2), computing in float32"),
+    ("devices", {"rollout_weights": "int8"}, "computing in float32, sampling from int8 weights"),
 ]
 
 
@@ -168,6 +169,8 @@ def cache_of(stages, prompts, samples):
         {"mesh": "fsdp=8", "dtype": "bfloat16", "beta": 0.1},
         {"mesh": "data=2,fsdp=2,tensor=2", "beta": 0.1, "eval_samples": 3, "eval_temperature": 1.0},
         {"mesh": "tensor=2", "optimizer": optax.sgd(0.1, momentum=0.9)},
+        {"rollout_weights": "int8"},
+        {"rollout_weights": "int8", "mesh": "fsdp=4,tensor=2", "dtype": "bfloat16"},
     ],
 )
 def test_a_device_holds_more_than_the_plan_says(stages, settings):

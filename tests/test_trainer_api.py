@@ -119,7 +119,7 @@ REFUSED = [
     ("reward_processing_classes", object, "reward_processing_classes: .*wrap a reward model in one"),
     ("rollout_func", lambda: len, "rollout_func: sampling is compiled here; leave it out"),
     ("environment_factory", lambda: len, "environment_factory: a prompt is answered in one turn here"),
-    ("quantization_config", object, "quantization_config: weights are not quantised here; leave it out"),
+    ("quantization_config", object, "quantization_config: leave it out; rollout_weights = int8"),
     ("tokenizer", object, "tokenizer: give it as processing_class"),
     ("config", arguments, "config: give it as args"),
     (

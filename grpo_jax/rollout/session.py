@@ -70,14 +70,14 @@ class Session:
     def groups(self) -> Iterator[int]:
         """Draw everything; gives each prompt as soon as all its completions have ended."""
         pending: deque[list[Part]] = deque()
+        yield from self.collected.complete()
         while not self.collected.ended.all():
+            self._rearrange()
             sent = [*self._admit(), *self._extend()]
             pending.append(sent)
             while len(pending) > (self._ahead if sent else 0):
                 self._read(pending.popleft())
             yield from self.collected.complete()
-            self._rearrange()
-        yield from self.collected.complete()
 
     @property
     def _ahead(self) -> int:

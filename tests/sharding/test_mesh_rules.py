@@ -1,6 +1,7 @@
 """Meshes and rule tables: every parameter has one place, and what does not divide is refused in a sentence."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -9,11 +10,15 @@ from jax.sharding import AxisType, PartitionSpec
 
 from grpo_jax.errors import UserError
 from grpo_jax.models.config import PUBLISHED
-from grpo_jax.models.qwen import abstract_params
+from grpo_jax.models.qwen import abstract_params, sampler_weights
 from grpo_jax.sharding.mesh import AXES, by_rows, check_rows, describe, everywhere, make_mesh, row_shards
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings, specs
 
 TABLES = {"train": TRAIN_RULES, "rollout": ROLLOUT_RULES}
+FORMS = ["auto", "int8"]
+in_form = lambda cfg, form: jax.eval_shape(
+    lambda p: sampler_weights(p, jax.numpy.bfloat16, form), abstract_params(cfg)
+)
 is_spec = lambda x: isinstance(x, PartitionSpec)
 
 
@@ -77,11 +82,12 @@ def test_rows_that_do_not_divide_are_refused_with_the_mend():
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("size", PUBLISHED)
-def test_every_parameter_of_every_published_size_has_one_rule(size, tied, table):
+def test_every_parameter_of_every_published_size_has_one_rule(size, tied, form, table):
     cfg = dataclasses.replace(PUBLISHED[size], tie_word_embeddings=tied)
-    params = abstract_params(cfg)
+    params = in_form(cfg, form)
     found = specs(params, table)
     assert jax.tree.structure(found, is_leaf=is_spec) == jax.tree.structure(params)
     shardings(params, table, make_mesh({"fsdp": 4, "tensor": 2}))  # two key heads at least: it must divide
@@ -90,9 +96,15 @@ def test_every_parameter_of_every_published_size_has_one_rule(size, tied, table)
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_every_rule_serves_some_parameter(tiny, table):
     """A rule that nothing matches is a typing error, or a parameter that has been renamed."""
+    both = [in_form(tiny, form) for form in FORMS]
     for left_out in range(len(table)):
         with pytest.raises(ValueError, match="matches 0 sharding rules"):
-            specs(abstract_params(tiny), table[:left_out] + table[left_out + 1 :])
+            specs(both, _anywhere(table[:left_out] + table[left_out + 1 :]))
+
+
+def _anywhere(table):
+    """The rules for trees in a list."""
+    return tuple((rf"\d/{pattern}", spec) for pattern, spec in table)
 
 
 def test_an_overlap_of_rules_is_caught(tiny):
@@ -101,7 +113,7 @@ def test_an_overlap_of_rules_is_caught(tiny):
 
 
 def test_a_rule_of_the_wrong_rank_is_caught(tiny):
-    short = tuple((p, PartitionSpec(None) if p == "head/kernel" else s) for p, s in TRAIN_RULES)
+    short = tuple((p, PartitionSpec(None) if p.startswith("head/kernel(") else s) for p, s in TRAIN_RULES)
     with pytest.raises(ValueError, match="head/kernel"):
         specs(abstract_params(tiny), short)
 
@@ -126,6 +138,18 @@ def test_training_splits_every_matrix_both_ways_and_the_rollout_never_over_fsdp(
         if name.endswith(("kernel", "embedding")):
             assert used == {"fsdp", "tensor"}, name
         assert rollout[name] == used - {"fsdp"}, name
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_a_quantised_matrix_lies_as_the_matrix_and_its_scales_as_its_outputs(tiny, table):
+    """So that a device has the scales of the channels that it computes, and no product needs another's."""
+    plain, found = specs(abstract_params(tiny), table), specs(in_form(tiny, "int8"), table)
+    shapes = in_form(tiny, "int8")
+    for path, spec in jax.tree_util.tree_leaves_with_path(plain, is_leaf=is_spec):
+        if path[-1].key in ("kernel", "embedding"):
+            at = lambda tree, path=path: functools.reduce(lambda x, key: x[key.key], path, tree)
+            kept = [axis if n > 1 else None for n, axis in zip(at(shapes).scale.shape, spec)]
+            assert (at(found).values, at(found).scale) == (spec, PartitionSpec(*kept)), path
 
 
 def test_memory_of_the_weights_falls_with_the_mesh():

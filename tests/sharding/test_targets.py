@@ -91,6 +91,25 @@ def test_generate_holds_its_cache_once(target):
     assert cache <= memory.temp_size_in_bytes < 1.5 * cache
 
 
+def test_int8_weights_are_written_out_in_bfloat16(target):
+    """Half the bytes to hold; and while it decodes no matrix exists in bfloat16, be it a layer's or the head."""
+    cfg, mesh = PUBLISHED["1.5b"], topology_mesh(target)
+    program = make_generate(cfg, Vocabulary((151645, 151643), 0, 151665), Sampling(), G, 128, mesh)
+    plain, int8 = (
+        abstract.compile_for(
+            target,
+            mesh,
+            program,
+            abstract.weights(cfg, mesh, "bfloat16", form=form),
+            *abstract.prompts(mesh, P, TP),
+        ).memory_analysis()
+        for form in ("auto", "int8")
+    )
+    assert int8.argument_size_in_bytes < 0.51 * plain.argument_size_in_bytes
+    smallest = cfg.hidden_size * cfg.num_kv_heads * cfg.head_dim * 2  # bytes in bfloat16: a layer's k
+    assert int8.temp_size_in_bytes < plain.temp_size_in_bytes + smallest
+
+
 def test_half_precision_attention_is_cudnn_on_gpus_only(target, tiny):
     assert ("__cudnn$fmha" in compiled(target, "update", tiny).as_text()) == target.startswith("h")
 

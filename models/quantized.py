@@ -1,0 +1,83 @@
+"""Weights in int8, one scale for each output channel: half the bytes of bfloat16 to hold and to read.
+
+A quantised parameter tree has the names of a plain one; a `Quantized` stands where a matrix stood, and the one forward
+(`models/qwen.py`) takes both: every matrix is used through `product`, or looked up in and made plain by `dequantize`.
+
+Every matrix is quantised, the embedding and the head too. Scales belong to output channels, so that a token's row of
+the embedding has one: it serves the lookup, and the head that is tied to it. That matrix is 15 % of the 1.5B's
+weights and 28 % of the 0.5B's, all read for every token drawn. Norms and biases are 0.01 % and stay as they are.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from grpo_jax.models.names import TABLE
+
+Params = dict[str, Any]
+_LARGEST = 127  # -128 is left out, so that a matrix and its negative have the same error
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Quantized:
+    """A matrix as values * scale. The scale's dtype is the one that it is computed in."""
+
+    values: Array  # int8, the matrix's shape
+    scale: Array  # the same number of dimensions, 1 along those that a product sums over
+
+
+def quantize(params: Params, dtype: Any) -> Params:
+    """A plain tree with its matrices as `Quantized`, everything else in `dtype`, which is also the scales'.
+
+    Symmetric round-to-nearest: |w - values * scale| <= scale / 2 for each w, whatever its channel's range. What is
+    not finite makes its whole channel NaN.
+    """
+    of = lambda path, x: quantize_leaf(tuple(key.key for key in path), x, dtype)
+    return jax.tree_util.tree_map_with_path(of, params)
+
+
+def quantize_leaf(path: tuple[str, ...], x: Array, dtype: Any) -> Array | Quantized:
+    """One leaf of the tree, as `quantize` has it."""
+    axes = _summed_axes().get(path)
+    return x.astype(dtype) if axes is None else _quantize(x, axes, dtype)
+
+
+def _quantize(x: Array, axes: tuple[int, ...], dtype: Any) -> Quantized:
+    """`x` with one scale for all that lies along `axes`."""
+    wide = x.astype(jnp.float32)
+    # Not 0, where a channel is all zeros or its values are so small that the division would end there.
+    scale = jnp.maximum(jnp.abs(wide).max(axes, keepdims=True) / _LARGEST, jnp.finfo(jnp.float32).tiny)
+    scale = scale.astype(dtype)  # before the division: the values make up for what bfloat16 rounds off
+    values = jnp.clip(jnp.round(wide / scale.astype(jnp.float32)), -_LARGEST, _LARGEST)
+    return Quantized(values.astype(jnp.int8), scale)
+
+
+@cache
+def _summed_axes() -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The path of each matrix -> its axes that a product sums over: the inputs of a layer in the checkpoint's table."""
+    matrices = (row for row in TABLE if len(row.theirs) == 2)  # (outputs, inputs)
+    return {row.path: tuple(row.ours.index(n) + row.stacked for n in row.theirs[1]) for row in matrices}
+
+
+def product(x: Array, w: Array | Quantized, axes: tuple[int, ...], dtype: Any = None) -> Array:
+    """x [..., inputs] times w, summed over w's `axes`, which are x's last: [..., outputs] in x's dtype, or `dtype`.
+
+    Scales multiply the sums, not the weights. Each int8 is exact in bfloat16, so nothing is rounded before the sum, and
+    a conversion is all that stands between the memory and the matrix unit: compilers for TPUs and GPUs make it while
+    they read, where a scaled matrix would be written out first (CUDA) and read again.
+    """
+    over = tuple(range(-len(axes), 0)), axes
+    if not isinstance(w, Quantized):
+        return jnp.tensordot(x, w, over, preferred_element_type=dtype)
+    sums = jnp.tensordot(x, w.values.astype(x.dtype), over, preferred_element_type=jnp.float32)
+    return (sums * w.scale.squeeze(axes)).astype(dtype or x.dtype)
+
+
+def dequantize(w: Array | Quantized) -> Array:
+    """The matrix, or part of it, in the scale's dtype; a plain one as it is."""
+    return w.values.astype(w.scale.dtype) * w.scale if isinstance(w, Quantized) else w
