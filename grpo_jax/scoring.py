@@ -12,7 +12,7 @@ import numpy as np
 
 from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.errors import UserError
-from grpo_jax.rewards import RewardPool, Scores, combine
+from grpo_jax.rewards import RewardPool, Scores, Stream, combine
 from grpo_jax.rewards.overlong import soft_overlong
 from grpo_jax.rollout.generate import Rollout
 from grpo_jax.sharding import hosts
@@ -81,10 +81,16 @@ class Scorer:
 
         `trainer_state` goes to the functions that ask for it.
         """
+        with self.stream(batch, rollout.lengths.shape[1], trainer_state) as scoring:
+            return scoring.finish(rollout)
+
+    def stream(self, batch: PromptBatch, samples: int, trainer_state: Any = None) -> "Scoring":
+        """The same for a rollout of `samples` completions a prompt that is not there yet: see `Scoring`."""
+        return Scoring(self, batch, samples, trainer_state)
+
+    def scored(self, rollout: Rollout, texts: list[str], scores: Scores) -> Scored:
+        """The whole rollout's rewards from this host's share of the scores. Every process must call it."""
         P, G = rollout.lengths.shape
-        ids = _ids(rollout)
-        texts = self._texts(ids)
-        scores = self._score_own((*_arguments(batch, texts, ids, hosts.own_share(P), G), trainer_state))
         values, base = self._joined(scores.values, P, G)
         shaping = self._shaping(rollout)
         metrics = self._metrics(scores, len(scores.values))
@@ -97,9 +103,10 @@ class Scorer:
 
     def restore(self, rollout: Rollout, base: np.ndarray, values: np.ndarray, extras: Columns) -> Scored:
         """What was said about a rollout in an earlier call, from those parts of it that only that call knew."""
-        return Scored(base + self._shaping(rollout), base, values, self._texts(_ids(rollout)), {}, extras, {})
+        return Scored(base + self._shaping(rollout), base, values, self.texts(_ids(rollout)), {}, extras, {})
 
-    def _texts(self, ids: list[list[int]]) -> list[str]:
+    def texts(self, ids: list[list[int]]) -> list[str]:
+        """Completions without special tokens."""
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def _shaping(self, rollout: Rollout) -> np.ndarray:
@@ -119,17 +126,6 @@ class Scorer:
         """What functions logged, each host's mean weighted by its rows."""
         parts = _from_every_host([{"metrics": scores.metrics, "rows": rows}], jax.process_count())
         return _means([part["metrics"] for part in parts], [part["rows"] for part in parts])
-
-    def _score_own(self, arguments: tuple) -> Scores:
-        """This host's share. A reward that stops the run stops it on every host, before any waits for another."""
-        fault: UserError | None = None
-        try:
-            scores = self.pool.score(*arguments)
-        except UserError as raised:
-            fault = raised
-        if hosts.agree(fault is not None):
-            raise fault or UserError("rewards: a reward failed on another host; its message stands there")
-        return scores
 
     def _failures(self, scores: Scores, rows: int) -> dict[str, int]:
         """Rows lost, over all hosts; the first fault of each kind is told once, and once a function that fails on
@@ -162,19 +158,79 @@ class Scorer:
             print(f"rewards: {sentence}", file=sys.stderr, flush=True)
 
 
+class Scoring:
+    """A rollout that is scored while it is sampled; made by `Scorer.stream`. Leaving its `with` early gives it up.
+
+    Every process must tell of every prompt in the same order and finish together: each scores its own share.
+    """
+
+    def __init__(self, scorer: Scorer, batch: PromptBatch, samples: int, trainer_state: Any):
+        self._scorer, self._batch, self._samples = scorer, batch, samples
+        self._own = hosts.own_share(len(batch.prompts))
+        self._texts: dict[int, list[str]] = {}  # G of each own prompt that was added
+        self._fault: UserError | None = None
+        self._rows: Stream = scorer.pool.stream((self._own.stop - self._own.start) * samples, trainer_state)
+
+    def __enter__(self) -> "Scoring":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows.cancel()
+
+    def add(self, p: int, completion_ids: list[list[int]]) -> None:
+        """Prompt `p` of the batch is complete; token ids, without padding, of its G completions. Takes no time.
+
+        Raises:
+            UserError: a reward has failed that stops the run. On many hosts only `finish` raises it: the others
+                are still sampling, and would wait for this one.
+            ValueError: the prompt was added before.
+        """
+        if not self._own.start <= p < self._own.stop:
+            return
+        assert len(completion_ids) == self._samples, f"{len(completion_ids)} completions, not {self._samples}"
+        self._texts[p] = self._scorer.texts(completion_ids)
+        try:
+            self._rows.add((p - self._own.start) * self._samples, *self._arguments(p), completion_ids)
+        except UserError as fault:
+            if jax.process_count() == 1:
+                raise
+            self._fault = fault
+
+    def finish(self, rollout: Rollout) -> Scored:
+        """Score what was not added, and wait. `rollout` is on the host. A collective, as `Scorer.__call__`."""
+        P, G = rollout.lengths.shape
+        ids = _ids(rollout)
+        groups = [ids[p * G : (p + 1) * G] for p in range(P)]
+        for p in range(self._own.start, self._own.stop):
+            if p not in self._texts:
+                self.add(p, groups[p])
+        texts = [text for p in range(P) for text in self._texts.get(p) or self._scorer.texts(groups[p])]
+        return self._scorer.scored(rollout, texts, self._agreed())
+
+    def _arguments(self, p: int) -> tuple[list[Any], list[Any], Columns]:
+        """(prompts, completions, columns) of the G rows of a prompt."""
+        prompt, G = self._batch.prompts[p], self._samples
+        columns = {name: [column[p]] * G for name, column in self._batch.columns.items()}
+        return [prompt] * G, [_reply(prompt, text) for text in self._texts[p]], columns
+
+    def _agreed(self) -> Scores:
+        """This host's share. A reward that stops the run stops it on every host, before any waits for another."""
+        try:
+            scores = None if self._fault else self._rows.finish()
+        except UserError as fault:
+            self._fault, scores = fault, None
+        if hosts.agree(scores is None):
+            raise self._fault or UserError(
+                "rewards: a reward failed on another host; its message stands there"
+            )
+        assert scores is not None
+        return scores
+
+
 def _ids(rollout: Rollout) -> list[list[int]]:
     """The tokens of each of the P * G completions."""
     rows = rollout.tokens.reshape(rollout.lengths.size, -1)
     return [row[:n].tolist() for row, n in zip(rows, rollout.lengths.ravel())]
-
-
-def _arguments(batch: PromptBatch, texts: list[str], ids: list[list[int]], own: slice, G: int) -> tuple:
-    """(prompts, completions, columns, completion_ids) of this host's prompts, one entry a row."""
-    rows = slice(own.start * G, own.stop * G)
-    per_row = lambda column: [value for value in column[own] for _ in range(G)]
-    prompts = per_row(batch.prompts)
-    replies = [_reply(prompt, text) for prompt, text in zip(prompts, texts[rows])]
-    return prompts, replies, {name: per_row(column) for name, column in batch.columns.items()}, ids[rows]
 
 
 def _reply(prompt: Any, text: str) -> Any:

@@ -89,9 +89,29 @@ class FakePool:
             metrics={"rows": float(len(prompts))},
         )
 
+    def stream(self, rows, trainer_state=None):
+        return FakeStream(self, trainer_state)
+
     @staticmethod
     def logged(ids):
         return None if ids[0] % 3 == 0 else ids[:]
+
+
+class FakeStream:
+    """Scores at the end what came before."""
+
+    def __init__(self, pool, trainer_state):
+        self.pool, self.trainer_state, self.ids = pool, trainer_state, {}
+
+    def add(self, first, prompts, completions, columns, completion_ids):
+        self.ids |= dict(enumerate(completion_ids, first))
+
+    def finish(self):
+        ids = [self.ids[row] for row in sorted(self.ids)]
+        return self.pool.score(ids, None, {}, ids, self.trainer_state)
+
+    def cancel(self):
+        pass
 
 
 @dataclasses.dataclass(frozen=True)

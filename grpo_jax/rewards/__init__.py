@@ -25,6 +25,7 @@ _HOME = {
     "load_reward": "grpo_jax.rewards.load",
     "RewardPool": "grpo_jax.rewards.pool",
     "Scores": "grpo_jax.rewards.batch",
+    "Stream": "grpo_jax.rewards.stream",
     "combine": "grpo_jax.rewards.combination",
     "accuracy_reward": "grpo_jax.rewards.accuracy",
     "reasoning_accuracy_reward": "grpo_jax.rewards.accuracy",
@@ -38,6 +39,7 @@ __all__ = [
     "Reward",
     "RewardPool",
     "Scores",
+    "Stream",
     "accuracy_reward",
     "combine",
     "get_cosine_scaled_reward",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from grpo_jax.rewards.load import Reward, load_reward
     from grpo_jax.rewards.penalties import get_repetition_penalty_reward, get_soft_overlong_punishment
     from grpo_jax.rewards.pool import RewardPool
+    from grpo_jax.rewards.stream import Stream
 
 
 def __getattr__(name: str) -> Any:

@@ -50,48 +50,57 @@ class Unit:
     retry: bool = False
 
 
-Job = tuple[Unit, ...]
-"""What a lane is given at a time: one unit of a plain function; any number of units that wait side by side."""
-
-
 class Batch:
-    """B rows and n functions on their way to `scores`: the pool takes jobs from `waiting`, brings answers.
+    """B rows and n functions on their way to `scores`: rows come in groups, the pool takes units and brings answers.
+
+    `waiting` holds units that are run one at a time, `together` those of async functions, which wait side by side.
 
     Args:
         names: of the functions, [n].
-        data: keyword arguments of every function, each [B]; "prompts" and "completions" among them.
+        rows: B.
         messages: by function and kind of fault, the first sentence seen; written here, kept by the pool.
-        patient: the functions (indices) that are async. All their units are one job, and the first; so are the
-            rows of a unit that is tried again.
-        state: the trainer's state, for every function that takes it.
         stop: raise `UserError` at the first row that is lost, instead of counting it.
+        patient: the functions (indices) that are async.
+        state: the trainer's state, for every function that takes it, as it is now.
     """
 
     def __init__(
         self,
         names: Sequence[str],
-        data: Mapping[str, Sequence[Any]],
+        rows: int,
         messages: dict[str, dict[str, str]],
         stop: bool,
         patient: Set[int] = frozenset(),
         state: Any = None,
     ):
-        self.names, self.data, self.messages, self.stop = names, data, messages, stop
+        self.names, self.rows, self.messages, self.stop = names, rows, messages, stop
         self.patient = patient
         none = lambda: dict.fromkeys(names, 0)
-        self.scores = Scores(
-            np.full((len(data["completions"]), len(names)), np.nan), none(), none(), none(), none()
-        )
-        self.logs = LogBook(names, len(data["completions"]))
+        self.scores = Scores(np.full((rows, len(names)), np.nan), none(), none(), none(), none())
+        self.logs = LogBook(names, rows)
         self.state = self._packed(state, "trainer_state")
-        units = [Unit(f, rows) for rows in runs_of_equal(data["prompts"]) for f in range(len(names))]
-        together = tuple(unit for unit in units if unit.function in patient)
-        alone = [(unit,) for unit in units if unit.function not in patient]
-        self.waiting: deque[Job] = deque([together, *alone] if together else alone)
+        self.data: dict[
+            str, list[Any]
+        ] = {}  # arguments of every function, [B] each, None where nothing came yet
+        self.waiting: deque[Unit] = deque()
+        self.together: deque[Unit] = deque()
 
-    def request(self, job: Job, known: bytes | None) -> bytes:
-        """The message to a worker that asks for this job; `known` is the state that it has."""
-        return pickle.dumps((None if known == self.state else self.state, [self._unit(unit) for unit in job]))
+    def add(self, first: int, data: Mapping[str, Sequence[Any]]) -> None:
+        """Rows from `first` on: keyword arguments of every function; "prompts" and "completions" among them."""
+        for name, column in data.items():
+            self.data.setdefault(name, [None] * self.rows)[first : first + len(column)] = column
+        for group in runs_of_equal(data["prompts"]):
+            rows = range(first + group.start, first + group.stop)
+            for function in range(len(self.names)):
+                self._queue(function).append(Unit(function, rows))
+
+    def _queue(self, function: int) -> deque[Unit]:
+        return self.together if function in self.patient else self.waiting
+
+    def request(self, units: Mapping[int, Unit], known: bytes | None) -> bytes:
+        """The message to a worker that asks for these units, by number; `known` is the state that it has."""
+        packed = [(number, self._unit(unit)) for number, unit in units.items()]
+        return pickle.dumps((None if known == self.state else self.state, packed))
 
     def _unit(self, unit: Unit) -> bytes:
         rows = slice(unit.rows.start, unit.rows.stop)
@@ -125,12 +134,13 @@ class Batch:
             self._lose(unit, unit.rows.start, kind, why)
             return
         self.scores.retried[name] += 1
-        rows = [Unit(unit.function, range(row, row + 1), retry=True) for row in unit.rows]
-        self.waiting.extend([tuple(rows)] if unit.function in self.patient else [(row,) for row in rows])
+        self._queue(unit.function).extend(
+            Unit(unit.function, range(row, row + 1), retry=True) for row in unit.rows
+        )
 
     def again(self, units: Iterable[Unit]) -> None:
-        """Units that were lost together, nobody knows through which: put each back as a job of its own."""
-        self.waiting.extend((unit,) for unit in units)
+        """Units that were lost together, nobody knows through which: each is run once more by itself."""
+        self.waiting.extend(units)
 
     def finished(self) -> Scores:
         """The scores, with all that was logged."""

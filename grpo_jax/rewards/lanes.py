@@ -4,6 +4,7 @@ Both speak the protocol of `worker.py` over a `Connection`, so the pool need not
 """
 
 import contextlib
+import itertools
 import os
 import pickle
 import signal
@@ -20,6 +21,7 @@ from typing import Any
 
 import grpo_jax
 from grpo_jax.rewards import worker
+from grpo_jax.rewards.batch import Unit
 from grpo_jax.rewards.packing import Packed
 
 STALL_SECONDS = 60
@@ -27,23 +29,33 @@ STALL_SECONDS = 60
 
 
 class Lane:
-    """A place that runs one job at a time. `units` are those of it that it has not answered yet, by place (the
-    pool's business), `ready` is whether it has loaded the functions, `deadline` when (time.monotonic) the pool's
-    patience with it ends, `state` the trainer's state that it knows, as it was sent."""
+    """A place that runs one job at a time: a single unit, or units that wait side by side and may be joined by more.
+
+    The fields are the crew's business: `units` are those not answered yet, by number; `joint` whether they wait
+    side by side; `offered` whether an offer of more is not answered yet; `ready` whether the functions are loaded;
+    `deadline` when (time.monotonic) the patience with it ends; `state` the trainer's state that it knows, as sent.
+    """
 
     connection: Connection
     in_process = False
     fate = "unknown"  # how it ended, in words
 
     def __init__(self, ready: bool, deadline: float):
-        self.units: dict[int, Any] = {}
+        self.units: dict[int, Unit] = {}
+        self.numbers = itertools.count()
+        self.joint = self.offered = False
         self.state: bytes | None = None
         self.ready = ready
         self.deadline = deadline
 
     @property
+    def busy(self) -> bool:
+        """Whether it has to answer something."""
+        return bool(self.units) or self.offered
+
+    @property
     def idle(self) -> bool:
-        return self.ready and not self.units
+        return self.ready and not self.busy
 
     def end(self, patience: float = 0.0) -> None:
         """Stop; wait `patience` seconds for a clean end before using force."""

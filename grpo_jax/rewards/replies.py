@@ -1,8 +1,12 @@
 """What a worker answers to a unit: its scores and logs, or what went wrong.
 
-    {"unit": place in the request, "values": one `entry` a row, "extras": .., "metrics": ..}
-    {"unit": place, or None for all units not yet answered, "error": sentence}
-    {"unit": place, "timeout": true}
+    {"unit": number, "values": one `entry` a row, "extras": .., "metrics": ..}
+    {"unit": number, "error": sentence}
+    {"unit": number, "timeout": true}
+
+And `LISTENING` to an `OFFER` of more units, made while others still wait: the worker reads nothing else until the
+request has come. So a request is never sent to a worker that is busy inside a function, where it might stay unread
+and hold up the sender.
 
 JSON, so that the trainer reads nothing but numbers, sentences and plain values from a process that runs
 foreign code.
@@ -17,10 +21,13 @@ from grpo_jax.rewards.entries import entry, kind_of
 from grpo_jax.rewards.load import describe
 from grpo_jax.rewards.logs import Logs
 
+OFFER = b"more units"
+LISTENING = b'{"listening": true}'
+
 
 @dataclass
 class Call:
-    """One call of a function: the place of its unit in the request, the number of its rows, what it logs."""
+    """One call of a function: the number of its unit, how many rows that has, what it logs."""
 
     unit: int
     rows: int = 0
@@ -35,7 +42,7 @@ class Call:
         return encode({"unit": self.unit, "values": values} | self.logs.content)
 
 
-def failed(unit: int | None, fault: BaseException) -> bytes:
+def failed(unit: int, fault: BaseException) -> bytes:
     """The answer for a unit that raised."""
     return encode({"unit": unit, "error": describe(fault)})
 

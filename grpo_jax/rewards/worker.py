@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_jax.rewards.load import parameters
 from grpo_jax.rewards.packing import unpack
-from grpo_jax.rewards.replies import Call, failed
+from grpo_jax.rewards.replies import LISTENING, OFFER, Call, failed
 
 if TYPE_CHECKING:
-    from grpo_jax.rewards.waiting import Loop
+    from grpo_jax.rewards.waiting import Loop, Waiting
 
 
 class Server:
-    """Answers requests: (pickled state of the trainer, or None for "as before"; units, each pickled by itself).
+    """Answers requests: (pickled state of the trainer, or None for "as before"; units as [(number, pickled unit)]).
 
     Each unit is answered by itself, as soon as it is done.
 
@@ -46,32 +46,43 @@ class Server:
         """Answer until the other side goes away."""
         with self.open, contextlib.suppress(EOFError, OSError):
             while True:
-                self.answer(self.connection.recv_bytes())
+                if waiting := self.begin(self.receive()):
+                    self.loop.run(waiting)
 
-    def answer(self, request: bytes) -> None:
-        """All units of a request; those that wait are begun in order and then waited for together."""
+    def receive(self) -> bytes:
+        """The next request, which an offer may precede."""
+        message = self.connection.recv_bytes()
+        if message == OFFER:
+            self.connection.send_bytes(LISTENING)
+            message = self.connection.recv_bytes()
+        return message
+
+    def begin(self, request: bytes) -> "list[Waiting]":
+        """Call the function of each unit, in order, and answer; returns those that are to be waited for."""
+        state, units = pickle.loads(request)
         try:
-            state, units = pickle.loads(request)
             if state is not None:
                 self.state = None  # rather than an old one, should the next line fail
                 self.state = pickle.loads(state)
         except BaseException as fault:
-            self.connection.send_bytes(failed(None, fault))
-            return
-        waiting = []
-        for place, unit in enumerate(units):
-            call = Call(place)
-            try:
-                result = self._begin(call, unit)
-                if inspect.isawaitable(result):
-                    waiting.append((call, result))
-                    continue
-                reply = call.reply(result)
-            except BaseException as fault:  # SystemExit, and time-outs that are no Exception, are faults too
-                reply = failed(place, fault)
-            self.connection.send_bytes(reply)
-        if waiting:
-            self.loop.run(waiting)
+            for number, _ in units:
+                self.connection.send_bytes(failed(number, fault))
+            return []
+        begun = [self._answer(number, unit) for number, unit in units]
+        return [waiting for waiting in begun if waiting]
+
+    def _answer(self, number: int, unit: bytes) -> "Waiting | None":
+        """Send what the unit's function says, or return it when it must be awaited."""
+        call = Call(number)
+        try:
+            result = self._begin(call, unit)
+            if inspect.isawaitable(result):
+                return call, result
+            reply = call.reply(result)
+        except BaseException as fault:  # SystemExit, and time-outs that are no Exception, are faults too
+            reply = failed(number, fault)
+        self.connection.send_bytes(reply)
+        return None
 
     def _begin(self, call: Call, unit: bytes) -> Any:
         """Call the function with those of the arguments that it takes."""
@@ -89,7 +100,8 @@ class Server:
         """Made for the first async function; asyncio is not imported for the others."""
         from grpo_jax.rewards.waiting import Loop
 
-        return self.open.enter_context(Loop(self.connection.send_bytes, self.timeout))
+        more = lambda: self.begin(self.receive())
+        return self.open.enter_context(Loop(self.connection, self.timeout, more))
 
 
 def die_with(parent: int) -> None:
