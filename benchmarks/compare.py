@@ -95,7 +95,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--measures", nargs="+", help="default: all of equal, rollout of the others")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--micro_batch_size", type=int, default=8)
-    parser.add_argument("--no_gradient_checkpointing", action="store_true")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--environments", type=Path, default=ROOT / ".cache" / "compare")
     parser.add_argument("--patience", type=float, default=1800, help="seconds for one measurement")
     parser.add_argument("--output", type=Path, help="a file for the JSON; else standard output")
@@ -171,7 +171,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "micro_batch_size": args.micro_batch_size,
         "beta": 0.04,
         "learning_rate": 1e-6,
-        "gradient_checkpointing": not args.no_gradient_checkpointing,
+        "gradient_checkpointing": args.gradient_checkpointing,
     }
 
 
@@ -203,12 +203,20 @@ class Comparison:
         finally:
             for worker in self.workers.values():
                 worker.close()
-        return {"work": work.as_json(self.work), "load": self.loads, "same_model": agreement, **self._result()}
+        return {
+            "work": work.as_json(self.work),
+            "load": self.loads,
+            "same_model": agreement,
+            **self._result(),
+        }
 
     def _start(self, name: str, entry: Entry) -> None:
         self._say(f"{name} starts")
         folder = self.scratch / name.replace(", ", "_").replace(" ", "_")
         folder.mkdir()
+        logs = self.args.environments / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        log = logs / f"{self.name}_{folder.name}.txt"
         spec = {
             "model": str(self.model),
             "rows": str(self.rows),
@@ -222,7 +230,7 @@ class Comparison:
             python = python_of(entry.system, self.args.environments.resolve())
             command = [str(python), str(SYSTEMS[entry.system].worker), str(folder / "spec.json")]
             environment = _environment(entry.system)
-            self.workers[name] = Worker(command, folder / "log", environment, self.args.patience)
+            self.workers[name] = Worker(command, log, environment, self.args.patience)
         except (EnvironmentFailed, WorkerFailed) as error:
             self._lost(name, str(error))
 

@@ -1,6 +1,7 @@
 """A worker's side of the protocol: JSON lines. The driver says `{"do": "update"}`, the worker does it once and
 answers with seconds and memory. What libraries print goes to stderr, which the driver keeps in a file."""
 
+import contextlib
 import json
 import os
 import resource
@@ -90,10 +91,8 @@ def peak_memory() -> int:
 
 def _forget_peak() -> None:
     """Linux counts the peak anew after this; elsewhere it stays that of the process's whole life."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def specification() -> dict[str, Any]:

@@ -69,9 +69,7 @@ class Ours:
         x = self.given
         prompt_lengths = np.full(self.work.prompts, self.work.prompt_length, np.int32)
         logprobs, finished = np.zeros(x["completions"].shape, np.float32), np.ones(x["lengths"].shape, bool)
-        return Experience(
-            x["prompts"], prompt_lengths, x["completions"], logprobs, x["lengths"], finished
-        )
+        return Experience(x["prompts"], prompt_lengths, x["completions"], logprobs, x["lengths"], finished)
 
     def sample(self) -> Any:
         """One rollout, on the host."""
@@ -81,9 +79,7 @@ class Ours:
         widths = np.full(len(prompts), self.work.prompt_length, np.int32)
         uids = np.arange(len(prompts), dtype=np.uint32)
         self.draws += 1
-        return self.sampler(
-            self.state.params, prompts, widths, uids, step=self.draws, **self._limits(limits)
-        )
+        return self.sampler(self.state.params, prompts, widths, uids, step=self.draws, **self._limits(limits))
 
     def _limits(self, limits: np.ndarray) -> dict[str, np.ndarray]:
         if not self.work.long_rows:

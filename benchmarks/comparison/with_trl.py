@@ -41,7 +41,7 @@ class Theirs:
         self.settings = spec["settings"]
         self.prompts = [list(map(int, row)) for row in self.given["prompts"]]
         self.trainer = self._trainer(spec)
-        self._never_end()
+        self._limit_rows()
         self.batch = self._batch()
 
     def _trainer(self, spec: dict[str, Any]) -> trl.GRPOTrainer:
@@ -58,43 +58,46 @@ class Theirs:
     def _arguments(self) -> dict[str, Any]:
         """Equal work: what is named here is the same in all systems, or switches off what is not measured."""
         s, w = self.settings, self.work
-        return dict(
-            model_init_kwargs={"dtype": "float32"},
-            loss_type="grpo",
-            beta=s["beta"],
-            use_bias_correction_kl=False,
-            learning_rate=s["learning_rate"],
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            per_device_train_batch_size=s["micro_batch_size"],
-            gradient_accumulation_steps=w.rows // s["micro_batch_size"],
-            num_generations=w.samples,
-            max_completion_length=w.completion_length,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            gradient_checkpointing=s["gradient_checkpointing"],
-            max_steps=STEPS,
-            logging_steps=STEPS,
-            shuffle_dataset=False,
-            bf16=False,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-        )
+        return {
+            "model_init_kwargs": {"dtype": "float32"},
+            "loss_type": "grpo",
+            "beta": s["beta"],
+            "use_bias_correction_kl": False,
+            "learning_rate": s["learning_rate"],
+            "lr_scheduler_type": "constant",
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "per_device_train_batch_size": s["micro_batch_size"],
+            "gradient_accumulation_steps": w.rows // s["micro_batch_size"],
+            "num_generations": w.samples,
+            "max_completion_length": w.completion_length,
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "gradient_checkpointing": s["gradient_checkpointing"],
+            "max_steps": STEPS,
+            "logging_steps": STEPS,
+            "shuffle_dataset": False,
+            "bf16": False,
+            "use_cpu": True,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
 
-    def _never_end(self) -> None:
-        """No token ends a completion: its length is the given one."""
+    def never_end(self) -> None:
+        """No token ends a completion: its length is the given one. `train()` gives the model its tokenizer's end."""
         trainer, model = self.trainer, self.trainer.model
         trainer.eos_token_ids = [NEVER]
         trainer.generation_kwargs["eos_token_id"] = None
         for config in (trainer.generation_config, model.generation_config):
             config.eos_token_id = None
+
+    def _limit_rows(self) -> None:
+        """Where rows have lengths of their own, generation is told so."""
         if self.work.long_rows:
+            model, generate = self.trainer.model, self.trainer.model.generate
             limits = RowLimits(torch.tensor(self.given["lengths"].ravel()), self.work.prompt_length)
-            generate = model.generate
             model.generate = lambda *args, **kwargs: generate(*args, stopping_criteria=[limits], **kwargs)
 
     def _batch(self) -> dict[str, Any]:
@@ -127,7 +130,10 @@ class Theirs:
         x, trainer = self.batch, self.trainer
         ids = torch.cat([x["prompt_ids"], x["completion_ids"]], 1)
         mask = torch.cat([x["prompt_mask"], x["completion_mask"]], 1)
-        with torch.no_grad(), disable_gradient_checkpointing(model, trainer.args.gradient_checkpointing_kwargs):
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(model, trainer.args.gradient_checkpointing_kwargs),
+        ):
             found, _, _ = trainer._get_per_token_logps_and_entropies(
                 model, ids, mask, x["completion_ids"].shape[1], self.settings["micro_batch_size"]
             )
@@ -154,6 +160,7 @@ class Turns(transformers.TrainerCallback):
         self.sample = system.trainer._generate_and_score_completions
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.system.never_end()
         for command in self.commands:
             if command["do"] in ("update", "step"):
                 self._let_go(command["do"])

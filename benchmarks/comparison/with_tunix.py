@@ -68,9 +68,7 @@ class Theirs:
         self.completions = jnp.asarray(self.given["completions"].reshape(self.work.rows, -1))
 
     def _model(self) -> nnx.Module:
-        return create_model_from_safe_tensors(
-            str(self.folder), self.config, self.mesh, dtype=jnp.float32
-        )
+        return create_model_from_safe_tensors(str(self.folder), self.config, self.mesh, dtype=jnp.float32)
 
     def _cluster(self) -> clusters.RLCluster:
         w = self.work

@@ -18,7 +18,9 @@ class Work:
     samples: int
     prompt_length: int
     completion_length: int
-    long_rows: int = 0  # 0: every row has `completion_length` tokens; else so many have, the mean is an eighth
+    long_rows: int = (
+        0  # 0: every row has `completion_length` tokens; else so many have, the mean is an eighth
+    )
     measures: tuple[str, ...] = MEASURES
 
     @property
