@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NEAR = 1e-3  # nats by which log-probs of the same tokens may differ
+CROWDED = 0.2  # cores in use by other processes, on average over a measure
 
 
 def summary(answers: Sequence[Mapping[str, Any]], tokens: int) -> dict[str, Any]:
@@ -15,6 +16,8 @@ def summary(answers: Sequence[Mapping[str, Any]], tokens: int) -> dict[str, Any]
         "seconds": [round(s, 4) for s in seconds],
         "median_seconds": round(median, 4),
         "tokens_per_second": round(tokens / median, 1),
+        "processor_seconds": round(statistics.median(x["processor_seconds"] for x in answers), 4),
+        "others_cores": round(max(answer["others_cores"] for answer in answers), 2),
         "peak_bytes": max(answer["peak_bytes"] for answer in answers),
     }
 
@@ -50,6 +53,24 @@ def table(workloads: Mapping[str, Mapping[str, Any]]) -> str:
         for name, row in result["systems"].items():
             lines += [f"| {workload} | {name} | {line}" for line in _lines(row)]
     return "\n".join(lines)
+
+
+def remarks(workloads: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader of the table must know."""
+    said = []
+    for name, result in workloads.items():
+        same = result["same_model"]
+        if same:
+            apart = max(same["largest_difference"].values())
+            verdict = "the same model" if same["agree"] else "NOT THE SAME MODEL"
+            said.append(f"{name}: {verdict}: log-probs differ by {apart:.1e} at most")
+        found = [f for row in result["systems"].values() for f in row.get("measures", {}).values()]
+        others = max((f.get("others_cores", 0.0) for f in found), default=0.0)
+        if others > CROWDED:
+            said.append(
+                f"{name}: other processes used up to {others:.1f} cores meanwhile; measure again alone"
+            )
+    return said
 
 
 def _lines(row: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ class Line:
     def __init__(self):
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # standard output is for answers alone
-        self.peak = 0
+        self.peak, self.busy, self.own = 0, 0.0, 0.0
 
     def commands(self) -> Iterator[dict[str, Any]]:
         """What the driver asks for, until it has no more questions."""
@@ -41,13 +41,17 @@ class Line:
         """The clock when a measurement starts; the memory's peak is counted from here on."""
         self.peak = max(self.peak, peak_memory())
         _forget_peak()
+        self.busy, self.own = busy_seconds(), time.process_time()
         return time.perf_counter()
 
     def done(self, start: float, **more: Any) -> None:
         """Answer with what was measured since `start`."""
         seconds, peak = time.perf_counter() - start, peak_memory()
         self.peak = max(self.peak, peak)
-        self.send(seconds=seconds, peak_bytes=peak, process_peak_bytes=self.peak, **more)
+        own = time.process_time() - self.own
+        others = max(busy_seconds() - self.busy - own, 0.0) / seconds
+        used = {"processor_seconds": own, "others_cores": others}
+        self.send(seconds=seconds, peak_bytes=peak, process_peak_bytes=self.peak, **used, **more)
 
     def measure(self, action: Action) -> None:
         """Do it once, and answer. An action that samples returns how many useful tokens it drew."""
@@ -77,6 +81,15 @@ def last_line(error: BaseException) -> str:
     """The error in one line."""
     said = str(error).strip().splitlines()
     return f"{type(error).__name__}: {said[-1]}" if said else type(error).__name__
+
+
+def busy_seconds() -> float:
+    """Seconds that all cores together have worked since the machine started, for whichever process; 0 if unknown."""
+    counters = Path("/proc/stat")
+    if not counters.exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, counters.read_text().split()[1:11])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory() -> int:

@@ -1,6 +1,7 @@
 """This project, measured: the sampler and the learner as `grpo-jax train` puts them together."""
 
 import inspect
+import os
 from typing import Any
 
 import jax
@@ -121,7 +122,7 @@ def build(line: Line, spec: dict[str, Any]) -> None:
         system = Ours(spec, mesh)
         actions = {name: getattr(system, name) for name in work.MEASURES}
         versions = {"grpo_jax": grpo_jax.__version__, "jax": jax.__version__}
-        serve(line, actions, system.check, versions=versions)
+        serve(line, actions, system.check, versions=versions, threads=len(os.sched_getaffinity(0)))
 
 
 if __name__ == "__main__":

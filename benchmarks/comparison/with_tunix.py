@@ -5,6 +5,7 @@ the reference, then `update_actor` for each micro-batch.
 """
 
 import json
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,9 @@ def build(line: Line, spec: dict[str, Any]) -> None:
     system = Theirs(spec)
     actions = {name: getattr(system, name) for name in work.MEASURES}
     versions = {name: version(name) for name in ("google-tunix", "jax", "flax")}
-    serve(line, actions, system.check, versions=versions)
+    threads = len(os.sched_getaffinity(0))  # XLA takes one a core
+    facts = {"versions": versions, "threads": threads, "micro_batch_size": system.micro_rows}
+    serve(line, actions, system.check, **facts)
 
 
 if __name__ == "__main__":

@@ -56,19 +56,23 @@ def test_rows_have_neither_padding_nor_end_in_them(tmp_path):
         assert (rows["completions"][~inside] == 0).all()
 
 
+def answer(seconds):
+    return {"seconds": seconds, "peak_bytes": int(seconds), "processor_seconds": 1.0, "others_cores": 0.5}
+
+
 def test_ratios_are_of_each_round():
     """A machine that slows down for both between rounds does not move the ratio."""
     from comparison.figures import ratios, summary
 
     assert ratios([2.0, 20.0, 3.0], [1.0, 10.0, 1.0]) == {"median": 2.0, "min": 2.0, "max": 3.0}
-    found = summary([{"seconds": s, "peak_bytes": int(s)} for s in (4.0, 1.0, 2.0)], tokens=100)
+    found = summary([answer(4.0), answer(1.0), answer(2.0)], tokens=100)
     assert found["median_seconds"] == 2.0
     assert found["tokens_per_second"] == 50.0
     assert found["peak_bytes"] == 4
 
 
 def test_table_shows_failures_in_their_row():
-    from comparison.figures import table, with_ratios
+    from comparison.figures import remarks, table, with_ratios
 
     measured = lambda s: {
         "seconds": s,
@@ -81,7 +85,12 @@ def test_table_shows_failures_in_their_row():
         "trl": {"measures": {"rollout": measured([3.0]), "update": measured([3.0])}},
         "tunix": {"error": "No matching distribution"},
     }
-    lines = table({"equal": {"systems": with_ratios(rows)}}).splitlines()
+    result = {
+        "systems": with_ratios(rows),
+        "same_model": {"agree": False, "largest_difference": {"trl": 0.5}},
+    }
+    lines = table({"equal": result}).splitlines()
+    assert "NOT THE SAME MODEL" in remarks({"equal": result})[0]
     assert len(lines) == 2 + 5
     assert len({line.count("|") for line in lines}) == 1
     assert "3.00 (3.00-3.00)" in lines[4]
