@@ -14,7 +14,6 @@ Seconds on a machine that does other work too say little: `processor_seconds` is
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from hardware import processor
 
 MINUTES, GAIN = 8, 0.30
 
@@ -51,14 +51,6 @@ def run(seed: int, folder: Path) -> dict[str, Any]:
         "peak_memory_gib": round(usage.ru_maxrss / 2**20, 2),
         "load": round(load, 1),
     }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> int:

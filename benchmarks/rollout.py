@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from shapes import SMALL
 
 from grpo_jax.models.config import PUBLISHED, ModelConfig
 from grpo_jax.models.qwen import Params, abstract_params, cast, init
@@ -27,14 +28,12 @@ from grpo_jax.rollout.state import Vocabulary
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, shardings
 
-SMALL = ModelConfig(8192, 256, 1024, 8, 8, 2, 32, 1e6, 1e-6, True, 32768)  # 10M parameters
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", default="10m", choices=["10m", *PUBLISHED])
+    parser.add_argument("--shape", default="10m", choices=[*SMALL, *PUBLISHED])
     for name, value in {"prompts": 8, "samples": 8, "prompt_length": 64, "width": 512, "mean": 64}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--segments", type=int, nargs="+", default=[0, 32, 64, 128])
@@ -44,7 +43,7 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Medians over `repeats` rounds; in each, every way of drawing has its turn."""
-    cfg = SMALL if args.shape == "10m" else PUBLISHED[args.shape]
+    cfg = (SMALL | PUBLISHED)[args.shape]
     mesh, dtype = make_mesh(), compute_dtype("auto")
     with jax.set_mesh(mesh):
         layout = shardings(abstract_params(cfg), ROLLOUT_RULES, mesh)

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from shapes import SMALL
 
 from grpo_jax.config import parse_mesh
 from grpo_jax.learner.batches import Experience, Passes, minibatches
@@ -39,11 +40,6 @@ from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.runs.metrics import peak_memory
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
-
-SMALL = {
-    "10m": ModelConfig(8192, 256, 1024, 8, 8, 2, 32, 1e6, 1e-6, True, 4096),
-    "60m": ModelConfig(16384, 512, 2048, 12, 8, 2, 64, 1e6, 1e-6, True, 4096),
-}
 
 
 @dataclass(frozen=True)
