@@ -86,10 +86,12 @@ class Collector:
         """The next P prompts of the sequence from `first` on, sampled and scored."""
         P = self.prompts.prompts_per_step
         batch = self.prompts.draws(first, P)
-        with clock("rollout"):
-            rollout = self.sampler(params, batch.tokens, batch.lengths, batch.uids, step)
-        with clock("reward"):
-            scored = self.scorer(batch, rollout, trainer_state)
+        with self.scorer.stream(batch, self.sampler.samples, trainer_state) as scoring:
+            with clock("rollout"):  # groups are scored as soon as they are complete
+                arrays = batch.tokens, batch.lengths, batch.uids
+                rollout = self.sampler(params, *arrays, step, on_group=scoring.add)
+            with clock("reward"):  # what is left of it
+                scored = scoring.finish(rollout)
         return Groups(batch, rollout, scored, np.ones(P, bool), np.arange(first, first + P))
 
 

@@ -104,8 +104,11 @@ class Evaluator:
     def _parts(self, params: Any, trainer_state: Any) -> Iterator[tuple[PromptBatch, int, Rollout, Scored]]:
         """Each batch with the number of its real prompts: the last may be filled up with repeats."""
         for batch, real in self.prompts.batches_in_order(self.at_a_time):
-            rollout = self.sampler(params, batch.tokens, batch.lengths, batch.uids, step=0)
-            yield batch, real, rollout, self.scorer(batch, rollout, trainer_state)
+            with self.scorer.stream(batch, self.sampler.samples, trainer_state) as scoring:
+                arrays = batch.tokens, batch.lengths, batch.uids
+                rollout = self.sampler(params, *arrays, step=0, on_group=scoring.add)
+                scored = scoring.finish(rollout)
+            yield batch, real, rollout, scored
 
 
 def _samples(batch: PromptBatch, scored: Scored, count: int = 4) -> list[dict[str, Any]]:

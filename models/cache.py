@@ -50,6 +50,45 @@ class Cache:
         pick = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
         return pick(self.prompt_k), pick(self.prompt_v), pick(self.own_k), pick(self.own_v)
 
+    def by_layer(self) -> "LayeredCache":
+        """The layers as arrays of their own."""
+        arrays = self.prompt_k, self.prompt_v, self.own_k, self.own_v
+        return LayeredCache(tuple(zip(*map(tuple, arrays))), self.prompt_lengths)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayeredCache:
+    """A `Cache` whose layers are arrays of their own, for programs without a loop over layers: nothing has to be cut
+    out of a larger array at each step."""
+
+    layers: tuple[tuple[Array, Array, Array, Array], ...]  # [L] of prompt_k, prompt_v, own_k, own_v
+    prompt_lengths: Array  # [S] int32
+
+    @property
+    def slots(self) -> int:
+        """Tokens of a completion that the cache holds."""
+        return self.layers[0][2].shape[3]
+
+    def with_token(self, layer: int, slot: Array, k: Array, v: Array) -> "LayeredCache":
+        """As of `Cache`."""
+        prompt_k, prompt_v, own_k, own_v = self.layers[layer]
+        S, g, K, _, H = own_k.shape
+        put = lambda whole, new: jax.lax.dynamic_update_slice(
+            whole, new.reshape(S, g, K, 1, H), (0, 0, 0, slot, 0)
+        )
+        changed = prompt_k, prompt_v, put(own_k, k), put(own_v, v)
+        return replace(self, layers=(*self.layers[:layer], changed, *self.layers[layer + 1 :]))
+
+    def layer(self, layer: int) -> tuple[Array, Array, Array, Array]:
+        """As of `Cache`."""
+        return self.layers[layer]
+
+    def stacked(self, whole: Cache) -> Cache:
+        """`whole` with the completions' part of these layers: decoding does not change the prompts'."""
+        own_k, own_v = (jnp.stack([layer[i] for layer in self.layers]) for i in (2, 3))
+        return replace(whole, own_k=own_k, own_v=own_v)
+
 
 def empty_cache(
     cfg: ModelConfig, places: int, completions: int, prompt_width: int, slots: int, dtype: jnp.dtype

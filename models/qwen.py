@@ -136,11 +136,22 @@ def hidden_states(
     with jax.named_scope("embed"):
         rows = jax.tree.map(lambda table: jnp.take(table, tokens, axis=0), params["embed"]["embedding"])
         x = over_rows(dequantize(rows))
-    layers = (jnp.arange(cfg.num_layers), params["layers"])
-    (x, cache), _ = jax.lax.scan(jax.checkpoint(block) if remat else block, (x, cache), layers)
+    if isinstance(params["layers"], tuple):  # `by_layer`
+        for numbered in enumerate(params["layers"]):
+            (x, cache), _ = block((x, cache), numbered)
+    else:
+        layers = (jnp.arange(cfg.num_layers), params["layers"])
+        (x, cache), _ = jax.lax.scan(jax.checkpoint(block) if remat else block, (x, cache), layers)
     norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
     norm.scale = nnx.Param(params["norm"]["scale"])
     return norm(x), cache
+
+
+def by_layer(params: Params) -> Params:
+    """The layers as a tuple of trees without the leading L axis, which `hidden_states` runs one after another."""
+    count = len(jax.tree.leaves(params["layers"])[0])
+    one = lambda layer: jax.tree.map(lambda x: x[layer], params["layers"])
+    return params | {"layers": tuple(map(one, range(count)))}
 
 
 def head_logits(cfg: ModelConfig, params: Params, hidden: Array, num_tokens: int | None = None) -> Array:

@@ -49,12 +49,15 @@ class FakeSampler:
     """Completions that say for which prompt, with which weights, and in which step they were drawn."""
 
     def __init__(self, G):
-        self.G, self.calls = G, []
+        self.G, self.samples, self.calls = G, G, []
 
-    def __call__(self, params, tokens, lengths, uids, step):
+    def __call__(self, params, tokens, lengths, uids, step, on_group):
         self.calls.append((step, uids.tolist()))
         drawn = [self.draw(int(uid), int(params), step) for uid in uids]
-        return Rollout(*(np.stack(part) for part in zip(*drawn)))
+        rollout = Rollout(*(np.stack(part) for part in zip(*drawn)))
+        for p in reversed(range(len(uids))):  # the last is complete first
+            on_group(p, [row[:n].tolist() for row, n in zip(rollout.tokens[p], rollout.lengths[p])])
+        return rollout
 
     def draw(self, uid, weights, step):
         rng = np.random.default_rng([uid, weights, step])
@@ -335,14 +338,15 @@ def test_a_step_that_fails_leaves_half_of_it_in_the_notes():
     collector(np.int32(0), 0, Stopwatch(), notes)
     before = json.dumps(notes)
     sampler, rounds = collector.sampler, []
+    draws = sampler.draw
 
     def breaks(*given):
         rounds.append(given)
-        if len(rounds) == 2:
+        if len(rounds) == world.P + 1:  # in the second rollout
             raise RuntimeError("out of memory")
-        return sampler(*given)
+        return draws(*given)
 
-    collector.sampler = breaks
+    sampler.draw = breaks
     with pytest.raises(RuntimeError):
         collector(np.int32(1), 1, Stopwatch(), notes)
     assert json.dumps(notes) == before

@@ -1,6 +1,7 @@
 """This project, measured: the sampler and the learner as `grpo-jax train` puts them together."""
 
 import inspect
+import math
 import os
 from typing import Any
 
@@ -117,12 +118,16 @@ class Ours:
 
 
 def build(line: Line, spec: dict[str, Any]) -> None:
-    mesh = make_mesh()
+    threads = len(os.sched_getaffinity(0))
+    # A device a core, each with rows of its own: a core never waits for another within a product of matrices.
+    jax.config.update("jax_num_cpu_devices", threads)
+    parts = math.gcd(threads, math.gcd(work.load(spec)[0].prompts, spec["settings"]["micro_batch_size"]))
+    mesh = make_mesh({"data": parts})
     with jax.set_mesh(mesh):
         system = Ours(spec, mesh)
         actions = {name: getattr(system, name) for name in work.MEASURES}
         versions = {"grpo_jax": grpo_jax.__version__, "jax": jax.__version__}
-        serve(line, actions, system.check, versions=versions, threads=len(os.sched_getaffinity(0)))
+        serve(line, actions, system.check, versions=versions, threads=threads, devices=parts)
 
 
 if __name__ == "__main__":

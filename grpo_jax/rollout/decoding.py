@@ -1,6 +1,7 @@
 """Decoding as pure functions on one state: prompts are admitted to free places, and tokens are drawn for every row."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jax import Array
 
 from grpo_jax.models.attention import decode, prefill
 from grpo_jax.models.cache import Cache
-from grpo_jax.models.qwen import Params, head_logits, hidden_states
+from grpo_jax.models.qwen import Params, by_layer, head_logits, hidden_states
 from grpo_jax.rollout.sampling import draw, row_keys
 from grpo_jax.rollout.state import Decoder, Decoding, Drawn
 
@@ -50,6 +51,14 @@ def admit(
 
 def extend(of: Decoder, count: int, params: Params, state: Decoding) -> tuple[Decoding, Drawn]:
     """Draw up to `count` more tokens of every live row; none when there is none."""
+    if not of.unrolled:
+        return _extended(of, count, params, state)
+    layered: Any = state.cache.by_layer()
+    after, drawn = _extended(of, count, by_layer(params), replace(state, cache=layered))
+    return replace(after, cache=after.cache.stacked(state.cache)), drawn
+
+
+def _extended(of: Decoder, count: int, params: Params, state: Decoding) -> tuple[Any, Drawn]:
     rows = (*state.last.shape, count)
     blank = jnp.full(rows, of.vocabulary.pad_id, jnp.int32), jnp.zeros(rows, jnp.float32)
 

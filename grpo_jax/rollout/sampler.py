@@ -48,7 +48,9 @@ class Sampler:
         self.samples, self.width, self.pad_id = samples, width, vocabulary.pad_id
         self.segment = max(min(segment or width, width - 1), 1)
         self.rows, self.mesh = rows, mesh
-        self.programs = Programs(Decoder(cfg, vocabulary, how), self.segment, mesh)
+        # A loop over layers cuts each layer's weights out of the whole at every token: on CPU that is a copy.
+        unrolled = mesh.devices.flat[0].platform == "cpu"
+        self.programs = Programs(Decoder(cfg, vocabulary, how, unrolled), self.segment, mesh)
         self.key = jax.random.fold_in(jax.random.key(seed), purpose)
 
     def __call__(

@@ -34,6 +34,7 @@ class Decoder:
     cfg: ModelConfig
     vocabulary: Vocabulary
     how: Sampling
+    unrolled: bool = False  # layers one after another in the program, instead of a loop over them
 
 
 @jax.tree_util.register_dataclass
