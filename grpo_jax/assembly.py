@@ -9,6 +9,7 @@ from typing import Any
 
 import optax
 
+from grpo_jax import capacity
 from grpo_jax.collecting import Collector, DynamicCollector
 from grpo_jax.config import GRPOConfig, SFTConfig
 from grpo_jax.data.prompts import Prompts
@@ -72,10 +73,12 @@ def assemble(
     config = _with_steps(config, prompts)
     scorer = Scorer(pool, config.reward_weights, policy.tokenizer, _overlong(config))
     scorer.check(prompts)
-    sampler = _sampler(config, policy)
     schedule = schedule_of(config, passes_of(config).updates)
     chosen = with_clipping(config, optimizer) if optimizer else optimizer_of(config, schedule)
     learner = learner_of(config, policy, chosen)
+    memory = capacity.memory_for_rollouts(config, policy, learner.abstract_state)
+    rows = capacity.rows_at_a_time(capacity.training_demand(config, policy), memory, config)
+    sampler = _sampler(config, policy, rows)
     return Stages(
         config=config,
         policy=policy,
@@ -85,7 +88,7 @@ def assemble(
         collect=_collector(config, prompts, sampler, scorer),
         judge=Judge(config, advantages_of(config, scorer.weights), learner),
         learner=learner,
-        evaluator=_evaluator(config, policy, scorer, eval_rows),
+        evaluator=_evaluator(config, policy, scorer, eval_rows, memory),
         schedule=None if optimizer else schedule.build(),
     )
 
@@ -141,7 +144,7 @@ def _prompts(config: GRPOConfig, policy: Policy, rows: Rows) -> Prompts:
     )
 
 
-def _sampler(config: GRPOConfig, policy: Policy) -> Sampler:
+def _sampler(config: GRPOConfig, policy: Policy, rows: int) -> Sampler:
     return Sampler(
         policy.cfg,
         policy.vocabulary,
@@ -151,10 +154,13 @@ def _sampler(config: GRPOConfig, policy: Policy) -> Sampler:
         mesh=policy.mesh,
         seed=config.seed,
         segment=config.rollout_segment,
+        rows=rows,
     )
 
 
-def _evaluator(config: GRPOConfig, policy: Policy, scorer: Scorer, rows: Rows | None) -> Evaluator | None:
+def _evaluator(
+    config: GRPOConfig, policy: Policy, scorer: Scorer, rows: Rows | None, memory: int | None
+) -> Evaluator | None:
     """Held-out prompts: the rows given, or those of `eval_dataset`, or another split of the training data. None
     where there are none: rows that are trained on tell nothing."""
     if config.eval_prompts == 0:
@@ -168,7 +174,7 @@ def _evaluator(config: GRPOConfig, policy: Policy, scorer: Scorer, rows: Rows | 
         rows = load_rows(config.eval_dataset or config.dataset, config.eval_split, seed=config.seed)
     if not rows:
         raise UserError("eval_dataset: no rows; give some, or eval_prompts = 0")
-    return Evaluator(
+    evaluator = Evaluator(
         policy,
         _prompts(config, policy, rows[: config.eval_prompts]),
         scorer,
@@ -178,3 +184,5 @@ def _evaluator(config: GRPOConfig, policy: Policy, scorer: Scorer, rows: Rows | 
         seed=config.seed,
         segment=config.rollout_segment,
     )
+    evaluator.sampler.rows = capacity.rows_at_a_time(evaluator.demand, memory, config)
+    return evaluator

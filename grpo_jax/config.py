@@ -162,6 +162,9 @@ class RolloutSettings(Settings):
     """Rollouts of prompts_per_step prompts that a step may take for dynamic_sampling."""
     rollout_segment: Count = 64
     """Tokens drawn before rows that have ended leave the rest behind and the cache grows; 0: none ever leaves."""
+    rollout_memory: float | None = Field(None, gt=0)
+    """GiB on each device for the cache and logits of a rollout: prompts that do not fit wait until others have ended;
+    none: what weights and optimizer leave of a device's memory (on CPU: no bound)."""
     log_completions_steps: Count = 10
     """Save a step's completions every so many steps; 0: never."""
 

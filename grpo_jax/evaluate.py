@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from grpo_jax.capacity import demand_of
 from grpo_jax.config import EvalConfig
 from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.data.sources import load_rows
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.rewards import RewardPool
+from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.generate import Rollout
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
@@ -70,7 +72,7 @@ class Evaluator:
         segment: int = 64,
     ):
         scorer.check(prompts)
-        self.prompts, self.scorer = prompts, scorer
+        self.policy, self.prompts, self.scorer = policy, prompts, scorer
         shards = row_shards(policy.mesh)
         wanted = max(min(at_a_time, len(prompts)), 1)
         self.at_a_time = math.ceil(wanted / shards) * shards
@@ -85,6 +87,11 @@ class Evaluator:
             purpose=EVALUATION,
             segment=segment,
         )
+
+    @property
+    def demand(self) -> Demand:
+        """What a batch of prompts asks of the memory."""
+        return demand_of(self.policy, self.at_a_time, self.sampler, self.prompts.max_prompt_length)
 
     def __call__(self, params: Any, trainer_state: Any = None) -> Evaluation:
         """Evaluate weights in the rollout's dtype and layout, inside the policy's mesh. `trainer_state` goes to the

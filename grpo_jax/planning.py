@@ -1,19 +1,14 @@
 """The plan of a run, in words, before its first step: what a step is made of, and what each device will hold."""
 
-import math
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-
+from grpo_jax import capacity
 from grpo_jax.assembly import Stages
 from grpo_jax.config import GRPOConfig
 from grpo_jax.learner.losses import CLIPPED
 from grpo_jax.learning import schedule_of
+from grpo_jax.rollout.table import shapes_at_most
 from grpo_jax.runs.progress import plain
 from grpo_jax.settings_objectives import warnings_of
 from grpo_jax.sharding import hosts
-from grpo_jax.sharding.mesh import row_shards
 
 
 def show_plan(stages: Stages) -> None:
@@ -37,7 +32,7 @@ def plan_of(stages: Stages) -> dict[str, str]:
     return {
         "data": _data(stages),
         "rewards": _rewards(stages),
-        "rollout": _rollout(config),
+        "rollout": _rollout(stages),
         "update": _update(stages),
         "passes": _passes(stages),
         "loss": _loss(config),
@@ -75,7 +70,8 @@ def _rewards(stages: Stages) -> str:
     return text
 
 
-def _rollout(c: GRPOConfig) -> str:
+def _rollout(stages: Stages) -> str:
+    c = stages.config
     rows = c.prompts_per_step * c.num_generations
     times = c.max_rollouts_per_step if c.dynamic_sampling else 1
     again = f", and again until {c.prompts_per_step} groups have rewards that differ ({times} times at most)"
@@ -83,8 +79,19 @@ def _rollout(c: GRPOConfig) -> str:
         f"{_count(c.prompts_per_step, 'prompt')} x {c.num_generations} completions = {rows:,} rows a step"
         f"{again if c.dynamic_sampling else ''}; a row has up to {c.max_prompt_length} prompt and "
         f"{c.max_completion_length} completion tokens: at most {times * rows * c.max_completion_length:,} tokens "
-        "are sampled a step"
+        f"are sampled a step{_at_a_time(stages)}"
     )
+
+
+def _at_a_time(stages: Stages) -> str:
+    """What of a rollout waits, and what it costs to compile."""
+    c, rows = stages.config, stages.sampler.rows
+    if not c.rollout_segment:
+        return ", in one piece"
+    size = capacity.training_demand(c, stages.policy).size(rows)
+    waits = f"; memory has room for {rows:,} rows at a time, the others wait" if rows else ""
+    most = shapes_at_most(size, c.max_completion_length)
+    return f"{waits}; segments of {c.rollout_segment} tokens, {most} sizes of programs at most"
 
 
 def _update(stages: Stages) -> str:
@@ -189,38 +196,15 @@ def _memory(stages: Stages) -> str:
 def bytes_held(stages: Stages) -> dict[str, int]:
     """Bytes on each device, by what they are for; not all of them at the same time."""
     c, policy, state = stages.config, stages.policy, stages.learner.abstract_state
-    weights, evaluator = _bytes(state.params), stages.evaluator
+    always, evaluator = capacity.held_always(c, policy, state), stages.evaluator
+    cache = lambda demand, sampler: demand.cache_bytes(demand.size(sampler.rows))
     return {
-        "weights": weights,
-        "optimizer": _bytes(state.opt_state),
-        "reference": int(weights / 4 * jnp.dtype(policy.dtype).itemsize) if c.beta > 0 else 0,
-        "gradients": weights,
-        "copy of the weights": _copy(stages),
-        "cache": _cache(stages, c.prompts_per_step, c.num_generations),
-        "evaluation cache": _cache(stages, evaluator.at_a_time, c.eval_samples) if evaluator else 0,
+        **always,
+        "gradients": always["weights"],
+        "copy of the weights": capacity.copy_bytes(policy),
+        "cache": cache(capacity.training_demand(c, policy), stages.sampler),
+        "evaluation cache": cache(evaluator.demand, evaluator.sampler) if evaluator else 0,
     }
-
-
-def _bytes(tree: Any) -> int:
-    each = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    return sum(map(each, jax.tree.leaves(tree)))
-
-
-def _copy(stages: Stages) -> int:
-    """The sampler's weights; 0 where it reads the learner's own."""
-    policy = stages.policy
-    if policy.shares_weights:
-        return 0
-    each = lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
-    return sum(jax.tree.leaves(jax.tree.map(each, policy.abstract_rollout(), policy.rollout_shardings())))
-
-
-def _cache(stages: Stages, prompts: int, samples: int) -> int:
-    """The largest cache of a rollout: keys and values of every prompt once, and of every completion."""
-    c, cfg, mesh = stages.config, stages.policy.cfg, stages.policy.mesh
-    token = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * jnp.dtype(stages.policy.dtype).itemsize
-    tokens = c.max_prompt_length + samples * c.max_completion_length
-    return token * tokens * prompts // row_shards(mesh) // mesh.shape["tensor"]
 
 
 def _count(n: int, one: str, many: str | None = None) -> str:

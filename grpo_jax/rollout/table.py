@@ -138,6 +138,14 @@ def slots_for(tokens: int, width: int) -> int:
     return max(min(max(1 << max(tokens - 1, 0).bit_length(), _FEWEST_SLOTS), width), 1)
 
 
+def shapes_at_most(size: Size, width: int) -> int:
+    """Tables of different sizes that a rollout of up to `width` tokens can come through from one of `size`, however
+    many rollouts there are: powers of two of places and slots, halves of the rows of a place."""
+    places = (size.places * size.rows).bit_length() + 1
+    slots = max(width // _FEWEST_SLOTS, 1).bit_length() + 1
+    return places * len(divisors(size.rows)) * slots
+
+
 def power(count: int, most: int) -> int:
     """The smallest of 1, 2, 4, ..., `most` that is not below `count`."""
     return min(1 << max(count - 1, 0).bit_length(), most)

@@ -32,7 +32,8 @@ MAY_DIFFER = frozenset(
         "logprob_chunk",
         "gradient_checkpointing",
         "skip_zero_advantages",
-        "rollout_segment",
+        "rollout_segment",  # these decide who is drawn beside whom, and not what
+        "rollout_memory",
     }
 )
 """Settings that may change when a run is resumed, because the result does not depend on them."""

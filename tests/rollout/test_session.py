@@ -10,7 +10,7 @@ from grpo_jax.rollout import session as module
 from grpo_jax.rollout import table
 from grpo_jax.rollout.collected import Collected
 from grpo_jax.rollout.session import Prompts, Session
-from grpo_jax.rollout.state import Drawn
+from grpo_jax.rollout.state import Drawn, Size
 
 TOKENS = 97
 
@@ -193,12 +193,6 @@ def test_a_schedule_loses_a_token(P, G, width, count, rows, parts, ahead, seed):
     assert device.most_rows <= (max(rows, one_prompt * parts) if rows else everything * parts)
 
 
-def shapes_at_most(places, rows, slots):
-    """Powers of two between 1 and each number, and the number itself."""
-    steps = lambda n: n.bit_length() + 1
-    return steps(places * rows) * steps(rows) * steps(slots)
-
-
 @settings(max_examples=30, deadline=None)
 @given(strategies.integers(0, 2**32 - 1))
 def test_compilations_grow_with_the_number_of_rollouts(seed):
@@ -208,4 +202,4 @@ def test_compilations_grow_with_the_number_of_rollouts(seed):
         device, *_ = run(8, 8, 64, 8, 24, 1, int(rng.integers(0, 20)), rng)
         shapes |= device.shapes
         assert len(device.shapes) <= 12, "on the way from the largest table to the smallest"
-    assert len(shapes) <= shapes_at_most(24, 2, 64)
+    assert len(shapes) <= table.shapes_at_most(Size(12, 2, 4), 64)

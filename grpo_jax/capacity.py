@@ -1,0 +1,81 @@
+"""What each device holds, and how many completions it has room for beside that; found before the first step."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.config import GRPOConfig
+from grpo_jax.errors import UserError
+from grpo_jax.policy import Policy
+from grpo_jax.rollout.budget import Demand
+from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.sharding.mesh import row_shards
+
+_USABLE = 0.9  # of a device's memory: the rest is for programs and for what the allocator cannot join
+
+
+def training_demand(config: GRPOConfig, policy: Policy) -> Demand:
+    """What the rollouts of a training ask for."""
+    shape = config.prompts_per_step, config.num_generations, config.max_completion_length
+    return _demand(policy, *shape, config.max_prompt_length)
+
+
+def demand_of(policy: Policy, prompts: int, sampler: Sampler, prompt_width: int) -> Demand:
+    """What a sampler asks for with so many prompts."""
+    return _demand(policy, prompts, sampler.samples, sampler.width, prompt_width)
+
+
+def _demand(policy: Policy, prompts: int, samples: int, width: int, prompt_width: int) -> Demand:
+    parts, tensor = row_shards(policy.mesh), policy.mesh.shape["tensor"]
+    return Demand(policy.cfg, policy.dtype, prompts, samples, width, prompt_width, parts, tensor)
+
+
+def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any) -> int | None:
+    """Bytes on each device: what the settings say, or what is left of the device beside weights, optimizer, reference
+    and the sampler's copy; None where nobody knows, as on CPU."""
+    if config.rollout_memory is not None:
+        return int(config.rollout_memory * 2**30)
+    sizes = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in policy.mesh.local_devices]
+    if not sizes or not min(sizes):
+        return None
+    held = sum(held_always(config, policy, state).values()) + copy_bytes(policy)
+    return int(_USABLE * min(sizes)) - held
+
+
+def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> int:
+    """Completions under way at a time over all devices; 0: all. UserError where there is no room for one prompt."""
+    rows = 0 if memory is None else demand.rows_within(memory)
+    if rows is None:
+        given = "none" if config.rollout_memory is None else f"{config.rollout_memory:g}"
+        one = demand.peak_bytes(demand.size(1)) / 2**30
+        raise UserError(
+            f"rollout_memory = {given}: there are {max(memory or 0, 0) / 2**30:.3g} GiB on each device, and one prompt "
+            f"with {demand.samples} completions of up to {demand.width} tokens takes {one:.3g} GiB; choose fewer "
+            "(num_generations, eval_samples), shorter ones (max_completion_length), or tensor > 1 in mesh"
+        )
+    return rows
+
+
+def held_always(config: GRPOConfig, policy: Policy, state: Any) -> dict[str, int]:
+    """Bytes on each device from the first step to the last, by what they are for."""
+    weights = _bytes(state.params)
+    return {
+        "weights": weights,
+        "optimizer": _bytes(state.opt_state),
+        "reference": int(weights / 4 * jnp.dtype(policy.dtype).itemsize) if config.beta > 0 else 0,
+    }
+
+
+def copy_bytes(policy: Policy) -> int:
+    """The sampler's weights on each device; 0 where it reads the learner's own."""
+    if policy.shares_weights:
+        return 0
+    each = lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+    return sum(jax.tree.leaves(jax.tree.map(each, policy.abstract_rollout(), policy.rollout_shardings())))
+
+
+def _bytes(tree: Any) -> int:
+    each = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return sum(map(each, jax.tree.leaves(tree)))

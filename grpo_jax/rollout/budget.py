@@ -1,0 +1,59 @@
+"""How many completions are under way at a time in a given memory. Formulas of shapes: nothing is compiled."""
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.rollout.state import Size
+from grpo_jax.rollout.table import first_size, slots_for
+
+_LOGITS = 3  # arrays [rows,V] in float32 that live at a time: logits, weights, one between them
+
+
+@dataclass(frozen=True)
+class Demand:
+    """P x G completions of up to `width` tokens of prompts of up to `prompt_width`, over `parts` of a mesh that have
+    rows of their own, with the heads split `tensor` times."""
+
+    cfg: ModelConfig
+    dtype: str
+    prompts: int
+    samples: int
+    width: int
+    prompt_width: int
+    parts: int = 1
+    tensor: int = 1
+
+    def size(self, rows: int = 0) -> Size:
+        """The largest table, with `rows` completions at a time over all parts (0: all)."""
+        return first_size(self.prompts, self.samples, self.width, self.parts, rows)
+
+    def cache_bytes(self, size: Size) -> int:
+        """Keys and values of a table on each device: those of a prompt once a place."""
+        token = 2 * self.cfg.num_layers * self.cfg.num_kv_heads * self.cfg.head_dim
+        tokens = size.places * (self.prompt_width + size.rows * size.slots)
+        return tokens * token * jnp.dtype(self.dtype).itemsize // self.tensor
+
+    def peak_bytes(self, size: Size) -> int:
+        """On each device, beside the weights: the cache and the smaller one that it grows from, and the logits."""
+        before = slots_for(size.slots // 2, size.slots)
+        grown_from = self.cache_bytes(replace(size, slots=before)) if before < size.slots else 0
+        logits = _LOGITS * size.places * size.rows * self.cfg.vocab_size * 4 // self.tensor
+        return self.cache_bytes(size) + grown_from + logits
+
+    def rows_within(self, memory: int) -> int | None:
+        """Completions at a time for which `memory` bytes on each device are enough, over all parts; 0: all of them;
+        None: not even one prompt's."""
+        if self.peak_bytes(self.size()) <= memory:
+            return 0
+        for prompts in range(-(-self.prompts // self.parts), 0, -1):
+            rows = self._rows_of(prompts)
+            if self.peak_bytes(self.size(rows)) <= memory:
+                return rows
+        return None
+
+    def _rows_of(self, prompts: int) -> int:
+        """Rows of a table with so many prompts on each part, when others wait."""
+        one = self.size(1)  # of a single prompt
+        return one.places * one.rows * self.parts * prompts

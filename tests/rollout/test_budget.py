@@ -1,0 +1,62 @@
+"""How many completions fit: the formula against real arrays, and never more than the memory allows."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings, strategies
+
+from grpo_jax.models.cache import empty_cache
+from grpo_jax.models.config import PUBLISHED
+from grpo_jax.rollout.budget import Demand
+
+CFG = PUBLISHED["1.5b"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    strategies.integers(1, 40),
+    strategies.integers(1, 20),
+    strategies.integers(1, 3000),
+    strategies.integers(1, 2000),
+    strategies.sampled_from([1, 2, 8]),
+    strategies.floats(0.001, 40),
+)
+def test_more_rows_than_fit_or_fewer_than_could(prompts, samples, width, prompt_width, parts, gib):
+    demand = Demand(CFG, "bfloat16", prompts, samples, width, prompt_width, parts)
+    memory = int(gib * 2**30)
+    rows = demand.rows_within(memory)
+    if rows is None:
+        assert demand.peak_bytes(demand.size(1)) > memory
+        return
+    size = demand.size(rows)
+    assert demand.peak_bytes(size) <= memory
+    if rows:
+        assert size.places * size.rows * parts == rows
+        assert demand.peak_bytes(demand.size()) > memory
+        one = demand.size(1)
+        more = rows + one.places * one.rows * parts
+        assert demand.size(more).places <= size.places or demand.peak_bytes(demand.size(more)) > memory
+
+
+def test_the_cache_is_larger_than_said():
+    cfg = dataclasses.replace(CFG, num_layers=2)
+    demand = Demand(cfg, "bfloat16", 6, 5, 33, 17, 2)
+    size = demand.size()
+    shapes = jax.eval_shape(
+        lambda: empty_cache(cfg, size.places, size.rows, 17, size.slots, jnp.dtype("bfloat16"))
+    )
+    arrays = shapes.prompt_k, shapes.prompt_v, shapes.own_k, shapes.own_v
+    assert demand.cache_bytes(size) == sum(x.size * x.dtype.itemsize for x in arrays)
+
+
+@pytest.mark.parametrize(("shared", "repeated"), [(0.9, 14)])
+def test_prompts_are_kept_for_each_completion(shared, repeated):
+    """The figure of the design: 64 prompts of 512 tokens x 16 completions at 1.5B."""
+    prompts = Demand(CFG, "bfloat16", 64, 16, 1, 512)
+    once = prompts.cache_bytes(dataclasses.replace(prompts.size(), slots=0)) / 2**30
+    alone = Demand(CFG, "bfloat16", 64 * 16, 1, 1, 512)
+    each = alone.cache_bytes(dataclasses.replace(alone.size(), slots=0)) / 2**30
+    assert once == pytest.approx(shared, abs=0.05)
+    assert each == pytest.approx(repeated, abs=0.1)

@@ -1,0 +1,48 @@
+"""A run in little memory: prompts wait, and what is sampled and learned is the same; too little is told at once."""
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from grpo_jax.cli import main
+from grpo_jax.config import GRPOConfig
+from grpo_jax.errors import UserError
+from grpo_jax.trainer import GRPOTrainer
+
+SMALL = 0.00005  # GiB: room for two prompts of two completions on a device, of eight
+TINY = 0.00001
+
+
+@pytest.fixture
+def settings(tiny_settings, tmp_path):
+    return tiny_settings | {
+        "max_steps": 2,
+        "eval_prompts": 4,
+        "mesh": "data=1",
+        "output_dir": str(tmp_path / "run"),
+    }
+
+
+def test_little_memory_changes_what_is_sampled(settings, tmp_path, capsys):
+    found = []
+    for name, memory in (("all", None), ("few", SMALL)):
+        trainer = GRPOTrainer(
+            settings["model"],
+            args=GRPOConfig(**settings | {"rollout_memory": memory, "output_dir": str(tmp_path / name)}),
+        )
+        assert (trainer.stages.sampler.rows > 0) == (memory is not None)
+        assert trainer.stages.sampler.rows in (0, 4)
+        trainer.train()
+        table = pyarrow.parquet.read_table(tmp_path / name / "completions" / "completions_00002.parquet")
+        found.append(table.to_pydict())
+    assert "the others wait" in capsys.readouterr().out
+    assert found[0]["completion"] == found[1]["completion"]
+    for ours, theirs in zip(found[0]["logprobs"], found[1]["logprobs"]):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_too_little_memory_fails_in_the_middle_of_a_run(settings, options, capsys):
+    with pytest.raises(UserError, match="rollout_memory = 1e-05"):
+        GRPOTrainer(settings["model"], args=GRPOConfig(**settings | {"rollout_memory": TINY}))
+    assert main(["train", *options(settings | {"rollout_memory": TINY})]) == 2
+    assert "one prompt with 2 completions of up to 8 tokens takes" in capsys.readouterr().err
