@@ -52,7 +52,8 @@ class Sampler:
         self.segment = max(min(segment or width, width - 1), 1)
         self.rows, self.mesh, self.stop = rows, mesh, stop
         self.programs = Programs(Decoder(cfg, vocabulary, how), self.segment, mesh)
-        self.purpose, self.key = purpose, self._key(seed)
+        self.purpose = purpose
+        self.key = self._key(seed)
 
     def __call__(
         self,
