@@ -14,6 +14,7 @@ from grpo_jax.collecting import Collector, DynamicCollector
 from grpo_jax.config import GRPOConfig, SFTConfig
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.data.sources import is_single_file, load_rows
+from grpo_jax.drawing import evaluation_of, sampling_of, stop_of
 from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluator
 from grpo_jax.judging import Judge
@@ -24,7 +25,6 @@ from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampler import Sampler
-from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.runs.folder import model_fingerprint
 from grpo_jax.runs.run import Run
 from grpo_jax.scoring import Scorer
@@ -148,13 +148,14 @@ def _sampler(config: GRPOConfig, policy: Policy, rows: int) -> Sampler:
     return Sampler(
         policy.cfg,
         policy.vocabulary,
-        Sampling(config.temperature, config.top_k, config.top_p, config.min_p),
+        sampling_of(config, policy),
         samples=config.num_generations,
         width=config.max_completion_length,
         mesh=policy.mesh,
         seed=config.seed,
         segment=config.rollout_segment,
         rows=rows,
+        stop=stop_of(config, policy),
     )
 
 
@@ -178,11 +179,12 @@ def _evaluator(
         policy,
         _prompts(config, policy, rows[: config.eval_prompts]),
         scorer,
-        Sampling(config.eval_temperature),
+        evaluation_of(config, policy, config.eval_temperature),
         samples=config.eval_samples,
         width=config.max_completion_length,
         seed=config.seed,
         segment=config.rollout_segment,
+        stop=stop_of(config, policy),
     )
     evaluator.sampler.rows = capacity.rows_at_a_time(evaluator.demand, memory, config)
     return evaluator

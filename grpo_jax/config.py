@@ -19,6 +19,8 @@ from grpo_jax.settings_io import (
     Names,
     Positive,
     Settings,
+    Texts,
+    Tokens,
     load_settings,
 )
 from grpo_jax.settings_learner import MemorySettings, ObjectiveSettings, OptimizerSettings
@@ -143,8 +145,21 @@ class SamplingSettings(Settings):
     """Sample among the likeliest tokens that together hold this probability; 1: among all."""
     min_p: float = Field(0.0, ge=0, lt=1)
     """Leave out tokens less likely than this share of the likeliest one's probability; 0: none."""
+    stop_strings: Texts | None = None
+    """A completion ends with the token that completes one of them, and keeps it: one text, or a YAML list such as
+    ["\\n\\n", "END"]; none: only the end of sequence ends it."""
+    min_tokens: Count = 0
+    """No end-of-sequence token is drawn before so many tokens (vLLM's min_tokens in TRL's generation_kwargs)."""
+    banned_tokens: Tokens | None = None
+    """Tokens never drawn: one text that is a token, or a YAML list of such texts and ids, e.g. ["<think>", 17]."""
     rollout_weights: Literal["auto", "int8"] = "auto"
     """What is sampled from: the weights in dtype, or int8 copies, half as large as bfloat16 and not quite the same."""
+
+    @field_validator("stop_strings")
+    @classmethod
+    def _stop_strings_are_text(cls, strings: list[str] | None) -> list[str] | None:
+        check.first(check.stop_strings(strings or []))
+        return strings
 
 
 class RolloutSettings(Settings):
@@ -200,6 +215,7 @@ class GRPOConfig(
             check.evaluation(self),
             check.distinct_samples(self, "eval_samples", "eval_temperature"),
             check.exploration(self),
+            check.shortest(self),
             *objective_problems(self),
         )
         return self
@@ -261,7 +277,9 @@ class EvalConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettings
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         idle = "samples = 0: greedy is off too, so there is nothing to do; set one of them"
-        check.first(None if self.samples or self.greedy else idle, check.distinct_samples(self))
+        check.first(
+            None if self.samples or self.greedy else idle, check.distinct_samples(self), check.shortest(self)
+        )
         return self
 
 
@@ -270,17 +288,27 @@ class GenerateConfig(ModelSettings, SamplingSettings):
 
     model: Name
     """A local folder or a hub id in Hugging Face format."""
-    prompt: Name
+    prompt: Name | None = None
     """The text to answer or to continue."""
+    prompts: Name | None = None
+    """A file of such texts (jsonl, csv, parquet), in a column prompt; a row may have a prefill, and a seed: it is then
+    answered as if it was asked alone with it."""
     chat: bool = True
     """Put the prompt through the model's chat template; false: continue the text as it is."""
     system_prompt: str | None = None
     """A system message before the prompt; none: the template's own, if any."""
+    prefill: Name | None = None
+    """What the assistant's turn begins with, e.g. <think>: the model goes on from there; none: nothing."""
     samples: Positive = 1
-    """Completions of the prompt."""
+    """Completions of each prompt."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         lost = f"system_prompt = {self.system_prompt!r}: without chat it has no place; leave one of them out"
-        check.first(None if self.chat or self.system_prompt is None else lost, check.distinct_samples(self))
+        check.first(
+            check.requests(self),
+            None if self.chat or self.system_prompt is None else lost,
+            check.distinct_samples(self),
+            check.shortest(self),
+        )
         return self

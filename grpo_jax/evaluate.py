@@ -14,12 +14,14 @@ from grpo_jax.capacity import demand_of
 from grpo_jax.config import EvalConfig
 from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.data.sources import load_rows
+from grpo_jax.drawing import evaluation_of, sampling_of, stop_of
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.generate import Rollout
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.stopping import Stop
 from grpo_jax.runs.files import check_writable, write_atomically
 from grpo_jax.scoring import Scored, Scorer
 from grpo_jax.sharding import hosts
@@ -70,6 +72,7 @@ class Evaluator:
         seed: int,
         at_a_time: int = 64,
         segment: int = 64,
+        stop: Stop | None = None,
     ):
         scorer.check(prompts)
         self.policy, self.prompts, self.scorer = policy, prompts, scorer
@@ -86,6 +89,7 @@ class Evaluator:
             seed=seed,
             purpose=EVALUATION,
             segment=segment,
+            stop=stop,
         )
 
     @property
@@ -163,7 +167,7 @@ def evaluate_command(config: EvalConfig) -> int:
         scorer = Scorer(pool, None, policy.tokenizer)
         ways = {
             name: _evaluator(config, policy, prompts, scorer, how, samples)
-            for name, how, samples in _ways(config)
+            for name, how, samples in _ways(config, policy)
         }
         weights = policy.load_rollout_weights()
         results |= {name: report(evaluator(weights)) for name, evaluator in ways.items()}
@@ -192,10 +196,10 @@ def _powers_of_two(n: int) -> list[int]:
     return sorted({1 << i for i in range(n.bit_length())} | {n})
 
 
-def _ways(config: EvalConfig) -> list[tuple[str, Sampling, int]]:
+def _ways(config: EvalConfig, policy: Policy) -> list[tuple[str, Sampling, int]]:
     """(name, how to draw, samples) of each part of the evaluation."""
-    drawn = Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
-    ways = [("greedy", Sampling(0.0), 1)] if config.greedy else []
+    ways = [("greedy", evaluation_of(config, policy, 0.0), 1)] if config.greedy else []
+    drawn = sampling_of(config, policy)
     return ways + ([("sampled", drawn, config.samples)] if config.samples else [])
 
 
@@ -225,6 +229,7 @@ def _evaluator(
         width=config.max_completion_length,
         seed=config.seed,
         at_a_time=config.prompts_per_step,
+        stop=stop_of(config, policy),
     )
 
 

@@ -1,54 +1,77 @@
-"""The verb `generate`: sample from a model and print the text."""
+"""The verb `generate`: sample from a model and print the text as it comes."""
 
 import jax
 import numpy as np
 
 from grpo_jax.config import GenerateConfig
-from grpo_jax.data.prompts import Prompts
+from grpo_jax.data.prompts import PromptBatch, Prompts
+from grpo_jax.drawing import decoded, sampling_of, stop_of
+from grpo_jax.errors import UserError
 from grpo_jax.policy import Policy, open_policy
-from grpo_jax.rollout.generate import Rollout
+from grpo_jax.requests import Request, requests_of
 from grpo_jax.rollout.sampler import Sampler
-from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.sharding import hosts
-from grpo_jax.sharding.mesh import row_shards
+from grpo_jax.streaming import Printed
+
+_SEGMENT = 16  # tokens that are shown at a time
+_ROWS = 256  # completions under way at a time, over all devices
 
 
 def generate_command(config: GenerateConfig) -> int:
-    """Print `samples` completions of the prompt, with a line between them where there are several."""
+    """Print `samples` completions of each prompt, with a line between them where there are several."""
+    requests = requests_of(config)
     policy = open_policy(config, rollout_weights=config.rollout_weights)
-    rollout = _sample(config, policy)
-    texts = [
-        policy.tokenizer.decode(row[:n], skip_special_tokens=True)
-        for row, n in zip(rollout.tokens[0], rollout.lengths[0])
-    ]
-    if hosts.is_writer():
-        print("\n---\n".join(texts))
+    batch = _batch(config, requests, policy)
+    sampler = _sampler(config, policy)
+    printed = Printed(
+        lambda ids: decoded(policy.tokenizer, ids), len(requests), config.samples, hosts.is_writer()
+    )
+    with jax.set_mesh(policy.mesh):
+        weights = policy.load_rollout_weights()
+        sampler(
+            weights,
+            batch.tokens,
+            batch.lengths,
+            np.array([request.uid for request in requests], np.uint32),
+            step=0,
+            seeds=[request.seed for request in requests],
+            on_tokens=printed,
+        )
+    printed.end()
     return 0
 
 
-def _sample(config: GenerateConfig, policy: Policy) -> Rollout:
-    prompt = [{"role": "user", "content": config.prompt}] if config.chat else config.prompt
-    batch = Prompts(
-        [{"prompt": prompt}],
+def _batch(config: GenerateConfig, requests: list[Request], policy: Policy) -> PromptBatch:
+    """All prompts, in order. UserError for one that leaves no room."""
+    longest = policy.cfg.max_position_embeddings
+    prompts = Prompts(
+        [{"prompt": request.prompt} for request in requests],
         policy.tokenizer,
-        prompts_per_step=1,
-        max_prompt_length=policy.cfg.max_position_embeddings,
+        prompts_per_step=len(requests),
+        max_prompt_length=longest,
+        shuffle=False,
         system_prompt=config.system_prompt,
         pad_id=policy.vocabulary.pad_id,
-    )(0)
+    )
+    if prompts.dropped:
+        told = f"{prompts.dropped} prompts are longer than the model's {longest} positions"
+        raise UserError(f"prompts = {config.prompts!r}: {told}; leave them out")
+    batch = prompts(0)
     length = batch.tokens.shape[1] + config.max_completion_length
     policy.check_positions("prompt + max_completion_length", length)
-    sampler = Sampler(
+    return batch
+
+
+def _sampler(config: GenerateConfig, policy: Policy) -> Sampler:
+    return Sampler(
         policy.cfg,
         policy.vocabulary,
-        Sampling(config.temperature, config.top_k, config.top_p, config.min_p),
+        sampling_of(config, policy),
         samples=config.samples,
         width=config.max_completion_length,
         mesh=policy.mesh,
         seed=config.seed,
+        segment=_SEGMENT,
+        rows=_ROWS,
+        stop=stop_of(config, policy),
     )
-    copies = row_shards(policy.mesh)  # every shard of the rows needs a prompt; the copies are ignored
-    repeat = lambda x: np.repeat(x, copies, axis=0)
-    with jax.set_mesh(policy.mesh):
-        weights = policy.load_rollout_weights()
-        return sampler(weights, repeat(batch.tokens), repeat(batch.lengths), repeat(batch.uids), step=0)

@@ -127,6 +127,34 @@ def distinct_samples(c: Any, samples: str = "samples", temperature: str = "tempe
     return None
 
 
+def shortest(c: Any) -> str | None:
+    """A completion can be as long as it must be."""
+    if c.min_tokens > c.max_completion_length:
+        return (
+            f"min_tokens = {c.min_tokens}: completions have at most max_completion_length = "
+            f"{c.max_completion_length} tokens; use at most that"
+        )
+    return None
+
+
+def stop_strings(strings: list[str]) -> str | None:
+    """U+FFFD stands for bytes that are no text yet: what looks like it may become something else."""
+    if broken := [text for text in strings if "\ufffd" in text]:
+        return f"stop_strings = {broken}: U+FFFD is no text; leave it out"
+    return None
+
+
+def requests(c: Any) -> str | None:
+    """There is something to answer, and a turn for what the answer begins with."""
+    if c.prompt is None and c.prompts is None:
+        return "prompt: must be given, or prompts, a file of them"
+    if c.prompt is not None and c.prompts is not None:
+        return f"prompts = {c.prompts!r}: prompt is {c.prompt!r} already; keep one of them"
+    if c.prefill is not None and not c.chat:
+        return f"prefill = {c.prefill!r}: without chat there is no assistant's turn; put it into the prompt"
+    return None
+
+
 def exploration(c: Any) -> str | None:
     """Training compares completions that differ."""
     if c.temperature == 0:

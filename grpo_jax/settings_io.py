@@ -46,6 +46,24 @@ def split_list(value: Any, info: ValidationInfo) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def one_or_list(value: Any, info: ValidationInfo) -> Any:
+    """For lists of texts in which commas and spaces count: `[a, b]` as a list, any other string as the only one."""
+    if isinstance(value, str) and not value.startswith("["):
+        return [value]
+    return split_list(value, info)
+
+
+def texts_or_ids(value: Any, info: ValidationInfo) -> Any:
+    """For lists of tokens: `[text, 17]`, or one text alone. A number is an id, and in quotes a text."""
+    tokens = one_or_list(value, info)
+    if tokens is None:
+        return None
+    plain = lambda token: isinstance(token, str | int) and not isinstance(token, bool) and token != ""
+    if not (isinstance(tokens, list | tuple) and all(map(plain, tokens))):
+        raise ValueError(f"{info.field_name} = {value!r}: must be texts or ids; write e.g. ['<think>', 17]")
+    return list(tokens)
+
+
 def read_mapping(value: Any, info: ValidationInfo) -> Any:
     """For mapping fields: `{name: value}` in a string as a mapping; anything that is no string stays as it is."""
     if not isinstance(value, str):
@@ -62,6 +80,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[list[Name], BeforeValidator(split_list), Field(min_length=1)]
+Texts = Annotated[list[Name], BeforeValidator(one_or_list)]
+Tokens = Annotated[list[int | str], BeforeValidator(texts_or_ids)]
 Numbers = Annotated[list[float], BeforeValidator(split_list)]
 Mapped = Annotated[dict[str, Any], BeforeValidator(read_mapping)]
 

@@ -144,7 +144,8 @@ RULES: dict[str, Rule] = {
         vllm_tensor_parallel_size=[1],
     ),
     **_refused(
-        "write temperature, top_k, top_p or min_p; nothing else changes what is sampled",
+        "write temperature, top_k, top_p, min_p, stop_strings, min_tokens or banned_tokens; "
+        "nothing else changes what is sampled",
         generation_kwargs=[{}],
         repetition_penalty=[1.0],
         vllm_structured_outputs_regex=[],
@@ -259,16 +260,20 @@ RULES: dict[str, Rule] = {
 PREFIXES = {"vllm_": SAMPLED_HERE, "fsdp_": MESH}  # of other versions of TRL
 
 OTHERS = {
+    "bad_words_ids": "write banned_tokens",
     "batch_size": RULES["per_device_train_batch_size"].says,
     "dataset_name": "write dataset: a path, a hub id or a task",
     "lr": "write learning_rate",
     "max_new_tokens": "write max_completion_length",
     "max_seq_length": "write max_prompt_length and max_completion_length (sft: max_length)",
+    "min_new_tokens": "write min_tokens",
     "model_name_or_path": "write model: a folder or a hub id",
     "num_train_epochs": "write max_steps: a step takes rows_per_step rows",
     "remat": "write gradient_checkpointing",
     "reward_funcs": "write rewards: names or file.py:function",
     "shuffle": "write shuffle_dataset",
+    "stop": "write stop_strings",
+    "suppress_tokens": "write banned_tokens",
     "torch_dtype": "write dtype: bfloat16 or float32",
     # The same between our own verbs: asked only for names that the verb at hand does not have.
     "dataset": "write task",

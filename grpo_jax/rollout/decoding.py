@@ -24,6 +24,7 @@ class Newcomers:
     uids: Array  # [m] uint32, which prompt it is: random numbers depend on it
     places: Array  # [m,n/m] int32; places that do not exist are left out
     limits: Array  # [m,n/m,g] int32, tokens of each completion; 0: this row stays empty
+    keys: Array | None = None  # [m,2] uint32, data of a key for each prompt, in place of the step's
 
 
 def admit(
@@ -33,7 +34,8 @@ def admit(
     places, (m, times, g) = new.places.reshape(-1), new.limits.shape
     cache, logits = _prefill(of, params, state.cache, new, places)
     rows = len(places), g
-    keys = row_keys(step_key, new.uids, times * g).reshape(rows)
+    of_prompts = step_key if new.keys is None else jax.random.wrap_key_data(new.keys)
+    keys = row_keys(of_prompts, new.uids, times * g).reshape(rows)
     fresh = Decoding(
         slot=state.slot,
         keys=keys,
@@ -112,7 +114,7 @@ def _next_logits(of: Decoder, params: Params, state: Decoding) -> tuple[Array, C
 
 def _draw(of: Decoder, state: Decoding, logits: Array) -> tuple[Decoding, Array, Array]:
     """The next token of every live row, and its log-prob [S,g]; the other rows take padding."""
-    token, logprob = draw(state.keys, state.lengths, logits, of.how)
+    token, logprob = draw(state.keys, state.lengths, logits, of.how, of.vocabulary.eos_ids)
     live = state.live
     token = jnp.where(live, token, of.vocabulary.pad_id)
     logprob = jnp.where(live, logprob, 0.0)

@@ -6,7 +6,7 @@ slots that are still empty. While a segment runs, the host reads the one before:
 Nothing of this changes what is drawn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params
-from grpo_jax.rollout.collected import Collected
+from grpo_jax.rollout.collected import Collected, OnTokens
 from grpo_jax.rollout.generate import Programs, Rollout
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.session import Prompts, Session
 from grpo_jax.rollout.state import Decoder, Vocabulary
+from grpo_jax.rollout.stopping import Stop
 
 OnGroup = Callable[[int, list[list[int]]], None]
 
@@ -28,7 +29,8 @@ class Sampler:
     """Draws `samples` completions of up to `width` tokens for each prompt, `segment` tokens at a time (0: all), with
     `rows` completions under way at most, over all devices (0: all); prompts wait until there is room.
 
-    `purpose` separates streams of random numbers of one seed: training and evaluation never share any.
+    `stop` ends completions at its strings. `purpose` separates streams of random numbers of one seed: training and
+    evaluation never share any.
     """
 
     def __init__(
@@ -44,14 +46,16 @@ class Sampler:
         purpose: int = 0,
         segment: int = 0,
         rows: int = 0,
+        stop: Stop | None = None,
     ):
         self.samples, self.width, self.pad_id = samples, width, vocabulary.pad_id
         self.segment = max(min(segment or width, width - 1), 1)
-        self.rows, self.mesh = rows, mesh
+        self.rows, self.mesh, self.stop = rows, mesh, stop
         # A loop over layers cuts each layer's weights out of the whole at every token: on CPU that is a copy.
         unrolled = mesh.devices.flat[0].platform == "cpu"
         self.programs = Programs(Decoder(cfg, vocabulary, how, unrolled), self.segment, mesh)
-        self.key = jax.random.fold_in(jax.random.key(seed), purpose)
+        self.purpose = purpose
+        self.key = self._key(seed)
 
     def __call__(
         self,
@@ -62,7 +66,9 @@ class Sampler:
         step: int,
         *,
         limits: np.ndarray | None = None,
+        seeds: Sequence[int] | None = None,
         on_group: OnGroup | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> Rollout:
         """A rollout, NumPy arrays whole on every host, for prompts [P,Tp] int32 (right-padded) of `lengths` [P],
         known by `uids` [P] uint32. Every process must call it.
@@ -70,12 +76,16 @@ class Sampler:
         Args:
             params: in the rollout's dtype and layout.
             limits: [P,G] int32, tokens of each completion at most, where not all are `width`.
+            seeds: one for each prompt, in place of the sampler's own.
             on_group: called with a prompt's number and its completions' tokens as soon as all of them have ended.
+            on_tokens: called with (prompt, sample, its next tokens, whether they are the last) as they are read.
         """
         if limits is None:
             limits = np.full((len(lengths), self.samples), self.width, np.int32)
-        collected = Collected(np.minimum(limits, self.width), self.width, self.pad_id)
-        prompts = Prompts(np.asarray(tokens), np.asarray(lengths), np.asarray(uids))
+        limits = np.minimum(limits, self.width)
+        collected = Collected(limits, self.width, self.pad_id, self.stop, on_tokens)
+        keys = None if seeds is None else np.stack([self._key_data(step, seed) for seed in seeds])
+        prompts = Prompts(np.asarray(tokens), np.asarray(lengths), np.asarray(uids), keys)
         key = self.step_key(step)
         session = Session(self.programs, params, key, prompts, collected, self.rows, self.mesh)
         for p in session.groups():
@@ -83,9 +93,15 @@ class Sampler:
                 on_group(p, collected.ids(p))
         return collected.rollout
 
-    def step_key(self, step: int) -> Array:
-        """The key from which all of a step's random numbers come."""
-        return jax.random.fold_in(self.key, step)
+    def step_key(self, step: int, seed: int | None = None) -> Array:
+        """The key from which all of a step's random numbers come, or those of prompts with a `seed` of their own."""
+        return jax.random.fold_in(self.key if seed is None else self._key(seed), step)
+
+    def _key(self, seed: int) -> Array:
+        return jax.random.fold_in(jax.random.key(seed), self.purpose)
+
+    def _key_data(self, step: int, seed: int) -> np.ndarray:
+        return np.asarray(jax.random.key_data(self.step_key(step, seed)))
 
     @property
     def compilations(self) -> int:

@@ -13,34 +13,54 @@ _BLOCK = 512  # tokens a block of the inverse CDF: about the square root of V, s
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw. Filters apply in transformers' order: temperature, top-k, top-p, min-p (off: 0, 1, 0)."""
+    """How to draw. Filters apply in transformers' order: banned tokens, temperature, top-k, top-p, min-p (off: none,
+    0, 1, 0)."""
 
     temperature: float = 1.0  # 0: the most likely token
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    banned: tuple[int, ...] = ()  # ids that are never drawn
+    min_tokens: int = 0  # no end-of-sequence id is drawn before so many tokens were
 
 
 def row_keys(step_key: Array, uids: Array, samples: int) -> Array:
-    """Keys [P,G] from the step's key, each prompt's identity `uids` [P] uint32 and the sample's number."""
-    one = lambda uid, sample: jax.random.fold_in(jax.random.fold_in(step_key, uid), sample)
-    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(uids, jnp.arange(samples))
+    """Keys [P,G] from the step's key, or one for each prompt [P], each prompt's identity `uids` [P] uint32 and the
+    sample's number."""
+    one = lambda key, uid, sample: jax.random.fold_in(jax.random.fold_in(key, uid), sample)
+    of_prompt = jax.vmap(one, (None, None, 0))
+    axes = (0 if step_key.ndim else None, 0, None)
+    return jax.vmap(of_prompt, axes)(step_key, uids, jnp.arange(samples))
 
 
-def draw(keys: Array, positions: Array, logits: Array, how: Sampling) -> tuple[Array, Array]:
+def draw(
+    keys: Array, positions: Array, logits: Array, how: Sampling, eos_ids: tuple[int, ...] = ()
+) -> tuple[Array, Array]:
     """Tokens [P,G] int32 and their log-probs [P,G] float32 from float32 logits [P,G,V].
 
-    `positions` [P,G] are those of the tokens in their completions. The log-prob is under the full softmax of
-    logits / temperature, before any filter: what the learner computes by teacher forcing. Greedy tokens are scored at
-    temperature 1.
+    `positions` [P,G] are those of the tokens in their completions, `eos_ids` what must wait for `how.min_tokens`. The
+    log-prob is under the full softmax of logits / temperature, before any filter: what the learner computes by teacher
+    forcing. Greedy tokens are scored at temperature 1.
     """
     if how.temperature > 0:
         logits = logits / how.temperature
-        token = _inverse_cdf(keys, positions, _filtered_weights(logits, how))
+        allowed = _allowed(positions, logits, how, eos_ids)
+        token = _inverse_cdf(keys, positions, _filtered_weights(allowed, how))
     else:
-        token = jnp.argmax(logits, axis=-1)
+        token = jnp.argmax(_allowed(positions, logits, how, eos_ids), axis=-1)
     chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _allowed(positions: Array, logits: Array, how: Sampling, eos_ids: tuple[int, ...]) -> Array:
+    """The logits [P,G,V], -inf for what must not be drawn at these positions."""
+    among = lambda ids: jnp.zeros(logits.shape[-1], bool).at[jnp.asarray(ids)].set(True)
+    if how.banned:
+        logits = jnp.where(among(how.banned), -jnp.inf, logits)
+    if how.min_tokens and eos_ids:
+        early = jnp.asarray(positions)[..., None] < how.min_tokens
+        logits = jnp.where(early & among(eos_ids), -jnp.inf, logits)
+    return logits
 
 
 def _filtered_weights(logits: Array, how: Sampling) -> Array:

@@ -30,6 +30,7 @@ class Prompts:
     tokens: np.ndarray  # [P,Tp] int32, right-padded
     lengths: np.ndarray  # [P] int32
     uids: np.ndarray  # [P] uint32
+    keys: np.ndarray | None = None  # [P,2] uint32, data of a key for each, in place of the rollout's
 
 
 @dataclass(frozen=True)
@@ -174,5 +175,6 @@ class Session:
             uids=self.prompts.uids[who].astype(np.uint32),
             places=places,  # type: ignore[arg-type]
             limits=limits.reshape(D, m, times, g).astype(np.int32),  # type: ignore[arg-type]
+            keys=None if self.prompts.keys is None else self.prompts.keys[who],  # type: ignore[arg-type]
         )
         return new, Table(np.repeat(who, times, axis=1), samples)
