@@ -50,7 +50,9 @@ def decode(slot: Array, lengths: Array) -> Attend:
 
 def _causal_attention(q: Array, k: Array, v: Array) -> Array:
     """[B,T,N,H] from q [B,T,N,H] and k, v [B,T,K,H]."""
-    kernel: Literal["cudnn", "xla"] = "cudnn" if _on_cuda() and _cudnn_takes(q) else "xla"
+    kernel: Literal["cudnn", "xla"] = (
+        "cudnn" if _on_cuda() and _cudnn_takes(q) and not _partly_manual() else "xla"
+    )
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
 
 
@@ -62,6 +64,13 @@ def _on_cuda() -> bool:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device is not None and device.platform == "gpu"
+
+
+def _partly_manual() -> bool:
+    """Whether `jax.shard_map` has taken some axes of the mesh and left others, as in a rollout with `tensor` > 1: there
+    cuDNN's attention, which is partitioned by rules of its own, does not compile (JAX 0.10)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return bool(mesh.manual_axes) and set(mesh.manual_axes) != set(mesh.axis_names)
 
 
 def _cudnn_takes(q: Array) -> bool:

@@ -121,9 +121,11 @@ class Programs:
 
 
 def _by_part(mesh: Mesh, function: Callable, takes: Any, gives: Any) -> Callable:
-    """`function` on each part's own rows; the axes that are not `ROWS` stay the compiler's."""
+    """`function` on each part's own rows. An axis with more than one place that is not of `ROWS` stays the compiler's;
+    one with a single place has nothing for it to do, and cuDNN's attention wants none left."""
+    own = {axis for axis in mesh.axis_names if axis in ROWS or mesh.shape[axis] == 1}
     return jax.shard_map(
-        function, mesh=mesh, in_specs=takes, out_specs=gives, axis_names=set(ROWS), check_vma=False
+        function, mesh=mesh, in_specs=takes, out_specs=gives, axis_names=own, check_vma=False
     )
 
 

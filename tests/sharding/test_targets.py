@@ -122,6 +122,17 @@ def test_cudnn_is_asked_for_half_precision_only(target, dtype):
     assert ("dot_product_attention_fwd" in traced) == (target.startswith("h") and dtype == "bfloat16")
 
 
+@pytest.mark.parametrize(("sizes", "fused"), [({"fsdp": 8}, True), (SIZES, False)], ids=str)
+def test_a_rollout_reads_its_prompts_without_cudnn(target, sizes, fused, tiny):
+    """With a split `tensor` it must: there cuDNN's attention does not compile."""
+    if not target.startswith("h"):
+        pytest.skip("cuDNN is for GPUs")
+    mesh = topology_mesh(target, sizes)
+    program = make_generate(tiny, Vocabulary((3, 5), 0, tiny.vocab_size), Sampling(), G, TC, mesh)
+    arguments = abstract.weights(tiny, mesh, "bfloat16"), *abstract.prompts(mesh, P, TP)
+    assert ("__cudnn$fmha" in abstract.compile_for(target, mesh, program, *arguments).as_text()) == fused
+
+
 def test_no_device_attends_over_the_rows_of_others(target, tiny):
     """Left to itself the compiler gathers the rows and splits D, as the weights are split."""
     rows, T, H = P * G // 2, TP + TC, tiny.head_dim
