@@ -50,13 +50,13 @@ def _token_id(token: int | str, policy: Policy) -> int:
         last = policy.vocabulary.num_tokens - 1
         raise UserError(f"banned_tokens = {token}: no such id; the tokenizer has 0 to {last}")
     ids = policy.tokenizer(token, add_special_tokens=False)["input_ids"]
+    if ids in ([], [policy.tokenizer.unk_token_id]) and token != policy.tokenizer.unk_token:
+        raise UserError(
+            f"banned_tokens = {token!r}: unknown to this tokenizer; give one of its tokens, or an id"
+        )
     if len(ids) != 1:
         raise UserError(
             f"banned_tokens = {token!r}: {len(ids)} tokens of this tokenizer, and only single ones can be banned; "
             f"give those, or ids (its own are {list(ids)})"
-        )
-    if ids[0] == policy.tokenizer.unk_token_id and token != policy.tokenizer.unk_token:
-        raise UserError(
-            f"banned_tokens = {token!r}: unknown to this tokenizer; give one of its tokens, or an id"
         )
     return int(ids[0])

@@ -54,6 +54,56 @@ def test_the_chat_template_is_used_unless_told_otherwise(verb):
     assert len(answers) == 3
 
 
+def test_a_seed_depends_on_the_rows_beside_it(verb, tmp_path):
+    """A row with a seed has the text that it has alone, at any place, beside any others; and the file's order."""
+    rows = [
+        {"prompt": "say a"},
+        {"prompt": "say more", "seed": 7},
+        {"prompt": "say a"},
+        {"prompt": "b", "seed": 1},
+    ]
+
+    def texts(rows, **settings):
+        file = tmp_path / "ask.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return verb("generate", prompts=file, **settings).removesuffix("\n").split("\n---\n")
+
+    alone = [
+        verb("generate", prompt=row["prompt"], seed=row["seed"]).removesuffix("\n")
+        for row in rows
+        if "seed" in row
+    ]
+    there = texts(rows)
+    assert there[1::2] == alone
+    assert there[0] != there[2], "the same prompt twice is two samples"
+    assert texts(rows[::-1], seed=3)[::2] == alone[::-1]
+
+
+def test_a_prefill_is_not_read(verb):
+    plain, opened = (
+        verb("generate", prompt="say a", temperature=0, **how) for how in ({}, {"prefill": "ab"})
+    )
+    text = "<|im_start|>user\nsay a<|im_end|>\n<|im_start|>assistant\nab"
+    assert plain != opened == verb("generate", prompt=text, temperature=0, chat="false")
+
+
+def test_generate_goes_on_after_a_stop_string(verb):
+    """In pieces as in one: three samples are printed whole, a single one as it comes."""
+    long = {"prompt": "say a", "max_completion_length": 64, "banned_tokens": "<|im_end|>"}
+    whole = verb("generate", **long).removesuffix("\n")
+    assert len(whole) == 64
+    stop = whole[40:42]
+    ended = whole[: whole.index(stop) + 2]
+    assert verb("generate", **long, stop_strings=json.dumps([stop])) == ended + "\n"
+    assert verb("generate", **long, stop_strings=json.dumps([stop]), samples=3).startswith(ended + "\n---\n")
+
+
+def test_generate_ends_before_the_least_length(verb):
+    silent = "[0, 1, 101]"  # special tokens, which have no text
+    texts = verb("generate", prompt="say a", samples=64, min_tokens=8, banned_tokens=silent)
+    assert [len(text) for text in texts.removesuffix("\n").split("\n---\n")] == [8] * 64
+
+
 # ---- eval ----
 
 

@@ -263,3 +263,49 @@ def test_the_vocabulary_is_never_sorted(how, jaxpr_equations):
     names = {equation.primitive.name for equation in equations}
     assert "cumsum" in names  # the walk reaches the inside
     assert {n for n in names if "sort" in n or "top_k" in n} == ({"top_k"} if how.top_k else set())
+
+
+BARRED = [Sampling(banned=(3, 20)), Sampling(0.8, top_k=5, banned=(3, 20)), Sampling(0.0, banned=(3, 20))]
+
+
+@pytest.mark.parametrize("how", BARRED, ids=name_of)
+def test_a_banned_token_comes_or_changes_the_logprob(how):
+    """The likeliest tokens are banned; the rest stays in proportion, scored under the full softmax."""
+    logits = logits_of(23).copy()
+    logits[[3, 20]] = logits.max() + 2
+    tokens, logprobs = drawn(logits, how, 5000)
+    assert not {3, 20} & set(tokens)
+    full = np.log(expected(logits, Sampling(how.temperature or 1.0)))
+    np.testing.assert_allclose(logprobs, full[tokens], atol=2e-6)
+    if how.temperature:
+        rest = np.where(np.isin(np.arange(23), [3, 20]), -np.inf, logits)
+        assert p_value(tokens, expected(rest, how)) > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_ends_before_its_least_length(temperature):
+    """Rows stand at positions of their own: each waits for its own."""
+    keys = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 400)
+    positions = jnp.arange(400)[None] % 8
+    logits = jnp.zeros((1, 400, 9)).at[..., 4].set(20.0)
+    how = Sampling(temperature, min_tokens=5)
+    token, logprob = (np.asarray(x)[0] for x in draw(keys, positions, logits, how, (4, 7)))
+    early = np.asarray(positions)[0] < 5
+    assert not np.isin(token[early], [4, 7]).any()
+    assert (token[~early] == 4).all()
+    assert logprob[early].max() < -19, "of the full softmax, in which the end is nearly certain"
+
+
+def test_what_is_off_costs_something(jaxpr_equations):
+    keys, logits = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 2), jnp.zeros((1, 2, 700))
+    with_ids = jaxpr_equations(lambda: draw(keys, jnp.int32(0), logits, Sampling(), (3, 4)))
+    without = jaxpr_equations(lambda: draw(keys, jnp.int32(0), logits, Sampling()))
+    assert len(with_ids) == len(without)
+
+
+def test_a_prompts_own_key_is_another_than_the_steps():
+    bits = lambda keys: np.asarray(jax.random.key_data(keys))
+    uids, seeds = jnp.asarray([7, 3], jnp.uint32), jax.vmap(jax.random.key)(jnp.arange(2))
+    keys = bits(row_keys(seeds, uids, 4))
+    for p in range(2):
+        np.testing.assert_array_equal(keys[p], bits(row_keys(jax.random.key(p), uids[p : p + 1], 4))[0])

@@ -10,6 +10,7 @@ from grpo_jax.rollout import decoding, table
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.state import Vocabulary
+from grpo_jax.rollout.stopping import Stop
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, shardings
 
@@ -126,6 +127,23 @@ def test_random_lengths_change_a_token(engines, tiny_params, mesh_1, which, seed
     np.testing.assert_array_equal(ours.tokens, np.where(kept, longest.tokens, PAD))
     np.testing.assert_allclose(ours.logprobs, np.where(kept, longest.logprobs, 0), atol=3e-6)
     np.testing.assert_array_equal(ours.finished, longest.finished & (longest.lengths <= limits))
+
+
+def test_a_row_that_was_stopped_stays_or_disturbs_others(engines, tiny_params, mesh_1):
+    """The devices know nothing of stop strings: such a row is left behind, and others take its place."""
+    (one, *_), longest = engines
+    stop = Stop(("a", "bc"), lambda ids: "".join(chr(97 + i % 4) for i in ids))
+    rows_of = zip(longest.tokens.reshape(-1, WIDTH), longest.lengths.flat)
+    lengths = np.reshape([stop.end(row[:n].tolist(), 0) or n for row, n in rows_of], (P, G))
+    assert (lengths < longest.lengths).any()
+    for rows in (0, 4):
+        one.stop, one.rows = stop, rows
+        ours = rollout_of(one, tiny_params, mesh_1)
+        np.testing.assert_array_equal(ours.lengths, lengths)
+        kept = np.arange(WIDTH) < ours.lengths[..., None]
+        np.testing.assert_array_equal(ours.tokens, np.where(kept, longest.tokens, PAD))
+        np.testing.assert_array_equal(ours.finished, longest.finished | (lengths < longest.lengths))
+    one.stop, one.rows = None, 0
 
 
 def test_a_group_is_told_late_or_twice(tiny, tiny_params, mesh_1):
