@@ -87,18 +87,19 @@ def _two_part_attention(layer: Array, seen: Array, q: Array, cache: Cache) -> Ar
     arXiv:1805.02867), so that no joint [.., Tp + slots] array is built.
     """
     prompt_k, prompt_v, own_k, own_v = cache.layer(layer)
-    S, g, K, _, H = own_k.shape
+    S, g, K, H, _ = own_k.shape
+    wide = {"preferred_element_type": jnp.float32}
     queries = q.reshape(S, g, K, -1, H) * jnp.asarray(H**-0.5, q.dtype)
-    to_prompt = jnp.einsum("sgkrh,skth->sgkrt", queries, prompt_k, preferred_element_type=jnp.float32)
-    to_own = jnp.einsum("sgkrh,sgkth->sgkrt", queries, own_k, preferred_element_type=jnp.float32)
+    to_prompt = jnp.einsum("skgrh,skth->skgrt", queries.swapaxes(1, 2), prompt_k, **wide)
+    to_own = jnp.einsum("sgkrh,sgkht->sgkrt", queries, own_k, **wide)
     in_prompt = jnp.arange(prompt_k.shape[2]) < cache.prompt_lengths[:, None]  # [S,Tp]
     to_prompt = jnp.where(in_prompt[:, None, None, None], to_prompt, -jnp.inf)
     to_own = jnp.where(seen[:, :, None, None], to_own, -jnp.inf)
 
-    peak = jnp.maximum(to_prompt.max(-1), to_own.max(-1))[..., None]
-    on_prompt, on_own = jnp.exp(to_prompt - peak), jnp.exp(to_own - peak)
-    total = on_prompt.sum(-1) + on_own.sum(-1)
-    mixed = jnp.einsum(
-        "sgkrt,skth->sgkrh", on_prompt.astype(q.dtype), prompt_v, preferred_element_type=jnp.float32
-    ) + jnp.einsum("sgkrt,sgkth->sgkrh", on_own.astype(q.dtype), own_v, preferred_element_type=jnp.float32)
-    return (mixed / total[..., None]).astype(q.dtype).reshape(q.shape)
+    peak = jnp.maximum(to_prompt.max(-1).swapaxes(1, 2), to_own.max(-1))  # [S,g,K,r]
+    on_prompt = jnp.exp(to_prompt - peak.swapaxes(1, 2)[..., None])
+    on_own = jnp.exp(to_own - peak[..., None])
+    total = on_prompt.sum(-1).swapaxes(1, 2) + on_own.sum(-1)
+    of_prompt = jnp.einsum("skgrt,skth->skgrh", on_prompt.astype(q.dtype), prompt_v, **wide).swapaxes(1, 2)
+    of_own = jnp.einsum("sgkrt,sgkth->sgkrh", on_own.astype(q.dtype), own_v, **wide)
+    return ((of_prompt + of_own) / total[..., None]).astype(q.dtype).reshape(q.shape)

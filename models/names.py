@@ -9,6 +9,7 @@ follow from the letters.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -93,6 +94,13 @@ TABLE = (
     Row(("norm", "scale"), "model.norm.weight", ("D",), "D"),
     Row(("head", "kernel"), HEAD, ("V", "D"), "DV"),
 )
+
+
+@functools.cache
+def summed_axes() -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The path of each matrix of our tree -> its axes that a product sums over, L counted: a layer's inputs."""
+    matrices = (row for row in TABLE if len(row.theirs) == 2)  # (outputs, inputs)
+    return {row.path: tuple(row.ours.index(n) + row.stacked for n in row.theirs[1]) for row in matrices}
 
 
 def rows(cfg: ModelConfig) -> list[Row]:

@@ -9,14 +9,14 @@ weights and 28 % of the 0.5B's, all read for every token drawn. Norms and biases
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from grpo_jax.models.names import TABLE
+from grpo_jax.models.names import summed_axes
+from grpo_jax.models.outputs_first import OutputsFirst
 
 Params = dict[str, Any]
 _LARGEST = 127  # -128 is left out, so that a matrix and its negative have the same error
@@ -31,6 +31,9 @@ class Quantized:
     scale: Array  # the same number of dimensions, 1 along those that a product sums over
 
 
+Matrix = Array | Quantized | OutputsFirst
+
+
 def quantize(params: Params, dtype: Any) -> Params:
     """A plain tree with its matrices as `Quantized`, everything else in `dtype`, which is also the scales'.
 
@@ -43,7 +46,7 @@ def quantize(params: Params, dtype: Any) -> Params:
 
 def quantize_leaf(path: tuple[str, ...], x: Array, dtype: Any) -> Array | Quantized:
     """One leaf of the tree, as `quantize` has it."""
-    axes = _summed_axes().get(path)
+    axes = summed_axes().get(path)
     return x.astype(dtype) if axes is None else _quantize(x, axes, dtype)
 
 
@@ -57,20 +60,15 @@ def _quantize(x: Array, axes: tuple[int, ...], dtype: Any) -> Quantized:
     return Quantized(values.astype(jnp.int8), scale)
 
 
-@cache
-def _summed_axes() -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The path of each matrix -> its axes that a product sums over: the inputs of a layer in the checkpoint's table."""
-    matrices = (row for row in TABLE if len(row.theirs) == 2)  # (outputs, inputs)
-    return {row.path: tuple(row.ours.index(n) + row.stacked for n in row.theirs[1]) for row in matrices}
-
-
-def product(x: Array, w: Array | Quantized, axes: tuple[int, ...], dtype: Any = None) -> Array:
+def product(x: Array, w: Matrix, axes: tuple[int, ...], dtype: Any = None) -> Array:
     """x [..., inputs] times w, summed over w's `axes`, which are x's last: [..., outputs] in x's dtype, or `dtype`.
 
     Scales multiply the sums, not the weights. Each int8 is exact in bfloat16, so nothing is rounded before the sum, and
     a conversion is all that stands between the memory and the matrix unit: compilers for TPUs and GPUs make it while
     they read, where a scaled matrix would be written out first (CUDA) and read again.
     """
+    if isinstance(w, OutputsFirst):
+        return w.times(x, len(axes), dtype)
     over = tuple(range(-len(axes), 0)), axes
     if not isinstance(w, Quantized):
         return jnp.tensordot(x, w, over, preferred_element_type=dtype)
@@ -78,6 +76,8 @@ def product(x: Array, w: Array | Quantized, axes: tuple[int, ...], dtype: Any = 
     return (sums * w.scale.squeeze(axes)).astype(dtype or x.dtype)
 
 
-def dequantize(w: Array | Quantized) -> Array:
-    """The matrix, or part of it, in the scale's dtype; a plain one as it is."""
+def dequantize(w: Matrix) -> Array:
+    """The matrix, or part of it, in the scale's dtype; one that is not quantised as it is."""
+    if isinstance(w, OutputsFirst):
+        return w.values
     return w.values.astype(w.scale.dtype) * w.scale if isinstance(w, Quantized) else w

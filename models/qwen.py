@@ -23,7 +23,7 @@ from grpo_jax.models.quantized import dequantize, product, quantize
 from grpo_jax.models.rope import rotate, rotation_tables
 from grpo_jax.sharding.constraints import over_rows
 
-# Nested plain dict of arrays; layers carry a leading L axis. A matrix may be a `Quantized`.
+# Nested plain dict of arrays; layers carry a leading L axis. A matrix may be a `Quantized` or an `OutputsFirst`.
 Params = dict[str, Any]
 
 

@@ -9,6 +9,7 @@ from jax import Array
 
 from grpo_jax.models.attention import decode, prefill
 from grpo_jax.models.cache import Cache
+from grpo_jax.models.outputs_first import with_outputs_first
 from grpo_jax.models.qwen import Params, by_layer, head_logits, hidden_states
 from grpo_jax.rollout.sampling import draw, row_keys
 from grpo_jax.rollout.state import Decoder, Decoding, Drawn
@@ -52,12 +53,17 @@ def admit(
 
 
 def extend(of: Decoder, count: int, params: Params, state: Decoding) -> tuple[Decoding, Drawn]:
-    """Draw up to `count` more tokens of every live row; none when there is none."""
+    """Draw up to `count` more tokens of every live row; none when there is none. `params` are `for_decoding`."""
     if not of.unrolled:
         return _extended(of, count, params, state)
     layered: Any = state.cache.by_layer()
-    after, drawn = _extended(of, count, by_layer(params), replace(state, cache=layered))
+    after, drawn = _extended(of, count, params, replace(state, cache=layered))
     return replace(after, cache=after.cache.stacked(state.cache)), drawn
+
+
+def for_decoding(of: Decoder, params: Params) -> Params:
+    """The weights as `extend` reads them."""
+    return by_layer(with_outputs_first(params)) if of.unrolled else params
 
 
 def _extended(of: Decoder, count: int, params: Params, state: Decoding) -> tuple[Any, Drawn]:

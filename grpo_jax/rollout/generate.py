@@ -19,7 +19,7 @@ from grpo_jax.models.cache import Cache
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params
 from grpo_jax.programs import Program
-from grpo_jax.rollout.decoding import Newcomers, admit, extend
+from grpo_jax.rollout.decoding import Newcomers, admit, extend, for_decoding
 from grpo_jax.rollout.rearranging import rearrange
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.state import Decoder, Decoding, Size, Vocabulary, blank
@@ -89,10 +89,15 @@ class Programs:
         self.admit = Program(
             "admit", part(partial(admit, of), (WHOLE, WHOLE, state, OWN), (state, drawn)), donate_argnums=2
         )
-        # (params, state) -> (state, Drawn of `count` tokens); the state is donated
+        self._for_decoding = Program("for_decoding", partial(for_decoding, of))
+        # (params for decoding, state) -> (state, Drawn of `count` tokens); the state is donated
         self.extend = Program(
             "extend", part(partial(extend, of, count), (WHOLE, state), (state, drawn)), donate_argnums=1
         )
+
+    def for_decoding(self, params: Params) -> Params:
+        """The weights as `extend` takes them: the same arrays, or on CPU a copy."""
+        return self._for_decoding(params) if self._of.unrolled else params
 
     def blank(self, size: Size, prompt_width: int, params: Params) -> Decoding:
         """An empty table of that size on each part of the mesh."""
@@ -116,7 +121,13 @@ class Programs:
     @property
     def compilations(self) -> int:
         """Of all programs."""
-        programs = self.admit, self.extend, *self._blank.values(), *self._rearrange.values()
+        programs = (
+            self._for_decoding,
+            self.admit,
+            self.extend,
+            *self._blank.values(),
+            *self._rearrange.values(),
+        )
         return sum(program.compilations for program in programs)
 
 

@@ -56,6 +56,7 @@ class Session:
         mesh: Mesh,
     ):
         self.programs, self.params, self.key, self.mesh = programs, params, key, mesh
+        self.params_for_decoding = programs.for_decoding(params)
         self.prompts, self.collected = prompts, collected
         self.waiting = deque(np.flatnonzero(~collected.ended.all(1)).tolist())
         # [P,G] tokens that the devices were told to draw
@@ -96,7 +97,7 @@ class Session:
         alive, first = self.table.alive(self.collected.ended), self.table.of_rows(self.sent)
         if not (alive & (first < self.table.of_rows(self.collected.limits))).any():
             return
-        self.state, drawn = self.programs.extend(self.params, self.state)
+        self.state, drawn = self.programs.extend(self.params_for_decoding, self.state)
         here = self.table.rows
         self.sent[here] = self._after_a_segment[here]
         yield Part(drawn, self.table, first)

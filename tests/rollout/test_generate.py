@@ -238,7 +238,8 @@ def assert_same(part, whole, rows):
     np.testing.assert_array_equal(part.tokens, whole.tokens)
     np.testing.assert_array_equal(part.lengths, whole.lengths)
     np.testing.assert_array_equal(part.finished, whole.finished)
-    np.testing.assert_allclose(part.logprobs, whole.logprobs, atol=1e-6)
+    # Sums of other lengths round otherwise.
+    np.testing.assert_allclose(part.logprobs, whole.logprobs, atol=2e-6)
 
 
 # ---- and different where it must be

@@ -1,0 +1,46 @@
+"""Weights with their outputs first, as processors multiply few rows by them fastest.
+
+XLA's products on CPU copy their right operand into blocks at every call, and read the left one where it lies. With a
+handful of rows, as in decoding, that copy costs up to a third of the product when it is one of the weights (two x86
+cores, 32 rows: 58 to 72 GFLOP/s a core with the weights on the right, 80 to 95 on the left). The left operand must have
+what is summed over last.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from grpo_jax.models.names import summed_axes
+
+Params = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OutputsFirst:
+    """A matrix [outputs..., inputs...], where a plain one may be [inputs..., outputs...]."""
+
+    values: Array
+
+    def times(self, x: Array, summed: int, dtype: Any) -> Array:
+        """x [..., inputs...] with `summed` axes of inputs -> [..., outputs...] in `dtype`."""
+        last = tuple(range(-summed, 0))
+        product = jnp.tensordot(self.values, x, (last, last), preferred_element_type=dtype)
+        outputs = self.values.ndim - summed
+        return jnp.moveaxis(product, range(outputs), range(-outputs, 0))
+
+
+def with_outputs_first(params: Params) -> Params:
+    """The tree with every plain matrix as `OutputsFirst`; an embedding is one already, and is not copied."""
+    return jax.tree_util.tree_map_with_path(_turned, params, is_leaf=lambda x: not isinstance(x, dict))
+
+
+def _turned(path: tuple, x: Any) -> Any:
+    axes = summed_axes().get(tuple(key.key for key in path))
+    if axes is None or not isinstance(x, jax.Array):
+        return x
+    last = tuple(range(-len(axes), 0))
+    return OutputsFirst(x if axes == tuple(x.ndim + i for i in last) else jnp.moveaxis(x, axes, last))
