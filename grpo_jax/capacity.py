@@ -11,6 +11,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.policy import Policy
 from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import row_shards
 
 _USABLE = 0.9  # of a device's memory: the rest is for programs and for what the allocator cannot join
@@ -33,15 +34,16 @@ def _demand(policy: Policy, prompts: int, samples: int, width: int, prompt_width
 
 
 def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any) -> int | None:
-    """Bytes on each device: what the settings say, or what is left of the device beside weights, optimizer, reference
-    and the sampler's copy; None where nobody knows, as on CPU."""
+    """Bytes on each device: what the settings say, or what is left of the smallest device beside weights, optimizer,
+    reference and the sampler's copy; None where nobody knows, as on CPU. Every process must ask, and hears the same."""
     if config.rollout_memory is not None:
         return int(config.rollout_memory * 2**30)
     sizes = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in policy.mesh.local_devices]
-    if not sizes or not min(sizes):
+    smallest = hosts.least(min(sizes, default=0) >> 20) << 20
+    if not smallest:
         return None
     held = sum(held_always(config, policy, state).values()) + copy_bytes(policy)
-    return int(_USABLE * min(sizes)) - held
+    return int(_USABLE * smallest) - held
 
 
 def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> int:

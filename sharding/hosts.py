@@ -114,6 +114,15 @@ def total(counts: ArrayLike) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(np.asarray(counts))).sum(0)
 
 
+def least(count: int) -> int:
+    """The smallest of the processes' counts, each below 2^31; every process must ask."""
+    if jax.process_count() == 1:
+        return count
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.asarray(count, np.int32)).min())
+
+
 def agree(flag: bool) -> bool:
     """Whether any process says yes; every process must ask."""
     if jax.process_count() == 1:

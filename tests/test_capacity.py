@@ -1,9 +1,12 @@
 """A run in little memory: prompts wait, and what is sampled and learned is the same; too little is told at once."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow.parquet
 import pytest
 
+from grpo_jax import capacity
 from grpo_jax.cli import main
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
@@ -39,6 +42,20 @@ def test_little_memory_changes_what_is_sampled(settings, tmp_path, capsys):
     assert found[0]["completion"] == found[1]["completion"]
     for ours, theirs in zip(found[0]["logprobs"], found[1]["logprobs"]):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_hosts_with_other_memory_take_other_tables(settings, monkeypatch):
+    """Each host plans the table of all: they must plan with the smallest device of any of them."""
+    monkeypatch.setattr(capacity.hosts, "least", lambda mebibytes: min(mebibytes, 20 << 10))
+    trainer = GRPOTrainer(settings["model"], args=GRPOConfig(**settings))
+    policy, learner = trainer.stages.policy, trainer.stages.learner
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 80 << 30})
+    here = SimpleNamespace(mesh=SimpleNamespace(local_devices=[device], shape=policy.mesh.shape))
+    for name in ("cfg", "dtype", "shares_weights"):
+        setattr(here, name, getattr(policy, name))
+    left = capacity.memory_for_rollouts(trainer.args, here, learner.abstract_state)
+    held = sum(capacity.held_always(trainer.args, policy, learner.abstract_state).values())
+    assert left == int(0.9 * (20 << 30)) - held
 
 
 def test_too_little_memory_fails_in_the_middle_of_a_run(settings, options, capsys):

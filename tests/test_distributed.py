@@ -18,9 +18,11 @@ from grpo_jax.cli import main
 from grpo_jax.models.safetensors_io import open_folder
 
 HERE = pathlib.Path(__file__).parent
+SMALL = 0.000012  # GiB: room for one of the two prompts that each part of the mesh draws for
 # Adam divides by the gradient's size: a large epsilon keeps rounding noise small where there is none.
 SETTINGS = {
-    "mesh": "data=2,fsdp=4",
+    "mesh": "data=2,fsdp=2,tensor=2",
+    "rollout_memory": SMALL,
     "max_steps": 4,
     "save_steps": 2,
     "adam_epsilon": 1e-2,
@@ -138,6 +140,7 @@ def test_only_the_first_process_speaks(two):
     for end in (two[1][1], two[3][1]):
         assert re.sub(GLOO, "", end[1]) == ""
     assert "4 steps, " in two[3][0][1]
+    assert "the others wait" in two[3][0][1]
 
 
 def test_each_process_scores_its_own_half_once(one, two):

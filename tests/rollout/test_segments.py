@@ -54,9 +54,9 @@ def ends_at(monkeypatch):
     return set_limits
 
 
-def drawn(tiny, params, mesh, segment, rows=0, limits=None, how=Sampling(top_p=0.95)):  # noqa: B008
+def drawn(tiny, params, mesh, segment, rows=0, limits=None, how=Sampling(top_p=0.95), **named):  # noqa: B008
     one = engine(tiny, mesh, segment, rows, how)
-    return one, rollout_of(one, params, mesh, limits)
+    return one, rollout_of(one, params, mesh, limits, **named)
 
 
 def engine(tiny, mesh, segment, rows=0, how=Sampling(top_p=0.95)):  # noqa: B008
@@ -102,6 +102,16 @@ def test_a_mesh_draws_other_tokens_in_segments(tiny, tiny_params, mesh_1, ends_a
     _, whole = drawn(tiny, tiny_params, mesh_1, 0)
     _, parts = drawn(tiny, tiny_params, make_mesh(sizes), 8, rows)
     assert_same(parts, whole)
+
+
+def test_a_seed_of_its_own_draws_elsewhere_on_a_mesh(tiny, tiny_params, mesh_1, ends_at):
+    ends_at(LIMITS["each another"])
+    seeds = [7, 7, *range(P - 2)]
+    _, here = drawn(tiny, tiny_params, mesh_1, 4, seeds=seeds)
+    _, there = drawn(tiny, tiny_params, make_mesh({"data": 8}), 8, seeds=seeds)
+    _, without = drawn(tiny, tiny_params, mesh_1, 4)
+    assert_same(there, here)
+    assert not np.array_equal(here.tokens, without.tokens)
 
 
 @pytest.fixture(scope="module")
