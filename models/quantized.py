@@ -9,6 +9,7 @@ weights and 28 % of the 0.5B's, all read for every token drawn. Norms and biases
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -71,9 +72,37 @@ def product(x: Array, w: Matrix, axes: tuple[int, ...], dtype: Any = None) -> Ar
         return w.times(x, len(axes), dtype)
     over = tuple(range(-len(axes), 0)), axes
     if not isinstance(w, Quantized):
-        return jnp.tensordot(x, w, over, preferred_element_type=dtype)
+        return (
+            _plain(x, w, axes) if dtype is None else jnp.tensordot(x, w, over, preferred_element_type=dtype)
+        )
     sums = jnp.tensordot(x, w.values.astype(x.dtype), over, preferred_element_type=jnp.float32)
     return (sums * w.scale.squeeze(axes)).astype(dtype or x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _plain(x: Array, w: Array, axes: tuple[int, ...]) -> Array:
+    """`product` of a plain matrix, in its own dtype. Its gradient is the usual one, but for the order of the factors:
+    the left one must be transposed, which on CPU is a slow copy, and here that is the narrower one."""
+    return jnp.tensordot(x, w, (tuple(range(-len(axes), 0)), axes))
+
+
+def _plain_forward(x: Array, w: Array, axes: tuple[int, ...]) -> tuple[Array, tuple[Array, Array]]:
+    return _plain(x, w, axes), (x, w)
+
+
+def _plain_backward(axes: tuple[int, ...], kept: tuple[Array, Array], d: Array) -> tuple[Array, Array]:
+    x, w = kept
+    rows = tuple(range(x.ndim - len(axes)))
+    outputs = tuple(axis for axis in range(w.ndim) if axis not in axes)
+    dx = jnp.tensordot(d, w, (tuple(range(-len(outputs), 0)), outputs))
+    if x.size <= d.size:
+        dw, order = jnp.tensordot(x, d, (rows, rows)), (*axes, *outputs)
+    else:
+        dw, order = jnp.tensordot(d, x, (rows, rows)), (*outputs, *axes)
+    return dx, jnp.moveaxis(dw, range(w.ndim), order)
+
+
+_plain.defvjp(_plain_forward, _plain_backward)
 
 
 def dequantize(w: Matrix) -> Array:

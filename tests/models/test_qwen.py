@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from grpo_jax.models.hf import load_config, load_params
-from grpo_jax.models.qwen import abstract_params, cast, head_logits, hidden_states, init
+from grpo_jax.models.quantized import product
+from grpo_jax.models.qwen import abstract_params, cast, gated, head_logits, hidden_states, init
 
 SHAPES = {
     "grouped": {"heads": 4, "kv_heads": 2, "head_dim": 8},
@@ -145,3 +146,25 @@ def test_random_start_has_the_declared_shapes_and_no_bias(tiny):
     assert not np.any(params["layers"]["q"]["bias"])
     layers = params["layers"]["up"]["kernel"]
     assert np.abs(layers[0] - layers[1]).max() > 0.01  # layers must not start as copies of each other
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [((6,), (2, 4)), ((2, 4), (6,)), ((8,), (3,)), ((3,), (8,))])
+def test_the_gradient_of_a_product_is_another(inputs, outputs):
+    """Written by hand, with the factors in an order of our own."""
+    x, w, d = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate([(2, 5, *inputs), (*inputs, *outputs), (2, 5, *outputs)])
+    )
+    axes = tuple(range(len(inputs)))
+    last = tuple(range(-len(inputs), 0))
+    ours = jax.vjp(lambda x, w: product(x, w, axes), x, w)[1](d)
+    plain = jax.vjp(lambda x, w: jnp.tensordot(x, w, (last, axes)), x, w)[1](d)
+    for a, b in zip(ours, plain):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_the_gradient_of_the_gate_is_another():
+    gate, up, d = (3 * jax.random.normal(jax.random.key(i), (64,)) for i in range(3))
+    ours = jax.vjp(gated, gate, up)[1](d)
+    for a, b in zip(ours, jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, gate, up)[1](d)):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
