@@ -61,7 +61,7 @@ def assemble(
 ) -> Stages:
     """Open the model and the data that `config` names, or take the rows, the tokenizer and the optimizer given, and
     build every stage. UserError for what is wrong with any of them."""
-    policy = open_policy(config, model, tokenizer, config.rollout_weights)
+    policy = open_policy(config, model, tokenizer, config.rollout_weights, config.rollout_cache)
     check_rows(policy.mesh, "prompts_per_step", config.prompts_per_step)
     _check_micro_batches(config, policy)
     policy.check_positions(
@@ -156,6 +156,7 @@ def _sampler(config: GRPOConfig, policy: Policy, rows: int) -> Sampler:
         segment=config.rollout_segment,
         rows=rows,
         stop=stop_of(config, policy),
+        cache=policy.rollout_cache,
     )
 
 

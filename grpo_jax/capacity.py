@@ -30,7 +30,8 @@ def demand_of(policy: Policy, prompts: int, sampler: Sampler, prompt_width: int)
 
 def _demand(policy: Policy, prompts: int, samples: int, width: int, prompt_width: int) -> Demand:
     parts, tensor = row_shards(policy.mesh), policy.mesh.shape["tensor"]
-    return Demand(policy.cfg, policy.dtype, prompts, samples, width, prompt_width, parts, tensor)
+    shape = prompts, samples, width, prompt_width, parts, tensor
+    return Demand(policy.cfg, policy.dtype, *shape, policy.rollout_cache)
 
 
 def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any) -> int | None:

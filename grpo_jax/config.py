@@ -154,6 +154,8 @@ class SamplingSettings(Settings):
     """Tokens never drawn: one text that is a token, or a YAML list of such texts and ids, e.g. ["<think>", 17]."""
     rollout_weights: Literal["auto", "int8"] = "auto"
     """What is sampled from: the weights in dtype, or int8 copies, half as large as bfloat16 and not quite the same."""
+    rollout_cache: Literal["auto", "int8"] = "auto"
+    """Keys and values while sampling: in dtype, or int8, about half of bfloat16 and not quite the same."""
 
     @field_validator("stop_strings")
     @classmethod

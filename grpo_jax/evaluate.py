@@ -90,6 +90,7 @@ class Evaluator:
             purpose=EVALUATION,
             segment=segment,
             stop=stop,
+            cache=policy.rollout_cache,
         )
 
     @property
@@ -150,7 +151,7 @@ def evaluate_command(config: EvalConfig) -> int:
     """The verb `eval`: avg@N and pass@k with standard errors, and greedy; a table, and JSON with `output`."""
     if config.output:
         check_writable(config.output)
-    policy = open_policy(config, rollout_weights=config.rollout_weights)
+    policy = open_policy(config, rollout_weights=config.rollout_weights, rollout_cache=config.rollout_cache)
     tokens = config.max_prompt_length + config.max_completion_length
     policy.check_positions("max_prompt_length + max_completion_length", tokens)
     prompts = _held_out(config, policy)

@@ -20,7 +20,7 @@ _ROWS = 256  # completions under way at a time, over all devices
 def generate_command(config: GenerateConfig) -> int:
     """Print `samples` completions of each prompt, with a line between them where there are several."""
     requests = requests_of(config)
-    policy = open_policy(config, rollout_weights=config.rollout_weights)
+    policy = open_policy(config, rollout_weights=config.rollout_weights, rollout_cache=config.rollout_cache)
     batch = _batch(config, requests, policy)
     sampler = _sampler(config, policy)
     printed = Printed(
@@ -74,4 +74,5 @@ def _sampler(config: GenerateConfig, policy: Policy) -> Sampler:
         segment=_SEGMENT,
         rows=_ROWS,
         stop=stop_of(config, policy),
+        cache=policy.rollout_cache,
     )

@@ -171,8 +171,14 @@ def _devices(stages: Stages) -> str:
     mesh = stages.policy.mesh
     shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
-    sampled = ", sampling from int8 weights" if stages.config.rollout_weights == "int8" else ""
-    return f"{mesh.size} x {kind} (mesh {shape}), computing in {stages.policy.dtype}{sampled}"
+    return f"{mesh.size} x {kind} (mesh {shape}), computing in {stages.policy.dtype}{_int8(stages)}"
+
+
+def _int8(stages: Stages) -> str:
+    """What of the sampling is not in the dtype of all else."""
+    c = stages.config
+    weights = ", sampling from int8 weights" if c.rollout_weights == "int8" else ""
+    return weights + (", keys and values in int8 while sampling" if c.rollout_cache == "int8" else "")
 
 
 def _memory(stages: Stages) -> str:

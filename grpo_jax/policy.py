@@ -35,6 +35,7 @@ class Policy:
     mesh: Mesh
     dtype: str  # of the computation
     rollout_weights: str = "auto"  # the sampler's: in that dtype, or int8
+    rollout_cache: str = "auto"  # its keys and values: the same choice
 
     def load_weights(self) -> Params:
         """Float32 master weights, each device's part read from the files straight to it."""
@@ -104,6 +105,7 @@ def open_policy(
     model: str | Path | None = None,
     tokenizer: Any = None,
     rollout_weights: str = "auto",
+    rollout_cache: str = "auto",
 ) -> Policy:
     """Open the folder or hub id that the settings name, or `model`, with its own tokenizer unless one is given.
 
@@ -126,6 +128,7 @@ def open_policy(
         make_mesh(parse_mesh(config.mesh)),
         compute_dtype(config.dtype),
         rollout_weights,
+        rollout_cache,
     )
 
 

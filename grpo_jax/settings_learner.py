@@ -114,7 +114,7 @@ class SamplerSettings(Settings):
     """Correction for the sampler."""
 
     sampler_correction: SamplerCorrection = "none"
-    """Weigh tokens or completions by how likely the scored policy finds them; rollout_weights int8: token_truncate."""
+    """Weigh tokens or completions by how likely the scored policy finds them; int8 rollouts: token_truncate."""
     sampler_correction_max: float | None = Field(3.0, gt=0)
     """The largest such weight: above it truncate holds it there, and mask makes it 0; none: no such bound."""
     sampler_correction_min: float | None = Field(None, ge=0)

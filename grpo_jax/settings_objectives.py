@@ -54,8 +54,8 @@ NEEDS: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
 
 
 def corrected(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`values` with the correction that a sampler with weights of its own needs, unless they say which."""
-    if values.get("rollout_weights") != "int8":
+    """`values` with the correction that a sampler with weights or a cache of its own needs, unless they say which."""
+    if "int8" not in (values.get("rollout_weights"), values.get("rollout_cache")):
         return values
     return {"sampler_correction": "token_truncate", **values}
 
@@ -135,13 +135,14 @@ def entropy(c: Any) -> str | None:
 
 
 def sampler(c: Any) -> str | None:
-    """A correction has bounds, the right way round, and VESPO's are those of tokens. Other weights need one."""
+    """A correction has bounds, the right way round, and VESPO's are those of tokens. A sampler in int8 needs one."""
     mode, low, high = c.sampler_correction, c.sampler_correction_min, c.sampler_correction_max
-    if mode == "none" and c.rollout_weights != "auto":
-        return (
-            f"sampler_correction = none: with rollout_weights {c.rollout_weights} other weights are sampled from than "
-            "are trained; leave it out (token_truncate) or choose another"
-        )
+    for field in ("rollout_weights", "rollout_cache"):
+        if mode == "none" and getattr(c, field) != "auto":
+            return (
+                f"sampler_correction = none: with {field} {getattr(c, field)} another model is sampled from than "
+                "is trained; leave it out (token_truncate) or choose another"
+            )
     if mode == "none":
         return None
     if c.loss_type == "vespo" and mode.startswith("sequence"):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.models.cache import Cache
+from grpo_jax.models.entries import Entries, scaled, values_of
 
 Attend = Callable[[Array, Array, Array, Array, Cache | None], tuple[Array, Cache | None]]
 
@@ -87,12 +88,11 @@ def _two_part_attention(layer: Array, seen: Array, q: Array, cache: Cache) -> Ar
     arXiv:1805.02867), so that no joint [.., Tp + slots] array is built.
     """
     prompt_k, prompt_v, own_k, own_v = cache.layer(layer)
-    S, g, K, H, _ = own_k.shape
-    wide = {"preferred_element_type": jnp.float32}
+    S, g, K, H, _ = values_of(own_k).shape
     queries = q.reshape(S, g, K, -1, H) * jnp.asarray(H**-0.5, q.dtype)
-    to_prompt = jnp.einsum("skgrh,skth->skgrt", queries.swapaxes(1, 2), prompt_k, **wide)
-    to_own = jnp.einsum("sgkrh,sgkht->sgkrt", queries, own_k, **wide)
-    in_prompt = jnp.arange(prompt_k.shape[2]) < cache.prompt_lengths[:, None]  # [S,Tp]
+    to_prompt = scaled(_dot("skgrh,skth->skgrt", queries.swapaxes(1, 2), prompt_k), prompt_k, (2, 3))
+    to_own = scaled(_dot("sgkrh,sgkht->sgkrt", queries, own_k), own_k, (3,))
+    in_prompt = jnp.arange(to_prompt.shape[-1]) < cache.prompt_lengths[:, None]  # [S,Tp]
     to_prompt = jnp.where(in_prompt[:, None, None, None], to_prompt, -jnp.inf)
     to_own = jnp.where(seen[:, :, None, None], to_own, -jnp.inf)
 
@@ -100,6 +100,12 @@ def _two_part_attention(layer: Array, seen: Array, q: Array, cache: Cache) -> Ar
     on_prompt = jnp.exp(to_prompt - peak.swapaxes(1, 2)[..., None])
     on_own = jnp.exp(to_own - peak[..., None])
     total = on_prompt.sum(-1).swapaxes(1, 2) + on_own.sum(-1)
-    of_prompt = jnp.einsum("skgrt,skth->skgrh", on_prompt.astype(q.dtype), prompt_v, **wide).swapaxes(1, 2)
-    of_own = jnp.einsum("sgkrt,sgkth->sgkrh", on_own.astype(q.dtype), own_v, **wide)
+    on_prompt, on_own = scaled(on_prompt, prompt_v, (2, 3)), scaled(on_own, own_v, (3,))
+    of_prompt = _dot("skgrt,skth->skgrh", on_prompt.astype(q.dtype), prompt_v).swapaxes(1, 2)
+    of_own = _dot("sgkrt,sgkth->sgkrh", on_own.astype(q.dtype), own_v)
     return ((of_prompt + of_own) / total[..., None]).astype(q.dtype).reshape(q.shape)
+
+
+def _dot(spec: str, x: Array, entries: Entries) -> Array:
+    """Sums in float32 of products with what the cache holds, without its scales."""
+    return jnp.einsum(spec, x, values_of(entries).astype(x.dtype), preferred_element_type=jnp.float32)

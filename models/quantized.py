@@ -48,17 +48,17 @@ def quantize(params: Params, dtype: Any) -> Params:
 def quantize_leaf(path: tuple[str, ...], x: Array, dtype: Any) -> Array | Quantized:
     """One leaf of the tree, as `quantize` has it."""
     axes = summed_axes().get(path)
-    return x.astype(dtype) if axes is None else _quantize(x, axes, dtype)
+    return x.astype(dtype) if axes is None else Quantized(*rounded(x, axes, dtype))
 
 
-def _quantize(x: Array, axes: tuple[int, ...], dtype: Any) -> Quantized:
-    """`x` with one scale for all that lies along `axes`."""
+def rounded(x: Array, axes: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
+    """`x` as int8 values times a scale in `dtype`, one for all that lies along `axes`, where its size is 1."""
     wide = x.astype(jnp.float32)
     # Not 0, where a channel is all zeros or its values are so small that the division would end there.
     scale = jnp.maximum(jnp.abs(wide).max(axes, keepdims=True) / _LARGEST, jnp.finfo(jnp.float32).tiny)
     scale = scale.astype(dtype)  # before the division: the values make up for what bfloat16 rounds off
     values = jnp.clip(jnp.round(wide / scale.astype(jnp.float32)), -_LARGEST, _LARGEST)
-    return Quantized(values.astype(jnp.int8), scale)
+    return values.astype(jnp.int8), scale
 
 
 def product(x: Array, w: Matrix, axes: tuple[int, ...], dtype: Any = None) -> Array:

@@ -135,7 +135,11 @@ BAD = [
     ),
     (
         {"rollout_weights": "int8", "sampler_correction": "none"},
-        "sampler_correction = none: with rollout_weights int8 other weights are sampled from than are trained",
+        "sampler_correction = none: with rollout_weights int8 another model is sampled from than is trained",
+    ),
+    (
+        {"rollout_cache": "int8", "sampler_correction": "none"},
+        "sampler_correction = none: with rollout_cache int8 another model is sampled from than is trained",
     ),
     (
         {"rollout_weights": "int8", "sampler_correction_max": None},
@@ -327,6 +331,7 @@ def test_other_weights_are_sampled_from_without_correction(tmp_path):
     """The default follows the sampler; what is asked for stays; both are in the run's own file."""
     config = GRPOConfig(rollout_weights="int8")
     assert (config.sampler_correction, config.sampler_correction_max) == ("token_truncate", 3.0)
+    assert GRPOConfig(rollout_cache="int8").sampler_correction == "token_truncate"
     assert GRPOConfig().sampler_correction == "none"
     asked = GRPOConfig(rollout_weights="int8", sampler_correction="sequence_mask")
     assert asked.sampler_correction == "sequence_mask"

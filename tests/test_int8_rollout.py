@@ -175,6 +175,15 @@ def test_the_gap_is_not_told_or_not_bounded(run, tiny_settings, options, tmp_pat
     assert plain[0][gap + "max"] < 1e-5 < run[1][0][gap + "mean"]
 
 
+def test_an_int8_cache_has_no_gap_or_a_large_one(run, tiny_settings, options, tmp_path):
+    (row,) = start(
+        tiny_settings, options, tmp_path / "run", max_steps=1, eval_prompts=0, rollout_cache="int8"
+    )
+    gap = "sampling/sampling_logp_difference/"
+    assert 1e-5 < row[gap + "mean"] < run[1][0][gap + "mean"]
+    assert "sampler_correction: token_truncate" in (tmp_path / "run/config.yaml").read_text()
+
+
 def test_the_settings_do_not_say_how_it_was_corrected(run):
     text = (run[0] / "config.yaml").read_text()
     assert "rollout_weights: int8" in text
@@ -201,7 +210,7 @@ def test_what_is_exported_is_quantised(run):
 
 def test_the_verbs_sample_from_int8(tiny_model, tiny_settings, options, capsys, tmp_path):
     prompt = {"model": tiny_model, "prompt": "say a", "max_completion_length": 8, "rollout_weights": "int8"}
-    assert main(["generate", *options(prompt)]) == 0
+    assert main(["generate", *options(prompt | {"rollout_cache": "int8"})]) == 0
     assert capsys.readouterr().out.strip()
     held_out = {
         "model": tiny_model,
@@ -213,13 +222,15 @@ def test_the_verbs_sample_from_int8(tiny_model, tiny_settings, options, capsys, 
         "output": tmp_path / "eval.json",
     }
     found = []
-    for form in ("auto", "int8"):
-        assert main(["eval", *options(held_out | {"rollout_weights": form})]) == 0
+    for forms in ({}, {"rollout_weights": "int8"}, {"rollout_cache": "int8"}):
+        assert main(["eval", *options(held_out | forms)]) == 0
         found.append(json.loads((tmp_path / "eval.json").read_text())["sampled"])
-    assert found[0] != found[1], "it has an effect"
-    assert found[0]["reward"] == pytest.approx(found[1]["reward"], abs=0.5), "and a small one"
+    for other in found[1:]:
+        assert found[0] != other, "it has an effect"
+        assert found[0]["reward"] == pytest.approx(other["reward"], abs=0.5), "and a small one"
 
 
 def test_a_form_that_is_none_is_refused():
-    with pytest.raises(UserError, match="rollout_weights = 'int4': must be 'auto' or 'int8'"):
-        EvalConfig(model="m", rollout_weights="int4")
+    for field in ("rollout_weights", "rollout_cache"):
+        with pytest.raises(UserError, match=f"{field} = 'int4': must be 'auto' or 'int8'"):
+            EvalConfig(model="m", **{field: "int4"})

@@ -122,6 +122,7 @@ LINES = [
     ),
     ("devices", {"mesh": "fsdp=4,tensor=2"}, "8 x cpu (mesh data=1,fsdp=4,tensor=2), computing in float32"),
     ("devices", {"rollout_weights": "int8"}, "computing in float32, sampling from int8 weights"),
+    ("devices", {"rollout_cache": "int8"}, "computing in float32, keys and values in int8 while sampling"),
 ]
 
 

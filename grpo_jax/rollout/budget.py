@@ -24,6 +24,7 @@ class Demand:
     prompt_width: int
     parts: int = 1
     tensor: int = 1
+    cache: str = "auto"  # or int8
 
     def size(self, rows: int = 0) -> Size:
         """The largest table, with `rows` completions at a time over all parts (0: all)."""
@@ -31,9 +32,10 @@ class Demand:
 
     def cache_bytes(self, size: Size) -> int:
         """Keys and values of a table on each device: those of a prompt once a place."""
-        token = 2 * self.cfg.num_layers * self.cfg.num_kv_heads * self.cfg.head_dim
+        wide, H = jnp.dtype(self.dtype).itemsize, self.cfg.head_dim
+        head = H + wide if self.cache == "int8" else H * wide  # with its scale
         tokens = size.places * (self.prompt_width + size.rows * size.slots)
-        return tokens * token * jnp.dtype(self.dtype).itemsize // self.tensor
+        return tokens * 2 * self.cfg.num_layers * self.cfg.num_kv_heads * head // self.tensor
 
     def peak_bytes(self, size: Size) -> int:
         """On each device, beside the weights: the cache and the smaller one that it grows from, and the logits."""

@@ -42,11 +42,17 @@ class Rollout:
 
 
 def make_generate(
-    cfg: ModelConfig, vocabulary: Vocabulary, how: Sampling, samples: int, width: int, mesh: Mesh
+    cfg: ModelConfig,
+    vocabulary: Vocabulary,
+    how: Sampling,
+    samples: int,
+    width: int,
+    mesh: Mesh,
+    cache: str = "auto",
 ) -> Program:
     """The program (params, tokens [P,Tp], lengths [P], uids [P], step key) -> Rollout of `samples` completions a
-    prompt, each up to `width` tokens. It compiles once for each (P, Tp)."""
-    whole = partial(_generate, Decoder(cfg, vocabulary, how), samples, width)
+    prompt, each up to `width` tokens. It compiles once for each (P, Tp). `cache`: as of `Decoder`."""
+    whole = partial(_generate, Decoder(cfg, vocabulary, how, cache=cache), samples, width)
     return Program(
         "rollout", _by_part(mesh, whole, (WHOLE, OWN, OWN, OWN, WHOLE), OWN), out_shardings=by_rows(mesh)
     )

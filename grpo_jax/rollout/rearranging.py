@@ -21,14 +21,7 @@ def rearrange(slots: int, state: Decoding, places: Array, rows: Array) -> Decodi
     ring = _Ring(state.slot[0], cache.slots, slots)
     own = lambda x: _by_layer(lambda one: ring.turned(one.reshape(-1, *one.shape[2:])[rows]), x)
     prompt = lambda x: _by_layer(lambda one: one[places], x)
-    moved = replace(
-        cache,
-        prompt_k=prompt(cache.prompt_k),
-        prompt_v=prompt(cache.prompt_v),
-        prompt_lengths=cache.prompt_lengths[places],
-        own_k=own(cache.own_k),
-        own_v=own(cache.own_v),
-    )
+    moved = replace(cache.mapped(prompt, own), prompt_lengths=cache.prompt_lengths[places])
     return Decoding(
         slot=ring.next_slot[None],
         keys=of_rows(state.keys),
@@ -54,11 +47,13 @@ class _Ring:
         return self.slot if self.old == self.new else jnp.int32(self.kept % self.new)
 
     def turned(self, x: Array) -> Array:
-        """[S',g',K,old,H] -> [S',g',K,new,H]"""
+        """[S',g',K,old,...] -> [S',g',K,new,...]"""
         if self.old == self.new:
             return x
         source = (jnp.arange(self.kept) + self.slot - self.kept) % self.old
-        return jnp.pad(jnp.take(x, source, axis=3), [(0, 0)] * 3 + [(0, self.new - self.kept), (0, 0)])
+        room = [(0, 0)] * x.ndim
+        room[3] = 0, self.new - self.kept
+        return jnp.pad(jnp.take(x, source, axis=3), room)
 
 
 def _by_layer(change, x: Array) -> Array:

@@ -29,8 +29,8 @@ class Sampler:
     """Draws `samples` completions of up to `width` tokens for each prompt, `segment` tokens at a time (0: all), with
     `rows` completions under way at most, over all devices (0: all); prompts wait until there is room.
 
-    `stop` ends completions at its strings. `purpose` separates streams of random numbers of one seed: training and
-    evaluation never share any.
+    `stop` ends completions at its strings. `cache`: keys and values in the parameters' dtype (`auto`) or in `int8`.
+    `purpose` separates streams of random numbers of one seed: training and evaluation never share any.
     """
 
     def __init__(
@@ -47,13 +47,14 @@ class Sampler:
         segment: int = 0,
         rows: int = 0,
         stop: Stop | None = None,
+        cache: str = "auto",
     ):
         self.samples, self.width, self.pad_id = samples, width, vocabulary.pad_id
         self.segment = max(min(segment or width, width - 1), 1)
         self.rows, self.mesh, self.stop = rows, mesh, stop
         # A loop over layers cuts each layer's weights out of the whole at every token: on CPU that is a copy.
         unrolled = mesh.devices.flat[0].platform == "cpu"
-        self.programs = Programs(Decoder(cfg, vocabulary, how, unrolled), self.segment, mesh)
+        self.programs = Programs(Decoder(cfg, vocabulary, how, unrolled, cache), self.segment, mesh)
         self.purpose = purpose
         self.key = self._key(seed)
 

@@ -5,7 +5,7 @@ with more completions stands at several places. Rows are independent: each has i
 for it depends on its key and position alone, and so not on the table that it stands in.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ class Decoder:
     vocabulary: Vocabulary
     how: Sampling
     unrolled: bool = False  # layers one after another in the program, instead of a loop over them
+    cache: str = "auto"  # keys and values in the dtype that is computed in, or int8
 
 
 @jax.tree_util.register_dataclass
@@ -87,18 +88,12 @@ def blank(of: Decoder, size: Size, prompt_width: int, dtype: jnp.dtype) -> Decod
         lengths=zeros(),
         limits=zeros(),
         finished=jnp.zeros(rows, bool),
-        cache=on_mesh(empty_cache(of.cfg, *rows, prompt_width, size.slots, dtype)),
+        cache=on_mesh(empty_cache(of.cfg, *rows, prompt_width, size.slots, dtype, of.cache)),
     )
 
 
 def on_mesh(cache: Cache) -> Cache:
     """Places over the row axes, key/value heads over `tensor`: a row's cache lies where its heads are computed."""
-    prompt = lambda x: constrain(x, None, ROWS, "tensor")  # [L,S,K,Tp,H]
-    own = lambda x: constrain(x, None, ROWS, None, "tensor")  # [L,S,g,K,slots,H]
-    return replace(
-        cache,
-        prompt_k=prompt(cache.prompt_k),
-        prompt_v=prompt(cache.prompt_v),
-        own_k=own(cache.own_k),
-        own_v=own(cache.own_v),
-    )
+    prompt = lambda x: constrain(x, None, ROWS, "tensor")  # [L,S,K,...]
+    own = lambda x: constrain(x, None, ROWS, None, "tensor")  # [L,S,g,K,...]
+    return cache.mapped(prompt, own)

@@ -40,14 +40,15 @@ def test_more_rows_than_fit_or_fewer_than_could(prompts, samples, width, prompt_
         assert demand.size(more).places <= size.places or demand.peak_bytes(demand.size(more)) > memory
 
 
-def test_the_cache_is_larger_than_said():
+@pytest.mark.parametrize("form", ["auto", "int8"])
+def test_the_cache_is_larger_than_said(form):
     cfg = dataclasses.replace(CFG, num_layers=2)
-    demand = Demand(cfg, "bfloat16", 6, 5, 33, 17, 2)
+    demand = Demand(cfg, "bfloat16", 6, 5, 33, 17, 2, cache=form)
     size = demand.size()
     shapes = jax.eval_shape(
-        lambda: empty_cache(cfg, size.places, size.rows, 17, size.slots, jnp.dtype("bfloat16"))
+        lambda: empty_cache(cfg, size.places, size.rows, 17, size.slots, jnp.dtype("bfloat16"), form)
     )
-    arrays = shapes.prompt_k, shapes.prompt_v, shapes.own_k, shapes.own_v
+    arrays = jax.tree.leaves((shapes.prompt_k, shapes.prompt_v, shapes.own_k, shapes.own_v))
     assert demand.cache_bytes(size) == sum(x.size * x.dtype.itemsize for x in arrays)
 
 

@@ -54,14 +54,14 @@ def ends_at(monkeypatch):
     return set_limits
 
 
-def drawn(tiny, params, mesh, segment, rows=0, limits=None, how=Sampling(top_p=0.95), **named):  # noqa: B008
-    one = engine(tiny, mesh, segment, rows, how)
+def drawn(tiny, params, mesh, segment, rows=0, limits=None, how=Sampling(top_p=0.95), cache="auto", **named):  # noqa: B008
+    one = engine(tiny, mesh, segment, rows, how, cache)
     return one, rollout_of(one, params, mesh, limits, **named)
 
 
-def engine(tiny, mesh, segment, rows=0, how=Sampling(top_p=0.95)):  # noqa: B008
+def engine(tiny, mesh, segment, rows=0, how=Sampling(top_p=0.95), cache="auto"):  # noqa: B008
     vocabulary, sizes = Vocabulary((3,), PAD, REAL), {"samples": G, "width": WIDTH}
-    return Sampler(tiny, vocabulary, how, **sizes, mesh=mesh, seed=0, segment=segment, rows=rows)
+    return Sampler(tiny, vocabulary, how, **sizes, mesh=mesh, seed=0, segment=segment, rows=rows, cache=cache)
 
 
 def rollout_of(one, params, mesh, limits=None, **named):
@@ -102,6 +102,23 @@ def test_a_mesh_draws_other_tokens_in_segments(tiny, tiny_params, mesh_1, ends_a
     _, whole = drawn(tiny, tiny_params, mesh_1, 0)
     _, parts = drawn(tiny, tiny_params, make_mesh(sizes), 8, rows)
     assert_same(parts, whole)
+
+
+def test_an_int8_cache_draws_other_tokens_in_segments(tiny, tiny_params, mesh_1, ends_at):
+    """A row's keys and values are rounded by themselves: whatever table it stands in, to the same numbers."""
+    ends_at(LIMITS["skewed"])
+    _, whole = drawn(tiny, tiny_params, mesh_1, 0, cache="int8")
+    for mesh, segment, rows in ((mesh_1, 7, 8), (make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), 8, 0)):
+        _, parts = drawn(tiny, tiny_params, mesh, segment, rows, cache="int8")
+        assert_same(parts, whole)
+    _, plain = drawn(tiny, tiny_params, mesh_1, 0)
+    np.testing.assert_allclose(
+        whole.logprobs[..., 0], plain.logprobs[..., 0], atol=1e-6
+    )  # read before it is rounded
+    same = (whole.tokens[..., :2] == plain.tokens[..., :2]).all(-1) & (plain.lengths > 1)
+    gap = np.abs(whole.logprobs - plain.logprobs)[same, 1]
+    assert same.sum() > 0.8 * (plain.lengths > 1).sum()
+    assert 1e-6 < gap.mean() < 0.02
 
 
 def test_a_seed_of_its_own_draws_elsewhere_on_a_mesh(tiny, tiny_params, mesh_1, ends_at):

@@ -1,0 +1,63 @@
+"""Keys and values in int8: near what was written, token by token, and used as if the scales were multiplied in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax.models.attention import decode
+from grpo_jax.models.cache import empty_cache
+from grpo_jax.models.entries import Int8, like, scaled, turned, values_of, zeros
+
+S, G, SLOTS, TP = 2, 3, 5, 4
+
+
+def test_an_entry_moves_by_more_than_half_a_step():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 8)) * jnp.geomspace(1e-3, 1e3, 5)[:, None]
+    entries = like(zeros(x.shape, jnp.float32, "int8"), x)
+    assert entries.values.dtype == jnp.int8
+    assert entries.scale.shape == (2, 3, 5)
+    error = np.abs(np.asarray(entries.values * entries.scale[..., None] - x))
+    assert (error <= np.asarray(entries.scale)[..., None] * 0.5001).all()
+    assert (np.abs(entries.values).max(-1) == 127).all(), "each token has a range of its own"
+
+
+def test_scales_are_of_other_tokens():
+    entries = Int8(jnp.ones((2, 3, 4), jnp.int8), jnp.arange(6.0).reshape(2, 3))
+    x = jnp.ones((2, 7, 3))
+    np.testing.assert_array_equal(
+        scaled(x, entries, (1,)), np.arange(6.0).reshape(2, 1, 3) * np.ones((2, 7, 3))
+    )
+    assert scaled(x, entries.values, (1,)) is x
+    assert values_of(turned(entries)).shape == (2, 4, 3)
+
+
+def wide(entries):
+    """The same numbers without rounding left to do."""
+    return entries.values * entries.scale[..., None]
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_attention_over_int8_is_not_over_its_numbers(tiny, layered):
+    """The scales act outside the products: the same as products with scaled keys and values."""
+    int8 = empty_cache(tiny, S, G, TP, SLOTS, jnp.dtype("float32"), "int8")
+    keys = jax.random.split(jax.random.key(1), 7)
+    K, N, H = tiny.num_kv_heads, tiny.num_heads, tiny.head_dim
+    prompt = lambda key: jax.random.normal(key, (S, TP, K, H))
+    for layer in range(tiny.num_layers):
+        int8 = int8.with_prompts(layer, jnp.arange(S), prompt(keys[0]), prompt(keys[1]))
+    plain = empty_cache(tiny, S, G, TP, SLOTS, jnp.dtype("float32"))
+    plain = plain.__class__(
+        wide(int8.prompt_k), wide(int8.prompt_v), plain.prompt_lengths, plain.own_k, plain.own_v
+    )
+    token = lambda key, heads: jax.random.normal(key, (S * G, 1, heads, H))
+    q, k, v = token(keys[2], N), token(keys[3], K), token(keys[4], K)
+    attend = decode(jnp.int32(2), jnp.ones((S, G), jnp.int32))
+    caches = [cache.by_layer() if layered else cache for cache in (int8, plain)]
+    rounded = lambda x: wide(like(zeros(x.shape, jnp.float32, "int8"), x))
+    ours, after = attend(1, q, k, v, caches[0])
+    theirs, _ = attend(1, q, rounded(k), rounded(v), caches[1])
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    after = after.stacked(int8) if layered else after
+    np.testing.assert_allclose(wide(after.own_k)[1, :, :, :, 2], rounded(k).reshape(S, G, K, H), atol=1e-6)
+    assert not np.asarray(after.own_k.values[:, :, :, :, :2]).any()
