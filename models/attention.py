@@ -88,10 +88,10 @@ def _two_part_attention(layer: Array, seen: Array, q: Array, cache: Cache) -> Ar
     arXiv:1805.02867), so that no joint [.., Tp + slots] array is built.
     """
     prompt_k, prompt_v, own_k, own_v = cache.layer(layer)
-    S, g, K, H, _ = values_of(own_k).shape
+    S, g, K, _, H = values_of(own_v).shape
     queries = q.reshape(S, g, K, -1, H) * jnp.asarray(H**-0.5, q.dtype)
     to_prompt = scaled(_dot("skgrh,skth->skgrt", queries.swapaxes(1, 2), prompt_k), prompt_k, (2, 3))
-    to_own = scaled(_dot("sgkrh,sgkht->sgkrt", queries, own_k), own_k, (3,))
+    to_own = scaled(_dot(f"sgkrh,{cache.own_keys}->sgkrt", queries, own_k), own_k, (3,))
     in_prompt = jnp.arange(to_prompt.shape[-1]) < cache.prompt_lengths[:, None]  # [S,Tp]
     to_prompt = jnp.where(in_prompt[:, None, None, None], to_prompt, -jnp.inf)
     to_own = jnp.where(seen[:, :, None, None], to_own, -jnp.inf)

@@ -11,7 +11,7 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.entries import Entries, like, put, turned, values_of, zeros
 
 Layer = tuple[Entries, Entries, Entries, Entries]
-"""prompt_k, prompt_v [S,K,Tp,H], own_k [S,g,K,H,slots], own_v [S,g,K,slots,H]."""
+"""prompt_k, prompt_v [S,K,Tp,H], own_k as `own_keys` says, own_v [S,g,K,slots,H]."""
 
 
 @jax.tree_util.register_dataclass
@@ -30,6 +30,7 @@ class Cache:
     prompt_lengths: Array  # [S] int32
     own_k: Entries  # [L,S,g,K,slots,H]
     own_v: Entries  # [L,S,g,K,slots,H]
+    own_keys = "sgkth"  # how a layer's keys of completions lie, t being the slots
 
     @property
     def slots(self) -> int:
@@ -55,8 +56,7 @@ class Cache:
     def layer(self, layer: Array) -> Layer:
         """One layer."""
         pick = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
-        prompt_k, prompt_v, own_k, own_v = jax.tree.map(pick, self._parts)
-        return prompt_k, prompt_v, turned(own_k), own_v
+        return jax.tree.map(pick, self._parts)
 
     def by_layer(self) -> "LayeredCache":
         """The layers as arrays of their own."""
@@ -85,6 +85,7 @@ class LayeredCache:
 
     layers: tuple[Layer, ...]  # [L]
     prompt_lengths: Array  # [S] int32
+    own_keys = "sgkht"
 
     @property
     def slots(self) -> int:

@@ -120,7 +120,9 @@ def _next_logits(of: Decoder, params: Params, state: Decoding) -> tuple[Array, C
 
 def _draw(of: Decoder, state: Decoding, logits: Array) -> tuple[Decoding, Array, Array]:
     """The next token of every live row, and its log-prob [S,g]; the other rows take padding."""
-    token, logprob = draw(state.keys, state.lengths, logits, of.how, of.vocabulary.eos_ids)
+    token, logprob = draw(
+        state.keys, state.lengths, logits, of.how, of.vocabulary.eos_ids, vocabulary_first=of.unrolled
+    )
     live = state.live
     token = jnp.where(live, token, of.vocabulary.pad_id)
     logprob = jnp.where(live, logprob, 0.0)

@@ -34,7 +34,12 @@ def row_keys(step_key: Array, uids: Array, samples: int) -> Array:
 
 
 def draw(
-    keys: Array, positions: Array, logits: Array, how: Sampling, eos_ids: tuple[int, ...] = ()
+    keys: Array,
+    positions: Array,
+    logits: Array,
+    how: Sampling,
+    eos_ids: tuple[int, ...] = (),
+    vocabulary_first: bool = False,
 ) -> tuple[Array, Array]:
     """Tokens [P,G] int32 and their log-probs [P,G] float32 from float32 logits [P,G,V].
 
@@ -42,65 +47,74 @@ def draw(
     log-prob is under the full softmax of logits / temperature, before any filter: what the learner computes by teacher
     forcing. Greedy tokens are scored at temperature 1.
 
-    Inside, the vocabulary comes first: rows lie beside one another, as the head's product leaves them (see
-    `models/outputs_first.py`), and every pass over the vocabulary takes them together.
+    vocabulary_first: work on [V,P,G], as CPU's products leave the logits (`models/outputs_first.py`); a TPU would fill
+    such arrays up to 128 rows. What is drawn is the same.
     """
-    logits = jnp.moveaxis(logits, -1, 0)
+    axis = 0 if vocabulary_first else -1
+    logits = jnp.moveaxis(logits, -1, axis)
     if how.temperature > 0:
         logits = logits / how.temperature
-        allowed = _allowed(positions, logits, how, eos_ids)
-        token = _inverse_cdf(keys, positions, _filtered_weights(allowed, how))
+        allowed = _allowed(positions, logits, how, eos_ids, axis)
+        token = _inverse_cdf(keys, positions, _filtered_weights(allowed, how, axis), axis)
     else:
-        token = jnp.argmax(_allowed(positions, logits, how, eos_ids), axis=0)
-    chosen = jnp.take_along_axis(logits, token[None], axis=0)[0]
-    return token.astype(jnp.int32), chosen - _log_total(logits)
+        token = jnp.argmax(_allowed(positions, logits, how, eos_ids, axis), axis=axis)
+    chosen = jnp.take_along_axis(logits, jnp.expand_dims(token, axis), axis=axis).squeeze(axis)
+    return token.astype(jnp.int32), chosen - _log_total(logits, axis)
 
 
-def _log_total(logits: Array) -> Array:
-    """The logarithm [P,G] of the sum of exp(logits [V,P,G])."""
-    peak = logits.max(0)
-    return peak + jnp.log(_block_sums(_blocks(jnp.exp(logits - peak))).sum(0))
+def _log_total(logits: Array, axis: int) -> Array:
+    """The logarithm of the sum of exp(logits) along `axis`."""
+    peak = logits.max(axis, keepdims=True)
+    _, sums = _blocks(jnp.exp(logits - peak), axis)
+    return peak.squeeze(axis) + jnp.log(sums.sum(axis))
 
 
-def _allowed(positions: Array, logits: Array, how: Sampling, eos_ids: tuple[int, ...]) -> Array:
-    """The logits [V,P,G], -inf for what must not be drawn at these positions."""
-    among = lambda ids: jnp.zeros((len(logits), 1, 1), bool).at[jnp.asarray(ids)].set(True)
+def _allowed(
+    positions: Array, logits: Array, how: Sampling, eos_ids: tuple[int, ...], axis: int = -1
+) -> Array:
+    """The logits, -inf for what must not be drawn at these positions [P,G]."""
     if how.banned:
-        logits = jnp.where(among(how.banned), -jnp.inf, logits)
+        logits = jnp.where(_among(how.banned, logits, axis), -jnp.inf, logits)
     if how.min_tokens and eos_ids:
-        early = jnp.asarray(positions) < how.min_tokens
-        logits = jnp.where(early & among(eos_ids), -jnp.inf, logits)
+        early = jnp.expand_dims(jnp.asarray(positions) < how.min_tokens, axis)
+        logits = jnp.where(early & _among(eos_ids, logits, axis), -jnp.inf, logits)
     return logits
 
 
-def _filtered_weights(logits: Array, how: Sampling) -> Array:
-    """Unnormalised probabilities [V,...] in [0, 1], zero for what the filters drop. Threshold ties stay."""
-    weights = jnp.exp(logits - logits.max(0))
+def _among(ids: tuple[int, ...], logits: Array, axis: int) -> Array:
+    """bool, whether a token is one of `ids`: [V,1,1] or [1,1,V]."""
+    found = jnp.zeros(logits.shape[axis], bool).at[jnp.asarray(ids)].set(True)
+    return jnp.moveaxis(found[None, None], -1, axis)
+
+
+def _filtered_weights(logits: Array, how: Sampling, axis: int = -1) -> Array:
+    """Unnormalised probabilities in [0, 1], zero for what the filters drop. Threshold ties stay."""
+    weights = jnp.exp(logits - logits.max(axis, keepdims=True))
     contenders = weights
-    if 0 < how.top_k < len(logits):
-        contenders = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(weights, 0, -1), how.top_k)[0], -1, 0)
-        weights = jnp.where(weights >= contenders[-1], weights, 0)
+    if 0 < how.top_k < logits.shape[axis]:
+        contenders = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(weights, axis, -1), how.top_k)[0], -1, axis)
+        weights = jnp.where(weights >= contenders.min(axis, keepdims=True), weights, 0)
     if how.top_p < 1:
-        weights = jnp.where(weights >= _nucleus_threshold(contenders, how.top_p), weights, 0)
+        weights = jnp.where(weights >= _nucleus_threshold(contenders, how.top_p, axis), weights, 0)
     if how.min_p > 0:
         weights = jnp.where(weights >= how.min_p, weights, 0)  # the largest weight is 1
     return weights
 
 
-def _nucleus_threshold(weights: Array, top_p: float) -> Array:
-    """The largest t [...] for which the weights [V,...] >= t hold at least `top_p` of the mass (Holtzman et al.
-    2019, arXiv:1904.09751).
+def _nucleus_threshold(weights: Array, top_p: float, axis: int = -1) -> Array:
+    """The largest t, of size 1 along `axis`, for which the weights >= t hold at least `top_p` of the mass (Holtzman et
+    al. 2019, arXiv:1904.09751).
 
     Found exactly by bisection over the bit patterns of floats in [0, 1], which order as integers: 31 passes
     of sums instead of a sort of the vocabulary.
     """
-    enough = top_p * weights.sum(0)
+    enough = top_p * weights.sum(axis, keepdims=True)
 
     def halve(_, bounds):
         low, high = bounds
         middle = low + (high - low) // 2
         threshold = jax.lax.bitcast_convert_type(middle, jnp.float32)
-        mass = jnp.where(weights >= threshold, weights, 0).sum(0)
+        mass = jnp.where(weights >= threshold, weights, 0).sum(axis, keepdims=True)
         return jnp.where(mass >= enough, middle, low), jnp.where(mass >= enough, high, middle)
 
     above_one = jax.lax.bitcast_convert_type(jnp.float32(1), jnp.int32) + 1
@@ -109,40 +123,43 @@ def _nucleus_threshold(weights: Array, top_p: float) -> Array:
     return jax.lax.bitcast_convert_type(low, jnp.float32)
 
 
-def _inverse_cdf(keys: Array, positions: Array, weights: Array) -> Array:
+def _inverse_cdf(keys: Array, positions: Array, weights: Array, axis: int) -> Array:
     """Token [P,G]: one uniform finds the block, a second the token in it, each to a relative 2^-24."""
     pair = lambda key, position: jax.random.uniform(jax.random.fold_in(key, position), (2,))
     # Multiples of 2^-23, moved to the middle of their steps: an exact 0 would pick the first token, however
     # rare it is.
     uniform = jax.vmap(jax.vmap(pair))(keys, jnp.broadcast_to(positions, keys.shape)) + 2**-24
-    blocks = _blocks(weights)
-    block = _search(_block_sums(blocks), uniform[..., 0])
-    inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
-    return block * blocks.shape[1] + _search(inside, uniform[..., 1])
+    blocks, sums = _blocks(weights, axis)
+    block = _search(sums, uniform[..., 0], axis)
+    across, within = (0, 1) if axis == 0 else (-2, -1)
+    here = jnp.expand_dims(block, (across, within))
+    inside = jnp.take_along_axis(blocks, here, axis=across).squeeze(across)
+    return block * blocks.shape[within] + _search(inside, uniform[..., 1], axis)
 
 
-def _blocks(weights: Array) -> Array:
-    """[V,P,G] as [blocks,tokens of a block,P,G], with zeros after the last."""
-    size = min(_BLOCK, len(weights))
-    padded = jnp.pad(weights, [(0, -len(weights) % size), (0, 0), (0, 0)])
-    return padded.reshape(-1, size, *weights.shape[1:])
+def _blocks(weights: Array, axis: int) -> tuple[Array, Array]:
+    """`axis` as two, blocks and the tokens of a block, with zeros after the last; and the sum of each block.
+
+    The barrier keeps the compiler from adding up the whole vocabulary in one go, where 150,000 float32 additions one
+    after another would lose digits.
+    """
+    size = min(_BLOCK, weights.shape[axis])
+    room = [(0, 0)] * weights.ndim
+    room[axis] = 0, -weights.shape[axis] % size
+    padded = jnp.pad(weights, room)
+    split = (-1, size, *padded.shape[1:]) if axis == 0 else (*padded.shape[:-1], -1, size)
+    blocks = padded.reshape(split)
+    return blocks, jax.lax.optimization_barrier(blocks.sum(1 if axis == 0 else -1))
 
 
-def _block_sums(blocks: Array) -> Array:
-    """[blocks,P,G]. The barrier keeps the compiler from adding up the whole vocabulary in one go, where 150,000 float32
-    additions one after another would lose digits."""
-    return jax.lax.optimization_barrier(blocks.sum(1))
-
-
-def _search(weights: Array, uniform: Array) -> Array:
-    """The first index [...] whose cumulative weight exceeds uniform * total, of weights [n,...]; never one of weight
-    zero.
+def _search(weights: Array, uniform: Array, axis: int = -1) -> Array:
+    """The first index along `axis` whose cumulative weight exceeds uniform * total; never one of weight zero.
 
     A parallel cumulative sum can step up by a rounding error where the weight is zero: those places are left
     out.
     """
-    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=0), 0)
-    total = cumulative.max(0)
+    cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=axis), 0)
+    total = cumulative.max(axis)
     below = jnp.nextafter(total, jnp.float32(0))  # rounding may bring uniform * total to the total itself
     target = jnp.minimum(uniform * total, below)
-    return jnp.argmax(cumulative > target, axis=0)
+    return jnp.argmax(cumulative > jnp.expand_dims(target, axis), axis=axis)

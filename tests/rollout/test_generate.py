@@ -183,10 +183,10 @@ def force(monkeypatch, token, seen=None):
     """Replace what is drawn by `token(position, drawn)`, and collect the positions that were drawn."""
     real = module.draw
 
-    def draw(keys, position, logits, *how):
+    def draw(keys, position, logits, *how, **named):
         if seen is not None:
             jax.debug.callback(lambda p: seen.append(int(p.max())), position)
-        drawn, logprob = real(keys, position, logits, *how)
+        drawn, logprob = real(keys, position, logits, *how, **named)
         return jnp.broadcast_to(token(position, drawn), drawn.shape).astype(jnp.int32), logprob
 
     monkeypatch.setattr(module, "draw", draw)

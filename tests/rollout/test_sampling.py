@@ -103,6 +103,17 @@ def test_logprobs_are_of_the_full_softmax_at_temperature(how):
     np.testing.assert_allclose(logprobs, full[tokens], atol=2e-6)
 
 
+@pytest.mark.parametrize("how", [*FILTERS, Sampling(0), Sampling(banned=(3,), min_tokens=2)], ids=str)
+def test_the_vocabulary_first_draws_another_token(how):
+    logits = jnp.asarray(np.random.default_rng(0).normal(0, 2, (4, 5, 1300)), jnp.float32)
+    keys = row_keys(jax.random.key(0), jnp.arange(4, dtype=jnp.uint32), 5)
+    either = jax.jit(draw, static_argnums=(3, 4), static_argnames="vocabulary_first")
+    given = keys, jnp.arange(5), logits, how, (7, 11)
+    (tokens, logprobs), (others, theirs) = either(*given), either(*given, vocabulary_first=True)
+    np.testing.assert_array_equal(tokens, others)
+    np.testing.assert_allclose(logprobs, theirs, atol=2e-6)
+
+
 def test_greedy_takes_the_most_likely_and_scores_at_temperature_one():
     tokens, logprobs = drawn(logits_of(23), Sampling(temperature=0), 50)
     full = np.log(expected(logits_of(23), Sampling()))
@@ -139,14 +150,14 @@ def test_rounding_in_the_cumulative_sum_never_selects_weight_zero():
     row, place = np.nonzero((weights[:, 1:] == 0) & (np.diff(sums) > 0))
     assert len(row) > 100
     uniform = np.round(sums[row, place].astype(np.float64) / sums[row, -1] * 2**23) / 2**23
-    chosen = np.asarray(_search(weights[row].T, jnp.asarray(uniform, jnp.float32)))
+    chosen = np.asarray(_search(weights[row], jnp.asarray(uniform, jnp.float32)))
     assert (weights[row, chosen] > 0).all()
 
 
 @pytest.mark.parametrize("uniform", [0.0, 2**-24, 0.5, 1 - 2**-23, 1 - 2**-24, 1.0])
 def test_extreme_uniforms_stay_inside(uniform):
     weights = jnp.asarray([[0, 0, 3, 0, 1e-3, 0], [0, 1e-30, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]], jnp.float32)
-    chosen = np.asarray(_search(weights.T, jnp.full(3, uniform, jnp.float32)))
+    chosen = np.asarray(_search(weights, jnp.full(3, uniform, jnp.float32)))
     assert (np.asarray(weights)[np.arange(3), chosen] > 0).all()
 
 
@@ -176,7 +187,7 @@ def test_nucleus_threshold_equals_a_sort(weights, sixteenths):
     ordered = np.sort(weights.astype(np.float64))[::-1]
     mass = np.array([ordered[ordered >= t].sum() for t in ordered])  # equal weights come together
     wanted = ordered[np.argmax(mass >= top_p * ordered.sum())]
-    assert float(compiled_threshold()(weights, jnp.float32(top_p))) == wanted
+    assert float(compiled_threshold()(weights, jnp.float32(top_p))[0]) == wanted
 
 
 def test_nucleus_of_many_tiny_weights_is_exact():
@@ -184,7 +195,7 @@ def test_nucleus_of_many_tiny_weights_is_exact():
     weights = np.float32(0.5) ** np.arange(100, dtype=np.float32)
     for kept in (1, 5, 20):
         top_p = jnp.float32(1 - 0.5**kept)
-        assert float(compiled_threshold()(weights, top_p)) == weights[kept - 1]
+        assert float(compiled_threshold()(weights, top_p)[0]) == weights[kept - 1]
 
 
 distinct_logits = hnp.arrays(np.float32, 24, elements=st.integers(-400, 400), unique=True).map(

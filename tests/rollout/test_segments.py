@@ -39,8 +39,8 @@ def ends_at(monkeypatch):
     def set_limits(limits):
         of_row = jnp.asarray(limits).reshape(-1)
 
-        def draw(keys, position, logits, *how):
-            token, logprob = real(keys, position, logits, *how)
+        def draw(keys, position, logits, *how, **named):
+            token, logprob = real(keys, position, logits, *how, **named)
             row = (jax.random.key_data(keys)[..., None, :] == marks).all(-1).argmax(-1)  # [P,G]
             last = position == of_row[row] - 1
             return jnp.where(last, 3, jnp.where(token == 3, 7, token)), logprob

@@ -1,0 +1,177 @@
+"""What drawing a token costs on hardware that is not here, as the compiler's own program says.
+
+    python benchmarks/decoding_ahead.py                            # 1.5B on one H200 and on one v5e chip
+    python benchmarks/decoding_ahead.py --targets b200:1 --layers 4
+
+It compiles the rollout's `extend` ahead of time (`pip install 'grpo-jax[plan]'`), once with a loop over stacked layers
+and once with layers apart, and counts in the optimised program what a token makes each device write: a step reads all
+weights and the cache and writes next to nothing, so whatever is written beside activations is a copy of weights or
+cache. `kernels` are the instructions of a step that run by themselves. Kernels cannot be tuned ahead of time on GPUs;
+what is chosen there may differ.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Iterator
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax import abstract
+from grpo_jax.models.config import PUBLISHED
+from grpo_jax.rollout.budget import Demand
+from grpo_jax.rollout.generate import Programs, Vocabulary
+from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.state import Decoder, Size, blank
+from grpo_jax.sharding.mesh import everywhere
+from grpo_jax.sharding.targets import topology_mesh
+
+VOCABULARY = Vocabulary((151645, 151643), 0, 151665)
+BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
+# Instructions without a kernel, and those that write into an array that is there.
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "iota"}
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.+?) ([\w-]+)\((.*)$")
+SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--targets", nargs="+", default=["h200:1", "v5e:1x1"])
+    parser.add_argument("--shape", default="1.5b", choices=list(PUBLISHED))
+    for name, value in {"layers": 0, "prompts": 16, "samples": 8, "prompt_length": 512, "slots": 512}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--cache", default="auto", choices=["auto", "int8"])
+    args = parser.parse_args()
+    found = [measure(args, target, apart) for target in args.targets for apart in (False, True)]
+    print(
+        json.dumps(
+            {"jax": jax.__version__, "libtpu": _version("libtpu"), **vars(args), "found": found}, indent=2
+        )
+    )
+
+
+def measure(args: argparse.Namespace, target: str, apart: bool) -> dict[str, Any]:
+    """Compile `extend` for one device of `target`."""
+    cfg = PUBLISHED[args.shape]
+    cfg = dataclasses.replace(cfg, num_layers=args.layers or cfg.num_layers)
+    mesh, size = topology_mesh(target), Size(args.prompts, args.samples, args.slots)
+    of = Decoder(cfg, VOCABULARY, Sampling(), apart, args.cache)
+    programs, here = Programs(of, 64, mesh), everywhere(mesh)
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+    state = jax.tree.map(
+        place, jax.eval_shape(partial(blank, of, size, args.prompt_length, jnp.dtype("bfloat16")))
+    )
+    weights = abstract.weights(cfg, mesh, "bfloat16")
+    if apart:
+        weights = jax.tree.map(place, jax.eval_shape(partial(programs._for_decoding.jit), weights))
+    start = time.perf_counter()
+    compiled = abstract.compile_for(target, mesh, programs.extend, weights, state)
+    seconds = time.perf_counter() - start
+    demand = Demand(
+        cfg, "bfloat16", args.prompts, args.samples, args.slots, args.prompt_length, cache=args.cache
+    )
+    written, kernels, largest = step_of(compiled.as_text(), cfg.num_layers)
+    memory = compiled.memory_analysis()
+    return {
+        "target": target,
+        "layers": "apart" if apart else "in a loop",
+        "must_read_mib": _mib(
+            sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(weights)) + demand.cache_bytes(size)
+        ),
+        "written_mib": _mib(written),
+        "kernels": kernels,
+        "largest_written": largest,
+        "temporary_mib": _mib(memory.temp_size_in_bytes),
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def step_of(text: str, layers: int) -> tuple[int, int, list[str]]:
+    """(bytes written to the device's memory, kernels, the largest results) of one token: the body of the outermost
+    loop, and the bodies of loops in it as often as they run (where a TPU's program does not say it: once a layer)."""
+    computations = {name: list(lines) for name, lines in _computations(text)}
+    entry = next(name for name in computations if name.startswith("ENTRY"))
+    outer = [x for x in _loops(computations[entry]) if x[1] is None]
+    assert len(outer) == 1, outer
+    results: list[tuple[int, int, str]] = []
+    _walk(computations, outer[0][0], 1, layers, results)
+    results.sort(key=lambda x: -x[0] * x[1])
+    largest = [f"{times} x {shape}" for _, times, shape in results[:6]]
+    return sum(size * times for size, times, _ in results), sum(times for _, times, _ in results), largest
+
+
+def _walk(
+    computations: dict[str, list[str]],
+    name: str,
+    times: int,
+    layers: int,
+    results: list[tuple[int, int, str]],
+) -> None:
+    for line in computations[name]:
+        found = INSTRUCTION.match(line)
+        if not found or found[3] in FREE or re.search(r"(-start|-done)$", found[3]):
+            continue  # what is fetched ahead into a TPU's own memory is read, not written
+        if _in_place(line, computations):
+            continue
+        results.append((_size(found[2]), times, f"{found[2].split('{')[0]} {found[1]}"))
+    for body, count in _loops(computations[name]):
+        _walk(computations, body, times * (count or layers), layers, results)
+
+
+def _in_place(line: str, computations: dict[str, list[str]]) -> bool:
+    """Whether an instruction writes a slice into an array that is there."""
+    if "dynamic-update-slice(" in line:
+        return True
+    called = re.search(r"calls=%?([\w.-]+)", line)
+    inside = computations.get(called[1], []) if called else []
+    return any("dynamic-update-slice(" in x or "dynamic_update_slice" in x for x in inside)
+
+
+def _loops(lines: list[str]) -> list[tuple[str, int | None]]:
+    """(body, how often it runs; None where the program decides)."""
+    found = []
+    for line in lines:
+        if body := re.search(r" while\(.*body=%?([\w.-]+)", line):
+            count = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+            found.append((body[1], int(count[1]) if count else None))
+    return found
+
+
+def _computations(text: str) -> Iterator[tuple[str, Iterator[str]]]:
+    """(name, lines) of each computation of a module."""
+    for part in re.split(r"\n(?=(?:ENTRY )?%?[\w.-]+ \(|(?:ENTRY )?%?[\w.-]+ \{)", text):
+        first, _, rest = part.partition("\n")
+        name = re.match(r"(ENTRY )?%?([\w.-]+)", first)
+        if name:
+            yield (name[1] or "") + name[2], iter(rest.splitlines())
+
+
+def _size(shape: str) -> int:
+    """Bytes of a result, which may be a tuple."""
+    total = 0
+    for kind, dims in SHAPE.findall(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(1\)\}", "", shape)):  # S(1): a TPU's VMEM
+        count = 1
+        for n in dims.split(","):
+            count *= int(n or 1)
+        total += count * BYTES.get(kind, 0)
+    return total
+
+
+def _mib(count: float) -> float:
+    return round(count / 2**20, 1)
+
+
+def _version(package: str) -> str:
+    return version(package)
+
+
+if __name__ == "__main__":
+    main()
