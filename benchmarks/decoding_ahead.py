@@ -3,11 +3,10 @@
     python benchmarks/decoding_ahead.py                            # 1.5B on one H200 and on one v5e chip
     python benchmarks/decoding_ahead.py --targets b200:1 --layers 4
 
-It compiles the rollout's `extend` ahead of time (`pip install 'grpo-jax[plan]'`), once with a loop over stacked layers
-and once with layers apart, and counts in the optimised program what a token makes each device write: a step reads all
-weights and the cache and writes next to nothing, so whatever is written beside activations is a copy of weights or
-cache. `kernels` are the instructions of a step that run by themselves. Kernels cannot be tuned ahead of time on GPUs;
-what is chosen there may differ.
+It compiles the rollout's `extend` ahead of time (`pip install 'grpo-jax[plan]'`) and counts in the optimised program
+what a token makes a device write: a step reads all weights and the cache and writes next to nothing, so whatever is
+written beside activations is a copy of weights or cache. `kernels` are the instructions of a step that run by
+themselves. Kernels cannot be tuned ahead of time on GPUs; what is chosen there may differ.
 """
 
 import argparse
@@ -50,28 +49,26 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--cache", default="auto", choices=["auto", "int8"])
     args = parser.parse_args()
-    found = [measure(args, target, apart) for target in args.targets for apart in (False, True)]
+    found = [measure(args, target) for target in args.targets]
     print(
         json.dumps(
-            {"jax": jax.__version__, "libtpu": _version("libtpu"), **vars(args), "found": found}, indent=2
+            {"jax": jax.__version__, "libtpu": version("libtpu"), **vars(args), "found": found}, indent=2
         )
     )
 
 
-def measure(args: argparse.Namespace, target: str, apart: bool) -> dict[str, Any]:
+def measure(args: argparse.Namespace, target: str) -> dict[str, Any]:
     """Compile `extend` for one device of `target`."""
     cfg = PUBLISHED[args.shape]
     cfg = dataclasses.replace(cfg, num_layers=args.layers or cfg.num_layers)
     mesh, size = topology_mesh(target), Size(args.prompts, args.samples, args.slots)
-    of = Decoder(cfg, VOCABULARY, Sampling(), apart, args.cache)
+    of = Decoder(cfg, VOCABULARY, Sampling(), cache=args.cache)
     programs, here = Programs(of, 64, mesh), everywhere(mesh)
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
     state = jax.tree.map(
         place, jax.eval_shape(partial(blank, of, size, args.prompt_length, jnp.dtype("bfloat16")))
     )
-    weights = abstract.weights(cfg, mesh, "bfloat16")
-    if apart:
-        weights = jax.tree.map(place, jax.eval_shape(partial(programs._for_decoding.jit), weights))
+    weights = abstract.sampler_copy(cfg, mesh, "bfloat16")
     start = time.perf_counter()
     compiled = abstract.compile_for(target, mesh, programs.extend, weights, state)
     seconds = time.perf_counter() - start
@@ -82,7 +79,6 @@ def measure(args: argparse.Namespace, target: str, apart: bool) -> dict[str, Any
     memory = compiled.memory_analysis()
     return {
         "target": target,
-        "layers": "apart" if apart else "in a loop",
         "must_read_mib": _mib(
             sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(weights)) + demand.cache_bytes(size)
         ),
@@ -167,10 +163,6 @@ def _size(shape: str) -> int:
 
 def _mib(count: float) -> float:
     return round(count / 2**20, 1)
-
-
-def _version(package: str) -> str:
-    return version(package)
 
 
 if __name__ == "__main__":

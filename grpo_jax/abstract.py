@@ -3,7 +3,7 @@ for chips that are not here.
 
     mesh = topology_mesh("v5e:2x4")
     program = make_generate(cfg, vocabulary, sampling, 8, 512, mesh)
-    compiled = compile_for("v5e:2x4", mesh, program, weights(cfg, mesh, "bfloat16"), *prompts(mesh, 16, 512))
+    compiled = compile_for("v5e:2x4", mesh, program, sampler_copy(cfg, mesh, "bfloat16"), *prompts(mesh, 16, 512))
     compiled.memory_analysis()
 
 The shapes are those that the trainer's own calls have; the programs are the trainer's own.
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from grpo_jax.learner.logprobs import Rows
 from grpo_jax.learner.objective import Batch
@@ -24,7 +24,7 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params, abstract_params, sampler_weights
 from grpo_jax.programs import Program
 from grpo_jax.sharding.mesh import by_rows, everywhere
-from grpo_jax.sharding.rules import ROLLOUT_RULES, Rules, shardings
+from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, Rules, shardings
 from grpo_jax.sharding.targets import compiler_options
 
 
@@ -39,13 +39,20 @@ def compile_for(target: str, mesh: Mesh, program: Program, *arguments: Any) -> j
 
 
 def weights(
-    cfg: ModelConfig, mesh: Mesh, dtype: str, rules: Rules = ROLLOUT_RULES, form: str = "auto"
+    cfg: ModelConfig, mesh: Mesh, dtype: str, rules: Rules = TRAIN_RULES, form: str = "auto"
 ) -> Params:
-    """Weights in `dtype` and `form` where `rules` lay them: by default the sampler's copy."""
+    """Weights in `dtype` and `form`, layers stacked, where `rules` lay them: by default the learner's."""
     convert = functools.partial(sampler_weights, dtype=jnp.dtype(dtype), form=form)
     shapes = jax.eval_shape(convert, abstract_params(cfg))
     place = lambda x, sharding: _array(sharding, x.dtype, *x.shape)
     return jax.tree.map(place, shapes, shardings(shapes, rules, mesh))
+
+
+def sampler_copy(cfg: ModelConfig, mesh: Mesh, dtype: str, form: str = "auto") -> Params:
+    """The sampler's weights in `dtype` and `form`, layers apart."""
+    stacked = weights(cfg, mesh, dtype, ROLLOUT_RULES, form)
+    one = lambda x: _array(NamedSharding(mesh, PartitionSpec(*x.sharding.spec[1:])), x.dtype, *x.shape[1:])
+    return stacked | {"layers": (jax.tree.map(one, stacked["layers"]),) * cfg.num_layers}
 
 
 def train_state(cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -72,9 +72,7 @@ def held_always(config: GRPOConfig, policy: Policy, state: Any) -> dict[str, int
 
 
 def copy_bytes(policy: Policy) -> int:
-    """The sampler's weights on each device; 0 where it reads the learner's own."""
-    if policy.shares_weights:
-        return 0
+    """The sampler's weights on each device."""
     each = lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
     return sum(jax.tree.leaves(jax.tree.map(each, policy.abstract_rollout(), policy.rollout_shardings())))
 

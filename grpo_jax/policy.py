@@ -19,7 +19,7 @@ from grpo_jax.models.quantized import quantize_leaf
 from grpo_jax.models.qwen import Params, abstract_params, sampler_weights
 from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.programs import Program
-from grpo_jax.rollout.generate import Vocabulary
+from grpo_jax.rollout.generate import Vocabulary, decoding_program
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
 
@@ -43,6 +43,9 @@ class Policy:
 
     def load_rollout_weights(self) -> Params:
         """The weights straight in the sampler's form and layout, where nothing is trained."""
+        return decoding_program(self.mesh)(self._load_stacked())
+
+    def _load_stacked(self) -> Params:
         plain = shardings(abstract_params(self.cfg), ROLLOUT_RULES, self.mesh)
         if self.rollout_weights == "auto":
             return hf.load_params(self.folder, self.cfg, plain, self.dtype)
@@ -77,7 +80,7 @@ class Policy:
 
     @property
     def shares_weights(self) -> bool:
-        """Whether the sampler can read the learner's own weights: the same dtype, laid alike."""
+        """Whether the sampler's copy is of the learner's own dtype, laid alike."""
         if self.dtype != "float32" or self.rollout_weights != "auto":
             return False
         alike = lambda x, a, b: a.is_equivalent_to(b, len(x.shape))
@@ -85,11 +88,10 @@ class Policy:
         return all(jax.tree.leaves(jax.tree.map(alike, *layouts)))
 
     def rollout_copy(self, params: Params) -> Params:
-        """The weights in the sampler's form and layout, made on the devices. When both are the trainer's already,
-        these are the trainer's own arrays: use them before the next update donates them."""
-        if self.shares_weights:
-            return params
-        return refresh_program(self.cfg, self.mesh, self.dtype, self.rollout_weights)(params)
+        """The weights in the sampler's form and layout, made on the devices."""
+        if not self.shares_weights:
+            params = refresh_program(self.cfg, self.mesh, self.dtype, self.rollout_weights)(params)
+        return decoding_program(self.mesh)(params)
 
 
 @cache

@@ -2,11 +2,12 @@
 
 The block hands `attend` its queries, keys and values and gets the mixed values back; nothing else of the model
 differs between training and sampling. `attend(layer, q, k, v, cache) -> (out, cache)`, where q and out are
-[B,T,N,H], k and v [B,T,K,H], and `cache` is carried through the layers (None in training).
+[B,T,N,H], k and v [B,T,K,H], and `cache` is carried through the layers (None in training). `layer` is its number: an
+int where layers come one after another, as with a cache, and traced where a loop goes over them.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,10 @@ from jax import Array
 from grpo_jax.models.cache import Cache
 from grpo_jax.models.entries import Entries, scaled, values_of
 
-Attend = Callable[[Array, Array, Array, Array, Cache | None], tuple[Array, Cache | None]]
+Attend = Callable[[Any, Array, Array, Array, Cache | None], tuple[Array, Cache | None]]
 
 
-def causal(layer: Array, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
+def causal(layer: Any, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
     """Rows padded on the right: the causal mask alone keeps padding out of every real token's sight."""
     return _causal_attention(q, k, v), cache
 
@@ -27,7 +28,7 @@ def prefill(places: Array) -> Attend:
     """Attend as `causal` does, and keep the keys and values of prompt i [B] at places[i] [n]: each prompt stands at
     n / B places after one another."""
 
-    def attend(layer: Array, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
+    def attend(layer: int, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
         assert cache is not None
         times = places.shape[0] // k.shape[0]
         copies = lambda x: jnp.repeat(x, times, axis=0)
@@ -40,7 +41,7 @@ def decode(slot: Array, lengths: Array) -> Attend:
     """Attention of one more token of every row, over its prompt and its own completion; rows [S,g] have `lengths`
     tokens of completion with it. Its keys and values go to `slot` of the ring."""
 
-    def attend(layer: Array, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
+    def attend(layer: int, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
         assert cache is not None
         cache = cache.with_token(layer, slot, k, v)
         age = (slot - jnp.arange(cache.slots)) % cache.slots  # [slots], 0 for what was just written
@@ -80,18 +81,18 @@ def _cudnn_takes(q: Array) -> bool:
     return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
-def _two_part_attention(layer: Array, seen: Array, q: Array, cache: Cache) -> Array:
+def _two_part_attention(layer: int, seen: Array, q: Array, cache: Cache) -> Array:
     """One softmax over the prompt's scores (shared by the completions of a place) and the completion's own, of which
     the slots `seen` [S,g,slots] count.
 
     The parts meet by their maxima and sums, as in online softmax (Milakov and Gimelshein 2018,
     arXiv:1805.02867), so that no joint [.., Tp + slots] array is built.
     """
-    prompt_k, prompt_v, own_k, own_v = cache.layer(layer)
+    prompt_k, prompt_v, own_k, own_v = cache.layers[layer]
     S, g, K, _, H = values_of(own_v).shape
     queries = q.reshape(S, g, K, -1, H) * jnp.asarray(H**-0.5, q.dtype)
     to_prompt = scaled(_dot("skgrh,skth->skgrt", queries.swapaxes(1, 2), prompt_k), prompt_k, (2, 3))
-    to_own = scaled(_dot(f"sgkrh,{cache.own_keys}->sgkrt", queries, own_k), own_k, (3,))
+    to_own = scaled(_dot("sgkrh,sgkht->sgkrt", queries, own_k), own_k, (3,))
     in_prompt = jnp.arange(to_prompt.shape[-1]) < cache.prompt_lengths[:, None]  # [S,Tp]
     to_prompt = jnp.where(in_prompt[:, None, None, None], to_prompt, -jnp.inf)
     to_own = jnp.where(seen[:, :, None, None], to_own, -jnp.inf)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,15 @@ from jax import Array
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.entries import Entries, like, put, turned, values_of, zeros
 
-Layer = tuple[Entries, Entries, Entries, Entries]
-"""prompt_k, prompt_v [S,K,Tp,H], own_k as `own_keys` says, own_v [S,g,K,slots,H]."""
+
+class Layer(NamedTuple):
+    """One layer's keys and values. The completions' keys lie with their slots last: so processors multiply them with a
+    query fastest (at 127 slots in a third to a half of the time), and compilers for GPUs and TPUs do not mind."""
+
+    prompt_k: Entries  # [S,K,Tp,H]
+    prompt_v: Entries  # [S,K,Tp,H]
+    own_k: Entries  # [S,g,K,H,slots]
+    own_v: Entries  # [S,g,K,slots,H]
 
 
 @jax.tree_util.register_dataclass
@@ -23,93 +31,49 @@ class Cache:
     same slot at the same time, so that one slice update serves every row, wherever in its completion it is. A slot
     says nothing about a position (keys are rotated before they are kept): which of them a row sees is a matter of
     their age.
+
+    Layers are arrays of their own, so that none has to be cut out of a larger one at each token.
     """
-
-    prompt_k: Entries  # [L,S,K,Tp,H]
-    prompt_v: Entries  # [L,S,K,Tp,H]
-    prompt_lengths: Array  # [S] int32
-    own_k: Entries  # [L,S,g,K,slots,H]
-    own_v: Entries  # [L,S,g,K,slots,H]
-    own_keys = "sgkth"  # how a layer's keys of completions lie, t being the slots
-
-    @property
-    def slots(self) -> int:
-        """Tokens of a completion that the cache holds."""
-        return values_of(self.own_v).shape[4]
-
-    def with_prompts(self, layer: Array, places: Array, k: Array, v: Array) -> "Cache":
-        """Write one layer's keys and values of the prompts of `places` [n]; k and v [n,Tp,K,H]. Places that do not
-        exist are left out."""
-        set_ = lambda whole, new: whole.at[layer, places].set(new, mode="drop")
-        write = lambda whole, new: jax.tree.map(set_, whole, like(whole, new.swapaxes(1, 2)))
-        return replace(self, prompt_k=write(self.prompt_k, k), prompt_v=write(self.prompt_v, v))
-
-    def with_token(self, layer: Array, slot: Array, k: Array, v: Array) -> "Cache":
-        """Write one layer's keys and values of one token of every row to `slot`; k and v [S*g,1,K,H]."""
-        S, g, K, _, H = values_of(self.own_v).shape[1:]
-
-        at = layer, 0, 0, 0, slot, 0
-        set_ = lambda whole, new: jax.lax.dynamic_update_slice(whole, new[None], at[: whole.ndim])
-        write = lambda whole, new: jax.tree.map(set_, whole, like(whole, new.reshape(S, g, K, 1, H)))
-        return replace(self, own_k=write(self.own_k, k), own_v=write(self.own_v, v))
-
-    def layer(self, layer: Array) -> Layer:
-        """One layer."""
-        pick = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
-        return jax.tree.map(pick, self._parts)
-
-    def by_layer(self) -> "LayeredCache":
-        """The layers as arrays of their own."""
-        prompt_k, prompt_v, own_k, own_v = self._parts
-        parts = prompt_k, prompt_v, turned(own_k), own_v
-        one = lambda layer: jax.tree.map(lambda x: x[layer], parts)
-        return LayeredCache(tuple(map(one, range(len(values_of(own_v))))), self.prompt_lengths)
-
-    def mapped(self, prompt: Callable[[Array], Array], own: Callable[[Array], Array]) -> "Cache":
-        """With the arrays of the prompts [L,S,...] and those of the completions [L,S,g,...] changed."""
-        prompt_k, prompt_v = jax.tree.map(prompt, (self.prompt_k, self.prompt_v))
-        own_k, own_v = jax.tree.map(own, (self.own_k, self.own_v))
-        return Cache(prompt_k, prompt_v, self.prompt_lengths, own_k, own_v)
-
-    @property
-    def _parts(self) -> tuple[Entries, Entries, Entries, Entries]:
-        return self.prompt_k, self.prompt_v, self.own_k, self.own_v
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class LayeredCache:
-    """A `Cache` whose layers are arrays of their own, for programs without a loop over layers: nothing has to be cut
-    out of a larger array at each step. The completions' keys lie with their slots last, as processors multiply them
-    with a query fastest: at 127 slots in a third to a half of the time."""
 
     layers: tuple[Layer, ...]  # [L]
     prompt_lengths: Array  # [S] int32
-    own_keys = "sgkht"
 
     @property
     def slots(self) -> int:
         """Tokens of a completion that the cache holds."""
-        return values_of(self.layers[0][3]).shape[3]
+        return values_of(self.layers[0].own_v).shape[3]
 
-    def with_token(self, layer: int, slot: Array, k: Array, v: Array) -> "LayeredCache":
-        """As of `Cache`."""
-        prompt_k, prompt_v, own_k, own_v = self.layers[layer]
-        S, g, K, _, H = values_of(own_v).shape
-        new_k, new_v = (like(own_v, x.reshape(S, g, K, 1, H)) for x in (k, v))
-        changed = prompt_k, prompt_v, put(own_k, turned(new_k), slot, -1), put(own_v, new_v, slot, 3)
-        return replace(self, layers=(*self.layers[:layer], changed, *self.layers[layer + 1 :]))
-
-    def layer(self, layer: int) -> Layer:
-        """As of `Cache`."""
-        return self.layers[layer]
-
-    def stacked(self, whole: Cache) -> Cache:
-        """`whole` with the completions' part of these layers: decoding does not change the prompts'."""
-        own_k, own_v = (
-            jax.tree.map(lambda *x: jnp.stack(x), *(layer[i] for layer in self.layers)) for i in (2, 3)
+    def with_prompts(self, layer: int, places: Array, k: Array, v: Array) -> "Cache":
+        """Write one layer's keys and values of the prompts of `places` [n]; k and v [n,Tp,K,H]. Places that do not
+        exist are left out."""
+        old = self.layers[layer]
+        set_ = lambda whole, new: whole.at[places].set(new, mode="drop")
+        write = lambda whole, new: jax.tree.map(set_, whole, like(whole, new.swapaxes(1, 2)))
+        return self._with(
+            layer, old._replace(prompt_k=write(old.prompt_k, k), prompt_v=write(old.prompt_v, v))
         )
-        return replace(whole, own_k=turned(own_k), own_v=own_v)
+
+    def with_token(self, layer: int, slot: Array, k: Array, v: Array) -> "Cache":
+        """Write one layer's keys and values of one token of every row to `slot`; k and v [S*g,1,K,H]."""
+        old = self.layers[layer]
+        S, g, K, _, H = values_of(old.own_v).shape
+        k_, v_ = (like(old.own_v, x.reshape(S, g, K, 1, H)) for x in (k, v))
+        own_k, own_v = put(old.own_k, turned(k_), slot, -1), put(old.own_v, v_, slot, 3)
+        return self._with(layer, old._replace(own_k=own_k, own_v=own_v))
+
+    def mapped(self, prompt: Callable[[Array], Array], own: Callable[[Array, int], Array]) -> "Cache":
+        """With the arrays of the prompts [S,...] and those of the completions [S,g,...] changed; `own` is told, too,
+        which axis has the slots."""
+
+        def changed(layer: Layer) -> Layer:
+            prompt_k, prompt_v = jax.tree.map(prompt, layer[:2])
+            own_k = jax.tree.map(lambda x: own(x, x.ndim - 1), layer.own_k)
+            return Layer(prompt_k, prompt_v, own_k, jax.tree.map(lambda x: own(x, 3), layer.own_v))
+
+        return replace(self, layers=tuple(map(changed, self.layers)))
+
+    def _with(self, layer: int, changed: Layer) -> "Cache":
+        return replace(self, layers=(*self.layers[:layer], changed, *self.layers[layer + 1 :]))
 
 
 def empty_cache(
@@ -123,7 +87,8 @@ def empty_cache(
 ) -> Cache:
     """Zeros for `places` prompts of up to `prompt_width` tokens, with `completions` rows of up to `slots` each, in
     `dtype` or int8 as `form` says."""
-    L, K, H = cfg.num_layers, cfg.num_kv_heads, cfg.head_dim
-    prompt = lambda: zeros((L, places, K, prompt_width, H), dtype, form)
-    own = lambda: zeros((L, places, completions, K, slots, H), dtype, form)
-    return Cache(prompt(), prompt(), jnp.ones(places, jnp.int32), own(), own())
+    K, H = cfg.num_kv_heads, cfg.head_dim
+    prompt = lambda: zeros((places, K, prompt_width, H), dtype, form)
+    own = lambda: zeros((places, completions, K, slots, H), dtype, form)
+    layers = (Layer(prompt(), prompt(), turned(own()), own()) for _ in range(cfg.num_layers))
+    return Cache(tuple(layers), jnp.ones(places, jnp.int32))

@@ -36,7 +36,7 @@ def zeros(shape: tuple[int, ...], dtype: Any, form: str) -> Entries:
 
 def like(whole: Entries, new: Array) -> Entries:
     """`new` [...,H] in the form of `whole`."""
-    if isinstance(whole, Array):
+    if not isinstance(whole, Int8):
         return new
     values, scale = rounded(new, (-1,), whole.scale.dtype)
     return Int8(values, scale[..., 0])
@@ -45,17 +45,17 @@ def like(whole: Entries, new: Array) -> Entries:
 def turned(x: Entries) -> Entries:
     """[...,T,H] as [...,H,T]."""
     swap = lambda values: values.swapaxes(-1, -2)
-    return swap(x) if isinstance(x, Array) else Int8(swap(x.values), x.scale)
+    return Int8(swap(x.values), x.scale) if isinstance(x, Int8) else swap(x)
 
 
 def values_of(x: Entries) -> Array:
     """[...,H], without the scales."""
-    return x if isinstance(x, Array) else x.values
+    return x.values if isinstance(x, Int8) else x
 
 
 def scaled(x: Array, by: Entries, axes: tuple[int, ...]) -> Array:
     """x [...,T], a number for each token of `by`, times their scales; `axes` are those of x that `by` has not."""
-    return x if isinstance(by, Array) else x * jnp.expand_dims(by.scale, axes).astype(x.dtype)
+    return x * jnp.expand_dims(by.scale, axes).astype(x.dtype) if isinstance(by, Int8) else x
 
 
 def put(whole: Entries, new: Entries, slot: Array, axis: int) -> Entries:

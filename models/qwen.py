@@ -19,6 +19,7 @@ from jax import Array
 from grpo_jax.models.attention import Attend, causal
 from grpo_jax.models.cache import Cache
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.outputs_first import with_outputs_first
 from grpo_jax.models.quantized import dequantize, product, quantize
 from grpo_jax.models.rope import rotate, rotation_tables
 from grpo_jax.sharding.constraints import over_rows
@@ -169,6 +170,12 @@ def hidden_states(
     norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
     norm.scale = nnx.Param(params["norm"]["scale"])
     return norm(x), cache
+
+
+def for_decoding(params: Params, on_cpu: bool) -> Params:
+    """The weights as programs that draw tokens read them: layers apart, so that none is cut out of a larger array at
+    each token, and on CPU with their outputs first."""
+    return by_layer(with_outputs_first(params) if on_cpu else params)
 
 
 def by_layer(params: Params) -> Params:

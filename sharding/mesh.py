@@ -34,6 +34,11 @@ def describe(sizes: dict[str, int]) -> str:
     return ",".join(f"{axis}={sizes.get(axis, 1)}" for axis in AXES)
 
 
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether its devices are processors."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def row_shards(mesh: Mesh) -> int:
     """Over how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in ROWS)

@@ -1,7 +1,9 @@
-"""Decoding as pure functions on one state: prompts are admitted to free places, and tokens are drawn for every row."""
+"""Decoding as pure functions on one state: prompts are admitted to free places, and tokens are drawn for every row.
+
+Weights are those that `models/qwen.for_decoding` gives.
+"""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,7 @@ from jax import Array
 
 from grpo_jax.models.attention import decode, prefill
 from grpo_jax.models.cache import Cache
-from grpo_jax.models.outputs_first import with_outputs_first
-from grpo_jax.models.qwen import Params, by_layer, head_logits, hidden_states
+from grpo_jax.models.qwen import Params, head_logits, hidden_states
 from grpo_jax.rollout.sampling import draw, row_keys
 from grpo_jax.rollout.state import Decoder, Decoding, Drawn
 
@@ -53,20 +54,7 @@ def admit(
 
 
 def extend(of: Decoder, count: int, params: Params, state: Decoding) -> tuple[Decoding, Drawn]:
-    """Draw up to `count` more tokens of every live row; none when there is none. `params` are `for_decoding`."""
-    if not of.unrolled:
-        return _extended(of, count, params, state)
-    layered: Any = state.cache.by_layer()
-    after, drawn = _extended(of, count, params, replace(state, cache=layered))
-    return replace(after, cache=after.cache.stacked(state.cache)), drawn
-
-
-def for_decoding(of: Decoder, params: Params) -> Params:
-    """The weights as `extend` reads them."""
-    return by_layer(with_outputs_first(params)) if of.unrolled else params
-
-
-def _extended(of: Decoder, count: int, params: Params, state: Decoding) -> tuple[Any, Drawn]:
+    """Draw up to `count` more tokens of every live row; none when there is none."""
     rows = (*state.last.shape, count)
     blank = jnp.full(rows, of.vocabulary.pad_id, jnp.int32), jnp.zeros(rows, jnp.float32)
 
@@ -121,7 +109,7 @@ def _next_logits(of: Decoder, params: Params, state: Decoding) -> tuple[Array, C
 def _draw(of: Decoder, state: Decoding, logits: Array) -> tuple[Decoding, Array, Array]:
     """The next token of every live row, and its log-prob [S,g]; the other rows take padding."""
     token, logprob = draw(
-        state.keys, state.lengths, logits, of.how, of.vocabulary.eos_ids, vocabulary_first=of.unrolled
+        state.keys, state.lengths, logits, of.how, of.vocabulary.eos_ids, vocabulary_first=of.on_cpu
     )
     live = state.live
     token = jnp.where(live, token, of.vocabulary.pad_id)

@@ -6,7 +6,7 @@ is left to the compiler. So a part stops when its own rows have ended, and rearr
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -15,19 +15,18 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
 
-from grpo_jax.models.cache import Cache
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.qwen import Params
+from grpo_jax.models.qwen import Params, for_decoding
 from grpo_jax.programs import Program
-from grpo_jax.rollout.decoding import Newcomers, admit, extend, for_decoding
+from grpo_jax.rollout.decoding import Newcomers, admit, extend
 from grpo_jax.rollout.rearranging import rearrange
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.state import Decoder, Decoding, Size, Vocabulary, blank
-from grpo_jax.sharding.mesh import ROWS, by_rows
+from grpo_jax.sharding.mesh import ROWS, by_rows, on_cpu
 
 __all__ = ["Programs", "Rollout", "Vocabulary", "make_generate"]
 
-WHOLE, OWN, CACHE = Spec(), Spec(ROWS), Spec(None, ROWS)  # how arrays are split over the parts
+WHOLE, OWN = Spec(), Spec(ROWS)  # how arrays are split over the parts
 
 
 @jax.tree_util.register_dataclass
@@ -48,11 +47,11 @@ def make_generate(
     samples: int,
     width: int,
     mesh: Mesh,
-    cache: str = "auto",
+    cache_form: str = "auto",
 ) -> Program:
     """The program (params, tokens [P,Tp], lengths [P], uids [P], step key) -> Rollout of `samples` completions a
-    prompt, each up to `width` tokens. It compiles once for each (P, Tp). `cache`: as of `Decoder`."""
-    whole = partial(_generate, Decoder(cfg, vocabulary, how, cache=cache), samples, width)
+    prompt, each up to `width` tokens. It compiles once for each (P, Tp). `cache_form`: as of `Decoder`."""
+    whole = partial(_generate, Decoder(cfg, vocabulary, how, on_cpu(mesh), cache_form), samples, width)
     return Program(
         "rollout", _by_part(mesh, whole, (WHOLE, OWN, OWN, OWN, WHOLE), OWN), out_shardings=by_rows(mesh)
     )
@@ -71,6 +70,8 @@ def _generate(
     m, prompt_width = tokens.shape
     places = jnp.arange(m, dtype=jnp.int32)[:, None]
     new = Newcomers(tokens, lengths, uids, places, jnp.full((m, 1, samples), width, jnp.int32))
+    if not isinstance(params["layers"], tuple):
+        params = for_decoding(params, of.on_cpu)
     state = blank(of, Size(m, samples, width), prompt_width, _dtype(params))
     state, first = admit(of, params, key, state, new)
     if width == 1:
@@ -82,34 +83,32 @@ def _generate(
     )
 
 
+@cache
+def decoding_program(mesh: Mesh) -> Program:
+    """The program (params as stacked layers) -> params as programs that draw tokens read them."""
+    return Program("for_decoding", partial(for_decoding, on_cpu=on_cpu(mesh)))
+
+
 class Programs:
     """The programs of a rollout in segments of `count` tokens. Each compiles once for each shape of its arrays."""
 
     def __init__(self, of: Decoder, count: int, mesh: Mesh):
-        state, drawn = _state_specs(), OWN
         self.count, self._of, self._mesh = count, of, mesh
         self._blank: dict[tuple, Program] = {}
         self._rearrange: dict[tuple[int, bool], Program] = {}
         part = partial(_by_part, mesh)
         # (params, step key, state, Newcomers) -> (state, Drawn of one token); the state is donated
         self.admit = Program(
-            "admit", part(partial(admit, of), (WHOLE, WHOLE, state, OWN), (state, drawn)), donate_argnums=2
+            "admit", part(partial(admit, of), (WHOLE, WHOLE, OWN, OWN), OWN), donate_argnums=2
         )
-        self._for_decoding = Program("for_decoding", partial(for_decoding, of))
-        # (params for decoding, state) -> (state, Drawn of `count` tokens); the state is donated
-        self.extend = Program(
-            "extend", part(partial(extend, of, count), (WHOLE, state), (state, drawn)), donate_argnums=1
-        )
-
-    def for_decoding(self, params: Params) -> Params:
-        """The weights as `extend` takes them: the same arrays, or on CPU a copy."""
-        return self._for_decoding(params) if self._of.unrolled else params
+        # (params, state) -> (state, Drawn of `count` tokens); the state is donated
+        self.extend = Program("extend", part(partial(extend, of, count), (WHOLE, OWN), OWN), donate_argnums=1)
 
     def blank(self, size: Size, prompt_width: int, params: Params) -> Decoding:
         """An empty table of that size on each part of the mesh."""
         key = (size, prompt_width, _dtype(params))
         if key not in self._blank:
-            empty = _by_part(self._mesh, partial(blank, self._of, *key), (), _state_specs())
+            empty = _by_part(self._mesh, partial(blank, self._of, *key), (), OWN)
             self._blank[key] = Program("blank", empty)
         return self._blank[key]()
 
@@ -118,22 +117,14 @@ class Programs:
         are those within a part. `in_place`: the size stays, and the state is donated."""
         key = slots, in_place
         if key not in self._rearrange:
-            moved = _by_part(
-                self._mesh, partial(rearrange, slots), (_state_specs(), OWN, OWN), _state_specs()
-            )
+            moved = _by_part(self._mesh, partial(rearrange, slots), (OWN, OWN, OWN), OWN)
             self._rearrange[key] = Program("rearrange", moved, donate_argnums=(0,) if in_place else ())
         return self._rearrange[key]
 
     @property
     def compilations(self) -> int:
         """Of all programs."""
-        programs = (
-            self._for_decoding,
-            self.admit,
-            self.extend,
-            *self._blank.values(),
-            *self._rearrange.values(),
-        )
+        programs = self.admit, self.extend, *self._blank.values(), *self._rearrange.values()
         return sum(program.compilations for program in programs)
 
 
@@ -144,12 +135,6 @@ def _by_part(mesh: Mesh, function: Callable, takes: Any, gives: Any) -> Callable
     return jax.shard_map(
         function, mesh=mesh, in_specs=takes, out_specs=gives, axis_names=own, check_vma=False
     )
-
-
-def _state_specs() -> Decoding:
-    """How a state is split, a prefix of its tree."""
-    cache: Any = Cache(CACHE, CACHE, OWN, CACHE, CACHE)  # type: ignore[arg-type]
-    return Decoding(OWN, OWN, OWN, OWN, OWN, OWN, cache)  # type: ignore[arg-type]
 
 
 def _dtype(params: Params) -> jnp.dtype:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -19,9 +18,8 @@ def rearrange(slots: int, state: Decoding, places: Array, rows: Array) -> Decodi
     of_rows = lambda x: x.reshape(-1)[rows]
     cache = state.cache
     ring = _Ring(state.slot[0], cache.slots, slots)
-    own = lambda x: _by_layer(lambda one: ring.turned(one.reshape(-1, *one.shape[2:])[rows]), x)
-    prompt = lambda x: _by_layer(lambda one: one[places], x)
-    moved = replace(cache.mapped(prompt, own), prompt_lengths=cache.prompt_lengths[places])
+    own = lambda x, axis: ring.turned(x.reshape(-1, *x.shape[2:])[rows], axis)
+    moved = replace(cache.mapped(lambda x: x[places], own), prompt_lengths=cache.prompt_lengths[places])
     return Decoding(
         slot=ring.next_slot[None],
         keys=of_rows(state.keys),
@@ -46,19 +44,11 @@ class _Ring:
         """[] int32, the one to be written next."""
         return self.slot if self.old == self.new else jnp.int32(self.kept % self.new)
 
-    def turned(self, x: Array) -> Array:
-        """[S',g',K,old,...] -> [S',g',K,new,...]"""
+    def turned(self, x: Array, axis: int) -> Array:
+        """`old` slots along `axis` of x -> `new` slots."""
         if self.old == self.new:
             return x
         source = (jnp.arange(self.kept) + self.slot - self.kept) % self.old
         room = [(0, 0)] * x.ndim
-        room[3] = 0, self.new - self.kept
-        return jnp.pad(jnp.take(x, source, axis=3), room)
-
-
-def _by_layer(change, x: Array) -> Array:
-    """`change` of each layer of x [L,...]: where the shape stays the result takes the memory of x, and otherwise
-    never more than a layer is there beside the two."""
-    if jax.eval_shape(change, x[0]).shape != x.shape[1:]:
-        return jax.lax.map(change, x)
-    return jax.lax.fori_loop(0, x.shape[0], lambda layer, whole: whole.at[layer].set(change(whole[layer])), x)
+        room[axis] = 0, self.new - self.kept
+        return jnp.pad(jnp.take(x, source, axis=axis), room)

@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params
 from grpo_jax.rollout.collected import Collected, OnTokens
-from grpo_jax.rollout.generate import Programs, Rollout
+from grpo_jax.rollout.generate import Programs, Rollout, decoding_program
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.session import Prompts, Session
 from grpo_jax.rollout.state import Decoder, Vocabulary
 from grpo_jax.rollout.stopping import Stop
+from grpo_jax.sharding.mesh import on_cpu
 
 OnGroup = Callable[[int, list[list[int]]], None]
 
@@ -52,9 +53,7 @@ class Sampler:
         self.samples, self.width, self.pad_id = samples, width, vocabulary.pad_id
         self.segment = max(min(segment or width, width - 1), 1)
         self.rows, self.mesh, self.stop = rows, mesh, stop
-        # A loop over layers cuts each layer's weights out of the whole at every token: on CPU that is a copy.
-        unrolled = mesh.devices.flat[0].platform == "cpu"
-        self.programs = Programs(Decoder(cfg, vocabulary, how, unrolled, cache), self.segment, mesh)
+        self.programs = Programs(Decoder(cfg, vocabulary, how, on_cpu(mesh), cache), self.segment, mesh)
         self.purpose = purpose
         self.key = self._key(seed)
 
@@ -75,7 +74,8 @@ class Sampler:
         known by `uids` [P] uint32. Every process must call it.
 
         Args:
-            params: in the rollout's dtype and layout.
+            params: in the rollout's dtype and layout, and best in the form that `decoding_program` gives them, or they
+                are brought to it at each call.
             limits: [P,G] int32, tokens of each completion at most, where not all are `width`.
             seeds: one for each prompt, in place of the sampler's own.
             on_group: called with a prompt's number and its completions' tokens as soon as all of them have ended.
@@ -84,6 +84,8 @@ class Sampler:
         if limits is None:
             limits = np.full((len(lengths), self.samples), self.width, np.int32)
         limits = np.minimum(limits, self.width)
+        if not isinstance(params["layers"], tuple):
+            params = decoding_program(self.mesh)(params)
         collected = Collected(limits, self.width, self.pad_id, self.stop, on_tokens)
         keys = None if seeds is None else np.stack([self._key_data(step, seed) for seed in seeds])
         prompts = Prompts(np.asarray(tokens), np.asarray(lengths), np.asarray(uids), keys)

@@ -18,7 +18,7 @@ from grpo_jax.rollout.generate import Programs
 from grpo_jax.rollout.state import Drawn
 from grpo_jax.rollout.table import NOBODY, Move, Seats, Table
 from grpo_jax.sharding import hosts
-from grpo_jax.sharding.mesh import by_rows, row_shards
+from grpo_jax.sharding.mesh import by_rows, on_cpu, row_shards
 
 _PREFILL_TOKENS = 16384  # prompt tokens that a part of the mesh reads at a time: they need activations
 
@@ -56,7 +56,6 @@ class Session:
         mesh: Mesh,
     ):
         self.programs, self.params, self.key, self.mesh = programs, params, key, mesh
-        self.params_for_decoding = programs.for_decoding(params)
         self.prompts, self.collected = prompts, collected
         self.waiting = deque(np.flatnonzero(~collected.ended.all(1)).tolist())
         # [P,G] tokens that the devices were told to draw
@@ -85,7 +84,7 @@ class Session:
     def _ahead(self) -> int:
         """Segments on the devices that are not read yet. Virtual CPU devices must not have two programs with
         collectives under way: they wait for one another."""
-        virtual = self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu"
+        virtual = self.mesh.size > 1 and on_cpu(self.mesh)
         return 0 if virtual else 1
 
     def _read(self, parts: list[Part]) -> None:
@@ -97,7 +96,7 @@ class Session:
         alive, first = self.table.alive(self.collected.ended), self.table.of_rows(self.sent)
         if not (alive & (first < self.table.of_rows(self.collected.limits))).any():
             return
-        self.state, drawn = self.programs.extend(self.params_for_decoding, self.state)
+        self.state, drawn = self.programs.extend(self.params, self.state)
         here = self.table.rows
         self.sent[here] = self._after_a_segment[here]
         yield Part(drawn, self.table, first)

@@ -34,7 +34,7 @@ class Decoder:
     cfg: ModelConfig
     vocabulary: Vocabulary
     how: Sampling
-    unrolled: bool = False  # layers one after another in the program, instead of a loop over them
+    on_cpu: bool = False  # weights and logits lie as CPUs read them fastest
     cache: str = "auto"  # keys and values in the dtype that is computed in, or int8
 
 
@@ -94,6 +94,6 @@ def blank(of: Decoder, size: Size, prompt_width: int, dtype: jnp.dtype) -> Decod
 
 def on_mesh(cache: Cache) -> Cache:
     """Places over the row axes, key/value heads over `tensor`: a row's cache lies where its heads are computed."""
-    prompt = lambda x: constrain(x, None, ROWS, "tensor")  # [L,S,K,...]
-    own = lambda x: constrain(x, None, ROWS, None, "tensor")  # [L,S,g,K,...]
+    prompt = lambda x: constrain(x, ROWS, "tensor")  # [S,K,...]
+    own = lambda x, _: constrain(x, ROWS, None, "tensor")  # [S,g,K,...]
     return cache.mapped(prompt, own)

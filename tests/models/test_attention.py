@@ -98,11 +98,12 @@ def test_scores_too_large_for_exp_stay_finite(tiny, rows):
 def test_cache_holds_each_prompt_once_and_writes_one_layer(tiny, rows):
     _, cache = decoded(tiny, *rows, garbage=0)
     K, H = tiny.num_kv_heads, tiny.head_dim
-    assert cache.prompt_k.shape == (tiny.num_layers, P, K, TP, H)
-    assert cache.own_v.shape == (tiny.num_layers, P, G, K, TC, H)
-    for part in (cache.prompt_k, cache.prompt_v, cache.own_k, cache.own_v):
-        assert not np.any(part[0])
-        assert np.any(part[1])
+    assert len(cache.layers) == tiny.num_layers
+    assert cache.layers[0].prompt_k.shape == (P, K, TP, H)
+    assert cache.layers[0].own_k.shape == (P, G, K, H, TC)
+    assert cache.layers[0].own_v.shape == (P, G, K, TC, H)
+    assert not any(map(np.any, cache.layers[0]))
+    assert all(map(np.any, cache.layers[1]))
 
 
 def test_half_precision_decoding_sums_in_float32(tiny, rows):

@@ -1,12 +1,13 @@
 """Keys and values in int8: near what was written, token by token, and used as if the scales were multiplied in."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from grpo_jax.models.attention import decode
-from grpo_jax.models.cache import empty_cache
+from grpo_jax.models.cache import Layer, empty_cache
 from grpo_jax.models.entries import Int8, like, scaled, turned, values_of, zeros
 
 S, G, SLOTS, TP = 2, 3, 5, 4
@@ -32,13 +33,18 @@ def test_scales_are_of_other_tokens():
     assert values_of(turned(entries)).shape == (2, 4, 3)
 
 
+def wide_of(entries):
+    """As `wide`, be they turned or not."""
+    flat = entries.values.shape[:-1] == entries.scale.shape
+    return wide(entries) if flat else entries.values * entries.scale[..., None, :]
+
+
 def wide(entries):
     """The same numbers without rounding left to do."""
     return entries.values * entries.scale[..., None]
 
 
-@pytest.mark.parametrize("layered", [False, True])
-def test_attention_over_int8_is_not_over_its_numbers(tiny, layered):
+def test_attention_over_int8_is_not_over_its_numbers(tiny):
     """The scales act outside the products: the same as products with scaled keys and values."""
     int8 = empty_cache(tiny, S, G, TP, SLOTS, jnp.dtype("float32"), "int8")
     keys = jax.random.split(jax.random.key(1), 7)
@@ -46,18 +52,18 @@ def test_attention_over_int8_is_not_over_its_numbers(tiny, layered):
     prompt = lambda key: jax.random.normal(key, (S, TP, K, H))
     for layer in range(tiny.num_layers):
         int8 = int8.with_prompts(layer, jnp.arange(S), prompt(keys[0]), prompt(keys[1]))
-    plain = empty_cache(tiny, S, G, TP, SLOTS, jnp.dtype("float32"))
-    plain = plain.__class__(
-        wide(int8.prompt_k), wide(int8.prompt_v), plain.prompt_lengths, plain.own_k, plain.own_v
-    )
+    plain = int8.mapped(lambda x: x, lambda x, _: x)
+    plain = dataclasses.replace(plain, layers=tuple(Layer(*map(wide_of, layer)) for layer in int8.layers))
     token = lambda key, heads: jax.random.normal(key, (S * G, 1, heads, H))
     q, k, v = token(keys[2], N), token(keys[3], K), token(keys[4], K)
     attend = decode(jnp.int32(2), jnp.ones((S, G), jnp.int32))
-    caches = [cache.by_layer() if layered else cache for cache in (int8, plain)]
     rounded = lambda x: wide(like(zeros(x.shape, jnp.float32, "int8"), x))
-    ours, after = attend(1, q, k, v, caches[0])
-    theirs, _ = attend(1, q, rounded(k), rounded(v), caches[1])
+    ours, after = attend(1, q, k, v, int8)
+    theirs, _ = attend(1, q, rounded(k), rounded(v), plain)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    after = after.stacked(int8) if layered else after
-    np.testing.assert_allclose(wide(after.own_k)[1, :, :, :, 2], rounded(k).reshape(S, G, K, H), atol=1e-6)
-    assert not np.asarray(after.own_k.values[:, :, :, :, :2]).any()
+    written = after.layers[1].own_k
+    np.testing.assert_allclose(
+        written.values[..., 2] * written.scale[..., 2, None], rounded(k).reshape(S, G, K, H), atol=1e-6
+    )
+    assert not np.asarray(written.values[..., :2]).any()
+    assert not np.asarray(after.layers[0].own_k.values).any()

@@ -48,7 +48,7 @@ def test_the_cache_is_larger_than_said(form):
     shapes = jax.eval_shape(
         lambda: empty_cache(cfg, size.places, size.rows, 17, size.slots, jnp.dtype("bfloat16"), form)
     )
-    arrays = jax.tree.leaves((shapes.prompt_k, shapes.prompt_v, shapes.own_k, shapes.own_v))
+    arrays = jax.tree.leaves(shapes.layers)
     assert demand.cache_bytes(size) == sum(x.size * x.dtype.itemsize for x in arrays)
 
 

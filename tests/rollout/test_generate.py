@@ -268,7 +268,7 @@ def test_equal_prompts_with_their_own_identities_differ(programs, tiny_params, p
 
 
 def test_each_prompt_is_prefilled_once(tiny, tiny_params, jaxpr_equations, mesh_1):
-    """No array of the program has P*G rows of prompt width; the prompt's cache is [L,P,K,Tp,H]."""
+    """No array of the program has P*G rows of prompt width; the prompt's cache is [P,K,Tp,H] a layer."""
     prompts, samples, width, limit = 3, 5, 11, 13  # products that no other dimension has
     program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), Sampling(), samples, limit, mesh_1)
     equations = jaxpr_equations(
@@ -280,9 +280,9 @@ def test_each_prompt_is_prefilled_once(tiny, tiny_params, jaxpr_equations, mesh_
         jax.random.key(0),
     )
     shapes = {v.aval.shape for equation in equations for v in (*equation.invars, *equation.outvars)}
-    L, K, H = tiny.num_layers, tiny.num_kv_heads, tiny.head_dim
-    assert (L, prompts, K, width, H) in shapes
-    assert (L, prompts, samples, K, limit, H) in shapes
+    K, H = tiny.num_kv_heads, tiny.head_dim
+    assert (prompts, K, width, H) in shapes
+    assert {(prompts, samples, K, H, limit), (prompts, samples, K, limit, H)} <= shapes
     weights = {x.shape for x in jax.tree.leaves(tiny_params)}
     states = {s for s in shapes - weights if s and s[-1] in (tiny.hidden_size, tiny.intermediate_size)}
     of_prompts = {s for s in states if width in s}
@@ -304,11 +304,11 @@ def test_one_compilation_a_shape(tiny, tiny_params, prompts, mesh_1):
 def test_half_precision_weights_make_a_half_precision_cache(
     tiny, tiny_params, prompts, mesh_1, jaxpr_equations
 ):
-    program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), Sampling(), 1, 2, mesh_1)
+    program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), Sampling(), 1, 13, mesh_1)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny_params)
     inputs = (half, prompts, LENGTHS, UIDS, jax.random.key(0))
     avals = {v.aval for equation in jaxpr_equations(program.jit, *inputs) for v in equation.outvars}
-    L, K, H = tiny.num_layers, tiny.num_kv_heads, tiny.head_dim
-    for shape in ((L, P, K, TP, H), (L, P, 1, K, 2, H)):
+    K, H = tiny.num_kv_heads, tiny.head_dim
+    for shape in ((P, K, TP, H), (P, 1, K, H, 13), (P, 1, K, 13, H)):
         assert {a.dtype for a in avals if a.shape == shape} == {jnp.dtype(jnp.bfloat16)}
     assert jax.eval_shape(program.jit, *inputs).logprobs.dtype == jnp.float32

@@ -214,8 +214,7 @@ def test_rows_that_have_ended_are_still_computed(tiny, tiny_params, mesh_1, ends
     one, _ = drawn(tiny, tiny_params, mesh_1, 4)
     jax.effects_barrier()
     assert rows == [32] * 8 + [1] * (WIDTH - 9)
-    # The weights for decoding, a program for each shape on the way, and the moves between them.
-    assert one.compilations <= 10
+    assert one.compilations <= 9  # a program for each shape on the way, and the moves between them
 
 
 def test_a_long_sample_of_each_prompt_keeps_the_others_places(

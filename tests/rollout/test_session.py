@@ -31,9 +31,6 @@ class Device:
         self.parts, self.count, self.enders = parts, count, enders
         self.shapes, self.most_rows, self.steps = set(), 0, 0
 
-    def for_decoding(self, params):
-        return params
-
     def blank(self, size, width, params):
         rows = self.parts, size.places, size.rows
         self.most_rows = max(self.most_rows, int(np.prod(rows)))

@@ -23,7 +23,6 @@ from grpo_jax.models.qwen import abstract_params
 from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.generate import Vocabulary, make_generate
 from grpo_jax.rollout.sampling import Sampling
-from grpo_jax.sharding.rules import TRAIN_RULES
 from grpo_jax.sharding.targets import MissingExtra, topology_mesh
 
 TARGETS = ("v5e:2x4", "h200:8")
@@ -51,10 +50,10 @@ def compiled(target, name, cfg, dtype="bfloat16"):
     how = Scoring(dtype=dtype, num_tokens=cfg.vocab_size - 3, chunk=64)
     if name == "generate":
         program = make_generate(cfg, Vocabulary((3, 5), 0, cfg.vocab_size - 3), Sampling(), G, TC, mesh)
-        arguments = abstract.weights(cfg, mesh, dtype), *abstract.prompts(mesh, P, TP)
+        arguments = abstract.sampler_copy(cfg, mesh, dtype), *abstract.prompts(mesh, P, TP)
     elif name == "score":
         program = make_score(cfg, how, 2, mesh)
-        master = abstract.weights(cfg, mesh, "float32", TRAIN_RULES)
+        master = abstract.weights(cfg, mesh, "float32")
         arguments = master, abstract.rows(mesh, P * G, TP, TC)
     else:
         state = state_shardings(abstract_params(cfg), OPTIMIZER, mesh)
@@ -83,13 +82,14 @@ def test_update_reuses_the_memory_of_the_donated_state(target, tiny):
 
 @pytest.mark.parametrize("form", ["auto", "int8"])
 def test_generate_holds_its_cache_once(target, form):
-    """As scan inputs and outputs, rather than as its carry, the cache would exist two or three times; and one in int8
-    is never written out in bfloat16."""
-    cfg, samples, width, mesh = PUBLISHED["0.5b"], 8, 1024, topology_mesh(target)
+    """Threaded through a loop carelessly the cache would exist two or three times; and one in int8 is never written
+    out in bfloat16."""
+    cfg, mesh = dataclasses.replace(PUBLISHED["1.5b"], num_layers=12), topology_mesh(target)
+    samples, width = 8, 4096
     program = make_generate(
         cfg, Vocabulary((151645, 151643), 0, 151665), Sampling(), samples, width, mesh, form
     )
-    weights, prompts = abstract.weights(cfg, mesh, "bfloat16"), abstract.prompts(mesh, P, TP)
+    weights, prompts = abstract.sampler_copy(cfg, mesh, "bfloat16"), abstract.prompts(mesh, P, TP)
     memory = abstract.compile_for(target, mesh, program, weights, *prompts).memory_analysis()
     demand = Demand(cfg, "bfloat16", P, samples, width, TP, parts=8, cache=form)
     cache = demand.cache_bytes(demand.size())
@@ -106,7 +106,7 @@ def test_int8_weights_are_written_out_in_bfloat16(target):
             target,
             mesh,
             program,
-            abstract.weights(cfg, mesh, "bfloat16", form=form),
+            abstract.sampler_copy(cfg, mesh, "bfloat16", form),
             *abstract.prompts(mesh, P, TP),
         ).memory_analysis()
         for form in ("auto", "int8")
@@ -135,7 +135,7 @@ def test_a_rollout_reads_its_prompts_without_cudnn(target, sizes, fused, tiny):
         pytest.skip("cuDNN is for GPUs")
     mesh = topology_mesh(target, sizes)
     program = make_generate(tiny, Vocabulary((3, 5), 0, tiny.vocab_size), Sampling(), G, TC, mesh)
-    arguments = abstract.weights(tiny, mesh, "bfloat16"), *abstract.prompts(mesh, P, TP)
+    arguments = abstract.sampler_copy(tiny, mesh, "bfloat16"), *abstract.prompts(mesh, P, TP)
     assert ("__cudnn$fmha" in abstract.compile_for(target, mesh, program, *arguments).as_text()) == fused
 
 
