@@ -2,8 +2,8 @@
 
     python benchmarks/decode_kernels.py > decode_kernels.json
 
-Whether a kernel compiles ahead of time for the head layouts of Qwen2.5, and by formula the bytes of memory that each way
-moves for the attention of one token of every row, over all layers, in bfloat16:
+Whether a kernel compiles ahead of time for the head layouts of Qwen2.5, and by formula the bytes of memory that each
+way moves for the attention of one token of every row, over all layers, in bfloat16:
 
     einsum   the prompt's keys and values once for its G rows, the ring of a row's own slots whole, and the scores in
              float32 twice written and twice read (before and after the softmax), where the compiler keeps them apart

@@ -12,7 +12,7 @@ from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.trainer import GRPOTrainer
 
-SMALL = 0.00005  # GiB: room for two prompts of two completions on a device, of eight
+SMALL = 0.00012  # GiB: room for two prompts of two completions on a device, of eight
 TINY = 0.00001
 
 

@@ -18,7 +18,7 @@ from grpo_jax.cli import main
 from grpo_jax.models.safetensors_io import open_folder
 
 HERE = pathlib.Path(__file__).parent
-SMALL = 0.000012  # GiB: room for one of the two prompts that each part of the mesh draws for
+SMALL = 0.00004  # GiB: room for one of the two prompts that each part of the mesh draws for
 # Adam divides by the gradient's size: a large epsilon keeps rounding noise small where there is none.
 SETTINGS = {
     "mesh": "data=2,fsdp=2,tensor=2",

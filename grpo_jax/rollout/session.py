@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from grpo_jax.models.qwen import Params
 from grpo_jax.rollout import table as tables
+from grpo_jax.rollout.budget import prompts_at_a_time
 from grpo_jax.rollout.collected import Collected
 from grpo_jax.rollout.decoding import Newcomers
 from grpo_jax.rollout.generate import Programs
@@ -19,8 +20,6 @@ from grpo_jax.rollout.state import Drawn
 from grpo_jax.rollout.table import NOBODY, Move, Seats, Table
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, on_cpu, row_shards
-
-_PREFILL_TOKENS = 16384  # prompt tokens that a part of the mesh reads at a time: they need activations
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ class Session:
             if not self.waiting:
                 break
             seats[part].append((self.waiting.popleft(), places))
-        at_a_time = max(_PREFILL_TOKENS // self.prompts.tokens.shape[1], 1)
+        at_a_time = prompts_at_a_time(self.prompts.tokens.shape[1])
         for start in range(0, max(map(len, seats)), at_a_time):
             yield self._admitted([queue[start : start + at_a_time] for queue in seats], at_a_time)
 

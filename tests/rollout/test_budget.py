@@ -61,3 +61,15 @@ def test_prompts_are_kept_for_each_completion(shared, repeated):
     each = alone.cache_bytes(dataclasses.replace(alone.size(), slots=0)) / 2**30
     assert once == pytest.approx(shared, abs=0.05)
     assert each == pytest.approx(repeated, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "width", "asked"), [(16, 512, 0.358), (64, 256, 0.690), (256, 256, 0.690), (1, 512, 0.022)]
+)
+def test_reading_prompts_asks_for_more_than_said(prompts, width, asked):
+    """Temporary GiB of `admit` as compiled for an H200, but for the last two: more prompts than are read at a time,
+    and one."""
+    demand = Demand(CFG, "bfloat16", prompts, 1, 1, width)
+    beside = demand.cache_bytes(demand.size()) + 12 * prompts * CFG.vocab_size
+    assert (demand.peak_bytes(demand.size()) - beside) / 2**30 == pytest.approx(asked, rel=0.08)
+    assert demand.peak_bytes(demand.size()) - beside >= asked * 2**30

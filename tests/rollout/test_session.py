@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
+from grpo_jax.rollout import budget, table
 from grpo_jax.rollout import session as module
-from grpo_jax.rollout import table
 from grpo_jax.rollout.collected import Collected
 from grpo_jax.rollout.session import Prompts, Session
 from grpo_jax.rollout.state import Drawn, Size
@@ -142,7 +142,7 @@ class Device:
 @pytest.fixture(autouse=True)
 def _on_the_host(monkeypatch):
     monkeypatch.setattr(table, "_FEWEST_SLOTS", 4)
-    monkeypatch.setattr(module, "_PREFILL_TOKENS", 12)
+    monkeypatch.setattr(budget, "_PREFILL_TOKENS", 12)
     monkeypatch.setattr(module.hosts, "put", lambda x, sharding: np.asarray(x))
     monkeypatch.setattr(module.hosts, "get", np.asarray)
     monkeypatch.setattr(module, "by_rows", lambda mesh: None)
