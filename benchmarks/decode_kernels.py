@@ -22,9 +22,18 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grpo_jax.models.config import PUBLISHED, ModelConfig
+from grpo_jax.rollout.table import slots_for
 from grpo_jax.sharding.targets import compiler_options, topology_mesh
 
 ROWS, PAGE = 128, 64  # rows of a batch; tokens of a page
+CASES = (
+    (8, 512),
+    (16, 512),
+    (8, 1024),
+    (8, 2048),
+    (8, 4096),
+    (16, 16384),
+)  # completions a prompt; their tokens
 
 
 def main() -> None:
@@ -38,7 +47,7 @@ def main() -> None:
         target: {name: outcome(target, kernel, PUBLISHED[name]) for name in args.shapes}
         for target, kernel in kernels.items()
     }
-    moved = [bytes_moved(PUBLISHED["1.5b"], *case) for case in ((8, 512), (16, 512), (8, 4096), (16, 16384))]
+    moved = [bytes_moved(PUBLISHED["1.5b"], *case) for case in CASES]
     print(json.dumps({"jax": jax.__version__, "compiled": compiled, "gib_a_token_1.5b": moved}, indent=2))
 
 
@@ -76,19 +85,20 @@ def tpu_kernel(cfg: ModelConfig, array: Any) -> tuple[Any, tuple]:
     return attend, (q, pages, pages, array(jnp.int32, ROWS), array(jnp.int32, ROWS, 16))
 
 
-def bytes_moved(cfg: ModelConfig, samples: int, width: int, prompt: int = 512) -> dict[str, Any]:
-    """GiB for one token of ROWS rows, when completions have three quarters of a ring of `width` slots, as they have on
-    average over a ring that doubles."""
+def bytes_moved(cfg: ModelConfig, samples: int, length: int, prompt: int = 512) -> dict[str, Any]:
+    """GiB for one token of ROWS rows, on the average over completions of `length` tokens that all go on to the end."""
     token = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * 2
     scores = 4 * 4 * cfg.num_layers * cfg.num_heads
-    filled = ROWS * width * 3 // 4
+    ring = sum(slots_for(t, length) for t in range(1, length + 1)) / length
+    slots, filled = ROWS * ring, ROWS * (length + 1) / 2
     once, each = ROWS // samples * prompt, ROWS * prompt
     gib = lambda count: round(count / 2**30, 2)
     return {
         "samples": samples,
         "prompt": prompt,
-        "slots": width,
-        "einsum": gib(token * (once + ROWS * width) + scores * (each + ROWS * width)),
+        "length": length,
+        "slots": round(ring),
+        "einsum": gib(token * (once + slots) + scores * (each + slots)),
         "kernel": gib(token * (each + filled)),
         "joined": gib(token * (once + filled) + scores * each),
     }

@@ -21,6 +21,18 @@ class Layer(NamedTuple):
     own_k: Entries  # [S,g,K,H,slots]
     own_v: Entries  # [S,g,K,slots,H]
 
+    @property
+    def slots(self) -> int:
+        """Tokens of a completion that it holds."""
+        return values_of(self.own_v).shape[3]
+
+    def mapped(self, prompt: Callable[[Array], Array], own: Callable[[Array, int], Array]) -> "Layer":
+        """With the arrays of the prompts [S,...] and those of the completions [S,g,...] changed; `own` is told, too,
+        which axis has the slots."""
+        prompt_k, prompt_v = jax.tree.map(prompt, self[:2])
+        own_k = jax.tree.map(lambda x: own(x, x.ndim - 1), self.own_k)
+        return Layer(prompt_k, prompt_v, own_k, jax.tree.map(lambda x: own(x, 3), self.own_v))
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Cache:
     @property
     def slots(self) -> int:
         """Tokens of a completion that the cache holds."""
-        return values_of(self.layers[0].own_v).shape[3]
+        return self.layers[0].slots
 
     def with_prompts(self, layer: int, places: Array, k: Array, v: Array) -> "Cache":
         """Write one layer's keys and values of the prompts of `places` [n]; k and v [n,Tp,K,H]. Places that do not
@@ -60,17 +72,6 @@ class Cache:
         k_, v_ = (like(old.own_v, x.reshape(S, g, K, 1, H)) for x in (k, v))
         own_k, own_v = put(old.own_k, turned(k_), slot, -1), put(old.own_v, v_, slot, 3)
         return self._with(layer, old._replace(own_k=own_k, own_v=own_v))
-
-    def mapped(self, prompt: Callable[[Array], Array], own: Callable[[Array, int], Array]) -> "Cache":
-        """With the arrays of the prompts [S,...] and those of the completions [S,g,...] changed; `own` is told, too,
-        which axis has the slots."""
-
-        def changed(layer: Layer) -> Layer:
-            prompt_k, prompt_v = jax.tree.map(prompt, layer[:2])
-            own_k = jax.tree.map(lambda x: own(x, x.ndim - 1), layer.own_k)
-            return Layer(prompt_k, prompt_v, own_k, jax.tree.map(lambda x: own(x, 3), layer.own_v))
-
-        return replace(self, layers=tuple(map(changed, self.layers)))
 
     def _with(self, layer: int, changed: Layer) -> "Cache":
         return replace(self, layers=(*self.layers[:layer], changed, *self.layers[layer + 1 :]))

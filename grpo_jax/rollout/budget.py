@@ -1,12 +1,12 @@
 """How many completions are under way at a time in a given memory. Formulas of shapes: nothing is compiled."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.rollout.state import Size
-from grpo_jax.rollout.table import first_size, slots_for
+from grpo_jax.rollout.table import first_size
 
 _LOGITS = 3  # arrays [rows,V] in float32 that live at a time: logits, weights, one between them
 _PREFILL_TOKENS = 16384  # prompt tokens that a part of the mesh reads at a time
@@ -44,10 +44,9 @@ class Demand:
         return tokens * 2 * self.cfg.num_layers * self.cfg.num_kv_heads * head // self.tensor
 
     def peak_bytes(self, size: Size) -> int:
-        """On each device, beside the weights: the cache; the smaller one that it grows from, or what reading prompts
+        """On each device, beside the weights: the cache; a layer of the one that it grows from, or what reading prompts
         takes; and the logits."""
-        before = slots_for(size.slots // 2, size.slots)
-        grown_from = self.cache_bytes(replace(size, slots=before)) if before < size.slots else 0
+        grown_from = self.cache_bytes(size) // self.cfg.num_layers
         logits = _LOGITS * size.places * size.rows * self.cfg.vocab_size * 4 // self.tensor
         return self.cache_bytes(size) + max(grown_from, self._prefill_bytes(size)) + logits
 

@@ -19,7 +19,7 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params, for_decoding
 from grpo_jax.programs import Program
 from grpo_jax.rollout.decoding import Newcomers, admit, extend
-from grpo_jax.rollout.rearranging import rearrange
+from grpo_jax.rollout.rearranging import move_layer, move_rows, rearranged
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.state import Decoder, Decoding, Size, Vocabulary, blank
 from grpo_jax.sharding.mesh import ROWS, by_rows, on_cpu
@@ -95,7 +95,7 @@ class Programs:
     def __init__(self, of: Decoder, count: int, mesh: Mesh):
         self.count, self._of, self._mesh = count, of, mesh
         self._blank: dict[tuple, Program] = {}
-        self._rearrange: dict[tuple[int, bool], Program] = {}
+        self._moves: dict[tuple, Program] = {}
         part = partial(_by_part, mesh)
         # (params, step key, state, Newcomers) -> (state, Drawn of one token); the state is donated
         self.admit = Program(
@@ -112,20 +112,29 @@ class Programs:
             self._blank[key] = Program("blank", empty)
         return self._blank[key]()
 
-    def rearrange(self, slots: int, in_place: bool) -> Program:
-        """The program (state, places [D*S'], rows [D*S',g']) -> state with `slots` slots. Numbers of places and rows
-        are those within a part. `in_place`: the size stays, and the state is donated."""
-        key = slots, in_place
-        if key not in self._rearrange:
-            moved = _by_part(self._mesh, partial(rearrange, slots), (OWN, OWN, OWN), OWN)
-            self._rearrange[key] = Program("rearrange", moved, donate_argnums=(0,) if in_place else ())
-        return self._rearrange[key]
+    def rearranged(self, state: Decoding, slots: int, places: Array, rows: Array) -> Decoding:
+        """`state`, which is used up, at places [D*S'] with rows [D*S',g'] and `slots` slots. Numbers of places and rows
+        are those within a part."""
+        old = state.cache.slots
+        return rearranged(self._rows_moved(old, slots), self._layer_moved(slots), state, places, rows)
 
     @property
     def compilations(self) -> int:
         """Of all programs."""
-        programs = self.admit, self.extend, *self._blank.values(), *self._rearrange.values()
+        programs = self.admit, self.extend, *self._blank.values(), *self._moves.values()
         return sum(program.compilations for program in programs)
+
+    def _rows_moved(self, old: int, new: int) -> Program:
+        return self._move(partial(move_rows, old, new), "rearrange", (old, new), 3)
+
+    def _layer_moved(self, new: int) -> Program:
+        return self._move(partial(move_layer, new), "rearrange_layer", (new,), 4)
+
+    def _move(self, function: Callable, name: str, slots: tuple[int, ...], arguments: int) -> Program:
+        key = name, *slots
+        if key not in self._moves:
+            self._moves[key] = Program(name, _by_part(self._mesh, function, (OWN,) * arguments, OWN))
+        return self._moves[key]
 
 
 def _by_part(mesh: Mesh, function: Callable, takes: Any, gives: Any) -> Callable:

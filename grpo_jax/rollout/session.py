@@ -111,10 +111,9 @@ class Session:
             self._carry_out(move, most if waiting else needed)
 
     def _carry_out(self, move: Move, slots: int) -> None:
-        size = move.table.size(slots)
-        program = self.programs.rearrange(slots, in_place=size == self.size)
-        self.state = program(self.state, self._put(move.places), self._put(move.rows))
-        self.table, self.size = move.table, size
+        places, rows = self._put(move.places), self._put(move.rows)
+        self.state = self.programs.rearranged(self.state, slots, places, rows)
+        self.table, self.size = move.table, move.table.size(slots)
 
     @property
     def _after_a_segment(self) -> np.ndarray:

@@ -5,13 +5,13 @@ with more completions stands at several places. Rows are independent: each has i
 for it depends on its key and position alone, and so not on the table that it stands in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from grpo_jax.models.cache import Cache, empty_cache
+from grpo_jax.models.cache import Cache, Layer, empty_cache
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.sharding.constraints import constrain
@@ -80,6 +80,7 @@ class Size:
 def blank(of: Decoder, size: Size, prompt_width: int, dtype: jnp.dtype) -> Decoding:
     """A table where nobody stands."""
     rows = size.places, size.rows
+    cache = empty_cache(of.cfg, *rows, prompt_width, size.slots, dtype, of.cache)
     zeros = lambda: jnp.zeros(rows, jnp.int32)
     return Decoding(
         slot=jnp.zeros(1, jnp.int32),
@@ -88,12 +89,12 @@ def blank(of: Decoder, size: Size, prompt_width: int, dtype: jnp.dtype) -> Decod
         lengths=zeros(),
         limits=zeros(),
         finished=jnp.zeros(rows, bool),
-        cache=on_mesh(empty_cache(of.cfg, *rows, prompt_width, size.slots, dtype, of.cache)),
+        cache=replace(cache, layers=tuple(map(layer_on_mesh, cache.layers))),
     )
 
 
-def on_mesh(cache: Cache) -> Cache:
+def layer_on_mesh(layer: Layer) -> Layer:
     """Places over the row axes, key/value heads over `tensor`: a row's cache lies where its heads are computed."""
     prompt = lambda x: constrain(x, ROWS, "tensor")  # [S,K,...]
     own = lambda x, _: constrain(x, ROWS, None, "tensor")  # [S,g,K,...]
-    return cache.mapped(prompt, own)
+    return layer.mapped(prompt, own)
