@@ -38,36 +38,36 @@ class Row:
             else [self.name]
         )
 
+    def size(self, letter: str, cfg: ModelConfig) -> int:
+        """What a dimension letter stands for."""
+        sizes = {
+            "V": cfg.vocab_size,
+            "D": cfg.hidden_size,
+            "F": cfg.intermediate_size,
+            "N": cfg.num_heads,
+            "K": cfg.num_kv_heads,
+            "H": cfg.head_dim,
+        }
+        return sizes[letter]
+
     def shape(self, cfg: ModelConfig) -> tuple[int, ...]:
         """Our shape, with the leading L."""
-        return (cfg.num_layers,) * self.stacked + tuple(_size(letter, cfg) for letter in self.ours)
+        return (cfg.num_layers,) * self.stacked + tuple(self.size(letter, cfg) for letter in self.ours)
 
     def their_shape(self, cfg: ModelConfig) -> tuple[int, ...]:
         """The shape of one of their tensors."""
-        return tuple(math.prod(_size(letter, cfg) for letter in group) for group in self.theirs)
+        return tuple(math.prod(self.size(letter, cfg) for letter in group) for group in self.theirs)
 
     def to_ours(self, tensor: np.ndarray, cfg: ModelConfig) -> np.ndarray:
         """A view of one of their tensors in our layout, without L; nothing is copied or read."""
         letters = "".join(self.theirs)
-        split = tensor.reshape([_size(letter, cfg) for letter in letters])
+        split = tensor.reshape([self.size(letter, cfg) for letter in letters])
         return split.transpose([letters.index(letter) for letter in self.ours])
 
     def to_theirs(self, array: np.ndarray, cfg: ModelConfig) -> np.ndarray:
         """One layer of ours in their layout: the inverse of `to_ours`."""
         letters = "".join(self.theirs)
         return array.transpose([self.ours.index(letter) for letter in letters]).reshape(self.their_shape(cfg))
-
-
-def _size(letter: str, cfg: ModelConfig) -> int:
-    sizes = {
-        "V": cfg.vocab_size,
-        "D": cfg.hidden_size,
-        "F": cfg.intermediate_size,
-        "N": cfg.num_heads,
-        "K": cfg.num_kv_heads,
-        "H": cfg.head_dim,
-    }
-    return sizes[letter]
 
 
 _ATTENTION = "model.layers.{layer}.self_attn."

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from grpo_jax.models.matrices import Axes, Matrix
 from grpo_jax.models.names import summed_axes
 
 Params = dict[str, Any]
@@ -20,16 +21,15 @@ Params = dict[str, Any]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class OutputsFirst:
+class OutputsFirst(Matrix):
     """A matrix [outputs..., inputs...], where a plain one may be [inputs..., outputs...]."""
 
     values: Array
 
-    def times(self, x: Array, summed: int, dtype: Any) -> Array:
-        """x [..., inputs...] with `summed` axes of inputs -> [..., outputs...] in `dtype`."""
-        last = tuple(range(-summed, 0))
-        product = jnp.tensordot(self.values, x, (last, last), preferred_element_type=dtype)
-        outputs = self.values.ndim - summed
+    def times(self, x: Array, axes: Axes, dtype: Any) -> Array:
+        inputs = tuple(range(-len(axes), 0))
+        product = jnp.tensordot(self.values, x, (inputs, inputs), preferred_element_type=dtype)
+        outputs = self.values.ndim - len(axes)
         return jnp.moveaxis(product, range(outputs), range(-outputs, 0))
 
 

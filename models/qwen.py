@@ -19,12 +19,14 @@ from jax import Array
 from grpo_jax.models.attention import Attend, causal
 from grpo_jax.models.cache import Cache
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.lora import merged
+from grpo_jax.models.matrices import product
 from grpo_jax.models.outputs_first import with_outputs_first
-from grpo_jax.models.quantized import dequantize, product, quantize
+from grpo_jax.models.quantized import dequantize, quantize
 from grpo_jax.models.rope import rotate, rotation_tables
 from grpo_jax.sharding.constraints import over_rows
 
-# Nested plain dict of arrays; layers carry a leading L axis. A matrix may be a `Quantized` or an `OutputsFirst`.
+# Nested plain dict of arrays; layers carry a leading L axis. A matrix may be a `Matrix` of another form.
 Params = dict[str, Any]
 
 
@@ -42,7 +44,7 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.LinearGeneral):
-    """Declared as Flax does; the product takes a quantised kernel too."""
+    """Declared as Flax does; the product takes a kernel in any form."""
 
     def __call__(self, x: Array, out_sharding: Any = None) -> Array:
         """x [..., inputs] -> [..., outputs]."""
@@ -207,5 +209,7 @@ def cast(params: Params, dtype: jnp.dtype) -> Params:
 
 
 def sampler_weights(params: Params, dtype: jnp.dtype, form: str = "auto") -> Params:
-    """The parameters as a sampler reads them: all in `dtype` (`auto`), or the matrices quantised (`int8`)."""
+    """The parameters as a sampler reads them: all in `dtype` (`auto`), or the matrices quantised (`int8`). Adapters are
+    merged into plain matrices; beside quantised ones, which stay as they are, they stay too."""
+    params = merged(params)
     return quantize(params, dtype) if form == "int8" else cast(params, dtype)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from grpo_jax.models.config import PUBLISHED
-from grpo_jax.models.quantized import Quantized, dequantize, product, quantize, quantize_leaf
+from grpo_jax.models.matrices import product
+from grpo_jax.models.quantized import Quantized, dequantize, quantize, quantize_leaf
 from grpo_jax.models.qwen import abstract_params, cast, head_logits, hidden_states
 
 GATE = ("layers", "gate", "kernel")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.models.hf import load_config, load_params
-from grpo_jax.models.quantized import product
+from grpo_jax.models.matrices import product
 from grpo_jax.models.qwen import abstract_params, cast, gated, head_logits, hidden_states, init
 
 SHAPES = {

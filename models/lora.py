@@ -1,0 +1,149 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): a frozen matrix W computes as W + scale * A B, with A and B of low rank.
+
+Adapters are a tree of their own, `{"layers": {"q": {"kernel": {"lora_a": ..., "lora_b": ...}}}}`, with the paths of the
+table in `models/names.py`; they are all that is trained. `joined` puts them beside the frozen weights, and what comes
+out is a tree that the one forward takes: an `Adapted` stands where the matrix stood.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.matrices import Axes, Matrix, last, product
+from grpo_jax.models.names import TABLE, Row
+
+Params = dict[str, Any]
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Which matrices get adapters, and how large and strong these are."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = TARGETS  # in that order
+    use_rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank; with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732) alpha / sqrt(rank)."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+    def rows(self) -> list["AdapterRow"]:
+        """The table of its tensors: ours, and PEFT's."""
+        adapted = [row for row in TABLE if row.path[-1] == "kernel" and row.path[-2] in self.targets]
+        return [half for row in adapted for half in _halves(row, self.rank)]
+
+
+@dataclass(frozen=True)
+class AdapterRow(Row):
+    """A row with one more dimension letter: R, the rank."""
+
+    rank: int = 0
+
+    def size(self, letter: str, cfg: ModelConfig) -> int:
+        return self.rank if letter == "R" else super().size(letter, cfg)
+
+
+def _halves(row: Row, rank: int) -> list[AdapterRow]:
+    """A [L,inputs,R] and B [L,R,outputs] of a linear layer; PEFT has them as the weights of two."""
+    outputs, inputs = row.theirs
+    name = "base_model.model." + row.name.removesuffix("weight")
+    return [
+        AdapterRow((*row.path, "lora_a"), name + "lora_A.weight", ("R", inputs), inputs + "R", rank),
+        AdapterRow((*row.path, "lora_b"), name + "lora_B.weight", (outputs, "R"), "R" + outputs, rank),
+    ]
+
+
+def init_adapters(cfg: ModelConfig, lora: LoRA, key: Array) -> Params:
+    """Adapters in float32 that change nothing yet: A uniform within 1 / sqrt(inputs), as PEFT has it, and B = 0."""
+
+    def leaf(number: int, row: AdapterRow) -> Array:
+        shape = row.shape(cfg)
+        if row.path[-1] == "lora_b":
+            return jnp.zeros(shape)
+        bound = 1 / math.sqrt(math.prod(shape[1:-1]))
+        return jax.random.uniform(jax.random.fold_in(key, number), shape, minval=-bound, maxval=bound)
+
+    return nested({row.path: leaf(number, row) for number, row in enumerate(lora.rows())})
+
+
+def abstract_adapters(cfg: ModelConfig, lora: LoRA) -> Params:
+    """The tree as `jax.ShapeDtypeStruct`s."""
+    return jax.eval_shape(lambda: init_adapters(cfg, lora, jax.random.key(0)))
+
+
+def nested(leaves: dict[tuple[str, ...], Any]) -> Params:
+    """Path -> leaf as a tree of dicts."""
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        branch = tree
+        for key in path[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[path[-1]] = leaf
+    return tree
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Base:
+    """Weights that are not trained, and how strongly what is trained beside them counts."""
+
+    params: Params
+    scale: float = field(metadata={"static": True})
+
+
+def joined(trained: Params, base: Base | None) -> Params:
+    """The whole model: what is trained, beside what is not where there is such."""
+    return trained if base is None else _join(base.params, trained, base.scale)
+
+
+def _join(base: Any, adapters: Params, scale: float) -> Any:
+    if "lora_a" in adapters:
+        return Adapted(base, adapters["lora_a"], adapters["lora_b"], scale)
+    return base | {name: _join(base[name], part, scale) for name, part in adapters.items()}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Adapted(Matrix):
+    """base + scale * A B, computed as two small products beside the large one."""
+
+    base: Array | Matrix
+    lora_a: Array  # [inputs...,R]
+    lora_b: Array  # [R,outputs...]
+    scale: float = field(metadata={"static": True})
+
+    def times(self, x: Array, axes: Axes, dtype: Any) -> Array:
+        low = jnp.tensordot(x, self.lora_a, last(tuple(range(len(axes)))))
+        return product(x, self.base, axes, dtype) + self.scale * jnp.tensordot(low, self.lora_b, 1)
+
+
+def merged(params: Params) -> Params:
+    """The tree with adapters added to the plain matrices beside which they stand, a layer at a time. Beside quantised
+    ones they stay."""
+    of = lambda x: jax.lax.map(merge, x) if _is_adapted(x) and not isinstance(x.base, Matrix) else x
+    return jax.tree.map(of, params, is_leaf=_is_adapted)
+
+
+def _is_adapted(x: Any) -> bool:
+    return isinstance(x, Adapted)
+
+
+def merge(w: Adapted) -> Array:
+    """The sum for one layer's plain matrix: made in float32, in the matrix's dtype."""
+    assert isinstance(w.base, Array)
+    sum_ = w.base.astype(jnp.float32) + change(w.lora_a, w.lora_b, w.scale)
+    return sum_.astype(w.base.dtype)
+
+
+def change(lora_a: Array, lora_b: Array, scale: float) -> Array:
+    """scale * A B in float32, of one layer: [inputs...,R] and [R,outputs...] -> [inputs...,outputs...]."""
+    a, b = (x.astype(jnp.float32) for x in (lora_a, lora_b))
+    return scale * jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)

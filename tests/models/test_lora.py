@@ -1,0 +1,99 @@
+"""Adapters beside frozen weights compute what the merged weights compute, and only they get a gradient."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax.models.lora import TARGETS, Base, LoRA, init_adapters, joined, merged
+from grpo_jax.models.quantized import quantize
+from grpo_jax.models.qwen import head_logits, hidden_states, sampler_weights
+
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 40, (3, 9)))
+
+
+def logits(cfg, params):
+    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
+    return head_logits(cfg, params, hidden_states(cfg, params, TOKENS, positions)[0])
+
+
+def adapters(cfg, lora, seed=0):
+    """With a B that is not zero."""
+    fresh, rng = init_adapters(cfg, lora, jax.random.key(seed)), np.random.default_rng(seed)
+    is_b = lambda path: path[-1].key == "lora_b"
+    fill = lambda path, x: jnp.asarray(rng.normal(size=x.shape) * 0.1, x.dtype) if is_b(path) else x
+    return jax.tree_util.tree_map_with_path(fill, fresh)
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("q", "v"), ("o", "down")], ids="-".join)
+def test_beside_the_weights_as_merged_into_them(tiny, random_params, targets):
+    lora = LoRA(rank=3, alpha=6, targets=targets)
+    trained = adapters(tiny, lora)
+    assert set(trained["layers"]) == set(targets)
+    beside = joined(trained, Base(random_params(tiny), lora.scale))
+    np.testing.assert_allclose(logits(tiny, beside), logits(tiny, merged(beside)), atol=2e-5)
+    moved = np.abs(logits(tiny, beside) - logits(tiny, random_params(tiny))).max()
+    assert moved > 0.05
+
+
+def test_a_merged_matrix_is_the_sum_in_float64(tiny, random_params):
+    lora = LoRA(rank=3, alpha=6)
+    trained, base = adapters(tiny, lora), random_params(tiny)
+    whole = merged(joined(trained, Base(base, lora.scale)))
+    wide = lambda x: np.asarray(x, np.float64)
+    for name, spec in [("q", "dr,rnh->dnh"), ("o", "nhr,rd->nhd"), ("down", "fr,rd->fd")]:
+        a, b = (wide(trained["layers"][name]["kernel"][half]) for half in ("lora_a", "lora_b"))
+        for layer in range(tiny.num_layers):
+            expected = wide(base["layers"][name]["kernel"][layer]) + 2 * np.einsum(spec, a[layer], b[layer])
+            np.testing.assert_allclose(whole["layers"][name]["kernel"][layer], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["auto", "int8", "nf4"])
+def test_new_adapters_change_nothing(tiny, random_params, form):
+    """B = 0 adds zeros: to the bit, but that compilers may add zero before they round a scaled sum."""
+    lora = LoRA(rank=2, alpha=4)
+    base = random_params(tiny) if form == "auto" else quantize(random_params(tiny), "float32", form)
+    beside = joined(init_adapters(tiny, lora, jax.random.key(0)), Base(base, lora.scale))
+    np.testing.assert_allclose(logits(tiny, beside), logits(tiny, base), atol=0 if form == "auto" else 1e-5)
+
+
+@pytest.mark.parametrize("form", ["auto", "int8", "nf4"])
+def test_gradients_of_adapters_are_those_of_the_plain_sum(tiny, random_params, form):
+    lora = LoRA(rank=2, alpha=4)
+    base = random_params(tiny)
+    frozen = base if form == "auto" else quantize(base, "float32", form)
+    plain = base if form == "auto" else _wide(frozen)
+    trained = adapters(tiny, lora)
+    value = lambda tree, form_of: (logits(tiny, form_of(tree)) ** 2).mean()
+    beside = lambda tree: joined(tree, Base(frozen, lora.scale))
+    summed = lambda tree: merged(joined(tree, Base(plain, lora.scale)))
+    found, expected = (jax.grad(value)(trained, of) for of in (beside, summed))
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3 * float(jnp.abs(b).max()))
+    jax.tree.map(same, found, expected)
+
+
+def _wide(tree):
+    from grpo_jax.models.matrices import Matrix
+    from grpo_jax.models.names import summed_axes
+
+    def of(path, x):
+        return x.plain(summed_axes()[tuple(k.key for k in path)]) if isinstance(x, Matrix) else x
+
+    return jax.tree_util.tree_map_with_path(of, tree, is_leaf=lambda x: isinstance(x, Matrix))
+
+
+def test_the_sampler_gets_merged_weights_or_the_quantised_base_itself(tiny, random_params):
+    lora, base = LoRA(rank=2, alpha=4), random_params(tiny)
+    trained = adapters(tiny, lora)
+    plain = sampler_weights(joined(trained, Base(base, 2.0)), jnp.dtype("float32"))
+    assert jax.tree.structure(plain) == jax.tree.structure(base)
+    small = quantize(base, "float32", "nf4")
+    kept = sampler_weights(joined(trained, Base(small, 2.0)), jnp.dtype("float32"))
+    assert kept["layers"]["q"]["kernel"].base.codes is small["layers"]["q"]["kernel"].codes
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0), (True, 16 / math.sqrt(8))])
+def test_the_scale(rslora, scale):
+    assert LoRA(8, 16, use_rslora=rslora).scale == scale

@@ -1,0 +1,95 @@
+"""nf4: each weight is the nearest of sixteen levels, and products compute with just these weights."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo_jax.models.matrices import product
+from grpo_jax.models.nf4 import LEVELS, NF4, nf4
+from grpo_jax.models.quantized import Quantized, quantize
+
+# (shape, axes that a product sums over): of a gate [D,F], of q [D,N,H], of o [N,H,D]
+LAYOUTS = [((128, 5), (0,)), ((192, 2, 3), (0,)), ((3, 64, 4), (0, 1)), ((2, 24, 5), (0, 1))]
+
+
+def weights(shape, seed=0, scale=1.0):
+    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    seed=st.integers(0, 999),
+    scale=st.sampled_from([1e-30, 0.02, 1.0, 3e4]),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+)
+def test_every_weight_is_the_nearest_level_times_its_blocks_largest(layout, seed, scale, dtype):
+    """Against a search over all levels in float64; ties may go either way."""
+    shape, axes = layout
+    x = weights(shape, seed, scale)
+    q = nf4(jnp.asarray(x), axes, dtype)
+    axis = axes[-1]
+    block = math.gcd(64, shape[axis])
+    blocks = np.moveaxis(x, axis, 0).reshape(-1, block, *np.moveaxis(x, axis, 0).shape[1:])
+    absmax = np.asarray(jnp.asarray(np.abs(blocks).max(1)).astype(dtype), np.float64)
+    levels = np.asarray(LEVELS) * absmax[:, None, ..., None]
+    error = np.abs(blocks[..., None] - levels).min(-1)
+    found = np.moveaxis(np.asarray(q.plain(axes), np.float64), axis, 0).reshape(blocks.shape)
+    np.testing.assert_allclose(np.abs(found - blocks), error, atol=1e-6 * absmax.max())
+
+
+def test_four_bits_and_a_scale():
+    q = nf4(jnp.asarray(weights((128, 5))), (0,), "bfloat16")
+    assert (q.codes.shape, q.codes.dtype) == ((64, 5), jnp.uint8)
+    assert (q.absmax.shape, q.absmax.dtype) == ((2, 5), jnp.bfloat16)
+
+
+def test_levels_and_zeros_are_exact():
+    x = np.zeros((64, 17), np.float32)
+    x[:, 1:] = LEVELS
+    x[0, 1:] = 1.0  # each block's largest
+    np.testing.assert_array_equal(nf4(jnp.asarray(x), (0,), "float32").plain((0,)), x)
+
+
+def test_what_is_not_finite_is_seen():
+    x = weights((128, 3))
+    x[70, 1] = np.nan
+    bad = np.isnan(np.asarray(nf4(jnp.asarray(x), (0,), "float32").plain((0,))))
+    assert bad[64:, 1].all()
+    assert bad.sum() == 64
+
+
+@pytest.mark.parametrize(("shape", "axes"), LAYOUTS)
+@pytest.mark.parametrize("form", ["nf4", "int8"])
+def test_products_and_gradients_are_of_the_plain_weights(shape, axes, form):
+    x = weights((7, *(shape[a] for a in axes)), 1)
+    w = jnp.asarray(weights(shape))
+    q = nf4(w, axes, "float32") if form == "nf4" else _int8(w, axes)
+    plain = q.plain(axes)
+    value = lambda w: lambda x: (product(x, w, axes) ** 2).sum()
+    of_q, of_plain = (jax.value_and_grad(value(m))(jnp.asarray(x)) for m in (q, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), of_q, of_plain)
+
+
+def _int8(w, axes):
+    from grpo_jax.models.quantized import rounded
+
+    return Quantized(*rounded(w, axes, "float32"))
+
+
+def test_a_tree_has_nf4_in_its_layers_and_int8_in_embedding_and_head(tiny, random_params):
+    tree = quantize(random_params(tiny), "bfloat16", "nf4")
+    kinds = {
+        "/".join(key.key for key in path): type(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
+        if not isinstance(leaf, jax.Array)
+    }
+    assert kinds == {f"layers/{n}/kernel": NF4 for n in ("q", "k", "v", "o", "gate", "up", "down")} | {
+        "embed/embedding": Quantized,
+        "head/kernel": Quantized,
+    }
