@@ -11,13 +11,13 @@ from etils import epath
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError, nearest
+from grpo_jax.models.peft import ONLY
 
 Rows = Sequence[dict[str, Any]]
 
 INSTEAD = {  # arguments of TRL's trainer -> what to do here
     "reward_processing_classes": "reward functions here are Python functions; wrap a reward model in one",
     "quantization_config": "leave it out; rollout_weights = int8 quantises what is sampled from",
-    "peft_config": "all weights are trained here; leave it out",
     "tools": "completions are not interrupted by tools here; leave it out",
     "rollout_func": "sampling is compiled here; leave it out",
     "environment_factory": "a prompt is answered in one turn here; leave it out",
@@ -149,6 +149,28 @@ def _is_from(given: Any, package: str, name: str) -> bool:
     """Whether its class has a base `name` of `package`, which need not be installed."""
     bases = type(given).__mro__
     return any(base.__name__ == name and base.__module__.split(".")[0] == package for base in bases)
+
+
+def adapters_of(peft_config: Any) -> dict[str, Any]:
+    """PEFT's LoraConfig, or a dict of its fields, as our settings. UserError for what is not followed here."""
+    if peft_config is None:
+        return {}
+    given = (
+        dict(peft_config) if isinstance(peft_config, Mapping) else dict(getattr(peft_config, "__dict__", {}))
+    )
+    given = {name: getattr(value, "value", value) for name, value in given.items()}
+    for name, value in (ONLY | {"lora_dropout": 0.0, "init_lora_weights": True}).items():
+        if given.get(name, value) not in (value, None):
+            raise UserError(f"peft_config: {name} = {given[name]!r} is not followed here, only {value!r}")
+    if "r" not in given:
+        raise UserError(f"peft_config: {peft_config!r:.60} has no rank r; give peft.LoraConfig(r=16, ...)")
+    targets = given.get("target_modules") or ["q_proj", "v_proj"]  # PEFT's own choice for Qwen2
+    return {
+        "lora_r": given["r"],
+        "lora_alpha": given.get("lora_alpha", 8),
+        "use_rslora": bool(given.get("use_rslora")),
+        "lora_target_modules": targets if isinstance(targets, str) else sorted(targets),
+    }
 
 
 def resolved(args: GRPOConfig, model: str | Path, rows: Rows | None, eval_rows: Rows | None) -> GRPOConfig:

@@ -19,7 +19,15 @@ from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluator
 from grpo_jax.judging import Judge
 from grpo_jax.learner.learner import Learner
-from grpo_jax.learning import advantages_of, learner_of, optimizer_of, passes_of, schedule_of, with_clipping
+from grpo_jax.learning import (
+    advantages_of,
+    learner_of,
+    lora_of,
+    optimizer_of,
+    passes_of,
+    schedule_of,
+    with_clipping,
+)
 from grpo_jax.models.qwen import abstract_params
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.policy import Policy, open_policy
@@ -61,7 +69,15 @@ def assemble(
 ) -> Stages:
     """Open the model and the data that `config` names, or take the rows, the tokenizer and the optimizer given, and
     build every stage. UserError for what is wrong with any of them."""
-    policy = open_policy(config, model, tokenizer, config.rollout_weights, config.rollout_cache)
+    policy = open_policy(
+        config,
+        model,
+        tokenizer,
+        config.rollout_weights,
+        config.rollout_cache,
+        lora_of(config),
+        config.base_weights,
+    )
     check_rows(policy.mesh, "prompts_per_step", config.prompts_per_step)
     _check_micro_batches(config, policy)
     policy.check_positions(

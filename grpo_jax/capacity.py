@@ -65,7 +65,11 @@ def held_always(config: GRPOConfig, policy: Policy, state: Any) -> dict[str, int
     """Bytes on each device from the first step to the last, by what they are for."""
     weights = _bytes(state.params)
     return {
-        "weights": weights,
+        **(
+            {"weights": weights}
+            if policy.lora is None
+            else {"adapters": weights, "frozen weights": _base(policy)}
+        ),
         "optimizer": _bytes(state.opt_state),
         "reference": int(weights / 4 * jnp.dtype(policy.dtype).itemsize) if config.beta > 0 else 0,
     }
@@ -73,8 +77,17 @@ def held_always(config: GRPOConfig, policy: Policy, state: Any) -> dict[str, int
 
 def copy_bytes(policy: Policy) -> int:
     """The sampler's weights on each device."""
+    return _laid(policy.abstract_rollout(), policy.rollout_shardings())
+
+
+def _base(policy: Policy) -> int:
+    base = policy.abstract_base()
+    return 0 if base is None else _laid(base.params, policy.base_shardings())
+
+
+def _laid(shapes: Any, places: Any) -> int:
     each = lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
-    return sum(jax.tree.leaves(jax.tree.map(each, policy.abstract_rollout(), policy.rollout_shardings())))
+    return sum(jax.tree.leaves(jax.tree.map(each, shapes, places)))
 
 
 def _bytes(tree: Any) -> int:

@@ -124,6 +124,7 @@ def kind(annotation: Any) -> str:
 def add_export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("run", metavar="RUN", help="a run's folder")
     verb.add_argument("out", metavar="OUT", help="the folder to write")
+    verb.add_argument("--adapter", action="store_true", help="only what was trained with lora_r, for PEFT")
     verb.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest)")
 
 
@@ -181,7 +182,7 @@ def generate(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> int:
     from grpo_jax.export import export_command
 
-    return export_command(args.run, args.out, args.step)
+    return export_command(args.run, args.out, args.step, args.adapter)
 
 
 def doctor(args: argparse.Namespace) -> int:

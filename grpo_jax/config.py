@@ -23,7 +23,7 @@ from grpo_jax.settings_io import (
     Tokens,
     load_settings,
 )
-from grpo_jax.settings_learner import MemorySettings, ObjectiveSettings, OptimizerSettings
+from grpo_jax.settings_learner import AdapterSettings, MemorySettings, ObjectiveSettings, OptimizerSettings
 from grpo_jax.settings_objectives import corrected
 from grpo_jax.settings_objectives import problems as objective_problems
 from grpo_jax.settings_translation import accept
@@ -38,6 +38,9 @@ class ModelSettings(Settings):
     """A local folder or a hub id in Hugging Face format; `demo` makes a tiny random model of its own."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Every random number is a function of this seed, so the same settings give the same run."""
+    adapter: Name | None = None
+    """A folder or hub id of a LoRA adapter in PEFT's format on top of the model: train and sft go on with it, with its
+    own rank, alpha and modules; other verbs merge it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type that is computed in; auto: bfloat16 on accelerators, float32 on CPU."""
     mesh: str | None = None
@@ -197,6 +200,7 @@ class GRPOConfig(
     SamplingSettings,
     ObjectiveSettings,
     OptimizerSettings,
+    AdapterSettings,
     MemorySettings,
 ):
     """Settings of `train`."""
@@ -218,6 +222,7 @@ class GRPOConfig(
             check.distinct_samples(self, "eval_samples", "eval_temperature"),
             check.exploration(self),
             check.shortest(self),
+            *check.adapters(self),
             *objective_problems(self),
         )
         return self
@@ -227,7 +232,7 @@ class GRPOConfig(
         return super().written() | ({} if self.num_train_epochs is None else {"max_steps": -1})
 
 
-class SFTConfig(RunSettings, ModelSettings, DataSettings, OptimizerSettings, MemorySettings):
+class SFTConfig(RunSettings, ModelSettings, DataSettings, OptimizerSettings, AdapterSettings, MemorySettings):
     """Supervised rows."""
 
     output_dir: Name | None = "runs/sft"
@@ -252,7 +257,7 @@ class SFTConfig(RunSettings, ModelSettings, DataSettings, OptimizerSettings, Mem
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        check.first(check.warmup(self), check.micro_batch(self, self.rows_per_step))
+        check.first(check.warmup(self), check.micro_batch(self, self.rows_per_step), *check.adapters(self))
         return self
 
 

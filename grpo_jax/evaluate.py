@@ -26,6 +26,7 @@ from grpo_jax.runs.files import check_writable, write_atomically
 from grpo_jax.scoring import Scored, Scorer
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import row_shards
+from grpo_jax.weights import load_sampler
 
 EVALUATION = 1  # the sampler's stream of random numbers; training uses 0
 
@@ -170,7 +171,7 @@ def evaluate_command(config: EvalConfig) -> int:
             name: _evaluator(config, policy, prompts, scorer, how, samples)
             for name, how, samples in _ways(config, policy)
         }
-        weights = policy.load_rollout_weights()
+        weights = load_sampler(policy)
         results |= {name: report(evaluator(weights)) for name, evaluator in ways.items()}
     if hosts.is_writer():
         _print(results)

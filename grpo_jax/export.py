@@ -9,19 +9,25 @@ from etils import epath
 
 from grpo_jax.config import GRPOConfig, SFTConfig
 from grpo_jax.errors import UserError
-from grpo_jax.models.hf import save_model
-from grpo_jax.models.qwen import Params, abstract_params
+from grpo_jax.learning import lora_of
+from grpo_jax.models.qwen import Params
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.runs.checkpoints import Checkpoints
 from grpo_jax.runs.folder import RunFolder
+from grpo_jax.weights import save_adapter, save_trained
 
 
-def export_command(run: str, out: str, step: int | None = None) -> int:
-    """Write the checkpoint of `step`, or the newest whole one, to the new folder `out`."""
+def export_command(run: str, out: str, step: int | None = None, adapter: bool = False) -> int:
+    """Write the checkpoint of `step`, or the newest whole one, to the new folder `out`: the model, or its adapter."""
     config = _settings(RunFolder(run).settings()).replace(mesh=None)  # this machine's, whatever the run had
-    policy = open_policy(config, starting_model(config.model, epath.Path(run)))
+    policy = open_policy(config, starting_model(config.model, epath.Path(run)), lora=lora_of(config))
+    if adapter and policy.lora is None:
+        raise UserError(f"--adapter: {run} trained all weights; leave it out")
     done, params = _restore(run, policy, step)
-    save_model(Path(out), policy.cfg, params, policy.folder)
+    if adapter:
+        save_adapter(Path(out), policy, params, config.model)
+    else:
+        save_trained(Path(out), policy, params)
     print(f"step {done} of {run}: {out}")
     return 0
 
@@ -47,7 +53,7 @@ class _Weights:
 def _restore(run: str, policy: Policy, step: int | None) -> tuple[int, Params]:
     """(step, weights): the optimizer's state, whichever optimizer it is, is not read."""
     lay = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    abstract = _Weights(jax.tree.map(lay, abstract_params(policy.cfg), policy.train_shardings()))
+    abstract = _Weights(jax.tree.map(lay, policy.abstract_trained(), policy.train_shardings()))
     with Checkpoints(RunFolder(run).checkpoints, read_only=True) as checkpoints:
         found = checkpoints.restore(abstract, step, partial=True)
     if found is None:

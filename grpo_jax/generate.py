@@ -12,6 +12,7 @@ from grpo_jax.requests import Request, requests_of
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.sharding import hosts
 from grpo_jax.streaming import Printed
+from grpo_jax.weights import load_sampler
 
 _SEGMENT = 16  # tokens that are shown at a time
 _ROWS = 256  # completions under way at a time, over all devices
@@ -27,7 +28,7 @@ def generate_command(config: GenerateConfig) -> int:
         lambda ids: decoded(policy.tokenizer, ids), len(requests), config.samples, hosts.is_writer()
     )
     with jax.set_mesh(policy.mesh):
-        weights = policy.load_rollout_weights()
+        weights = load_sampler(policy)
         sampler(
             weights,
             batch.tokens,

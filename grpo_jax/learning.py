@@ -13,6 +13,7 @@ from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
+from grpo_jax.models.lora import TARGETS, LoRA
 from grpo_jax.policy import Policy
 
 
@@ -27,7 +28,18 @@ def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTran
         entropy=config.log_entropy,
     )
     shape = config.prompts_per_step, config.num_generations
-    return Learner(policy.cfg, objective_of(config), how, optimizer, passes_of(config), shape, policy.mesh)
+    return Learner(
+        policy.cfg, objective_of(config), how, optimizer, passes_of(config), shape, policy.mesh, policy.lora
+    )
+
+
+def lora_of(config: GRPOConfig | SFTConfig) -> LoRA | None:
+    """The new adapters that are asked for, if any."""
+    if not config.lora_r:
+        return None
+    names = config.lora_target_modules
+    chosen = [name for name in TARGETS if names == ["all-linear"] or f"{name}_proj" in names]
+    return LoRA(config.lora_r, config.lora_alpha, tuple(chosen), config.use_rslora)
 
 
 def objective_of(config: GRPOConfig) -> GRPO:

@@ -5,10 +5,19 @@ from grpo_jax.assembly import Stages
 from grpo_jax.config import GRPOConfig
 from grpo_jax.learner.losses import CLIPPED
 from grpo_jax.learning import schedule_of
+from grpo_jax.models.lora import TARGETS
 from grpo_jax.rollout.table import shapes_at_most
 from grpo_jax.runs.progress import plain
 from grpo_jax.settings_objectives import warnings_of
 from grpo_jax.sharding import hosts
+
+ALWAYS = (
+    "weights",
+    "frozen weights",
+    "adapters",
+    "optimizer",
+    "reference",
+)  # on each device, as they are listed
 
 
 def show_plan(stages: Stages) -> None:
@@ -138,7 +147,7 @@ def _loss(c: GRPOConfig) -> str:
 
 def _training(stages: Stages) -> str:
     c, updates = stages.config, stages.learner.passes.updates
-    length = f"{_count(c.max_steps, 'step')}, {_count(c.max_steps * updates, 'update')}"
+    length = f"{_count(c.max_steps, 'step')}, {_count(c.max_steps * updates, 'update')}{_trained(stages)}"
     if stages.schedule is None:
         return f"{length}; the optimizer given"
     falls = "constant" if c.lr_scheduler_type == "constant" else f"{c.lr_scheduler_type} to 0"
@@ -174,6 +183,16 @@ def _devices(stages: Stages) -> str:
     return f"{mesh.size} x {kind} (mesh {shape}), computing in {stages.policy.dtype}{_int8(stages)}"
 
 
+def _trained(stages: Stages) -> str:
+    """Which weights, where not all."""
+    lora, c = stages.policy.lora, stages.config
+    if lora is None:
+        return ""
+    beside = "the frozen weights" if c.base_weights == "auto" else f"frozen weights in {c.base_weights}"
+    which = "all linear layers" if lora.targets == TARGETS else ", ".join(lora.targets)
+    return f"; LoRA of rank {lora.rank}, times {lora.scale:g}, on {which}, beside {beside}"
+
+
 def _int8(stages: Stages) -> str:
     """What of the sampling is not in the dtype of all else."""
     c = stages.config
@@ -185,7 +204,7 @@ def _memory(stages: Stages) -> str:
     held = bytes_held(stages)
     copy = "copy of the weights"
     moments = {
-        "always": {name: held[name] for name in ("weights", "optimizer", "reference")},
+        "always": {name: held[name] for name in ALWAYS if name in held},
         "in a rollout, also": {copy: held[copy], "cache": held["cache"]},
         "in an update, also": {"gradients": held["gradients"]},
         "evaluating, also": {copy: held[copy], "cache": held["evaluation cache"]},
@@ -206,7 +225,7 @@ def bytes_held(stages: Stages) -> dict[str, int]:
     cache = lambda demand, sampler: demand.cache_bytes(demand.size(sampler.rows))
     return {
         **always,
-        "gradients": always["weights"],
+        "gradients": always.get("weights", always.get("adapters", 0)),
         "copy of the weights": capacity.copy_bytes(policy),
         "cache": cache(capacity.training_demand(c, policy), stages.sampler),
         "evaluation cache": cache(evaluator.demand, evaluator.sampler) if evaluator else 0,

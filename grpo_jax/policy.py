@@ -2,7 +2,7 @@
 that everything that can be wrong is found before any of them is read."""
 
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from grpo_jax.config import ModelSettings, parse_mesh
 from grpo_jax.errors import UserError
 from grpo_jax.models import hf
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.load import at, check_tensors
-from grpo_jax.models.quantized import quantize_leaf
-from grpo_jax.models.qwen import Params, abstract_params, sampler_weights
+from grpo_jax.models.load import check_tensors
+from grpo_jax.models.lora import Base, LoRA, joined
+from grpo_jax.models.peft import read_lora
+from grpo_jax.models.qwen import Params, abstract_params, abstract_trained, in_form, sampler_weights
 from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.programs import Program
 from grpo_jax.rollout.generate import Vocabulary, decoding_program
@@ -36,26 +37,9 @@ class Policy:
     dtype: str  # of the computation
     rollout_weights: str = "auto"  # the sampler's: in that dtype, or int8
     rollout_cache: str = "auto"  # its keys and values: the same choice
-
-    def load_weights(self) -> Params:
-        """Float32 master weights, each device's part read from the files straight to it."""
-        return hf.load_params(self.folder, self.cfg, self.train_shardings(), "float32")
-
-    def load_rollout_weights(self) -> Params:
-        """The weights straight in the sampler's form and layout, where nothing is trained."""
-        return decoding_program(self.mesh)(self._load_stacked())
-
-    def _load_stacked(self) -> Params:
-        plain = shardings(abstract_params(self.cfg), ROLLOUT_RULES, self.mesh)
-        if self.rollout_weights == "auto":
-            return hf.load_params(self.folder, self.cfg, plain, self.dtype)
-        return hf.load_params(self.folder, self.cfg, plain, self.dtype, self._quantized)
-
-    def _quantized(self, path: tuple[str, ...], x: jax.Array) -> Any:
-        """A leaf that was read, when its wide form is no longer needed: one is on the devices at a time."""
-        target = at(self.rollout_shardings(), path)
-        program = jax.jit(quantize_leaf, static_argnums=(0, 2), out_shardings=target)
-        return jax.block_until_ready(program(path, x, self.dtype))
+    lora: LoRA | None = None  # of the adapters that are trained, or merged where nothing is
+    adapter: Path | None = None  # a folder where adapters come from
+    base_weights: str = "auto"  # what adapters stand beside: in that dtype, int8 or nf4
 
     def check_positions(self, field: str, tokens: int) -> None:
         """UserError for rows longer than the positions that the model was made for."""
@@ -65,14 +49,32 @@ class Policy:
                 "(max_position_embeddings); choose less"
             )
 
+    def abstract_trained(self) -> Params:
+        """What is trained, as shapes in float32."""
+        return abstract_trained(self.cfg, self.lora)
+
     def train_shardings(self) -> Params:
-        """Where the weights lie while training."""
-        return shardings(abstract_params(self.cfg), TRAIN_RULES, self.mesh)
+        """Where what is trained lies."""
+        return shardings(self.abstract_trained(), TRAIN_RULES, self.mesh)
+
+    def abstract_base(self) -> Base | None:
+        """The weights that adapters stand beside, as shapes."""
+        if self.lora is None:
+            return None
+        form = partial(in_form, dtype=jnp.dtype(self.dtype), form=self.base_weights)
+        return Base(jax.eval_shape(form, abstract_params(self.cfg)), self.lora.scale)
+
+    def base_shardings(self) -> Params:
+        """Where they lie."""
+        base = self.abstract_base()
+        return {} if base is None else shardings(base.params, TRAIN_RULES, self.mesh)
 
     def abstract_rollout(self) -> Params:
-        """The sampler's weights as shapes."""
+        """The sampler's weights as shapes, layers stacked."""
         form = partial(sampler_weights, dtype=jnp.dtype(self.dtype), form=self.rollout_weights)
-        return jax.eval_shape(form, abstract_params(self.cfg))
+        return jax.eval_shape(
+            lambda *whole: form(joined(*whole)), self.abstract_trained(), self.abstract_base()
+        )
 
     def rollout_shardings(self) -> Params:
         """Where the weights lie while sampling."""
@@ -80,26 +82,24 @@ class Policy:
 
     @property
     def shares_weights(self) -> bool:
-        """Whether the sampler's copy is of the learner's own dtype, laid alike."""
-        if self.dtype != "float32" or self.rollout_weights != "auto":
+        """Whether the sampler's copy is of the learner's own form, laid alike."""
+        if self.lora is not None or self.dtype != "float32" or self.rollout_weights != "auto":
             return False
         alike = lambda x, a, b: a.is_equivalent_to(b, len(x.shape))
         layouts = abstract_params(self.cfg), self.train_shardings(), self.rollout_shardings()
         return all(jax.tree.leaves(jax.tree.map(alike, *layouts)))
 
     def rollout_copy(self, params: Params) -> Params:
-        """The weights in the sampler's form and layout, made on the devices."""
+        """The whole model's weights in the sampler's form and layout, made on the devices."""
         if not self.shares_weights:
-            params = refresh_program(self.cfg, self.mesh, self.dtype, self.rollout_weights)(params)
+            params = self._refresh(params)
         return decoding_program(self.mesh)(params)
 
-
-@cache
-def refresh_program(cfg: ModelConfig, mesh: Mesh, dtype: str, form: str) -> Program:
-    """The program master weights -> the sampler's weights in `form`."""
-    convert = partial(sampler_weights, dtype=jnp.dtype(dtype), form=form)
-    target = shardings(jax.eval_shape(convert, abstract_params(cfg)), ROLLOUT_RULES, mesh)
-    return Program("refresh", convert, out_shardings=target)
+    @cached_property
+    def _refresh(self) -> Program:
+        """The program the whole model's weights -> the sampler's."""
+        convert = partial(sampler_weights, dtype=jnp.dtype(self.dtype), form=self.rollout_weights)
+        return Program("refresh", convert, out_shardings=self.rollout_shardings())
 
 
 def open_policy(
@@ -108,6 +108,8 @@ def open_policy(
     tokenizer: Any = None,
     rollout_weights: str = "auto",
     rollout_cache: str = "auto",
+    lora: LoRA | None = None,
+    base_weights: str = "auto",
 ) -> Policy:
     """Open the folder or hub id that the settings name, or `model`, with its own tokenizer unless one is given.
 
@@ -120,6 +122,7 @@ def open_policy(
     folder = hf.resolve_model(str(model or config.model))
     cfg = hf.load_config(folder)
     check_tensors(open_folder(folder), cfg, folder)
+    adapter = None if config.adapter is None else hf.resolve_model(config.adapter, "adapter")
     tokenizer = tokenizer or hf.load_tokenizer(folder)
     hf.check_tokenizer(len(tokenizer), cfg)
     return Policy(
@@ -131,6 +134,9 @@ def open_policy(
         compute_dtype(config.dtype),
         rollout_weights,
         rollout_cache,
+        lora if adapter is None else read_lora(adapter),
+        adapter,
+        base_weights,
     )
 
 

@@ -160,3 +160,43 @@ def exploration(c: Any) -> str | None:
     if c.temperature == 0:
         return "temperature = 0: greedy completions of a prompt are all the same; use e.g. 1.0"
     return None
+
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def adapters(c: Any) -> list[str | None]:
+    """What is said of adapters goes together."""
+    return [
+        _adapters_wanted(c, "lora_r") if c.adapter else None,
+        _adapters_wanted(c, "base_weights") if not (c.lora_r or c.adapter) else None,
+        _modules(c.lora_target_modules),
+        _rollout_of_a_quantised_base(c),
+    ]
+
+
+def _adapters_wanted(c: Any, name: str) -> str | None:
+    if not changed(c, name):
+        return None
+    why = {
+        "lora_r": f"the adapter {c.adapter} has a rank of its own; leave one of them out",
+        "base_weights": "weights that are trained are not quantised; set lora_r to train adapters beside them",
+    }
+    return f"{name} = {getattr(c, name)}: {why[name]}"
+
+
+def _modules(names: list[str]) -> str | None:
+    unknown = next((name for name in names if name not in LINEAR), None)
+    if unknown is None or names == ["all-linear"]:
+        return None
+    near = nearest(unknown, [*LINEAR, "all-linear"])
+    return f"lora_target_modules = {names}: no linear layer {unknown!r}{near}; choose of {', '.join(LINEAR)}"
+
+
+def _rollout_of_a_quantised_base(c: Any) -> str | None:
+    if c.base_weights == "auto" or getattr(c, "rollout_weights", "auto") == "auto":
+        return None
+    return (
+        f"rollout_weights = {c.rollout_weights}: with base_weights = {c.base_weights} what is sampled from is "
+        "quantised already; leave it out"
+    )

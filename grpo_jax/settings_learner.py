@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from grpo_jax.settings_io import Count, Decay, Numbers, Positive, Settings, Share
+from grpo_jax.settings_io import Count, Decay, Names, Numbers, Positive, Settings, Share
 
 LossType = Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo", "reinforce"]
 SamplerCorrection = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
@@ -155,6 +155,22 @@ class OptimizerSettings(Settings):
     """Decay of the squared gradient's running mean."""
     adam_epsilon: float = Field(1e-8, gt=0)
     """Added to the denominator of Adam's step."""
+
+
+class AdapterSettings(Settings):
+    """LoRA."""
+
+    lora_r: Count = 0
+    """Rank of the low-rank adapters that alone are trained (16 is usual, with a learning_rate of 1e-5); 0: all weights
+    are."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """Adapters count by lora_alpha / lora_r ..."""
+    use_rslora: bool = False
+    """... or by lora_alpha / sqrt(lora_r)."""
+    lora_target_modules: Names = Field(["all-linear"])
+    """Layers that get one: all-linear, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj."""
+    base_weights: Literal["auto", "int8", "nf4"] = "auto"
+    """What the adapters stand beside: the weights in dtype, or quantised to 8 or 4 bits (QLoRA); sampled from, too."""
 
 
 class MemorySettings(Settings):

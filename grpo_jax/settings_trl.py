@@ -263,6 +263,10 @@ OTHERS = {
     "bad_words_ids": "write banned_tokens",
     "batch_size": RULES["per_device_train_batch_size"].says,
     "dataset_name": "write dataset: a path, a hub id or a task",
+    "load_in_4bit": "write base_weights: nf4",
+    "load_in_8bit": "write base_weights: int8",
+    "lora_dropout": "leave it out: adapters have no dropout here",
+    "lora_rank": "write lora_r",
     "lr": "write learning_rate",
     "max_new_tokens": "write max_completion_length",
     "max_seq_length": "write max_prompt_length and max_completion_length (sft: max_length)",
@@ -274,6 +278,7 @@ OTHERS = {
     "shuffle": "write shuffle_dataset",
     "stop": "write stop_strings",
     "suppress_tokens": "write banned_tokens",
+    "use_peft": "write lora_r, the rank of the adapters",
     "torch_dtype": "write dtype: bfloat16 or float32",
     # The same between our own verbs: asked only for names that the verb at hand does not have.
     "dataset": "write task",

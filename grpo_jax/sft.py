@@ -18,15 +18,15 @@ from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.objective import SFT, Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state
 from grpo_jax.learner.update import make_update, read
-from grpo_jax.learning import optimizer_of, schedule_of
-from grpo_jax.models.hf import save_model
-from grpo_jax.models.qwen import abstract_params
+from grpo_jax.learning import lora_of, optimizer_of, schedule_of
+from grpo_jax.models.lora import Base
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.programs import Program
 from grpo_jax.runs.metrics import peak_memory
 from grpo_jax.runs.run import Run, Stopwatch
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, check_rows
+from grpo_jax.weights import export_run, load_base, load_trained
 
 Row = dict[str, Any]
 
@@ -39,11 +39,12 @@ class FineTuner:
         check_rows(policy.mesh, "rows_per_step", config.rows_per_step)
         micro = config.micro_batch_size or config.rows_per_step
         check_rows(policy.mesh, "micro_batch_size", micro)
-        self.policy, self.examples = policy, _examples(config, policy, rows)
+        self.policy, self.examples, self.seed = policy, _examples(config, policy, rows), config.seed
+        self.base: Base | None = None
         schedule = schedule_of(config)
         optimizer = optimizer_of(config, schedule)
         self.learning_rate = schedule.build()
-        self.abstract_state = abstract_state(abstract_params(policy.cfg), optimizer, policy.mesh)
+        self.abstract_state = abstract_state(policy.abstract_trained(), optimizer, policy.mesh)
         where = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         self.init = Program(
             "init", lambda params: init_state(params, optimizer), donate_argnums=0, out_shardings=where
@@ -60,12 +61,12 @@ class FineTuner:
 
     def start(self) -> TrainState:
         """The state before the first update."""
-        return self.init(self.policy.load_weights())
+        return self.init(load_trained(self.policy, self.seed))
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         """The update of a step, counted from 0; `state` is donated."""
         clock, rows = Stopwatch(), self.examples(step)
-        state, metrics = self.update(state, self.batch(*self._on_devices(rows)))
+        state, metrics = self.update(state, self.batch(*self._on_devices(rows)), self.base)
         values = read(metrics)
         tokens = int(rows.completion_lengths.sum())
         return state, {
@@ -109,15 +110,16 @@ def sft(config: SFTConfig) -> int:
     """The verb `sft`: train to `max_steps`, from the newest checkpoint in `output_dir` if there is one."""
     if config.model == "demo":
         raise UserError("model = demo: sft needs a model to start from; give a local folder or a hub id")
-    policy = open_policy(config)
+    policy = open_policy(config, lora=lora_of(config), base_weights=config.base_weights)
     tuner = FineTuner(config, policy, load_rows(config.dataset, config.dataset_split, seed=config.seed))
     with open_run(config, policy) as run, jax.set_mesh(policy.mesh):
         state, notes = _train(run, tuner, config.max_steps)
-        _finish(run, tuner, state, notes)
+        _finish(run, tuner, state, notes, config.model)
     return 0
 
 
 def _train(run: Run, tuner: FineTuner, steps: int) -> tuple[TrainState, dict[str, Any]]:
+    tuner.base = load_base(tuner.policy)
     found = run.restore(tuner.abstract_state)
     first, state, notes = found or (0, tuner.start(), {"num_tokens": 0, "seconds": 0.0})
     for step in range(first, steps):
@@ -130,10 +132,10 @@ def _train(run: Run, tuner: FineTuner, steps: int) -> tuple[TrainState, dict[str
     return state, notes
 
 
-def _finish(run: Run, tuner: FineTuner, state: TrainState, notes: dict[str, Any]) -> None:
+def _finish(run: Run, tuner: FineTuner, state: TrainState, notes: dict[str, Any], model: str) -> None:
     """Export, summary, closing lines."""
     policy, (memory, where) = tuner.policy, peak_memory()
-    run.export(lambda out: save_model(out, policy.cfg, state.params, policy.folder))
+    export_run(run, policy, state.params, model)
     sizes = {"steps": run.total, "rows": len(tuner.examples), "rows_dropped": tuner.examples.dropped}
     run.folder.write_summary(sizes | notes | {"peak_memory": memory, "peak_memory_of": where})
     run.end_progress()

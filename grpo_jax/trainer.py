@@ -17,7 +17,6 @@ from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluation
 from grpo_jax.learner.optimizer import TrainState
-from grpo_jax.models.hf import save_model
 from grpo_jax.models.qwen import Params
 from grpo_jax.planning import show_plan
 from grpo_jax.reporting import evaluation_metrics, save_completions, show, step_metrics, summarize
@@ -25,6 +24,7 @@ from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.run import Run, Stopwatch
 from grpo_jax.sharding import hosts
 from grpo_jax.watching import Watch
+from grpo_jax.weights import export_run, load_base, load_trained, save_trained
 
 RewardFunction = str | Callable[..., Any]
 
@@ -43,6 +43,7 @@ class GRPOTrainer:
         callbacks: objects with methods of `grpo_jax.TrainerCallback`.
         optimizers: an optax transformation, instead of AdamW and its schedule; gradients come to it clipped at
             `max_grad_norm`, as in TRL.
+        peft_config: a LoraConfig of PEFT, or a dict of its fields, instead of the settings lora_r and so on.
         unsupported: what TRL's trainer also takes; each is refused with what to do instead.
 
     The run's config.yaml names what is given here in place of what the settings say.
@@ -60,12 +61,14 @@ class GRPOTrainer:
         processing_class: Any = None,
         callbacks: Sequence[Any] | None = None,
         optimizers: optax.GradientTransformation | None = None,
+        peft_config: Any = None,
         **unsupported: Any,
     ):
         arguments.check(model, processing_class, unsupported)
         train_rows = arguments.rows_of("train_dataset", train_dataset)
         eval_rows = arguments.rows_of("eval_dataset", eval_dataset)
         config = arguments.resolved(args or GRPOConfig(), model, train_rows, eval_rows)
+        config = config.replace(**arguments.adapters_of(peft_config))
         self.pool = RewardPool(
             arguments.functions_of(config, reward_funcs),
             workers=config.reward_workers,
@@ -110,8 +113,10 @@ class GRPOTrainer:
         """Metrics of the held-out prompts, under `eval/`: of what was trained, else of the starting model."""
         policy = self.stages.policy
         with jax.set_mesh(policy.mesh), self.pool:
-            params = policy.load_weights() if self.trained is None else self.trained.params
-            return evaluation_metrics(self._evaluate(params))
+            if self.trained is not None:
+                return evaluation_metrics(self._evaluate(self.trained.params))
+            self.stages.learner.base = load_base(policy)
+            return evaluation_metrics(self._evaluate(load_trained(policy, self.args.seed)))
 
     def save_model(self, out: str | Path | None = None) -> None:
         """Write the trained model to a new folder in Hugging Face format. A run's own folder has it already."""
@@ -123,7 +128,7 @@ class GRPOTrainer:
             return
         if out is None:
             raise UserError("save_model: the run has no output_dir; say where to")
-        save_model(Path(out), self.stages.policy.cfg, self.trained.params, self.stages.policy.folder)
+        save_trained(Path(out), self.stages.policy, self.trained.params)
 
     def _train(self, run: Run) -> dict[str, Any]:
         show_plan(self.stages)
@@ -148,7 +153,7 @@ class GRPOTrainer:
             watch.step_begins()
             # The copy of the weights lives no longer than this call: the update needs its memory.
             groups, sampled = stages.collect(  # tokens, log-probs [P,G,Tc], rewards [P,G], on the host
-                stages.policy.rollout_copy(state.params), done, clock, notes, watch.for_rewards()
+                self._sampler_weights(state.params), done, clock, notes, watch.for_rewards()
             )
             with clock("update"):
                 advantages, metrics = stages.judge(groups)  # [P,G]
@@ -175,27 +180,30 @@ class GRPOTrainer:
     def _start(self, run: Run) -> tuple[int, TrainState, dict[str, Any]]:
         """(steps done, state, notes): of the newest checkpoint, or of the starting model."""
         policy, learner = self.stages.policy, self.stages.learner
+        learner.base = load_base(policy)
         found = run.restore(learner.abstract_state)
         if found is None or self.args.beta > 0:
-            weights = policy.load_weights()
+            weights = load_trained(policy, self.args.seed)
             if self.args.beta > 0:
                 learner.set_reference(weights)
         return found or (0, learner.init(weights), {"num_tokens": 0, "seconds": 0.0})
+
+    def _sampler_weights(self, params: Params) -> Params:
+        return self.stages.policy.rollout_copy(self.stages.learner.whole(params))
 
     def _evaluate(self, params: Params) -> dict[str, Any] | None:
         """The held-out summary with a few samples; None without held-out prompts."""
         if self.stages.evaluator is None:
             return None
-        result: Evaluation = self.stages.evaluator(
-            self.stages.policy.rollout_copy(params), self.watch.for_rewards()
-        )
+        result: Evaluation = self.stages.evaluator(self._sampler_weights(params), self.watch.for_rewards())
         evaluation = {"summary": result.summary(), "samples": result.samples}
         self.watch.evaluated(evaluation_metrics(evaluation))
         return evaluation
 
     def _finish(self, run: Run, done: int, notes: dict[str, Any]) -> dict[str, Any]:
         """Export, summary, closing table."""
-        run.export(self.save_model)
+        assert self.trained is not None
+        export_run(run, self.stages.policy, self.trained.params, self.args.model)
         summary = summarize(done, notes, self.stages.prompts.dropped)
         run.folder.write_summary(summary)
         run.end_progress()

@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from grpo_jax.models.safetensors_io import INDEX, SINGLE, Outgoing, as_dtype, op
 
 Params = dict[str, Any]
 Path = str | pathlib.Path
+SHARD_BYTES = 5e9  # of a file at most
 # What travels with the weights; config.json is handled apart.
 COMPANIONS = (
     "generation_config.json",
@@ -44,7 +45,7 @@ def save_model(
     params: Params,
     source: Path | None = None,
     dtype: Any = None,
-    max_shard_bytes: float = 5e9,
+    max_shard_bytes: float = SHARD_BYTES,
 ) -> None:
     """Write `params` to the new folder `out` in Hugging Face's layout; it appears whole or not at all.
 
@@ -59,38 +60,53 @@ def save_model(
     Raises UserError when `out` exists and is not empty, when `source` is a model of another shape, when a
     value does not fit the dtype, and when the disk refuses.
     """
+    dtypes = _source_dtypes(source, cfg)
+
+    def outgoing(row: Row, layer: int, name: str) -> Outgoing:
+        array = at(params, row.path)
+        if array.shape != row.shape(cfg):
+            raise ValueError(f"parameter {'.'.join(row.path)} is {array.shape}, not {row.shape(cfg)}")
+        target = as_dtype(dtype) if dtype is not None else dtypes.get(name, np.dtype(array.dtype))
+        values = functools.partial(_fetch, row, cfg, array, layer, target)
+        return Outgoing(name, row.their_shape(cfg), target, values)
+
+    tensors = by_layer(cfg, outgoing)
+    first = tensors[0].dtype.name
+
+    def write(folder: pathlib.Path) -> None:
+        write_companions(folder, cfg, source, first, recast=dtype is not None)
+        write_shards(folder, tensors, max_shard_bytes)
+
+    write_folder(out, tensors, write)
+
+
+def by_layer(cfg: ModelConfig, outgoing: Callable[[Row, int, str], Outgoing]) -> list[Outgoing]:
+    """Every tensor to write, from the first layer's to the last one's, so that a shard is a run of layers."""
+    tensors: list[tuple[int, Outgoing]] = []
+    for row in rows(cfg):
+        outside = -1 if row.name == EMBEDDING else cfg.num_layers
+        for layer, name in enumerate(row.names(cfg)):
+            tensors.append((layer if row.stacked else outside, outgoing(row, layer, name)))
+    return [tensor for _, tensor in sorted(tensors, key=lambda placed: placed[0])]
+
+
+def write_folder(out: Path, tensors: Sequence[Outgoing], write: Callable[[pathlib.Path], None]) -> None:
+    """Have the first process `write` the new folder `out`, which appears whole or not at all, while all others take
+    part in gathering the `tensors`. UserError when `out` is there, or cannot be written."""
     import jax
 
     if re.match(r"\w{2,}:/", str(out)):
         raise UserError(f"{out}: a bucket; write to a local folder, and copy that")
-    tensors = _outgoing(cfg, params, _source_dtypes(source, cfg), dtype)
     if jax.process_index() == 0:
         with _appearing(pathlib.Path(out).resolve()) as folder:
-            _write_companions(folder, cfg, source, tensors[0].dtype.name, recast=dtype is not None)
-            _write_shards(folder, _shards(tensors, max_shard_bytes))
+            write(folder)
     else:
         for tensor in tensors:
-            tensor.values()  # take part in the gathering
+            tensor.values()
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(f"saved {out}")  # nobody runs ahead to read a half-written folder
-
-
-def _outgoing(cfg: ModelConfig, params: Params, dtypes: dict[str, np.dtype], dtype: Any) -> list[Outgoing]:
-    """Every tensor to write, from the first layer's to the last one's, so that a shard is a run of layers."""
-    tensors: list[tuple[int, Outgoing]] = []
-    for row in rows(cfg):
-        array = at(params, row.path)
-        if array.shape != row.shape(cfg):
-            raise ValueError(f"parameter {'.'.join(row.path)} is {array.shape}, not {row.shape(cfg)}")
-        outside = -1 if row.name == EMBEDDING else cfg.num_layers
-        for layer, name in enumerate(row.names(cfg)):
-            target = as_dtype(dtype) if dtype is not None else dtypes.get(name, np.dtype(array.dtype))
-            values = functools.partial(_fetch, row, cfg, array, layer, target)
-            place = layer if row.stacked else outside
-            tensors.append((place, Outgoing(name, row.their_shape(cfg), target, values)))
-    return [tensor for _, tensor in sorted(tensors, key=lambda placed: placed[0])]
 
 
 def _fetch(row: Row, cfg: ModelConfig, array: Any, layer: int, dtype: np.dtype) -> np.ndarray:
@@ -132,7 +148,9 @@ def _shards(tensors: list[Outgoing], max_bytes: float) -> list[list[Outgoing]]:
     return shards
 
 
-def _write_shards(folder: pathlib.Path, shards: list[list[Outgoing]]) -> None:
+def write_shards(folder: pathlib.Path, tensors: list[Outgoing], max_bytes: float = SHARD_BYTES) -> None:
+    """The tensors in one file, or in several with an index."""
+    shards = _shards(tensors, max_bytes)
     if len(shards) == 1:
         write_file(folder / SINGLE, shards[0])
         return
@@ -142,7 +160,7 @@ def _write_shards(folder: pathlib.Path, shards: list[list[Outgoing]]) -> None:
         write_file(folder / file, shard)
         weight_map |= {tensor.name: file for tensor in shard}
     total = sum(tensor.num_bytes for shard in shards for tensor in shard)
-    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _source_dtypes(source: Path | None, cfg: ModelConfig) -> dict[str, np.dtype]:
@@ -154,12 +172,12 @@ def _source_dtypes(source: Path | None, cfg: ModelConfig) -> dict[str, np.dtype]
     return {name: tensor.dtype for name, tensor in open_folder(source).items() if name in wanted}
 
 
-def _write_companions(
+def write_companions(
     folder: pathlib.Path, cfg: ModelConfig, source: Path | None, dtype: str, recast: bool
 ) -> None:
     """config.json and the other files of a model, byte by byte but for the config's dtype when it changed."""
     if source is None:
-        _write_json(folder / "config.json", published_layout(cfg, dtype))
+        write_json(folder / "config.json", published_layout(cfg, dtype))
         return
     source = pathlib.Path(source)
     for name in ("config.json", *COMPANIONS):
@@ -168,7 +186,7 @@ def _write_companions(
     if recast:
         config = read_json(source / "config.json")
         keys = config.keys() & {"dtype", "torch_dtype"} or {"torch_dtype"}  # the new and the old spelling
-        _write_json(folder / "config.json", config | dict.fromkeys(keys, dtype))
+        write_json(folder / "config.json", config | dict.fromkeys(keys, dtype))
 
 
 @contextlib.contextmanager
@@ -188,5 +206,5 @@ def _appearing(out: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

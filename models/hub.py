@@ -14,8 +14,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
-def resolve_model(name: str) -> pathlib.Path:
-    """The folder of the model `name`: a local folder, or the snapshot of a hub id ("Qwen/Qwen2.5-0.5B").
+def resolve_model(name: str, field: str = "model") -> pathlib.Path:
+    """The folder of the model `name`: a local folder, or the snapshot of a hub id ("Qwen/Qwen2.5-0.5B"). `field` is the
+    setting that says so.
 
     Raises UserError when it is neither, or when the hub cannot be reached and its cache has no copy.
     """
@@ -24,7 +25,7 @@ def resolve_model(name: str) -> pathlib.Path:
         return folder
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(
-            f"model {name!r}: no such folder; give a local folder or a hub id such as Qwen/Qwen2.5-0.5B"
+            f"{field} {name!r}: no such folder; give a local folder or a hub id such as Qwen/Qwen2.5-0.5B"
         )
     from huggingface_hub import snapshot_download
 
@@ -33,7 +34,7 @@ def resolve_model(name: str) -> pathlib.Path:
     except Exception as error:  # whatever the network, the cache or the hub may raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"model {name!r}: no such folder; and hub id {name} could not be reached ({reason}): "
+            f"{field} {name!r}: no such folder; and hub id {name} could not be reached ({reason}): "
             "give a local folder"
         ) from None
 

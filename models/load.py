@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,14 +36,25 @@ def load_params(
     Raises UserError, before anything big is read, for a tensor that is missing, unknown, of the wrong shape
     or of a dtype that is no 16- or 32-bit float, and for damaged or missing files.
     """
-    import jax
-
     tensors = open_folder(folder)
     check_tensors(tensors, cfg, folder)
-    dtype = as_dtype(dtype)
+    return read_rows(rows(cfg), tensors, cfg, shardings, dtype, finish)
+
+
+def read_rows(
+    table: Sequence[Row],
+    tensors: Mapping[str, Stored],
+    cfg: ModelConfig,
+    shardings: Params | None,
+    dtype: Any,
+    finish: Callable[[tuple[str, ...], Any], Any] = lambda path, array: array,
+) -> Params:
+    """The leaves of `table` as a tree, from tensors that are all there; the rest as in `load_params`."""
+    import jax
+
     params: Params = {}
-    for row in rows(cfg):
-        leaf = Leaf(row, cfg, [tensors[name] for name in row.names(cfg)], dtype)
+    for row in table:
+        leaf = Leaf(row, cfg, [tensors[name] for name in row.names(cfg)], as_dtype(dtype))
         branch = params
         for key in row.path[:-1]:
             branch = branch.setdefault(key, {})

@@ -7,6 +7,7 @@ out is a tree that the one forward takes: an `Adapted` stands where the matrix s
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import jax
@@ -74,6 +75,7 @@ def init_adapters(cfg: ModelConfig, lora: LoRA, key: Array) -> Params:
     return nested({row.path: leaf(number, row) for number, row in enumerate(lora.rows())})
 
 
+@cache
 def abstract_adapters(cfg: ModelConfig, lora: LoRA) -> Params:
     """The tree as `jax.ShapeDtypeStruct`s."""
     return jax.eval_shape(lambda: init_adapters(cfg, lora, jax.random.key(0)))

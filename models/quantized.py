@@ -75,6 +75,13 @@ def quantize_leaf(path: tuple[str, ...], x: Array, dtype: Any, form: str = "int8
     )
 
 
+def errors(path: tuple[str, ...], x: Array, q: Array | Frozen) -> tuple[Array, Array]:
+    """Squares summed in float32: of what a leaf `q` is off `x`, of which it was made, and of x."""
+    plain = q.plain(summed_axes()[path]) if isinstance(q, Frozen) else q
+    squares = lambda x: jnp.square(x.astype(jnp.float32)).sum()
+    return squares(x.astype(jnp.float32) - plain.astype(jnp.float32)), squares(x)
+
+
 def rounded(x: Array, axes: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
     """`x` as int8 values times a scale in `dtype`, one for all that lies along `axes`, where its size is 1."""
     wide = x.astype(jnp.float32)

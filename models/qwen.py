@@ -19,7 +19,7 @@ from jax import Array
 from grpo_jax.models.attention import Attend, causal
 from grpo_jax.models.cache import Cache
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.lora import merged
+from grpo_jax.models.lora import LoRA, abstract_adapters, merged
 from grpo_jax.models.matrices import product
 from grpo_jax.models.outputs_first import with_outputs_first
 from grpo_jax.models.quantized import dequantize, quantize
@@ -130,6 +130,11 @@ def abstract_params(cfg: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
 
 
+def abstract_trained(cfg: ModelConfig, lora: LoRA | None) -> Params:
+    """What is trained, as shapes: all parameters, or adapters."""
+    return abstract_params(cfg) if lora is None else abstract_adapters(cfg, lora)
+
+
 @cache
 def _block_definition(cfg: ModelConfig) -> nnx.GraphDef:
     """The graph of one block, shared by all layers."""
@@ -208,8 +213,12 @@ def cast(params: Params, dtype: jnp.dtype) -> Params:
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
 
 
+def in_form(params: Params, dtype: jnp.dtype, form: str) -> Params:
+    """The parameters all in `dtype` (`auto`), or the matrices quantised (`int8`, `nf4`)."""
+    return cast(params, dtype) if form == "auto" else quantize(params, dtype, form)
+
+
 def sampler_weights(params: Params, dtype: jnp.dtype, form: str = "auto") -> Params:
-    """The parameters as a sampler reads them: all in `dtype` (`auto`), or the matrices quantised (`int8`). Adapters are
-    merged into plain matrices; beside quantised ones, which stay as they are, they stay too."""
-    params = merged(params)
-    return quantize(params, dtype) if form == "int8" else cast(params, dtype)
+    """The parameters as a sampler reads them, `in_form`. Adapters are merged into plain matrices; beside quantised
+    ones, which stay as they are, they stay too."""
+    return in_form(merged(params), dtype, form)

@@ -16,12 +16,12 @@ from grpo_jax.errors import UserError
 
 Rules = tuple[tuple[str, Spec], ...]
 
-# A quantised matrix is two arrays. int8: its values lie as the matrix does, its scales as its output channels do. nf4:
-# codes and scales both lie as the matrix does. A matrix with an adapter has it all under `base`; of the adapter each
-# half lies as the matrix does, and the rank is whole.
+# A quantised matrix is two arrays: its values lie as the matrix does, its scales as its output channels do (nf4: 64
+# inputs share one, and so few are not split). A matrix with an adapter has all that under `base`; each half of the
+# adapter lies as the matrix does, and the rank is whole.
 # Training: each matrix is split once over `fsdp` (gathered when its layer runs) and once over `tensor`
 # (columns in, rows out, so that a block needs two reductions; Megatron-LM, arXiv:1909.08053).
-_WHOLE = r"(/base)?(/values|/codes|/absmax)?"
+_WHOLE = r"(/base)?(/values|/codes)?"
 TRAIN_RULES: Rules = (
     (r"embed/embedding(/values)?", Spec("tensor", "fsdp")),  # [V,D]
     (r"layers/[qkv]/kernel" + _WHOLE, Spec(None, "fsdp", "tensor", None)),  # [L,D,N|K,H]
@@ -33,10 +33,10 @@ TRAIN_RULES: Rules = (
     (r"norm/scale", Spec(None)),  # [D]
     (r"head/kernel(/values)?", Spec("fsdp", "tensor")),  # [D,V]
     (r"embed/embedding/scale", Spec("tensor", None)),  # [V,1]
-    (r"layers/[qkv]/kernel(/base)?/scale", Spec(None, None, "tensor", None)),  # [L,1,N|K,H]
-    (r"layers/o/kernel(/base)?/scale", Spec(None, None, None, "fsdp")),  # [L,1,1,D]
-    (r"layers/(gate|up)/kernel(/base)?/scale", Spec(None, None, "tensor")),  # [L,1,F]
-    (r"layers/down/kernel(/base)?/scale", Spec(None, None, "fsdp")),  # [L,1,D]
+    (r"layers/[qkv]/kernel(/base)?/(scale|absmax)", Spec(None, None, "tensor", None)),  # [L,1,N|K,H]
+    (r"layers/o/kernel(/base)?/(scale|absmax)", Spec(None, None, None, "fsdp")),  # [L,1,1,D]
+    (r"layers/(gate|up)/kernel(/base)?/(scale|absmax)", Spec(None, None, "tensor")),  # [L,1,F]
+    (r"layers/down/kernel(/base)?/(scale|absmax)", Spec(None, None, "fsdp")),  # [L,1,D]
     (r"head/kernel/scale", Spec(None, "tensor")),  # [1,V]
     (r"layers/([qkv]|gate|up)/kernel/lora_a", Spec(None, "fsdp", None)),  # [L,D,R]
     (r"layers/[qkv]/kernel/lora_b", Spec(None, None, "tensor", None)),  # [L,R,N|K,H]

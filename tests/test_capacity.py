@@ -51,7 +51,15 @@ def test_hosts_with_other_memory_take_other_tables(settings, monkeypatch):
     policy, learner = trainer.stages.policy, trainer.stages.learner
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 80 << 30})
     here = SimpleNamespace(mesh=SimpleNamespace(local_devices=[device], shape=policy.mesh.shape))
-    for name in ("cfg", "dtype", "rollout_cache", "shares_weights", "abstract_rollout", "rollout_shardings"):
+    for name in (
+        "cfg",
+        "dtype",
+        "rollout_cache",
+        "shares_weights",
+        "lora",
+        "abstract_rollout",
+        "rollout_shardings",
+    ):
         setattr(here, name, getattr(policy, name))
     left = capacity.memory_for_rollouts(trainer.args, here, learner.abstract_state)
     held = sum(capacity.held_always(trainer.args, policy, learner.abstract_state).values())

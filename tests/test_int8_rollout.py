@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from grpo_jax import weights
 from grpo_jax.cli import main
 from grpo_jax.config import EvalConfig
 from grpo_jax.errors import UserError
@@ -23,6 +24,7 @@ from grpo_jax.runs.folder import MAY_DIFFER
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, shardings
+from grpo_jax.weights import load_sampler, load_trained
 
 MESHES = ["data=1", "fsdp=8", "fsdp=2,tensor=2", "data=2,fsdp=2,tensor=2"]
 P, G, TP, TC, REAL = 8, 4, 6, 8, 37
@@ -61,8 +63,8 @@ def test_the_copy_depends_on_the_mesh(policy, mesh, dtype):
     """Maxima and roundings: not a bit may differ, wherever the channels are split."""
     opened = policy(mesh, dtype)
     with jax.set_mesh(opened.mesh):
-        copy = opened.rollout_copy(opened.load_weights())
-    assert_identical(copy, by_layer(quantize(policy("data=1").load_weights(), jnp.dtype(dtype))))
+        copy = opened.rollout_copy(load_trained(opened, 0))
+    assert_identical(copy, by_layer(quantize(load_trained(policy("data=1"), 0), jnp.dtype(dtype))))
     assert_laid(copy, opened.rollout_shardings())
     assert not opened.shares_weights
 
@@ -71,25 +73,25 @@ def test_the_copy_depends_on_the_mesh(policy, mesh, dtype):
 def test_weights_that_are_quantised_while_they_load_are_others(policy, mesh):
     opened = policy(mesh)
     with jax.set_mesh(opened.mesh):
-        loaded = opened.load_rollout_weights()
-        assert_identical(loaded, opened.rollout_copy(opened.load_weights()))
+        loaded = load_sampler(opened)
+        assert_identical(loaded, opened.rollout_copy(load_trained(opened, 0)))
     assert_laid(loaded, opened.rollout_shardings())
 
 
 def test_loading_holds_the_wide_model(policy, monkeypatch):
     """What is on the devices while a leaf is quantised: what is done, and that leaf."""
-    opened, real, seen = policy("data=1"), type(policy("data=1"))._quantized, []
+    opened, real, seen = policy("data=1"), weights._quantized, []
     before = {id(x) for x in jax.live_arrays()}
 
-    def watched(self, path, x):
+    def watched(path, x, *rest):
         wide = [
             y for y in jax.live_arrays() if id(y) not in before and y.dtype == jnp.float32 and y.size > 500
         ]
         seen.append(len(wide))
-        return real(self, path, x)
+        return real(path, x, *rest)
 
-    monkeypatch.setattr(type(opened), "_quantized", watched)
-    opened.load_rollout_weights()
+    monkeypatch.setattr(weights, "_quantized", watched)
+    load_sampler(opened)
     assert max(seen) == 1
 
 

@@ -14,8 +14,9 @@ import pytest
 from grpo_jax import GRPOConfig, GRPOTrainer, planning
 from grpo_jax.models.cache import empty_cache
 from grpo_jax.planning import bytes_held, plan_of, show_plan
-from grpo_jax.rollout.state import on_mesh
+from grpo_jax.rollout.state import layer_on_mesh
 from grpo_jax.sharding import hosts
+from grpo_jax.weights import load_trained
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ROWS = [{"prompt": f"{i:2}: say a"} for i in range(40)]
@@ -159,8 +160,9 @@ def cache_of(stages, prompts, samples):
     """Keys and values as the rollout makes them."""
     c, policy = stages.config, stages.policy
     widths = samples, c.max_prompt_length, c.max_completion_length
-    cache = jax.jit(lambda: on_mesh(empty_cache(policy.cfg, prompts, *widths, jnp.dtype(policy.dtype))))()
-    return on_first(cache.layers)
+    empty = lambda: empty_cache(policy.cfg, prompts, *widths, jnp.dtype(policy.dtype)).layers
+    cache = jax.jit(lambda: tuple(map(layer_on_mesh, empty())))()
+    return on_first(cache)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ def cache_of(stages, prompts, samples):
 def test_a_device_holds_more_than_the_plan_says(stages, settings):
     made = stages(eval_rows=ROWS[:5], **settings)
     with jax.set_mesh(made.policy.mesh):
-        weights = made.policy.load_weights()
+        weights = load_trained(made.policy, 0)
         if made.config.beta:
             made.learner.set_reference(weights)
         state = made.learner.init(weights)

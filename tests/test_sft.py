@@ -12,6 +12,7 @@ from grpo_jax.config import SFTConfig
 from grpo_jax.models.qwen import head_logits, hidden_states
 from grpo_jax.policy import open_policy
 from grpo_jax.sft import FineTuner
+from grpo_jax.weights import load_trained
 
 ROWS = [{"prompt": f"say {word}", "completion": word * 2} for word in ("ab", "bc", "cd", "de", "ef", "fgh")]
 
@@ -61,7 +62,7 @@ def test_loss_of_other_tokens_than_the_completions(settings):
     policy = open_policy(config)
     rows = ROWS + ROWS[:2]
     tuner = FineTuner(config, policy, rows)
-    params = policy.load_weights()
+    params = load_trained(policy, 0)
     with jax.set_mesh(policy.mesh):
         wanted = -np.concatenate([by_hand(policy, params, row) for row in rows]).mean()
         _, metrics = tuner(tuner.start(), 0)

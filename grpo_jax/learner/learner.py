@@ -17,15 +17,16 @@ from grpo_jax.learner.objective import GRPO, Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state, state_shardings
 from grpo_jax.learner.update import make_score, make_update, read
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.qwen import Params, abstract_params, cast
+from grpo_jax.models.lora import Base, LoRA, joined
+from grpo_jax.models.qwen import Params, abstract_trained, cast
 from grpo_jax.programs import Program
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, everywhere, row_shards
 
 
 class Learner:
-    """GRPO updates for rollouts of `prompts` prompts with `samples` completions. Holds programs and the reference,
-    no state."""
+    """GRPO updates for rollouts of `prompts` prompts with `samples` completions. Holds programs, the reference and what
+    is not trained; no state."""
 
     def __init__(
         self,
@@ -36,9 +37,10 @@ class Learner:
         passes: Passes,
         shape: tuple[int, int],
         mesh: Mesh,
+        lora: LoRA | None = None,
     ):
         self.cfg, self.objective, self.how, self.passes, self.mesh = cfg, objective, how, passes, mesh
-        weights, bonus = abstract_params(cfg), objective.bonus
+        weights, bonus = abstract_trained(cfg, lora), objective.bonus
         self.shardings = state_shardings(weights, optimizer, mesh, bonus)
         self.abstract_state = abstract_state(weights, optimizer, mesh, bonus)
         self.micro_batches = passes.micro_batches(passes.rows(*shape))
@@ -54,6 +56,7 @@ class Learner:
         rows = passes.rows(*shape) // passes.num_minibatches // self.micro_batches
         whole = _parts(shape[0] * shape[1], rows, row_shards(mesh))
         self.score_rollout = make_score(cfg, how, whole, mesh)  # the rows without gradient too
+        self.base: Base | None = None  # with adapters: the weights that they stand beside
         self.reference: Params | None = None
 
     @property
@@ -63,8 +66,13 @@ class Learner:
         seen = self.how.entropy  # what is logged is of every row
         return wanted and self.objective.ignores_zero_advantages and not seen
 
+    def whole(self, trained: Params) -> Params:
+        """The model with these weights, or with these adapters."""
+        return joined(trained, self.base)
+
     def set_reference(self, params: Params) -> None:
-        """Keep a copy of `params` in the compute dtype as the reference of the divergence."""
+        """Keep a copy of `params`, what is trained, in the compute dtype as the reference of the divergence. Of
+        adapters that is next to nothing: the base serves the reference too."""
         dtype = jnp.dtype(self.how.dtype)
         copy = Program("reference", lambda p: cast(jax.tree.map(jnp.copy, p), dtype))
         self.reference = copy(params)
@@ -79,13 +87,13 @@ class Learner:
         parts = minibatches(experience, advantages, self.passes, skip=self.skips)
         batches = [self.on_devices(part) for part in parts]
         if self.reference is not None and self.objective.beta > 0:
-            batches = self._with("ref_logprobs", self.reference, batches)
+            batches = self._with("ref_logprobs", self.whole(self.reference), batches)
         if self.passes.updates > 1:
-            batches = self._with("old_logprobs", state.params, batches)
+            batches = self._with("old_logprobs", self.whole(state.params), batches)
         history = []
         for _ in range(self.passes.num_iterations):
             for batch in batches:
-                state, metrics = self.update(state, batch)
+                state, metrics = self.update(state, batch, self.base)
                 history.append(metrics)
         return state, _combine([read(metrics) for metrics in history])
 
@@ -100,7 +108,8 @@ class Learner:
         flat = lambda a: a[..., :width].reshape(P * G, width)
         repeated = np.repeat(x.prompts, G, axis=0), np.repeat(x.prompt_lengths, G, axis=0)
         rows = self._rows(*repeated, flat(x.tokens), mask)
-        reference = hosts.get(self.score_rollout(self.reference, rows))
+        assert self.reference is not None
+        reference = hosts.get(self.score_rollout(self.whole(self.reference), rows))
         estimate = ESTIMATORS[self.objective.kl_estimator](
             jnp.asarray(flat(x.logprobs)), jnp.asarray(reference), jnp.asarray(mask)
         )

@@ -18,7 +18,7 @@ from grpo_jax.sharding.rules import TRAIN_RULES, shardings
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Master weights and Adam moments in float32: updates of 1e-6 vanish in bfloat16."""
+    """Master weights, or adapters, and Adam moments in float32: updates of 1e-6 vanish in bfloat16."""
 
     params: Params
     opt_state: Any
@@ -66,7 +66,8 @@ def make_optimizer(
 
 
 def _decays(params: Params) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+    matrices = "kernel", "embedding", "lora_a", "lora_b"
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)
 
 
 def init_state(

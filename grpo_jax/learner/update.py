@@ -1,6 +1,7 @@
 """The compiled step: micro-batches scanned inside, one optimizer update, state donated."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from grpo_jax.learner.objective import GRPO, SFT, Batch
 from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.learner.row_metrics import RowSums
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.lora import Base, joined
 from grpo_jax.models.qwen import Params, cast
 from grpo_jax.programs import Program
 from grpo_jax.sharding import hosts
@@ -36,11 +38,11 @@ def make_update(
     state_sharding: TrainState,
     mesh: Mesh,
 ) -> Program:
-    """The program (state, batch) -> (state, metrics); `state` is donated. It compiles once for each shape."""
+    """The program (state, batch, base=None) -> (state, metrics); `state` is donated. Compiles once for each shape."""
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: Batch, base: Base | None = None) -> tuple[TrainState, Metrics]:
         grads, metrics, control = accumulate(
-            cfg, objective, how, micro_batches, state.params, batch, state.entropy
+            cfg, objective, how, micro_batches, state.params, batch, state.entropy, base
         )
         with jax.named_scope("optimizer"):
             changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -88,18 +90,22 @@ def accumulate(
     params: Params,
     batch: Batch,
     control: EntropyControl | None = None,
+    base: Base | None = None,
 ) -> tuple[Params, Metrics, EntropyControl | None]:
-    """Gradients [as params, float32], metrics and the entropy bonus's next state, of the whole batch.
+    """Gradients [as params, float32], metrics and the entropy bonus's next state, of the whole batch. `base`: weights
+    that are not trained, where `params` are adapters beside them.
 
     Rows are weighed before the split, and so the micro-batches' losses and gradients simply add up. Only the first
     `batch.live` micro-batches are computed: the loop's length is data, so that their number compiles nothing anew.
     """
     how = replace(how, entropy=how.entropy or objective.needs_entropy)
+    whole = partial(joined, base=base)
     if isinstance(objective, GRPO) and objective.masks_entropy and micro_batches > 1:
-        batch = objective.with_entropy_mask(batch, _entropies(cfg, how, micro_batches, params, batch.rows))
+        entropies = _entropies(cfg, how, micro_batches, whole(params), batch.rows)
+        batch = objective.with_entropy_mask(batch, entropies)
     batch = objective.weigh(batch, control)
     parts = split(replace(batch, live=None), micro_batches)
-    gradient = jax.value_and_grad(partial(_loss, cfg, objective, how), has_aux=True)
+    gradient = jax.value_and_grad(partial(_loss, cfg, objective, how, whole), has_aux=True)
 
     def add(i: Array, total: Any) -> Any:
         grads, loss, rows = total
@@ -122,9 +128,14 @@ def accumulate(
 
 
 def _loss(
-    cfg: ModelConfig, objective: GRPO | SFT, how: Scoring, params: Params, batch: Batch
+    cfg: ModelConfig,
+    objective: GRPO | SFT,
+    how: Scoring,
+    whole: Callable[[Params], Params],
+    trained: Params,
+    batch: Batch,
 ) -> tuple[Array, RowSums]:
-    return objective.loss(*completion_logprobs(cfg, params, batch.rows, how), batch)
+    return objective.loss(*completion_logprobs(cfg, whole(trained), batch.rows, how), batch)
 
 
 def _entropies(cfg: ModelConfig, how: Scoring, micro_batches: int, params: Params, rows: Rows) -> Array:

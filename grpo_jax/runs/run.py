@@ -100,23 +100,24 @@ class Run:
             raise SystemExit(TERMINATED)
         return saves and self.checkpoints is not None
 
-    def export(self, write: Callable[[Path], None]) -> None:
-        """Have `write` make the folder `hf`, unless it is there. Every process must call it, as `write` gathers.
+    def export(self, write: Callable[[Path], None], name: str = "hf", config: str = "config.json") -> None:
+        """Have `write` make the folder `name`, unless it is there. Every process must call it, as `write` gathers.
 
-        A bucket gets copies of the files; the configuration comes last, and says that all are there."""
-        done = self.folder.is_writer and (self.folder.hf / "config.json").exists()
+        A bucket gets copies of the files; `config` comes last, and says that all are there."""
+        target = self.folder.path / name
+        done = self.folder.is_writer and (target / config).exists()
         if self.checkpoints is None or hosts.agree(done):
             return
         self.checkpoints.wait()  # whatever happens while writing, no step has to be done again
-        if is_local(self.folder.hf):
-            write(Path(self.folder.hf))
+        if is_local(target):
+            write(Path(target))
             return
         with tempfile.TemporaryDirectory() as here:
-            made = Path(here) / "hf"
+            made = Path(here) / name
             write(made)
             if self.folder.is_writer:
-                for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
-                    epath.Path(file).copy(self.folder.hf / file.name, overwrite=True)
+                for file in sorted(made.iterdir(), key=lambda file: file.name == config):
+                    epath.Path(file).copy(target / file.name, overwrite=True)
 
     def end_progress(self) -> None:
         """Take the bar off the terminal, for what is printed at the end."""
