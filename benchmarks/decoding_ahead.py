@@ -14,7 +14,6 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 
 from grpo_jax import abstract
 from grpo_jax.models.config import PUBLISHED
+from grpo_jax.plans.hlo import INSTRUCTION, computations, loops, size
 from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.generate import Programs, Vocabulary
 from grpo_jax.rollout.sampling import Sampling
@@ -32,11 +32,8 @@ from grpo_jax.sharding.mesh import everywhere
 from grpo_jax.sharding.targets import topology_mesh
 
 VOCABULARY = Vocabulary((151645, 151643), 0, 151665)
-BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
 # Instructions without a kernel, and those that write into an array that is there.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "iota"}
-INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.+?) ([\w-]+)\((.*)$")
-SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 def main() -> None:
@@ -93,72 +90,42 @@ def measure(args: argparse.Namespace, target: str) -> dict[str, Any]:
 def step_of(text: str, layers: int) -> tuple[int, int, list[str]]:
     """(bytes written to the device's memory, kernels, the largest results) of one token: the body of the outermost
     loop, and the bodies of loops in it as often as they run (where a TPU's program does not say it: once a layer)."""
-    computations = {name: list(lines) for name, lines in _computations(text)}
-    entry = next(name for name in computations if name.startswith("ENTRY"))
-    outer = [x for x in _loops(computations[entry]) if x[1] is None]
+    parts = computations(text)
+    entry = next(name for name in parts if name.startswith("ENTRY"))
+    outer = [x for x in loops(parts[entry]) if x[1] is None]
     assert len(outer) == 1, outer
     results: list[tuple[int, int, str]] = []
-    _walk(computations, outer[0][0], 1, layers, results)
+    _walk(parts, outer[0][0], 1, layers, results)
     results.sort(key=lambda x: -x[0] * x[1])
     largest = [f"{times} x {shape}" for _, times, shape in results[:6]]
     return sum(size * times for size, times, _ in results), sum(times for _, times, _ in results), largest
 
 
 def _walk(
-    computations: dict[str, list[str]],
+    parts: dict[str, list[str]],
     name: str,
     times: int,
     layers: int,
     results: list[tuple[int, int, str]],
 ) -> None:
-    for line in computations[name]:
+    for line in parts[name]:
         found = INSTRUCTION.match(line)
         if not found or found[3] in FREE or re.search(r"(-start|-done)$", found[3]):
             continue  # what is fetched ahead into a TPU's own memory is read, not written
-        if _in_place(line, computations):
+        if _in_place(line, parts):
             continue
-        results.append((_size(found[2]), times, f"{found[2].split('{')[0]} {found[1]}"))
-    for body, count in _loops(computations[name]):
-        _walk(computations, body, times * (count or layers), layers, results)
+        results.append((size(found[2]), times, f"{found[2].split('{')[0]} {found[1]}"))
+    for body, count in loops(parts[name]):
+        _walk(parts, body, times * (count or layers), layers, results)
 
 
-def _in_place(line: str, computations: dict[str, list[str]]) -> bool:
+def _in_place(line: str, parts: dict[str, list[str]]) -> bool:
     """Whether an instruction writes a slice into an array that is there."""
     if "dynamic-update-slice(" in line:
         return True
     called = re.search(r"calls=%?([\w.-]+)", line)
-    inside = computations.get(called[1], []) if called else []
+    inside = parts.get(called[1], []) if called else []
     return any("dynamic-update-slice(" in x or "dynamic_update_slice" in x for x in inside)
-
-
-def _loops(lines: list[str]) -> list[tuple[str, int | None]]:
-    """(body, how often it runs; None where the program decides)."""
-    found = []
-    for line in lines:
-        if body := re.search(r" while\(.*body=%?([\w.-]+)", line):
-            count = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-            found.append((body[1], int(count[1]) if count else None))
-    return found
-
-
-def _computations(text: str) -> Iterator[tuple[str, Iterator[str]]]:
-    """(name, lines) of each computation of a module."""
-    for part in re.split(r"\n(?=(?:ENTRY )?%?[\w.-]+ \(|(?:ENTRY )?%?[\w.-]+ \{)", text):
-        first, _, rest = part.partition("\n")
-        name = re.match(r"(ENTRY )?%?([\w.-]+)", first)
-        if name:
-            yield (name[1] or "") + name[2], iter(rest.splitlines())
-
-
-def _size(shape: str) -> int:
-    """Bytes of a result, which may be a tuple."""
-    total = 0
-    for kind, dims in SHAPE.findall(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(1\)\}", "", shape)):  # S(1): a TPU's VMEM
-        count = 1
-        for n in dims.split(","):
-            count *= int(n or 1)
-        total += count * BYTES.get(kind, 0)
-    return total
 
 
 def _mib(count: float) -> float:

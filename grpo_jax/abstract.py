@@ -44,15 +44,20 @@ def weights(
     """Weights in `dtype` and `form`, layers stacked, where `rules` lay them: by default the learner's."""
     convert = functools.partial(sampler_weights, dtype=jnp.dtype(dtype), form=form)
     shapes = jax.eval_shape(convert, abstract_params(cfg))
-    place = lambda x, sharding: _array(sharding, x.dtype, *x.shape)
+    place = lambda x, sharding: array(sharding, x.dtype, *x.shape)
     return jax.tree.map(place, shapes, shardings(shapes, rules, mesh))
 
 
 def sampler_copy(cfg: ModelConfig, mesh: Mesh, dtype: str, form: str = "auto") -> Params:
     """The sampler's weights in `dtype` and `form`, layers apart."""
-    stacked = weights(cfg, mesh, dtype, ROLLOUT_RULES, form)
-    one = lambda x: _array(NamedSharding(mesh, PartitionSpec(*x.sharding.spec[1:])), x.dtype, *x.shape[1:])
-    return stacked | {"layers": (jax.tree.map(one, stacked["layers"]),) * cfg.num_layers}
+    return by_layer(weights(cfg, mesh, dtype, ROLLOUT_RULES, form), mesh)
+
+
+def by_layer(stacked: Params, mesh: Mesh) -> Params:
+    """The same weights, layers apart."""
+    one = lambda x: array(NamedSharding(mesh, PartitionSpec(*x.sharding.spec[1:])), x.dtype, *x.shape[1:])
+    count = jax.tree.leaves(stacked["layers"])[0].shape[0]
+    return stacked | {"layers": (jax.tree.map(one, stacked["layers"]),) * count}
 
 
 def train_state(cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -64,10 +69,10 @@ def prompts(mesh: Mesh, count: int, width: int) -> tuple[Any, Any, Any, Any]:
     """What generate takes after the weights: tokens [P,Tp], lengths [P], uids [P] and the step's key."""
     rows, key = by_rows(mesh), jax.eval_shape(lambda: jax.random.key(0))
     return (
-        _array(rows, jnp.int32, count, width),
-        _array(rows, jnp.int32, count),
-        _array(rows, jnp.uint32, count),
-        _array(everywhere(mesh), key.dtype),
+        array(rows, jnp.int32, count, width),
+        array(rows, jnp.int32, count),
+        array(rows, jnp.uint32, count),
+        array(everywhere(mesh), key.dtype),
     )
 
 
@@ -75,10 +80,10 @@ def rows(mesh: Mesh, count: int, prompt_width: int, width: int) -> Rows:
     """What score takes after the weights: `count` rows of prompts [B,Tp] and completions [B,Tc]."""
     split = by_rows(mesh)
     return Rows(
-        tokens=_array(split, jnp.int32, count, prompt_width + width),
-        prompt_lengths=_array(split, jnp.int32, count),
-        completions=_array(split, jnp.int32, count, width),
-        mask=_array(split, jnp.float32, count, width),
+        tokens=array(split, jnp.int32, count, prompt_width + width),
+        prompt_lengths=array(split, jnp.int32, count),
+        completions=array(split, jnp.int32, count, width),
+        mask=array(split, jnp.float32, count, width),
     )
 
 
@@ -94,18 +99,18 @@ def batch(
 ) -> Batch:
     """What update takes after the state. `old`: several updates a rollout; `reference`: a KL term; `skips`: some
     micro-batches may be left out."""
-    logprobs = _array(by_rows(mesh), jnp.float32, count, width)
+    logprobs = array(by_rows(mesh), jnp.float32, count, width)
     return Batch(
         rows=rows(mesh, count, prompt_width, width),
-        advantages=_array(by_rows(mesh), jnp.float32, count),
+        advantages=array(by_rows(mesh), jnp.float32, count),
         sampler_logprobs=logprobs,
         old_logprobs=logprobs if old else None,
         ref_logprobs=logprobs if reference else None,
-        mean_tokens=_array(everywhere(mesh), jnp.float32),
-        live=_array(everywhere(mesh), jnp.int32) if skips else None,
+        mean_tokens=array(everywhere(mesh), jnp.float32),
+        live=array(everywhere(mesh), jnp.int32) if skips else None,
     )
 
 
-def _array(sharding: Sharding, dtype: Any, *shape: int) -> Any:
+def array(sharding: Sharding, dtype: Any, *shape: int) -> Any:
     """A shape; typed `Any`, because it stands where the programs ask for an array."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

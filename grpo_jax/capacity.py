@@ -14,7 +14,7 @@ from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import row_shards
 
-_USABLE = 0.9  # of a device's memory: the rest is for programs and for what the allocator cannot join
+USABLE = 0.9  # of a device's memory: the rest is for programs and for what the allocator cannot join
 
 
 def training_demand(config: GRPOConfig, policy: Policy) -> Demand:
@@ -44,7 +44,7 @@ def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any) -> int |
     if not smallest:
         return None
     held = sum(held_always(config, policy, state).values()) + copy_bytes(policy)
-    return int(_USABLE * smallest) - held
+    return int(USABLE * smallest) - held
 
 
 def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> int:

@@ -128,12 +128,28 @@ def add_export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest)")
 
 
+def add_plan(verb: argparse.ArgumentParser) -> None:
+    add_recipe(verb, GRPOConfig, "the defaults below")
+    group = verb.add_argument_group("Plan")
+    group.add_argument(
+        "--target", metavar="CHIP:TOPOLOGY", help="such as v5e:2x4, h100:8, or h100:2x8 for two hosts"
+    )
+    group.add_argument(
+        "--search", action="store_true", help="find mesh, micro_batch_size and gradient_checkpointing"
+    )
+    group.add_argument("--json", metavar="FILE", help="write the plan there, too")
+    group.add_argument(
+        "--targets", action="store_true", help="list the chips that are known, and nothing else"
+    )
+
+
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": lambda verb: add_recipe(verb, GRPOConfig, "demo, or with --model the defaults below"),
     "sft": lambda verb: add_recipe(verb, SFTConfig, "the defaults below"),
     "eval": lambda verb: add_settings(verb, EvalConfig),
     "generate": lambda verb: add_settings(verb, GenerateConfig),
     "export": add_export,
+    "plan": add_plan,
 }
 
 # ---- verbs ----
@@ -185,6 +201,15 @@ def export(args: argparse.Namespace) -> int:
     return export_command(args.run, args.out, args.step, args.adapter)
 
 
+def plan(args: argparse.Namespace) -> int:
+    from grpo_jax.plans.command import list_targets, plan_command
+
+    if args.targets:
+        return list_targets()
+    given = {name: value for name in GRPOConfig.model_fields if (value := getattr(args, name)) is not None}
+    return plan_command(load_settings(GRPOConfig, args.source, given), args.target, args.search, args.json)
+
+
 def doctor(args: argparse.Namespace) -> int:
     from grpo_jax.doctor import doctor
 
@@ -208,6 +233,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "eval": ("measure a model on held-out prompts", evaluate),
     "generate": ("sample from a model", generate),
     "export": ("write a checkpoint as a Hugging Face folder", export),
+    "plan": ("say whether a run fits on chips that are not here, and how fast they could be", plan),
     "doctor": ("say what this machine can do, and what is missing", doctor),
     "recipes": ("list what can be run by name", recipes),
 }

@@ -212,7 +212,7 @@ def _memory(stages: Stages) -> str:
     if stages.evaluator is None:
         del moments["evaluating, also"]
     lines = [
-        f"{moment:18}  {', '.join(f'{name} {_size(size)}' for name, size in parts.items() if size)}"
+        f"{moment:18}  {', '.join(f'{name} {sized(size)}' for name, size in parts.items() if size)}"
         for moment, parts in moments.items()
     ]
     return "\n".join(["on each device, and activations on top:", *lines])
@@ -236,7 +236,8 @@ def _count(n: int, one: str, many: str | None = None) -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
-def _size(size: float) -> str:
+def sized(size: float) -> str:
+    """Bytes for people."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from grpo_jax.config import ModelSettings, parse_mesh
+from grpo_jax.copying import SamplerCopy
 from grpo_jax.errors import UserError
 from grpo_jax.models import hf
 from grpo_jax.models.config import ModelConfig
@@ -19,8 +20,7 @@ from grpo_jax.models.lora import Base, LoRA, joined
 from grpo_jax.models.peft import read_lora
 from grpo_jax.models.qwen import Params, abstract_params, abstract_trained, in_form, sampler_weights
 from grpo_jax.models.safetensors_io import open_folder
-from grpo_jax.programs import Program
-from grpo_jax.rollout.generate import Vocabulary, decoding_program
+from grpo_jax.rollout.generate import Vocabulary
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
 
@@ -80,26 +80,14 @@ class Policy:
         """Where the weights lie while sampling."""
         return shardings(self.abstract_rollout(), ROLLOUT_RULES, self.mesh)
 
-    @property
-    def shares_weights(self) -> bool:
-        """Whether the sampler's copy is of the learner's own form, laid alike."""
-        if self.lora is not None or self.dtype != "float32" or self.rollout_weights != "auto":
-            return False
-        alike = lambda x, a, b: a.is_equivalent_to(b, len(x.shape))
-        layouts = abstract_params(self.cfg), self.train_shardings(), self.rollout_shardings()
-        return all(jax.tree.leaves(jax.tree.map(alike, *layouts)))
-
     def rollout_copy(self, params: Params) -> Params:
-        """The whole model's weights in the sampler's form and layout, made on the devices."""
-        if not self.shares_weights:
-            params = self._refresh(params)
-        return decoding_program(self.mesh)(params)
+        """The whole model's weights in the sampler's form and layout, layers apart, made on the devices."""
+        return self.copying(params)
 
     @cached_property
-    def _refresh(self) -> Program:
-        """The program the whole model's weights -> the sampler's."""
-        convert = partial(sampler_weights, dtype=jnp.dtype(self.dtype), form=self.rollout_weights)
-        return Program("refresh", convert, out_shardings=self.rollout_shardings())
+    def copying(self) -> SamplerCopy:
+        """What makes that copy."""
+        return SamplerCopy(self.dtype, self.rollout_weights, self.rollout_shardings(), self.mesh)
 
 
 def open_policy(

@@ -19,23 +19,39 @@ from jax.sharding import AxisType, Mesh
 
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.sharding.mesh import AXES, describe
+from grpo_jax.sharding.quiet import QUIET
 
 MEND = "run: pip install 'grpo-jax[plan]'"
-TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")  # libtpu knows the rest by name
-
-# Without these libtpu asks a metadata server which machine this is, and only one process at a time may load it.
-_QUIET = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # the plugin asks for CUDA's run-time libraries, the compiler does not
-}
 
 
 class MissingExtra(UserError):
     """The compiler for a target is not installed."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a device can do at best, from its data sheet: for bounds, not for the compiler."""
+
+    memory: int  # bytes
+    bandwidth: float  # bytes a second, to and from that memory
+    flops: float  # a second in bfloat16, dense
+    link: float  # bytes a second to the other devices, in one direction
+
+
+# A device is what JAX calls one: a chip, and half a chip of tpu7x.
+TPUS = {
+    "v4": Chip(32 << 30, 1.228e12, 275e12, 150e9),
+    "v5e": Chip(16 << 30, 0.819e12, 197e12, 100e9),
+    "v5p": Chip(95 << 30, 2.765e12, 459e12, 300e9),
+    "v6e": Chip(32 << 30, 1.640e12, 918e12, 224e9),
+    "tpu7x": Chip(96 << 30, 3.690e12, 1153e12, 300e9),
+}
+_GPU_SPEED = {
+    "a100": (312e12, 300e9),
+    "h100": (989e12, 450e9),
+    "h200": (989e12, 450e9),
+    "b200": (2250e12, 900e9),
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,14 @@ GPUS = {
 }
 
 
+def chip_of(target: str) -> Chip:
+    """The device of which `target` is made."""
+    chip = _parse(target)[0]
+    if chip in TPUS:
+        return TPUS[chip]
+    return Chip(GPUS[chip].memory, GPUS[chip].bandwidth, *_GPU_SPEED[chip])
+
+
 def topology_mesh(target: str, sizes: dict[str, int] | None = None) -> Mesh:
     """A mesh over all devices of `target`, for `jit(...).lower(...).compile(compiler_options(target))`.
 
@@ -68,7 +92,7 @@ def topology_mesh(target: str, sizes: dict[str, int] | None = None) -> Mesh:
     that cannot be, and MissingExtra (a UserError) where the target's compiler is not installed.
     """
     chip, topology = _parse(target)
-    with _environment(_QUIET):
+    with _environment(QUIET):
         devices = _tpu_devices(chip, topology) if chip in TPUS else _gpu_devices(GPUS[chip], topology)
     sizes = sizes if sizes is not None else {"fsdp": len(devices)}
     shape = tuple(sizes.get(axis, 1) for axis in AXES)

@@ -55,7 +55,6 @@ def test_hosts_with_other_memory_take_other_tables(settings, monkeypatch):
         "cfg",
         "dtype",
         "rollout_cache",
-        "shares_weights",
         "lora",
         "abstract_rollout",
         "rollout_shardings",

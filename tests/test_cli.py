@@ -140,7 +140,11 @@ def test_export_and_doctor_are_called(calls):
     assert cli.main(["export", "runs/a", "out", "--step", "3"]) == 0
     assert cli.main(["export", "runs/a", "out"]) == 0
     assert cli.main(["doctor"]) == 0
-    assert calls == [("export", "runs/a", "out", 3, False), ("export", "runs/a", "out", None, False), ("doctor",)]
+    assert calls == [
+        ("export", "runs/a", "out", 3, False),
+        ("export", "runs/a", "out", None, False),
+        ("doctor",),
+    ]
 
 
 def test_a_verbs_exit_code_is_ours(monkeypatch):

@@ -54,7 +54,8 @@ def assert_laid(copy, wanted):
         for x, sharding in zip(jax.tree.leaves(layer), jax.tree.leaves(wanted["layers"])):
             cut = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
             assert x.sharding.is_equivalent_to(cut, x.ndim), (x.sharding, cut)
-    assert copy["embed"]["embedding"].values.sharding == wanted["embed"]["embedding"].values
+    embedding, place = copy["embed"]["embedding"].values, wanted["embed"]["embedding"].values
+    assert embedding.sharding.is_equivalent_to(place, embedding.ndim)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -66,7 +67,6 @@ def test_the_copy_depends_on_the_mesh(policy, mesh, dtype):
         copy = opened.rollout_copy(load_trained(opened, 0))
     assert_identical(copy, by_layer(quantize(load_trained(policy("data=1"), 0), jnp.dtype(dtype))))
     assert_laid(copy, opened.rollout_shardings())
-    assert not opened.shares_weights
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -209,7 +209,7 @@ def test_a_device_holds_more_than_the_plan_says(stages, settings):
     ],
 )
 def test_a_size_is_hard_to_read(size, text):
-    assert planning._size(size) == text
+    assert planning.sized(size) == text
 
 
 # ---- how it is shown ----

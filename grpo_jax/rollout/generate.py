@@ -108,9 +108,12 @@ class Programs:
         """An empty table of that size on each part of the mesh."""
         key = (size, prompt_width, _dtype(params))
         if key not in self._blank:
-            empty = _by_part(self._mesh, partial(blank, self._of, *key), (), OWN)
-            self._blank[key] = Program("blank", empty)
+            self._blank[key] = Program("blank", partial(self.empty, *key))
         return self._blank[key]()
+
+    def empty(self, size: Size, prompt_width: int, dtype: jnp.dtype) -> Decoding:
+        """What `blank` computes."""
+        return _by_part(self._mesh, partial(blank, self._of, size, prompt_width, dtype), (), OWN)()
 
     def rearranged(self, state: Decoding, slots: int, places: Array, rows: Array) -> Decoding:
         """`state`, which is used up, at places [D*S'] with rows [D*S',g'] and `slots` slots. Numbers of places and rows

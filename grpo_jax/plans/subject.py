@@ -1,0 +1,236 @@
+"""What is planned: a run's settings on a target, with the run's own policy, learner and programs."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from grpo_jax import abstract, capacity
+from grpo_jax.config import GRPOConfig, parse_mesh
+from grpo_jax.copying import arguments
+from grpo_jax.errors import UserError
+from grpo_jax.learner.batches import bucket
+from grpo_jax.learner.learner import Learner
+from grpo_jax.learning import learner_of, lora_of, optimizer_of, passes_of, schedule_of
+from grpo_jax.models import hf
+from grpo_jax.models.config import PUBLISHED, ModelConfig
+from grpo_jax.models.lora import Base, joined
+from grpo_jax.policy import Policy
+from grpo_jax.programs import Program
+from grpo_jax.rollout.budget import prompts_at_a_time
+from grpo_jax.rollout.decoding import Newcomers
+from grpo_jax.rollout.generate import Programs, Vocabulary
+from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.state import Decoder, Size
+from grpo_jax.sharding.mesh import ROWS, by_rows, check_rows, row_shards
+from grpo_jax.sharding.targets import chip_of, topology_mesh
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program with its arguments as shapes, what else the devices hold while it runs, and its loops' rounds."""
+
+    name: str
+    program: Program
+    arguments: tuple
+    beside: int  # bytes on each device that are no arguments
+    trips: list[int]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run on a target."""
+
+    config: GRPOConfig
+    target: str
+    cfg: ModelConfig
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """Over all devices of the target."""
+        return topology_mesh(self.target, parse_mesh(self.config.mesh))
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The model, of which nothing is there but its shape."""
+        vocabulary, c = Vocabulary((0,), 0, self.cfg.vocab_size), self.config
+        dtype = "bfloat16" if c.dtype == "auto" else c.dtype
+        forms = c.rollout_weights, c.rollout_cache, lora_of(c), None, c.base_weights
+        return Policy(Path(c.model), self.cfg, None, vocabulary, self.mesh, dtype, *forms)
+
+    @cached_property
+    def learner(self) -> Learner:
+        """The run's own. UserError where its rows do not divide over the mesh."""
+        c = self.config
+        check_rows(self.mesh, "prompts_per_step", c.prompts_per_step)
+        mini = passes_of(c).rows(c.prompts_per_step, c.num_generations) // c.num_minibatches
+        check_rows(self.mesh, "micro_batch_size", c.micro_batch_size or mini)
+        return learner_of(c, self.policy, optimizer_of(c, schedule_of(c)))
+
+    @property
+    def usable(self) -> int:
+        """Bytes of each device that a run may fill."""
+        return int(capacity.USABLE * chip_of(self.target).memory)
+
+    @cached_property
+    def held(self) -> dict[str, int]:
+        """Bytes on each device from the first step to the last, by what they are for."""
+        return capacity.held_always(self.config, self.policy, self.learner.abstract_state)
+
+    @cached_property
+    def rows(self) -> int:
+        """Completions under way at a time; 0: all. UserError where there is no room for one prompt's."""
+        given = self.config.rollout_memory
+        left = self.usable - sum(self.held.values()) - capacity.copy_bytes(self.policy)
+        memory = int(given * 2**30) if given else left
+        return capacity.rows_at_a_time(self.demand, memory, self.config)
+
+    @cached_property
+    def demand(self) -> Any:
+        """What the rollouts ask for."""
+        return capacity.training_demand(self.config, self.policy)
+
+    @property
+    def size(self) -> Size:
+        """The rollout's largest table, on each part of the mesh."""
+        return self.demand.size(self.rows)
+
+    @property
+    def base(self) -> Base | None:
+        """What adapters stand beside, as shapes."""
+        shapes = self.policy.abstract_base()
+        return (
+            None
+            if shapes is None
+            else Base(_placed(shapes.params, self.policy.base_shardings()), shapes.scale)
+        )
+
+    def jobs(self) -> list[Job]:
+        """The programs of a step, in its order. Weights that no rollout fits beside have none."""
+        return [*self._copying(), *self._rollout(), *self._score(), self._update()]
+
+    @property
+    def _whole(self) -> Any:
+        """The whole model's weights as the learner has them, as shapes."""
+        return joined(self.learner.abstract_state.params, self.base)
+
+    def _beside(self, arguments: Any) -> int:
+        """Bytes held on each device that are none of these arguments of a program."""
+        return sum(self.held.values()) - sum(map(_bytes, jax.tree.leaves(arguments)))
+
+    def _copying(self) -> list[Job]:
+        """The last layer of the sampler's copy, when all others are there."""
+        of_layer, _ = arguments(self._whole)
+        outside = self._beside(of_layer) + capacity.copy_bytes(self.policy)
+        return [Job("copy", self.policy.copying.layer, of_layer, outside, [])]
+
+    def _rollout(self) -> list[Job]:
+        c, mesh, dtype = self.config, self.mesh, jnp.dtype(self.policy.dtype)
+        how = Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
+        count = min(c.rollout_segment or c.max_completion_length, c.max_completion_length)
+        of = Decoder(self.cfg, self.policy.vocabulary, how, cache=c.rollout_cache)
+        programs, held = Programs(of, count, mesh), sum(self.held.values())
+        with jax.set_mesh(mesh):
+            state = _state(programs, self.size, c.max_prompt_length, dtype, mesh)
+        copy = abstract.by_layer(
+            _placed(self.policy.abstract_rollout(), self.policy.rollout_shardings()), mesh
+        )
+        key = abstract.prompts(mesh, 1, 1)[-1]
+        new = self._newcomers()
+        return [
+            Job("prompts", programs.admit, (copy, key, state, new), held, []),
+            Job("rollout", programs.extend, (copy, state), held, [count]),
+        ]
+
+    def _newcomers(self) -> Newcomers:
+        c, size, parts = self.config, self.size, row_shards(self.mesh)
+        times = -(-c.num_generations // size.rows)
+        m = min(prompts_at_a_time(c.max_prompt_length), size.places // times) * parts
+        array = partial(abstract.array, by_rows(self.mesh))
+        return Newcomers(
+            tokens=array(jnp.int32, m, c.max_prompt_length),
+            lengths=array(jnp.int32, m),
+            uids=array(jnp.uint32, m),
+            places=array(jnp.int32, m, times),
+            limits=array(jnp.int32, m, times, size.rows),
+        )
+
+    def _score(self) -> list[Job]:
+        """The pass for the reference's log-probs, or for the old ones, if there is one."""
+        c = self.config
+        if not (c.beta or self.learner.passes.updates > 1):
+            return []
+        rows = abstract.rows(self.mesh, self._mini, c.max_prompt_length, self._width)
+        given, beside = (self._whole, rows), self._beside(self._whole)
+        return [Job("score", self.learner.score, given, beside, [self.learner.micro_batches])]
+
+    def _update(self) -> Job:
+        c, learner = self.config, self.learner
+        batch = abstract.batch(
+            self.mesh,
+            self._mini,
+            c.max_prompt_length,
+            self._width,
+            old=learner.passes.updates > 1,
+            reference=c.beta > 0,
+            skips=learner.skips,
+        )
+        given = learner.abstract_state, batch, self.base
+        return Job("update", learner.update, given, self.held["reference"], [learner.micro_batches])
+
+    @property
+    def _mini(self) -> int:
+        c = self.config
+        return self.learner.passes.rows(c.prompts_per_step, c.num_generations) // c.num_minibatches
+
+    @property
+    def _width(self) -> int:
+        return bucket(self.config.max_completion_length, self.config.max_completion_length)
+
+
+def shape_of(model: str) -> ModelConfig:
+    """A model's shape: of a folder's config.json; of a published size by its name (Qwen/Qwen2.5-7B-Instruct, 7b); else
+    from the hub."""
+    if not Path(model).is_dir() and (
+        size := re.search(r"(?:^|Qwen2\.5-(?:Math-|Coder-)?)([\d.]+b)\b", model, re.I)
+    ):
+        if size[1].lower() in PUBLISHED:
+            return PUBLISHED[size[1].lower()]
+        raise UserError(f"model = {model}: no published size {size[1]}; there are {', '.join(PUBLISHED)}")
+    if model == "demo":
+        from grpo_jax.demo import SHAPE
+
+        return SHAPE
+    return hf.load_config(hf.resolve_model(model))
+
+
+def _state(programs: Programs, size: Size, prompt_width: int, dtype: np.dtype, mesh: Mesh) -> Any:
+    """The rollout's table as shapes, where it lies."""
+    shapes = jax.eval_shape(lambda: programs.empty(size, prompt_width, dtype))
+    heads = lambda x, spec: _array(x, NamedSharding(mesh, PartitionSpec(*spec)))
+    rows = jax.tree.map(lambda x: _array(x, by_rows(mesh)), shapes)
+    layers = tuple(
+        layer.mapped(lambda x: heads(x, (ROWS, "tensor")), lambda x, _: heads(x, (ROWS, None, "tensor")))
+        for layer in shapes.cache.layers
+    )
+    return replace(rows, cache=replace(rows.cache, layers=layers))
+
+
+def _placed(shapes: Any, places: Any) -> Any:
+    return jax.tree.map(_array, shapes, places)
+
+
+def _array(x: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _bytes(x: Any) -> int:
+    shape = x.sharding.shard_shape(x.shape) if x.sharding is not None else x.shape
+    return math.prod(shape) * x.dtype.itemsize
