@@ -173,6 +173,7 @@ def _sampler(config: GRPOConfig, policy: Policy, rows: int) -> Sampler:
         rows=rows,
         stop=stop_of(config, policy),
         cache=policy.rollout_cache,
+        attention=policy.attention,
     )
 
 

@@ -43,6 +43,9 @@ class ModelSettings(Settings):
     own rank, alpha and modules; other verbs merge it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type that is computed in; auto: bfloat16 on accelerators, float32 on CPU."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """The kernel of whole rows (training, scoring, prompts): cudnn on CUDA, splash on TPU, or xla; auto: by the
+    device, xla in float32."""
     mesh: str | None = None
     """How the devices are arranged, e.g. data=1,fsdp=8,tensor=1; none: a mesh that fits them."""
     compilation_cache: Name | None = None

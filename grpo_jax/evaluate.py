@@ -92,6 +92,7 @@ class Evaluator:
             segment=segment,
             stop=stop,
             cache=policy.rollout_cache,
+            attention=policy.attention,
         )
 
     @property

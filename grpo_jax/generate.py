@@ -76,4 +76,5 @@ def _sampler(config: GenerateConfig, policy: Policy) -> Sampler:
         rows=_ROWS,
         stop=stop_of(config, policy),
         cache=policy.rollout_cache,
+        attention=policy.attention,
     )

@@ -25,6 +25,7 @@ def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTran
         dtype=policy.dtype,
         chunk=config.logprob_chunk,
         remat=config.gradient_checkpointing,
+        attention=policy.attention,
         entropy=config.log_entropy,
     )
     shape = config.prompts_per_step, config.num_generations

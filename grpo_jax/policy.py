@@ -15,6 +15,7 @@ from grpo_jax.copying import SamplerCopy
 from grpo_jax.errors import UserError
 from grpo_jax.models import hf
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.kernels import Kernel, check_kernel
 from grpo_jax.models.load import check_tensors
 from grpo_jax.models.lora import Base, LoRA, joined
 from grpo_jax.models.peft import read_lora
@@ -40,6 +41,7 @@ class Policy:
     lora: LoRA | None = None  # of the adapters that are trained, or merged where nothing is
     adapter: Path | None = None  # a folder where adapters come from
     base_weights: str = "auto"  # what adapters stand beside: in that dtype, int8 or nf4
+    attention: Kernel = "auto"  # of whole rows
 
     def check_positions(self, field: str, tokens: int) -> None:
         """UserError for rows longer than the positions that the model was made for."""
@@ -107,6 +109,8 @@ def open_policy(
         jax.config.update("jax_default_matmul_precision", "highest")
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+    dtype, mesh = compute_dtype(config.dtype), make_mesh(parse_mesh(config.mesh))
+    check_kernel(config.attention, mesh.devices.flat[0].platform, dtype)
     folder = hf.resolve_model(str(model or config.model))
     cfg = hf.load_config(folder)
     check_tensors(open_folder(folder), cfg, folder)
@@ -118,13 +122,14 @@ def open_policy(
         cfg,
         tokenizer,
         _vocabulary(folder, tokenizer),
-        make_mesh(parse_mesh(config.mesh)),
-        compute_dtype(config.dtype),
+        mesh,
+        dtype,
         rollout_weights,
         rollout_cache,
         lora if adapter is None else read_lora(adapter),
         adapter,
         base_weights,
+        config.attention,
     )
 
 

@@ -55,6 +55,7 @@ class FineTuner:
             dtype=policy.dtype,
             chunk=config.logprob_chunk,
             remat=config.gradient_checkpointing,
+            attention=policy.attention,
         )
         micro_batches = config.rows_per_step // micro
         self.update = make_update(policy.cfg, SFT(), how, optimizer, micro_batches, where, policy.mesh)

@@ -7,24 +7,31 @@ int where layers come one after another, as with a cache, and traced where a loo
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.models.cache import Cache
 from grpo_jax.models.entries import Entries, scaled, values_of
+from grpo_jax.models.kernels import Kernel, causal_attention
 
 Attend = Callable[[Any, Array, Array, Array, Cache | None], tuple[Array, Cache | None]]
 
 
-def causal(layer: Any, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
+def whole_rows(kernel: Kernel) -> Attend:
     """Rows padded on the right: the causal mask alone keeps padding out of every real token's sight."""
-    return _causal_attention(q, k, v), cache
+
+    def attend(layer: Any, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
+        return causal_attention(q, k, v, kernel), cache
+
+    return attend
 
 
-def prefill(places: Array) -> Attend:
+causal = whole_rows("auto")
+
+
+def prefill(places: Array, kernel: Kernel = "auto") -> Attend:
     """Attend as `causal` does, and keep the keys and values of prompt i [B] at places[i] [n]: each prompt stands at
     n / B places after one another."""
 
@@ -32,7 +39,7 @@ def prefill(places: Array) -> Attend:
         assert cache is not None
         times = places.shape[0] // k.shape[0]
         copies = lambda x: jnp.repeat(x, times, axis=0)
-        return _causal_attention(q, k, v), cache.with_prompts(layer, places, copies(k), copies(v))
+        return causal_attention(q, k, v, kernel), cache.with_prompts(layer, places, copies(k), copies(v))
 
     return attend
 
@@ -48,37 +55,6 @@ def decode(slot: Array, lengths: Array) -> Attend:
         return _two_part_attention(layer, age < lengths[..., None], q, cache), cache
 
     return attend
-
-
-def _causal_attention(q: Array, k: Array, v: Array) -> Array:
-    """[B,T,N,H] from q [B,T,N,H] and k, v [B,T,K,H]."""
-    kernel: Literal["cudnn", "xla"] = (
-        "cudnn" if _on_cuda() and _cudnn_takes(q) and not _partly_manual() else "xla"
-    )
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kernel)
-
-
-def _on_cuda() -> bool:
-    """Whether the mesh that is set consists of GPUs, be they here or only described to the compiler.
-
-    Decided while tracing, and not by `jax.lax.platform_dependent`: that traces every branch, and cuDNN's refuses
-    to be traced where its library is absent.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device is not None and device.platform == "gpu"
-
-
-def _partly_manual() -> bool:
-    """Whether `jax.shard_map` has taken some axes of the mesh and left others, as in a rollout with `tensor` > 1: there
-    cuDNN's attention, which is partitioned by rules of its own, does not compile (JAX 0.10)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return bool(mesh.manual_axes) and set(mesh.manual_axes) != set(mesh.axis_names)
-
-
-def _cudnn_takes(q: Array) -> bool:
-    """cuDNN's flash attention knows half precision and head widths in eights up to 128."""
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 def _two_part_attention(layer: int, seen: Array, q: Array, cache: Cache) -> Array:

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from grpo_jax.models.attention import whole_rows
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.kernels import Kernel
 from grpo_jax.models.qwen import Params, cast, head_logits, hidden_states
 from grpo_jax.sharding.constraints import over_rows, rows_split
 
@@ -21,6 +23,7 @@ class Scoring:
     chunk: int = 1024  # tokens whose logits exist at one time on a device; at least one a row
     remat: bool = True
     entropy: bool = False
+    attention: Kernel = "auto"
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +61,8 @@ def completion_logprobs(
     compute = cast(params, compute_dtype)
     head: Params = {name: params[name] for name in ("embed", "head") if name in params}
     positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
-    hidden, _ = hidden_states(cfg, compute, over_rows(rows.tokens), positions, remat=how.remat)
+    attend = whole_rows(how.attention)
+    hidden, _ = hidden_states(cfg, compute, over_rows(rows.tokens), positions, attend, remat=how.remat)
     before = (
         rows.prompt_lengths[:, None] - 1 + jnp.arange(rows.completions.shape[1])
     )  # each token's predecessor

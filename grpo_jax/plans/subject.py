@@ -21,6 +21,7 @@ from grpo_jax.learner.learner import Learner
 from grpo_jax.learning import learner_of, lora_of, optimizer_of, passes_of, schedule_of
 from grpo_jax.models import hf
 from grpo_jax.models.config import PUBLISHED, ModelConfig
+from grpo_jax.models.kernels import check_kernel
 from grpo_jax.models.lora import Base, joined
 from grpo_jax.policy import Policy
 from grpo_jax.programs import Program
@@ -62,7 +63,8 @@ class Subject:
         """The model, of which nothing is there but its shape."""
         vocabulary, c = Vocabulary((0,), 0, self.cfg.vocab_size), self.config
         dtype = "bfloat16" if c.dtype == "auto" else c.dtype
-        forms = c.rollout_weights, c.rollout_cache, lora_of(c), None, c.base_weights
+        check_kernel(c.attention, self.mesh.devices.flat[0].platform, dtype)
+        forms = c.rollout_weights, c.rollout_cache, lora_of(c), None, c.base_weights, c.attention
         return Policy(Path(c.model), self.cfg, None, vocabulary, self.mesh, dtype, *forms)
 
     @cached_property
@@ -135,7 +137,7 @@ class Subject:
         c, mesh, dtype = self.config, self.mesh, jnp.dtype(self.policy.dtype)
         how = Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
         count = min(c.rollout_segment or c.max_completion_length, c.max_completion_length)
-        of = Decoder(self.cfg, self.policy.vocabulary, how, cache=c.rollout_cache)
+        of = Decoder(self.cfg, self.policy.vocabulary, how, cache=c.rollout_cache, attention=c.attention)
         programs, held = Programs(of, count, mesh), sum(self.held.values())
         with jax.set_mesh(mesh):
             state = _state(programs, self.size, c.max_prompt_length, dtype, mesh)

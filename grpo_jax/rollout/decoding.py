@@ -77,7 +77,9 @@ def extend(of: Decoder, count: int, params: Params, state: Decoding) -> tuple[De
 def _prefill(of: Decoder, params: Params, cache: Cache, new: Newcomers, places: Array) -> tuple[Cache, Array]:
     """The cache with the prompts in it, and the logits [m,V] of their completions' first tokens."""
     positions = jnp.broadcast_to(jnp.arange(new.tokens.shape[1]), new.tokens.shape)
-    hidden, filled = hidden_states(of.cfg, params, new.tokens, positions, prefill(places), cache)
+    hidden, filled = hidden_states(
+        of.cfg, params, new.tokens, positions, prefill(places, of.attention), cache
+    )
     assert filled is not None
     last = jnp.take_along_axis(hidden, new.lengths[:, None, None] - 1, axis=1)[:, 0]
     lengths = jnp.repeat(new.lengths, places.size // new.lengths.size)

@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.kernels import Kernel
 from grpo_jax.models.qwen import Params
 from grpo_jax.rollout.collected import Collected, OnTokens
 from grpo_jax.rollout.generate import Programs, Rollout, decoding_program
@@ -31,6 +32,7 @@ class Sampler:
     `rows` completions under way at most, over all devices (0: all); prompts wait until there is room.
 
     `stop` ends completions at its strings. `cache`: keys and values in the parameters' dtype (`auto`) or in `int8`.
+    `attention`: the kernel that reads prompts.
     `purpose` separates streams of random numbers of one seed: training and evaluation never share any.
     """
 
@@ -49,11 +51,13 @@ class Sampler:
         rows: int = 0,
         stop: Stop | None = None,
         cache: str = "auto",
+        attention: Kernel = "auto",
     ):
         self.samples, self.width, self.pad_id = samples, width, vocabulary.pad_id
         self.segment = max(min(segment or width, width - 1), 1)
         self.rows, self.mesh, self.stop = rows, mesh, stop
-        self.programs = Programs(Decoder(cfg, vocabulary, how, on_cpu(mesh), cache), self.segment, mesh)
+        of = Decoder(cfg, vocabulary, how, on_cpu(mesh), cache, attention)
+        self.programs = Programs(of, self.segment, mesh)
         self.purpose = purpose
         self.key = self._key(seed)
 

@@ -13,6 +13,7 @@ from jax import Array
 
 from grpo_jax.models.cache import Cache, Layer, empty_cache
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.kernels import Kernel
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.sharding.constraints import constrain
 from grpo_jax.sharding.mesh import ROWS
@@ -36,6 +37,7 @@ class Decoder:
     how: Sampling
     on_cpu: bool = False  # weights and logits lie as CPUs read them fastest
     cache: str = "auto"  # keys and values in the dtype that is computed in, or int8
+    attention: Kernel = "auto"  # that reads prompts
 
 
 @jax.tree_util.register_dataclass

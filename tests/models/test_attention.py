@@ -1,14 +1,17 @@
 """Attention in pieces (prompt once, completion token by token) against attention over whole rows."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax.errors import UserError
 from grpo_jax.models.attention import causal, decode, prefill
 from grpo_jax.models.cache import empty_cache
+from grpo_jax.models.kernels import causal_attention, check_kernel, splash
 
 P, G, TP, TC = 3, 2, 5, 4
 LENGTHS = np.array([5, 1, 3], np.int32)
@@ -120,6 +123,42 @@ def test_half_precision_decoding_sums_in_float32(tiny, rows):
     )
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float32), 1.0, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("heads", "H", "T"), [((4, 2), 64, 5), ((2, 2), 8, 128), ((6, 1), 16, 200), ((4, 2), 128, 384)], ids=str
+)
+def test_splash_attention_equals_the_plain_one(heads, H, T):
+    """Values and gradients, of rows that are no whole number of blocks as well; behind a row's end is garbage."""
+    q, k, v = (jnp.asarray(random(2, T, n, H, seed=n)) for n in (heads[0], heads[1], heads[1]))
+    length = jnp.array([T, T // 2])
+    real = (jnp.arange(T) < length[:, None])[..., None, None]
+    q, k, v = (jnp.where(real, x, 1e3) for x in (q, k, v))
+    weights = jnp.where(real, random(2, T, heads[0], H, seed=7), 0)
+
+    def total(kernel):
+        of = lambda *qkv: ((kernel(*qkv) * weights).sum(), kernel(*qkv))
+        return jax.value_and_grad(of, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+    (_, ours), gradients = total(partial(splash, interpret=True))
+    (_, plain), expected = total(partial(causal_attention, kernel="xla"))
+    np.testing.assert_allclose(jnp.where(real, ours, 0), jnp.where(real, plain, 0), atol=1e-5)
+    for mine, theirs in zip(gradients, expected):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("splash", "cpu", "float32"), "attention = splash: the devices are of kind cpu, not tpu"),
+        (("cudnn", "tpu", "bfloat16"), "attention = cudnn: the devices are of kind tpu, not gpu"),
+        (("cudnn", "gpu", "float32"), "attention = cudnn: it computes in half precision only"),
+    ],
+)
+def test_a_kernel_that_is_not_there_is_refused(asked, said):
+    with pytest.raises(UserError, match=said):
+        check_kernel(*asked)
+    check_kernel("auto", *asked[1:])
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN attention runs on CUDA devices only")

@@ -10,6 +10,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from grpo_jax import abstract
 from grpo_jax.errors import UserError
@@ -19,11 +20,13 @@ from grpo_jax.learner.optimizer import Schedule, make_optimizer, state_shardings
 from grpo_jax.learner.update import make_score, make_update
 from grpo_jax.models.attention import causal
 from grpo_jax.models.config import PUBLISHED
+from grpo_jax.models.kernels import causal_attention
 from grpo_jax.models.qwen import abstract_params
 from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.generate import Vocabulary, make_generate
 from grpo_jax.rollout.sampling import Sampling
-from grpo_jax.sharding.targets import MissingExtra, topology_mesh
+from grpo_jax.sharding.mesh import ROWS
+from grpo_jax.sharding.targets import MissingExtra, compiler_options, topology_mesh
 
 TARGETS = ("v5e:2x4", "h200:8")
 P, G, TP, TC = 8, 2, 16, 16  # prompts, completions a prompt, and their tokens
@@ -137,6 +140,36 @@ def test_a_rollout_reads_its_prompts_without_cudnn(target, sizes, fused, tiny):
     program = make_generate(tiny, Vocabulary((3, 5), 0, tiny.vocab_size), Sampling(), G, TC, mesh)
     arguments = abstract.sampler_copy(tiny, mesh, "bfloat16"), *abstract.prompts(mesh, P, TP)
     assert ("__cudnn$fmha" in abstract.compile_for(target, mesh, program, *arguments).as_text()) == fused
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+@pytest.mark.parametrize("kernel", ["auto", "xla"])
+def test_every_head_layout_has_its_kernel_and_gradient(target, size, kernel):
+    """Heads split over `tensor` where they divide; rows of 300 are padded to whole blocks on TPUs."""
+    cfg, mesh = PUBLISHED[size], topology_mesh(target, SIZES)
+    rows = NamedSharding(mesh, PartitionSpec(ROWS, None, "tensor"))
+    array = lambda n: jax.ShapeDtypeStruct((8, 300, n, cfg.head_dim), jnp.bfloat16, sharding=rows)
+    total = lambda *qkv: causal_attention(*qkv, kernel).astype(jnp.float32).sum()
+    given = array(cfg.num_heads), array(cfg.num_kv_heads), array(cfg.num_kv_heads)
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*given)
+    text = lowered.compile(compiler_options=compiler_options(target)).as_text()
+    assert ("__cudnn$fmha" in text, "splash_mha" in text) == (
+        kernel == "auto" and target.startswith("h"),
+        kernel == "auto" and target.startswith("v"),
+    )
+    assert not re.findall("all-gather|all-to-all|collective-permute", text)
+
+
+def test_a_rollout_reads_long_prompts_with_splash_where_tensor_is_split(tiny):
+    """Rows are split by `jax.shard_map` already there, and the heads by another one within."""
+    try:
+        mesh = topology_mesh("v5e:2x4", SIZES)
+    except MissingExtra as absent:
+        pytest.skip(str(absent))
+    program = make_generate(tiny, Vocabulary((3, 5), 0, tiny.vocab_size), Sampling(), G, TC, mesh)
+    arguments = abstract.sampler_copy(tiny, mesh, "bfloat16"), *abstract.prompts(mesh, P, 256)
+    assert "splash_mha" in abstract.compile_for("v5e:2x4", mesh, program, *arguments).as_text()
 
 
 def test_no_device_attends_over_the_rows_of_others(target, tiny):

@@ -1,0 +1,109 @@
+"""Causal attention over whole rows, by the kernel that the device has.
+
+`xla` runs everywhere and builds the scores [B,N,T,T] of a layer. `cudnn` (CUDA) and `splash` (TPU) go over them in
+blocks and build none, with gradients of their own (Dao et al. 2022, arXiv:2205.14135). All are exact: they differ by
+rounding.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import PartitionSpec
+
+from grpo_jax.errors import UserError
+from grpo_jax.sharding.mesh import ROWS
+
+Kernel = Literal["auto", "xla", "cudnn", "splash"]
+PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}  # what a kernel needs
+
+_LANES = 128  # splash attention takes rows in blocks of these
+_BLOCK = 512  # tokens of a block at most: 4 arrays of [512,512] float32 fit a core's own memory with room
+
+
+def causal_attention(q: Array, k: Array, v: Array, kernel: Kernel = "auto") -> Array:
+    """[B,T,N,H] from q [B,T,N,H] and k, v [B,T,K,H]; token t sees tokens 0..t of its row."""
+    chosen = _best(q) if kernel == "auto" else kernel
+    if chosen == "cudnn" and _partly_manual():
+        chosen = "xla"
+    if chosen == "splash":
+        return _over_mesh(splash, q, k, v)
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=chosen)
+
+
+def check_kernel(kernel: Kernel, platform: str, dtype: str) -> None:
+    """UserError for a kernel that devices of this platform, or computations in this dtype, do not have."""
+    needed = PLATFORMS.get(kernel, platform)
+    if needed != platform:
+        raise UserError(
+            f"attention = {kernel}: the devices are of kind {platform}, not {needed}; use auto or xla"
+        )
+    if kernel == "cudnn" and dtype == "float32":
+        raise UserError(
+            "attention = cudnn: it computes in half precision only, not in dtype float32; use auto or xla"
+        )
+
+
+def splash(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
+    """The kernel that ships with JAX. Rows are padded on the right to whole blocks, which no token before them sees.
+
+    `interpret` runs it on CPU, for tests.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    T, N, H = q.shape[1:]
+    width = -(-T // _LANES) * _LANES
+    block = next(n for n in range(min(_BLOCK, width), 0, -_LANES) if width % n == 0)
+    attend = kernels.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((width, width))] * N),
+        block_sizes=kernels.BlockSizes(*(block,) * 8),  # of the forward pass and of both backward ones
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    heads_first = lambda x: jnp.pad(x, [(0, 0), (0, width - T), (0, 0), (0, 0)]).swapaxes(1, 2)
+    scaled = q * jnp.asarray(H**-0.5, q.dtype)
+    return jax.vmap(attend)(*map(heads_first, (scaled, k, v))).swapaxes(1, 2)[:, :T]
+
+
+def _best(q: Array) -> Literal["xla", "cudnn", "splash"]:
+    """By the mesh that is set, be its devices here or only described to the compiler.
+
+    Decided while tracing, and not by `jax.lax.platform_dependent`: that traces every branch, and cuDNN's refuses
+    to be traced where its library is absent. Full precision stays with XLA, which computes it as asked.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = "cpu" if device is None else device.platform
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    if (
+        platform == "gpu" and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    ):  # the widths that cuDNN knows
+        return "cudnn"
+    if (
+        platform == "tpu" and half and q.shape[1] >= _LANES
+    ):  # shorter rows would be padded to many times their length
+        return "splash"
+    return "xla"
+
+
+def _partly_manual() -> bool:
+    """Whether `jax.shard_map` has taken some axes of the mesh and left others, as in a rollout with `tensor` > 1: there
+    cuDNN's attention, which is partitioned by rules of its own, does not compile (JAX 0.10)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return bool(mesh.manual_axes) and set(mesh.manual_axes) != set(mesh.axis_names)
+
+
+def _over_mesh(attend, q: Array, k: Array, v: Array) -> Array:
+    """`attend` on every device for its own rows and heads: the compiler cannot split a kernel by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    left = [axis for axis in mesh.axis_names if axis not in mesh.manual_axes]
+    if not left:
+        return attend(q, k, v)
+    rows = tuple(axis for axis in ROWS if axis in left)
+    heads = "tensor" if "tensor" in left and k.shape[2] % mesh.shape["tensor"] == 0 else None
+    spec = PartitionSpec(rows or None, None, heads)
+    return jax.shard_map(attend, in_specs=(spec,) * 3, out_specs=spec, axis_names=set(left), check_vma=False)(
+        q, k, v
+    )
