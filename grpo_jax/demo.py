@@ -58,7 +58,7 @@ COLD_START = SFTConfig(
     lr_scheduler_type="linear",
     warmup_steps=20,
     logprob_chunk=65536,
-    gradient_checkpointing=False,
+    gradient_checkpointing="none",
     shuffle_dataset=False,  # the order teaches
 )
 PATIENT_STEPS = 1400

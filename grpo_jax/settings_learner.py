@@ -180,5 +180,11 @@ class MemorySettings(Settings):
     """Rows computed at a time; fewer need less memory and give the same update; 0: the whole mini-batch."""
     logprob_chunk: Positive = 1024
     """Tokens whose logits exist at a time on a device; at least one for each row of a micro-batch."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass instead of keeping them."""
+    gradient_checkpointing: Literal["none", "dots", "full", "offload"] = "full"
+    """What the backward pass computes once more instead of keeping it: nothing, all but the products' outcomes, whole
+    layers, or whole layers whose inputs wait in the host's memory. true is full, false is none."""
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _as_trl_says(cls, value: Any) -> Any:
+        return {"true": "full", "false": "none"}.get(str(value).lower(), value)

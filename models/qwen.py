@@ -23,6 +23,7 @@ from grpo_jax.models.lora import LoRA, abstract_adapters, merged
 from grpo_jax.models.matrices import product
 from grpo_jax.models.outputs_first import with_outputs_first
 from grpo_jax.models.quantized import dequantize, quantize
+from grpo_jax.models.remat import Remat, block_input, recomputing, worth_keeping
 from grpo_jax.models.rope import rotate, rotation_tables
 from grpo_jax.sharding.constraints import over_rows
 
@@ -49,7 +50,7 @@ class Linear(nnx.LinearGeneral):
     def __call__(self, x: Array, out_sharding: Any = None) -> Array:
         """x [..., inputs] -> [..., outputs]."""
         y = product(x, self.kernel.get_value(), tuple(range(len(self.in_features))))
-        return y if self.bias is None else y + self.bias[...]
+        return worth_keeping(y if self.bias is None else y + self.bias[...])
 
 
 @jax.custom_vjp
@@ -97,7 +98,7 @@ class Block(nnx.Module):
             y = self.input_norm(x)
             q, k = rotate(self.q(y), cos, sin), rotate(self.k(y), cos, sin)
             mixed, cache = attend(layer, q, k, self.v(y), cache)
-            x = x + self.o(mixed)
+            x = x + self.o(worth_keeping(mixed))
         with jax.named_scope("feed_forward"):
             y = self.post_norm(x)
             x = x + self.down(gated(self.gate(y), self.up(y)))
@@ -148,12 +149,12 @@ def hidden_states(
     positions: Array,
     attend: Attend = causal,
     cache: Cache | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[Array, Cache | None]:
     """Normed last hidden states [B,T,D] of `tokens` [B,T] at `positions` [B,T], and the cache.
 
-    The computation runs in the parameters' dtype. `remat` recomputes each block in the backward pass instead
-    of keeping its activations.
+    The computation runs in the parameters' dtype. `remat`: what of each block the backward pass computes once more
+    instead of keeping it.
     """
     cos, sin = rotation_tables(cfg, positions)
     definition = _block_definition(cfg)
@@ -161,7 +162,7 @@ def hidden_states(
     def block(carry, layer_and_weights):
         x, cache = carry
         layer, weights = layer_and_weights
-        x, cache = nnx.merge(definition, weights)(x, cos, sin, layer, attend, cache)
+        x, cache = nnx.merge(definition, weights)(block_input(x), cos, sin, layer, attend, cache)
         # Left to itself the compiler lets x follow the weights' fsdp split: every device then computes every row.
         return (over_rows(x), cache), None
 
@@ -173,7 +174,7 @@ def hidden_states(
             (x, cache), _ = block((x, cache), numbered)
     else:
         layers = (jnp.arange(cfg.num_layers), params["layers"])
-        (x, cache), _ = jax.lax.scan(jax.checkpoint(block) if remat else block, (x, cache), layers)
+        (x, cache), _ = jax.lax.scan(recomputing(block, remat), (x, cache), layers)
     norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
     norm.scale = nnx.Param(params["norm"]["scale"])
     return norm(x), cache

@@ -9,6 +9,7 @@ from jax import Array
 from grpo_jax.models.attention import whole_rows
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel
+from grpo_jax.models.remat import Remat
 from grpo_jax.models.qwen import Params, cast, head_logits, hidden_states
 from grpo_jax.sharding.constraints import over_rows, rows_split
 
@@ -21,7 +22,7 @@ class Scoring:
     num_tokens: int | None = None  # tokenizer ids; later rows of the vocabulary are padding
     dtype: str = "float32"  # of the computation; log-probs are float32 always
     chunk: int = 1024  # tokens whose logits exist at one time on a device; at least one a row
-    remat: bool = True
+    remat: Remat = "full"
     entropy: bool = False
     attention: Kernel = "auto"
 

@@ -41,7 +41,7 @@ def plan_command(config: GRPOConfig, target: str | None, searches: bool, out: st
     if searches:
         chosen = plan.subject.config
         print(f"mesh: {chosen.mesh}\nmicro_batch_size: {chosen.micro_batch_size}")
-        print(f"gradient_checkpointing: {str(chosen.gradient_checkpointing).lower()}")
+        print(f"gradient_checkpointing: {chosen.gradient_checkpointing}")
     if out is not None:
         Path(out).write_text(json.dumps(as_json(plan), indent=2) + "\n", encoding="utf-8")
     return 0 if plan.fits else 1

@@ -50,7 +50,7 @@ def bound(subject: Subject) -> Bound:
     forward = forward_flops(subject.cfg, learned * width, width / 2)
     speed = chip_of(subject.target).flops * subject.mesh.size
     backward = 2.0 if subject.policy.lora is None else 1.0  # frozen weights have no gradient
-    passes = 1 + backward + (c.gradient_checkpointing is True)
+    passes = 1 + backward + (c.gradient_checkpointing in ("full", "offload"))
     scores = (c.beta > 0) + (learner.passes.updates > 1)
     return Bound(
         _rollout(subject),

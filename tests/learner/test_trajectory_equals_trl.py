@@ -150,7 +150,7 @@ def theirs(folder, out, objective, passes, steps, accumulation):
         warmup_steps=1,
         weight_decay=DECAY,
         shuffle_dataset=False,
-        gradient_checkpointing=False,
+        gradient_checkpointing="none",
         bf16=False,
         use_cpu=True,
         logging_steps=1,

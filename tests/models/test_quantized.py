@@ -167,7 +167,7 @@ def test_gradients_reach_what_is_not_quantised(tiny, tiny_params):
 
     def total(scale, tree):
         layers = tree["layers"] | {"input_norm": {"scale": scale}}
-        hidden, _ = hidden_states(tiny, tree | {"layers": layers}, tokens, positions, remat=True)
+        hidden, _ = hidden_states(tiny, tree | {"layers": layers}, tokens, positions, remat="full")
         return (head_logits(tiny, tree, hidden) ** 2).mean()
 
     gradient = jax.jit(jax.grad(total))

@@ -107,7 +107,8 @@ def test_padding_and_the_future_are_invisible_to_the_bit(tiny, tiny_params):
     assert np.abs(before[:, 7:] - after[:, 7:]).max() > 0.01
 
 
-def test_remat_changes_no_gradient(tiny, tiny_params):
+@pytest.mark.parametrize("remat", ["dots", "full", "offload"])
+def test_remat_changes_no_gradient(tiny, tiny_params, remat):
     tokens = jnp.asarray(np.random.default_rng(2).integers(0, tiny.vocab_size, (2, 6)))
     positions = jnp.broadcast_to(jnp.arange(6), tokens.shape)
 
@@ -115,9 +116,25 @@ def test_remat_changes_no_gradient(tiny, tiny_params):
         return (hidden_states(tiny, params, tokens, positions, remat=remat)[0] ** 2).sum()
 
     grad = jax.jit(jax.grad(total), static_argnums=1)
-    kept, recomputed = grad(tiny_params, False), grad(tiny_params, True)
+    kept, recomputed = grad(tiny_params, "none"), grad(tiny_params, remat)
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
+
+
+def test_remat_computes_once_more_what_it_says(tiny, tiny_params, jaxpr_equations):
+    """Of a layer's seven products: `dots` none, but attention's inner two where it keeps no scores; `full` all but the
+    last, whose outcome no gradient needs."""
+    tokens, positions = jnp.zeros((2, 6), jnp.int32), jnp.broadcast_to(jnp.arange(6), (2, 6))
+
+    def equations(remat):
+        total = lambda params: hidden_states(tiny, params, tokens, positions, remat=remat)[0].sum()
+        return jaxpr_equations(jax.grad(total), tiny_params)
+
+    count = lambda remat: sum(e.primitive.name == "dot_general" for e in equations(remat))
+    kept = count("none")
+    assert (count("dots") - kept, count("full") - kept, count("offload") - kept) == (1, 8, 8)
+    moved = [e for e in equations("offload") if e.primitive.name == "device_put"]
+    assert {x.aval.shape for e in moved for x in e.invars} == {(2, 6, tiny.hidden_size)}
 
 
 def test_padded_vocabulary_rows_are_minus_infinity_and_no_others(tiny, tiny_params):
