@@ -12,6 +12,7 @@ from grpo_jax.policy import Policy
 from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.sharding import hosts
+from grpo_jax.sharding.memory import waits_on_host
 from grpo_jax.sharding.mesh import row_shards
 
 USABLE = 0.9  # of a device's memory: the rest is for programs and for what the allocator cannot join
@@ -63,15 +64,15 @@ def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> in
 
 def held_always(config: GRPOConfig, policy: Policy, state: Any) -> dict[str, int]:
     """Bytes on each device from the first step to the last, by what they are for."""
-    weights = _bytes(state.params)
+    weights, here = bytes_of(state.params), config.beta > 0 and config.reference_memory == "device"
     return {
         **(
             {"weights": weights}
             if policy.lora is None
             else {"adapters": weights, "frozen weights": _base(policy)}
         ),
-        "optimizer": _bytes(state.opt_state),
-        "reference": int(weights / 4 * jnp.dtype(policy.dtype).itemsize) if config.beta > 0 else 0,
+        "optimizer": bytes_of(state.opt_state),
+        "reference": int(weights / 4 * jnp.dtype(policy.dtype).itemsize) if here else 0,
     }
 
 
@@ -90,6 +91,11 @@ def _laid(shapes: Any, places: Any) -> int:
     return sum(jax.tree.leaves(jax.tree.map(each, shapes, places)))
 
 
-def _bytes(tree: Any) -> int:
-    each = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    return sum(map(each, jax.tree.leaves(tree)))
+def bytes_of(tree: Any, on_host: bool = False) -> int:
+    """Of arrays or their shapes with shardings, for each device: what lies there, or what waits with its host."""
+    each = lambda x: math.prod(_part(x)) * x.dtype.itemsize
+    return sum(map(each, (x for x in jax.tree.leaves(tree) if waits_on_host(x) == on_host)))
+
+
+def _part(x: Any) -> tuple[int, ...]:
+    return x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)

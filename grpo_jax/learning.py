@@ -11,6 +11,7 @@ from grpo_jax.learner.batches import Passes
 from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.moments import in_bfloat16
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models.lora import TARGETS, LoRA
@@ -30,7 +31,16 @@ def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTran
     )
     shape = config.prompts_per_step, config.num_generations
     return Learner(
-        policy.cfg, objective_of(config), how, optimizer, passes_of(config), shape, policy.mesh, policy.lora
+        policy.cfg,
+        objective_of(config),
+        how,
+        optimizer,
+        passes_of(config),
+        shape,
+        policy.mesh,
+        policy.lora,
+        moments_on_host=config.adam_moments == "host",
+        reference_on_host=config.reference_memory == "host",
     )
 
 
@@ -112,10 +122,11 @@ def schedule_of(config: GRPOConfig | SFTConfig, updates: int = 1) -> Schedule:
 def with_clipping(
     config: GRPOConfig, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """The caller's own optimizer behind the clipping by `max_grad_norm`, as TRL has it."""
-    if config.max_grad_norm == 0:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optimizer)
+    """The caller's own optimizer behind the clipping by `max_grad_norm`, as TRL has it, its moments as `adam_moments`
+    says."""
+    if config.max_grad_norm > 0:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optimizer)
+    return in_bfloat16(optimizer) if config.adam_moments == "bfloat16" else optimizer
 
 
 def optimizer_of(config: GRPOConfig | SFTConfig, schedule: Schedule) -> optax.GradientTransformation:
@@ -126,4 +137,5 @@ def optimizer_of(config: GRPOConfig | SFTConfig, schedule: Schedule) -> optax.Gr
         epsilon=config.adam_epsilon,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
+        compact=config.adam_moments == "bfloat16",
     )

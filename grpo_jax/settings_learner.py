@@ -83,6 +83,8 @@ class DivergenceSettings(Settings):
 
     beta: float = Field(0.0, ge=0)
     """Weight of the KL divergence from the starting model; 0: none, and no second model is kept."""
+    reference_memory: Literal["device", "host"] = "device"
+    """Where the starting model is kept: on the devices, or in the hosts' memory, whence its layers come one by one."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """How it is estimated (Schulman 2020): the log-ratio, half its square, or the one that is never negative."""
     kl_in: Literal["loss", "reward"] = "loss"
@@ -155,6 +157,9 @@ class OptimizerSettings(Settings):
     """Decay of the squared gradient's running mean."""
     adam_epsilon: float = Field(1e-8, gt=0)
     """Added to the denominator of Adam's step."""
+    adam_moments: Literal["float32", "bfloat16", "host"] = "float32"
+    """How the two running means are kept: in float32, in bfloat16 (rounded at random, so that they are right on the
+    average), or in float32 in the host's memory, whence they come for each update."""
 
 
 class AdapterSettings(Settings):

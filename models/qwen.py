@@ -26,6 +26,7 @@ from grpo_jax.models.quantized import dequantize, quantize
 from grpo_jax.models.remat import Remat, block_input, recomputing, worth_keeping
 from grpo_jax.models.rope import rotate, rotation_tables
 from grpo_jax.sharding.constraints import over_rows
+from grpo_jax.sharding.memory import fetched
 
 # Nested plain dict of arrays; layers carry a leading L axis. A matrix may be a `Matrix` of another form.
 Params = dict[str, Any]
@@ -153,8 +154,8 @@ def hidden_states(
 ) -> tuple[Array, Cache | None]:
     """Normed last hidden states [B,T,D] of `tokens` [B,T] at `positions` [B,T], and the cache.
 
-    The computation runs in the parameters' dtype. `remat`: what of each block the backward pass computes once more
-    instead of keeping it.
+    The computation runs in the parameters' dtype. Layers that wait with the hosts come one by one.
+    `remat`: what of each block the backward pass computes once more instead of keeping it.
     """
     cos, sin = rotation_tables(cfg, positions)
     definition = _block_definition(cfg)
@@ -162,6 +163,7 @@ def hidden_states(
     def block(carry, layer_and_weights):
         x, cache = carry
         layer, weights = layer_and_weights
+        weights = fetched(weights)
         x, cache = nnx.merge(definition, weights)(block_input(x), cos, sin, layer, attend, cache)
         # Left to itself the compiler lets x follow the weights' fsdp split: every device then computes every row.
         return (over_rows(x), cache), None

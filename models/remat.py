@@ -5,15 +5,13 @@ A layer names its values where they arise; a policy says what becomes of the nam
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal
 
 import jax
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 Remat = Literal["none", "dots", "full", "offload"]
-
-_F = TypeVar("_F", bound=Callable)
 
 _policies = jax.checkpoint_policies
 
@@ -28,7 +26,7 @@ def worth_keeping(x: Array) -> Array:
     return checkpoint_name(x, "dots")
 
 
-def recomputing(block: _F, how: Remat) -> _F:
+def recomputing(block: Callable, how: Remat) -> Callable:
     """`block` with a backward pass that keeps everything (`none`), the products' outcomes (`dots`), the layer's input
     (`full`), or that input in the host's memory (`offload`), and computes the rest once more."""
     if how == "none":

@@ -36,6 +36,9 @@ class Chip:
     bandwidth: float  # bytes a second, to and from that memory
     flops: float  # a second in bfloat16, dense
     link: float  # bytes a second to the other devices, in one direction
+    counts_host: bool = (
+        False  # whether its compiler counts arguments in the host's memory with those on the device
+    )
 
 
 # A device is what JAX calls one: a chip, and half a chip of tpu7x.
@@ -82,7 +85,7 @@ def chip_of(target: str) -> Chip:
     chip = _parse(target)[0]
     if chip in TPUS:
         return TPUS[chip]
-    return Chip(GPUS[chip].memory, GPUS[chip].bandwidth, *_GPU_SPEED[chip])
+    return Chip(GPUS[chip].memory, GPUS[chip].bandwidth, *_GPU_SPEED[chip], counts_host=True)
 
 
 def topology_mesh(target: str, sizes: dict[str, int] | None = None) -> Mesh:

@@ -21,6 +21,7 @@ from grpo_jax.models.lora import Base, LoRA, joined
 from grpo_jax.models.qwen import Params, abstract_trained, cast
 from grpo_jax.programs import Program
 from grpo_jax.sharding import hosts
+from grpo_jax.sharding.memory import on_host
 from grpo_jax.sharding.mesh import by_rows, everywhere, row_shards
 
 
@@ -38,11 +39,14 @@ class Learner:
         shape: tuple[int, int],
         mesh: Mesh,
         lora: LoRA | None = None,
+        moments_on_host: bool = False,
+        reference_on_host: bool = False,
     ):
         self.cfg, self.objective, self.how, self.passes, self.mesh = cfg, objective, how, passes, mesh
         weights, bonus = abstract_trained(cfg, lora), objective.bonus
-        self.shardings = state_shardings(weights, optimizer, mesh, bonus)
-        self.abstract_state = abstract_state(weights, optimizer, mesh, bonus)
+        self.shardings = state_shardings(weights, optimizer, mesh, bonus, moments_on_host)
+        self.abstract_state = abstract_state(weights, optimizer, mesh, bonus, moments_on_host)
+        self._reference_on_host = reference_on_host
         self.micro_batches = passes.micro_batches(passes.rows(*shape))
         self.init = Program(  # the weights are taken over, not copied
             "init",
@@ -73,9 +77,15 @@ class Learner:
     def set_reference(self, params: Params) -> None:
         """Keep a copy of `params`, what is trained, in the compute dtype as the reference of the divergence. Of
         adapters that is next to nothing: the base serves the reference too."""
-        dtype = jnp.dtype(self.how.dtype)
-        copy = Program("reference", lambda p: cast(jax.tree.map(jnp.copy, p), dtype))
+        dtype, where = jnp.dtype(self.how.dtype), self.reference_shardings
+        copy = Program("reference", lambda p: cast(jax.tree.map(jnp.copy, p), dtype), out_shardings=where)
         self.reference = copy(params)
+
+    @property
+    def reference_shardings(self) -> Params:
+        """Where that copy lies: as what is trained, or so with the hosts."""
+        weights = self.shardings.params
+        return jax.tree.map(on_host, weights) if self._reference_on_host else weights
 
     def __call__(
         self, state: TrainState, experience: Experience, advantages: np.ndarray

@@ -9,9 +9,10 @@ from jax import Array
 from grpo_jax.models.attention import whole_rows
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel
-from grpo_jax.models.remat import Remat
 from grpo_jax.models.qwen import Params, cast, head_logits, hidden_states
+from grpo_jax.models.remat import Remat
 from grpo_jax.sharding.constraints import over_rows, rows_split
+from grpo_jax.sharding.memory import fetched
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def completion_logprobs(
     The computation runs in `how.dtype`. The head is cast within each chunk, and not before, so that the chunks'
     gradients of it add up in the parameters' own dtype: in bfloat16 the sum of many would lose percents.
     """
+    params = {name: part if name == "layers" else fetched(part) for name, part in params.items()}
     compute_dtype = jnp.dtype(how.dtype)
     compute = cast(params, compute_dtype)
     head: Params = {name: params[name] for name in ("embed", "head") if name in params}

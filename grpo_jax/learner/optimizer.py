@@ -10,7 +10,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from grpo_jax.learner.entropy import EntropyBonus, EntropyControl
+from grpo_jax.learner.moments import in_bfloat16
 from grpo_jax.models.qwen import Params
+from grpo_jax.sharding.memory import on_host
 from grpo_jax.sharding.mesh import everywhere
 from grpo_jax.sharding.rules import TRAIN_RULES, shardings
 
@@ -18,7 +20,8 @@ from grpo_jax.sharding.rules import TRAIN_RULES, shardings
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Master weights, or adapters, and Adam moments in float32: updates of 1e-6 vanish in bfloat16."""
+    """Master weights, or adapters, in float32: updates of 1e-6 vanish in bfloat16. Adam's moments as the optimizer
+    keeps them."""
 
     params: Params
     opt_state: Any
@@ -57,12 +60,14 @@ def make_optimizer(
     epsilon: float = 1e-8,
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
+    compact: bool = False,
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter 2017, arXiv:1711.05101). Biases and norms do not decay; a `max_grad_norm` of 0
-    leaves gradients as they are."""
+    leaves gradients as they are. `compact` keeps the moments in bfloat16."""
     clip = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm > 0 else []
     adamw = optax.adamw(schedule.build(), *betas, epsilon, weight_decay=weight_decay, mask=_decays)
-    return optax.chain(*clip, adamw)
+    whole = optax.chain(*clip, adamw)
+    return in_bfloat16(whole) if compact else whole
 
 
 def _decays(params: Params) -> Any:
@@ -78,14 +83,18 @@ def init_state(
 
 
 def state_shardings(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, bonus: EntropyBonus | None = None
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    bonus: EntropyBonus | None = None,
+    moments_on_host: bool = False,
 ) -> Any:
-    """A TrainState of shardings: moments lie where their parameters lie, counters everywhere."""
+    """A TrainState of shardings: moments lie where their parameters lie, or with the hosts; counters everywhere."""
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer, bonus), params)
     weights = shardings(params, TRAIN_RULES, mesh)
     moments = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda _, sharding: on_host(sharding) if moments_on_host else sharding,
         abstract.opt_state,
         weights,
         transform_non_params=lambda _: everywhere(mesh),
@@ -95,9 +104,13 @@ def state_shardings(
 
 
 def abstract_state(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, bonus: EntropyBonus | None = None
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    bonus: EntropyBonus | None = None,
+    moments_on_host: bool = False,
 ) -> TrainState:
     """The state's shapes, dtypes and shardings, for restoring a checkpoint onto this mesh."""
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, bonus), params)
     lay = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(lay, shapes, state_shardings(params, optimizer, mesh, bonus))
+    return jax.tree.map(lay, shapes, state_shardings(params, optimizer, mesh, bonus, moments_on_host))

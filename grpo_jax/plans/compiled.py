@@ -10,10 +10,11 @@ from pathlib import Path
 
 import jax
 
+from grpo_jax import capacity
 from grpo_jax.errors import UserError
 from grpo_jax.plans.hlo import collective_bytes
 from grpo_jax.plans.subject import Job
-from grpo_jax.sharding.targets import compiler_options
+from grpo_jax.sharding.targets import chip_of, compiler_options
 
 _FULL = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _UNIT = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -62,11 +63,12 @@ def _compile(lowered: jax.stages.Lowered, job: Job, target: str) -> Found:
     seconds, memory, text = time.perf_counter() - start, program.memory_analysis(), program.as_text()
     assert memory is not None and text is not None  # noqa: PT018  (both compilers tell)
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output
+    given = memory.argument_size_in_bytes
+    if chip_of(target).counts_host:
+        given -= capacity.bytes_of(job.arguments, on_host=True)
+    peak = given + memory.temp_size_in_bytes + output
     collectives = collective_bytes(text, job.trips)
-    return Found(
-        memory.argument_size_in_bytes, memory.temp_size_in_bytes, output, peak, True, collectives, seconds
-    )
+    return Found(given, memory.temp_size_in_bytes, output, peak, True, collectives, seconds)
 
 
 def _key(text: str, target: str) -> str:

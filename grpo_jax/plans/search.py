@@ -14,7 +14,12 @@ from grpo_jax.plans.subject import Subject
 from grpo_jax.sharding.targets import topology_mesh
 
 _TRIES = 24  # plans that are compiled at most
-_COST = {"none": 1.0, "dots": 1.01, "full": 1.0, "offload": 1.05}  # beside the operations, a little: orders what ties
+_COST = {
+    "none": 1.0,
+    "dots": 1.01,
+    "full": 1.0,
+    "offload": 1.05,
+}  # beside the operations, a little: orders what ties
 
 
 def search(subject: Subject) -> Plan:
@@ -69,9 +74,7 @@ def _ordered(subject: Subject) -> Iterator[GRPOConfig]:
     """Settings to try, the fastest first: whole micro-batches before smaller ones, activations kept before recomputed,
     little tensor parallelism before much."""
     found = []
-    for mesh, remat, micro in itertools.product(
-        _meshes(subject), _COST, _micro_batches(subject.config)
-    ):
+    for mesh, remat, micro in itertools.product(_meshes(subject), _COST, _micro_batches(subject.config)):
         config = subject.config.replace(mesh=mesh, gradient_checkpointing=remat, micro_batch_size=micro)
         try:
             seconds = bound(Subject(config, subject.target, subject.cfg)).step

@@ -1,6 +1,5 @@
 """What is planned: a run's settings on a target, with the run's own policy, learner and programs."""
 
-import math
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -23,6 +22,7 @@ from grpo_jax.models import hf
 from grpo_jax.models.config import PUBLISHED, ModelConfig
 from grpo_jax.models.kernels import check_kernel
 from grpo_jax.models.lora import Base, joined
+from grpo_jax.models.qwen import cast
 from grpo_jax.policy import Policy
 from grpo_jax.programs import Program
 from grpo_jax.rollout.budget import prompts_at_a_time
@@ -123,9 +123,19 @@ class Subject:
         """The whole model's weights as the learner has them, as shapes."""
         return joined(self.learner.abstract_state.params, self.base)
 
+    @property
+    def _scored(self) -> Any:
+        """The weights that are scored with, as shapes: those of the last update where they are, since they take more
+        (they are cast first), else the reference."""
+        learner, dtype = self.learner, jnp.dtype(self.policy.dtype)
+        if learner.passes.updates > 1:
+            return self._whole
+        narrow = jax.eval_shape(lambda p: cast(p, dtype), learner.abstract_state.params)
+        return joined(_placed(narrow, learner.reference_shardings), self.base)
+
     def _beside(self, arguments: Any) -> int:
         """Bytes held on each device that are none of these arguments of a program."""
-        return sum(self.held.values()) - sum(map(_bytes, jax.tree.leaves(arguments)))
+        return sum(self.held.values()) - capacity.bytes_of(arguments)
 
     def _copying(self) -> list[Job]:
         """The last layer of the sampler's copy, when all others are there."""
@@ -170,7 +180,7 @@ class Subject:
         if not (c.beta or self.learner.passes.updates > 1):
             return []
         rows = abstract.rows(self.mesh, self._mini, c.max_prompt_length, self._width)
-        given, beside = (self._whole, rows), self._beside(self._whole)
+        given, beside = (self._scored, rows), self._beside(self._scored)
         return [Job("score", self.learner.score, given, beside, [self.learner.micro_batches])]
 
     def _update(self) -> Job:
@@ -231,8 +241,3 @@ def _placed(shapes: Any, places: Any) -> Any:
 
 def _array(x: Any, sharding: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-
-def _bytes(x: Any) -> int:
-    shape = x.sharding.shard_shape(x.shape) if x.sharding is not None else x.shape
-    return math.prod(shape) * x.dtype.itemsize

@@ -62,8 +62,8 @@ def forwards(monkeypatch):
 def learn(tiny, tiny_params, mesh_1):
     """`learn(objective, passes)`: a learner with a reference where it needs one, and its first state."""
 
-    def make(objective=DEFAULT, passes=ONE_PASS):
-        learner = Learner(tiny, objective, HOW, OPTIMIZER, passes, (P, G), mesh_1)
+    def make(objective=DEFAULT, passes=ONE_PASS, how=HOW, optimizer=OPTIMIZER, **places):
+        learner = Learner(tiny, objective, how, optimizer, passes, (P, G), mesh_1, **places)
         fresh = lambda: jax.tree.map(jax.numpy.copy, tiny_params)
         if objective.beta > 0:
             learner.set_reference(fresh())
@@ -183,6 +183,42 @@ def test_stale_groups_are_held_to_what_the_sampler_recorded(learn, experience, a
     assert metrics[2]["clip_ratio/region_mean"] > 0  # the sampler's log-probs here are noise
     gap = "sampling/sampling_logp_difference/mean"
     assert metrics[2][gap] != metrics[1][gap] == metrics[0][gap]  # a stale group's gap is no mismatch
+
+
+@pytest.mark.parametrize(
+    "saving",
+    [
+        {"moments_on_host": True},
+        {"reference_on_host": True},
+        {"how": dataclasses.replace(HOW, remat="offload")},
+    ],
+    ids=lambda saving: next(iter(saving)),
+)
+def test_what_waits_with_the_host_gives_the_same_weights(learn, experience, advantages, saving):
+    """Two updates, so that moments have gone there and back."""
+    objective, passes = GRPO(beta=0.1), Passes(micro_batch_size=8, num_iterations=2)
+    (plain, one), (sparing, other) = learn(objective, passes), learn(objective, passes, **saving)
+    one, usual = plain(one, experience, advantages)
+    other, metrics = sparing(other, experience, advantages)
+    assert metrics == pytest.approx(usual, rel=1e-6, abs=1e-9)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params)):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+    kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree.leaves(tree) if x.ndim}
+    assert kinds(other.opt_state) == {"pinned_host" if "moments_on_host" in saving else "device"}
+    assert kinds(sparing.reference) == {"pinned_host" if "reference_on_host" in saving else "device"}
+
+
+def test_moments_in_bfloat16_take_half_and_nearly_the_same_steps(learn, experience, advantages):
+    compact = make_optimizer(Schedule(1e-2, "constant", 0, 10), epsilon=1e-2, compact=True)
+    passes = Passes(num_iterations=4)
+    (plain, one), (sparing, other) = learn(passes=passes), learn(passes=passes, optimizer=compact)
+    before = jax.tree.map(np.asarray, one.params)
+    size = lambda state: sum(x.nbytes for x in jax.tree.leaves(state.opt_state) if x.ndim)
+    assert size(other) == size(one) / 2
+    (one, _), (other, _) = plain(one, experience, advantages), sparing(other, experience, advantages)
+    norm = lambda tree: np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree)))
+    moved = norm(jax.tree.map(np.subtract, one.params, before))
+    assert 0 < norm(jax.tree.map(np.subtract, one.params, other.params)) < 0.01 * moved
 
 
 def test_divergence_in_the_reward_is_that_of_the_sampler_from_the_reference(learn, experience, tiny_params):
