@@ -262,10 +262,14 @@ def test_an_exception_of_the_caller_ends_the_work_and_no_late_answer_counts(func
         assert score(pool, [["5", "6"]] * 2, tmp_path).values.tolist() == [[5, 5], [6, 6]] * 2
 
 
-def test_ctrl_c_while_waiting_for_the_end_is_heard_at_once(functions, tmp_path):
+def test_ctrl_c_while_waiting_for_the_end_is_heard_at_once(functions, tmp_path, request):
     main = threading.main_thread()
     if threading.current_thread() is not main:
         pytest.skip("signals reach the main thread only")
+
+    # A shell ignores interrupts for what it starts in the background, and Python then leaves it at that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def press():
         until((tmp_path / "hangs").exists)
