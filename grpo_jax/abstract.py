@@ -95,10 +95,10 @@ def batch(
     *,
     old: bool = False,
     reference: bool = False,
-    skips: bool = False,
+    ends: int = 0,
 ) -> Batch:
-    """What update takes after the state. `old`: several updates a rollout; `reference`: a KL term; `skips`: some
-    micro-batches may be left out."""
+    """What update takes after the state. `old`: several updates a rollout; `reference`: a KL term; `ends`: widths that
+    micro-batches may have, where some may be narrower or left out."""
     logprobs = array(by_rows(mesh), jnp.float32, count, width)
     return Batch(
         rows=rows(mesh, count, prompt_width, width),
@@ -107,7 +107,7 @@ def batch(
         old_logprobs=logprobs if old else None,
         ref_logprobs=logprobs if reference else None,
         mean_tokens=array(everywhere(mesh), jnp.float32),
-        live=array(everywhere(mesh), jnp.int32) if skips else None,
+        ends=array(everywhere(mesh), jnp.int32, ends) if ends else None,
     )
 
 

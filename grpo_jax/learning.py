@@ -108,6 +108,8 @@ def passes_of(config: GRPOConfig) -> Passes:
         config.gradient_samples,
         config.mask_truncated_completions,
         config.skip_zero_advantages,
+        config.length_buckets,
+        config.share_prompts,
     )
 
 

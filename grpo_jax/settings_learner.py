@@ -50,6 +50,12 @@ class LossSettings(Settings):
     """Leave out bad completions whose tokens became less likely by more nats on average than this; none: keep them."""
     skip_zero_advantages: bool = True
     """Do not compute rows that cannot change the weights, as those of groups whose rewards are all equal."""
+    share_prompts: bool = False
+    """Compute a prompt once for its completions in scoring and update, not once for each; checked against the plain
+    form in the first step. Completions then attend by xla."""
+    length_buckets: Positive = 1
+    """Widths that completions of a micro-batch may have, each half of the next: rows are sorted by length, and short
+    ones are computed without the padding of long ones. Each width is one more program to compile."""
 
 
 class AdvantageSettings(Settings):

@@ -7,8 +7,10 @@ int where layers come one after another, as with a cache, and traced where a loo
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -29,6 +31,38 @@ def whole_rows(kernel: Kernel) -> Attend:
 
 
 causal = whole_rows("auto")
+
+
+def shared_prompt(width: int, samples: int, lengths: Array, kernel: Kernel = "auto") -> Attend:
+    """Attention of rows [prompt | completion 1 | ... | completion g], of which the prompt has `width` places and
+    `lengths` [B] tokens: the prompt as `causal` does; a completion sees the prompt's tokens and its own."""
+
+    def attend(layer: Any, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
+        (prompt_q, own_q), (prompt_k, own_k), (prompt_v, own_v) = (
+            jnp.split(x, [width], axis=1) for x in (q, k, v)
+        )
+        of_prompt = causal_attention(prompt_q, prompt_k, prompt_v, kernel)
+        apart = lambda x: x.reshape(x.shape[0], samples, -1, *x.shape[2:])  # [B,g,T,heads,H]
+        seen = jnp.arange(width) < lengths[:, None]
+        of_own = _beside_prompt(apart(own_q), prompt_k, prompt_v, apart(own_k), apart(own_v), seen)
+        return jnp.concatenate([of_prompt, of_own.reshape(own_q.shape)], axis=1), cache
+
+    return attend
+
+
+def _beside_prompt(q: Array, prompt_k: Array, prompt_v: Array, k: Array, v: Array, seen: Array) -> Array:
+    """[B,g,T,N,H] from q, k and v [B,g,T,..,H] of completions, and the prompt's [B,Tp,K,H], of which those `seen`
+    [B,Tp] count. One softmax over both."""
+    B, g, T, N, H = q.shape
+    Tp, K = prompt_k.shape[1:3]
+    q = q.reshape(B, g, T, K, N // K, H) * jnp.asarray(H**-0.5, q.dtype)
+    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    to_prompt = jnp.where(seen[:, None, None, None, None], dot("bgtkrh,bskh->bgkrts", q, prompt_k), -jnp.inf)
+    to_own = jnp.where(jnp.tri(T, dtype=bool), dot("bgtkrh,bgskh->bgkrts", q, k), -jnp.inf)
+    weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1)).astype(q.dtype)
+    of_prompt = dot("bgkrts,bskh->bgtkrh", weights[..., :Tp], prompt_v)
+    of_own = dot("bgkrts,bgskh->bgtkrh", weights[..., Tp:], v)
+    return (of_prompt + of_own).astype(q.dtype).reshape(B, g, T, N, H)
 
 
 def prefill(places: Array, kernel: Kernel = "auto") -> Attend:

@@ -1,8 +1,11 @@
 """From a scored rollout to the mini-batches of its updates: NumPy arrays, whole on every host."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+
+from grpo_jax.learner.microbatches import widths
 
 _SHORTEST = 16  # completions are cut to the smallest power of two that holds the longest, from here up
 
@@ -17,6 +20,8 @@ class Passes:
     gradient_samples: int = 0  # completions of each prompt that carry gradient, the first ones; 0: all
     mask_truncated: bool = False  # completions that were cut at the limit carry none
     skip_zero_advantages: bool = True  # leave out micro-batches of rows that cannot change the weights
+    length_buckets: int = 1  # widths that micro-batches may have
+    share_prompts: bool = False  # compute the prompt of a group's rows once
 
     @property
     def updates(self) -> int:
@@ -26,6 +31,13 @@ class Passes:
     def rows(self, prompts: int, samples: int) -> int:
         """Rows that carry gradient in a rollout of `samples` completions for each of `prompts` prompts."""
         return prompts * (self.gradient_samples or samples)
+
+    def alike(self, samples: int, micro_rows: int, shards: int) -> int:
+        """Rows after one another, in each of `shards` parts of a micro-batch, that have one prompt to share."""
+        carry = self.gradient_samples or samples
+        if not self.share_prompts or carry % self.num_minibatches or micro_rows % shards:
+            return 1
+        return math.gcd(carry // self.num_minibatches, micro_rows // shards)
 
     def micro_batches(self, rows: int) -> int:
         """Micro-batches in a mini-batch of a rollout of which `rows` rows carry gradient."""
@@ -58,34 +70,39 @@ class MiniBatch:
     advantages: np.ndarray  # [B] or [B,Tc] float32
     fresh: np.ndarray | None  # [B] bool
     mean_tokens: np.float32
-    live: np.int32  # micro-batches that can change the weights, the first ones
+    ends: (
+        np.ndarray
+    )  # [K] int32: micro-batches before ends[k] need the k-th width at most; later ones nothing
 
 
 def minibatches(
-    experience: Experience, advantages: np.ndarray, how: Passes, *, skip: bool
+    experience: Experience, advantages: np.ndarray, how: Passes, *, skip: bool, unit: int = 1
 ) -> list[MiniBatch]:
     """The mini-batches of a rollout with advantages [P,G], [P,G,1] or [P,G,Tc]: row b in mini-batch
-    b % num_minibatches. `skip`: rows with advantage 0 come last, to be left out."""
+    b % num_minibatches. `skip`: rows with advantage 0 come last, to be left out. `unit`: rows of one prompt that stay
+    together (`Passes.alike`)."""
     rows = _rows(experience, advantages, how)
     n, micro_batches = how.num_minibatches, how.micro_batches(len(rows.tokens))
     mean_tokens = np.float32(rows.mask.sum(dtype=np.float64) / n)
-    parts = [_pick(rows, np.arange(i, len(rows.tokens), n), mean_tokens) for i in range(n)]
-    return [_live_first(part, micro_batches) if skip else part for part in parts]
+    of = lambda i: np.arange(i, len(rows.tokens), n)
+    return [_arranged(rows, of(i), mean_tokens, how, micro_batches, unit, skip) for i in range(n)]
 
 
 def _rows(x: Experience, advantages: np.ndarray, how: Passes) -> MiniBatch:
-    """All rows that carry gradient as one mini-batch, B = P * G; completions cut to a bucket of the longest."""
+    """All rows that carry gradient as one mini-batch, B = P * G; prompts and completions cut to a bucket of the
+    longest."""
     P, G, _ = x.tokens.shape
     carry = how.gradient_samples or G
     lengths = x.lengths[:, :carry].reshape(-1)
     width = bucket(int(lengths.max()), x.tokens.shape[-1])
+    prompts = x.prompts[:, : bucket(int(x.prompt_lengths.max()), x.prompts.shape[1])]
     mask = (np.arange(width) < lengths[:, None]).astype(np.float32)
     if how.mask_truncated:
         mask *= x.finished[:, :carry].reshape(-1, 1)
     flat = lambda a: a[:, :carry, :width].reshape(P * carry, -1)
     per_row = lambda a: np.repeat(a, carry, axis=0)
     return MiniBatch(
-        prompts=per_row(x.prompts),
+        prompts=per_row(prompts),
         prompt_lengths=per_row(x.prompt_lengths),
         tokens=flat(x.tokens),
         mask=mask,
@@ -93,7 +110,7 @@ def _rows(x: Experience, advantages: np.ndarray, how: Passes) -> MiniBatch:
         advantages=_advantages(advantages[:, :carry], P * carry, width),
         fresh=None if x.fresh is None else per_row(x.fresh),
         mean_tokens=np.float32(0),
-        live=np.int32(0),
+        ends=np.zeros(1, np.int32),
     )
 
 
@@ -104,7 +121,34 @@ def _advantages(advantages: np.ndarray, rows: int, width: int) -> np.ndarray:
     return advantages[..., :width].reshape(rows, -1).astype(np.float32)
 
 
-def _pick(rows: MiniBatch, which: np.ndarray, mean_tokens: np.float32, live: int = 0) -> MiniBatch:
+def _arranged(
+    rows: MiniBatch,
+    which: np.ndarray,
+    mean_tokens: np.float32,
+    how: Passes,
+    micro_batches: int,
+    unit: int,
+    skip: bool,
+) -> MiniBatch:
+    """The mini-batch of the rows `which`, in the order in which micro-batches take them: micro-batch m the rows b with
+    b % micro_batches == m, so that it has rows of every shard of a mesh. `unit` rows after one another stay so."""
+    widest = np.array(widths(rows.mask.shape[1], how.length_buckets))
+    lengths = rows.mask[which].sum(-1).reshape(-1, unit).max(-1)
+    ranks = np.searchsorted(widest, lengths)  # [B/unit], into which width each unit fits
+    if skip:
+        acts = (rows.advantages[which] != 0).reshape(len(which), -1) & (rows.mask[which] != 0)
+        ranks = np.where(acts.reshape(len(ranks), -1).any(-1), ranks, len(widest))
+    if skip or len(widest) > 1:
+        order = np.argsort(ranks, kind="stable").reshape(micro_batches, -1)  # [M,B/M/unit]
+    else:
+        order = np.arange(len(ranks)).reshape(-1, micro_batches).T
+    of_units = (order[..., None] * unit + np.arange(unit)).reshape(micro_batches, -1)  # [M,B/M]
+    needed = np.where(ranks < len(widest), ranks, -1)[order].max(-1)  # [M], -1: not at all
+    ends = [((needed >= 0) & (needed <= rank)).sum() for rank in range(len(widest))]
+    return _pick(rows, which[of_units.T.ravel()], mean_tokens, np.array(ends, np.int32))
+
+
+def _pick(rows: MiniBatch, which: np.ndarray, mean_tokens: np.float32, ends: np.ndarray) -> MiniBatch:
     return MiniBatch(
         prompts=rows.prompts[which],
         prompt_lengths=rows.prompt_lengths[which],
@@ -114,18 +158,8 @@ def _pick(rows: MiniBatch, which: np.ndarray, mean_tokens: np.float32, live: int
         advantages=rows.advantages[which],
         fresh=None if rows.fresh is None else rows.fresh[which],
         mean_tokens=mean_tokens,
-        live=np.int32(live),
+        ends=ends,
     )
-
-
-def _live_first(part: MiniBatch, micro_batches: int) -> MiniBatch:
-    """Rows that can change the weights in the first micro-batches, in their order; each micro-batch m takes the rows
-    b with b % micro_batches == m, so that it has rows of every shard of a mesh."""
-    acts = (part.advantages != 0).reshape(len(part.mask), -1) & (part.mask != 0)
-    live = acts.any(-1)
-    order = np.argsort(~live, kind="stable").reshape(micro_batches, -1)  # [M,B/M]
-    needed = -(-int(live.sum()) // order.shape[1])
-    return _pick(part, order.T.ravel(), part.mean_tokens, needed)
 
 
 def bucket(longest: int, widest: int) -> int:

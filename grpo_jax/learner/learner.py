@@ -10,12 +10,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from grpo_jax.errors import UserError
 from grpo_jax.learner.batches import Experience, MiniBatch, Passes, bucket, minibatches
 from grpo_jax.learner.divergences import ESTIMATORS
 from grpo_jax.learner.logprobs import Rows, Scoring, make_rows
 from grpo_jax.learner.objective import GRPO, Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state, state_shardings
-from grpo_jax.learner.update import make_score, make_update, read
+from grpo_jax.learner.update import make_score, make_update, read, sharing_error
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.lora import Base, LoRA, joined
 from grpo_jax.models.qwen import Params, abstract_trained, cast
@@ -23,6 +24,8 @@ from grpo_jax.programs import Program
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.memory import on_host
 from grpo_jax.sharding.mesh import by_rows, everywhere, row_shards
+
+_SHARING_ERROR = {"float32": 1e-3, "bfloat16": 5e-2}  # nats on average: what rounding may do
 
 
 class Learner:
@@ -42,7 +45,7 @@ class Learner:
         moments_on_host: bool = False,
         reference_on_host: bool = False,
     ):
-        self.cfg, self.objective, self.how, self.passes, self.mesh = cfg, objective, how, passes, mesh
+        self.cfg, self.objective, self.passes, self.mesh = cfg, objective, passes, mesh
         weights, bonus = abstract_trained(cfg, lora), objective.bonus
         self.shardings = state_shardings(weights, optimizer, mesh, bonus, moments_on_host)
         self.abstract_state = abstract_state(weights, optimizer, mesh, bonus, moments_on_host)
@@ -55,11 +58,17 @@ class Learner:
             out_shardings=self.shardings,
         )
         self.rows = Program("rows", make_rows)
+        rows = passes.rows(*shape) // passes.num_minibatches // self.micro_batches
+        self.unit = passes.alike(shape[1], rows, row_shards(mesh))
+        how = self.how = replace(how, group=self.unit)
         self.update = make_update(cfg, objective, how, optimizer, self.micro_batches, self.shardings, mesh)
         self.score = make_score(cfg, how, self.micro_batches, mesh)
-        rows = passes.rows(*shape) // passes.num_minibatches // self.micro_batches
         whole = _parts(shape[0] * shape[1], rows, row_shards(mesh))
-        self.score_rollout = make_score(cfg, how, whole, mesh)  # the rows without gradient too
+        plain = replace(how, group=1)
+        self.score_rollout = make_score(cfg, plain, whole, mesh)  # the rows without gradient too
+        compare = partial(sharing_error, cfg, how, self.micro_batches)
+        self.sharing_error = Program("check", compare, out_shardings=everywhere(mesh))
+        self._checked = False
         self.base: Base | None = None  # with adapters: the weights that they stand beside
         self.reference: Params | None = None
 
@@ -69,6 +78,11 @@ class Learner:
         wanted = self.passes.skip_zero_advantages and self.micro_batches > 1
         seen = self.how.entropy  # what is logged is of every row
         return wanted and self.objective.ignores_zero_advantages and not seen
+
+    @property
+    def widths(self) -> int:
+        """How many ends the batches have; 0: they need none."""
+        return self.passes.length_buckets if self.skips or self.passes.length_buckets > 1 else 0
 
     def whole(self, trained: Params) -> Params:
         """The model with these weights, or with these adapters."""
@@ -94,8 +108,10 @@ class Learner:
 
         Returns the state and the step's metrics.
         """
-        parts = minibatches(experience, advantages, self.passes, skip=self.skips)
+        parts = minibatches(experience, advantages, self.passes, skip=self.skips, unit=self.unit)
         batches = [self.on_devices(part) for part in parts]
+        if self.unit > 1 and not self._checked:
+            self._check_sharing(self.whole(state.params), batches[0].rows)
         if self.reference is not None and self.objective.beta > 0:
             batches = self._with("ref_logprobs", self.whole(self.reference), batches)
         if self.passes.updates > 1:
@@ -106,6 +122,16 @@ class Learner:
                 state, metrics = self.update(state, batch, self.base)
                 history.append(metrics)
         return state, _combine([read(metrics) for metrics in history])
+
+    def _check_sharing(self, params: Params, rows: Rows) -> None:
+        """UserError where a prompt computed once for its group gives other log-probs than the plain form."""
+        self._checked = True
+        error, most = float(hosts.get(self.sharing_error(params, rows))), _SHARING_ERROR[self.how.dtype]
+        if not error <= most:
+            raise UserError(
+                f"share_prompts = true: log-probs differ by {error:.2g} nats a token from those of whole rows, more "
+                f"than {most:g}; nothing was updated. Set share_prompts to false, and report it: it is a fault"
+            )
 
     def divergence(self, experience: Experience) -> np.ndarray:
         """The divergence from the reference of every sampled token, [P,G,Tc] float32, 0 behind the end: for a
@@ -136,7 +162,7 @@ class Learner:
             sampler_logprobs=put(part.logprobs),
             fresh=None if part.fresh is None else put(part.fresh),
             mean_tokens=scalar(part.mean_tokens),
-            live=scalar(part.live) if self.skips else None,
+            ends=scalar(part.ends) if self.widths else None,
         )
 
     def _rows(self, *arrays: np.ndarray) -> Rows:
@@ -144,7 +170,7 @@ class Learner:
         return self.rows(*(hosts.put(x, by_rows(self.mesh)) for x in arrays))
 
     def _with(self, field: str, params: Params, batches: list[Batch]) -> list[Batch]:
-        changed: list[Any] = [{field: self.score(params, batch.rows, batch.live)} for batch in batches]
+        changed: list[Any] = [{field: self.score(params, batch.rows, batch.ends)} for batch in batches]
         return [replace(batch, **change) for batch, change in zip(batches, changed)]
 
     def compilations(self) -> dict[str, int]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from grpo_jax.models.attention import whole_rows
+from grpo_jax.models.attention import shared_prompt, whole_rows
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel
 from grpo_jax.models.qwen import Params, cast, head_logits, hidden_states
@@ -26,6 +26,7 @@ class Scoring:
     remat: Remat = "full"
     entropy: bool = False
     attention: Kernel = "auto"
+    group: int = 1  # rows after one another that have the same prompt, which is computed once for them
 
 
 @jax.tree_util.register_dataclass
@@ -63,13 +64,7 @@ def completion_logprobs(
     compute_dtype = jnp.dtype(how.dtype)
     compute = cast(params, compute_dtype)
     head: Params = {name: params[name] for name in ("embed", "head") if name in params}
-    positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
-    attend = whole_rows(how.attention)
-    hidden, _ = hidden_states(cfg, compute, over_rows(rows.tokens), positions, attend, remat=how.remat)
-    before = (
-        rows.prompt_lengths[:, None] - 1 + jnp.arange(rows.completions.shape[1])
-    )  # each token's predecessor
-    hidden = jnp.take_along_axis(hidden, before[..., None], axis=1)  # [B,Tc,D]
+    hidden = (_by_group if how.group > 1 else _by_row)(cfg, compute, rows, how)
 
     def score(chunk: tuple[Array, Array]) -> tuple[Array, Array | None]:
         logits = head_logits(cfg, cast(head, compute_dtype), chunk[0], how.num_tokens) / how.temperature
@@ -80,6 +75,30 @@ def completion_logprobs(
         rows.mask > 0, x, 0.0
     )  # a padding id may itself be outside the vocabulary: -inf
     return seen(logprobs), None if entropy is None else seen(entropy)
+
+
+def _by_row(cfg: ModelConfig, params: Params, rows: Rows, how: Scoring) -> Array:
+    """Hidden states [B,Tc,D] of each completion token's predecessor."""
+    positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
+    attend = whole_rows(how.attention)
+    hidden, _ = hidden_states(cfg, params, over_rows(rows.tokens), positions, attend, remat=how.remat)
+    before = rows.prompt_lengths[:, None] - 1 + jnp.arange(rows.completions.shape[1])
+    return jnp.take_along_axis(hidden, before[..., None], axis=1)
+
+
+def _by_group(cfg: ModelConfig, params: Params, rows: Rows, how: Scoring) -> Array:
+    """The same, from rows [prompt | completion 1 | ... | completion g] of Tp + g Tc tokens in place of g (Tp + Tc)."""
+    (B, Tc), Tp, g = rows.completions.shape, rows.tokens.shape[1] - rows.completions.shape[1], how.group
+    lengths = rows.prompt_lengths[::g]  # [Q], Q = B / g
+    tokens = jnp.concatenate([rows.tokens[::g, :Tp], rows.completions.reshape(-1, g * Tc)], axis=1)
+    own = jnp.tile(jnp.arange(Tc), g) + lengths[:, None]
+    positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(Tp), (B // g, Tp)), own], axis=1)
+    attend = shared_prompt(Tp, g, lengths, how.attention)
+    hidden, _ = hidden_states(cfg, params, over_rows(tokens), positions, attend, remat=how.remat)
+    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, None]  # [Q,1,1,D]
+    after = hidden[:, Tp:].reshape(B // g, g, Tc, -1)
+    first = jnp.broadcast_to(last, (B // g, g, 1, last.shape[-1]))
+    return over_rows(jnp.concatenate([first, after[:, :, :-1]], axis=2).reshape(B, Tc, -1))
 
 
 def _score(logits: Array, tokens: Array, entropy: bool) -> tuple[Array, Array | None]:

@@ -51,7 +51,7 @@ class Batch:
         None  # [B] bool; False: sampled by older weights, and old is what the sampler recorded
     )
     mean_tokens: Array | None = None  # [] tokens of the rollout over its mini-batches
-    live: Array | None = None  # [] int32, micro-batches to compute, the first ones; None: all
+    ends: Array | None = None  # [K] int32, which micro-batches to compute in which width; None: all in full
     weights: Array | None = None  # [B], by `weigh`
     bonus: Array | None = None  # [] weight of the entropy bonus, by `weigh`
     entropy_mask: Array | None = None  # [B,Tc], when it needs more rows than a micro-batch's own

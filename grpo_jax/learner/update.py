@@ -15,15 +15,16 @@ from jax.sharding import Mesh
 from grpo_jax.errors import UserError
 from grpo_jax.learner.entropy import EntropyControl
 from grpo_jax.learner.logprobs import Rows, Scoring, completion_logprobs
+from grpo_jax.learner.microbatches import gone_through, joined, narrowed, split
 from grpo_jax.learner.objective import GRPO, SFT, Batch
 from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.learner.row_metrics import RowSums
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.lora import Base, joined
+from grpo_jax.models.lora import Base
+from grpo_jax.models.lora import joined as whole_model
 from grpo_jax.models.qwen import Params, cast
 from grpo_jax.programs import Program
 from grpo_jax.sharding import hosts
-from grpo_jax.sharding.constraints import over_rows
 from grpo_jax.sharding.memory import fetched
 from grpo_jax.sharding.mesh import by_rows, everywhere
 
@@ -56,11 +57,11 @@ def make_update(
 
 
 def make_score(cfg: ModelConfig, how: Scoring, micro_batches: int, mesh: Mesh) -> Program:
-    """The program (params, rows, live=None) -> log-probs [B,Tc]: for old policies and the reference, without
-    gradients. Of the first `live` micro-batches only; 0 elsewhere."""
+    """The program (params, rows, ends=None) -> log-probs [B,Tc]: for old policies and the reference, without
+    gradients. Of the micro-batches before the last of `ends` only; 0 elsewhere."""
 
-    def score(params: Params, rows: Rows, live: Array | None = None) -> Array:
-        return forward(cfg, replace(how, entropy=False), micro_batches, params, rows, live)[0]
+    def score(params: Params, rows: Rows, ends: Array | None = None) -> Array:
+        return forward(cfg, replace(how, entropy=False), micro_batches, params, rows, ends)[0]
 
     return Program("score", score, out_shardings=by_rows(mesh))
 
@@ -71,16 +72,30 @@ def forward(
     micro_batches: int,
     params: Params,
     rows: Rows,
-    live: Array | None = None,
+    ends: Array | None = None,
 ) -> tuple[Array, Array | None]:
-    """Log-probs and entropies [B,Tc] of a mini-batch, a micro-batch at a time; of the first `live` only."""
+    """Log-probs and entropies [B,Tc] of a mini-batch, a micro-batch at a time, as `gone_through` reads `ends`."""
     params = cast(params, jnp.dtype(how.dtype))
     parts = split(rows, micro_batches)
-    one = lambda i: completion_logprobs(cfg, params, jax.tree.map(lambda x: x[i], parts), how)
-    put = lambda i, all_: jax.tree.map(lambda whole, part: whole.at[i].set(part), all_, one(i))
-    start = jax.tree.map(lambda x: jnp.zeros((micro_batches, *x.shape), x.dtype), jax.eval_shape(one, 0))
-    found = jax.lax.fori_loop(0, micro_batches if live is None else live, put, start)  # [M,B/M,Tc]
-    return jax.tree.map(_joined, found)
+    Tc = rows.mask.shape[1]
+
+    def one(width: int, i: Array | int) -> Any:
+        return completion_logprobs(cfg, params, narrowed(jax.tree.map(lambda x: x[i], parts), Tc, width), how)
+
+    def put(width: int, i: Array, all_: Any) -> Any:
+        return jax.tree.map(lambda whole, part: whole.at[i, :, :width].set(part), all_, one(width, i))
+
+    shapes = jax.eval_shape(partial(one, Tc), 0)
+    start = jax.tree.map(lambda x: jnp.zeros((micro_batches, *x.shape), x.dtype), shapes)
+    return jax.tree.map(joined, gone_through(put, start, micro_batches, Tc, ends))  # [M,B/M,Tc] as [B,Tc]
+
+
+def sharing_error(cfg: ModelConfig, how: Scoring, micro_batches: int, params: Params, rows: Rows) -> Array:
+    """Mean difference [] of the log-probs of the first micro-batch between prompts shared by a group and whole rows."""
+    first = jax.tree.map(lambda x: x[0], split(rows, micro_batches))
+    params, how = cast(params, jnp.dtype(how.dtype)), replace(how, entropy=False)
+    shared, plain = (completion_logprobs(cfg, params, first, h)[0] for h in (how, replace(how, group=1)))
+    return jnp.abs(shared - plain).sum() / jnp.maximum(first.mask.sum(), 1)
 
 
 def accumulate(
@@ -96,21 +111,21 @@ def accumulate(
     """Gradients [as params, float32], metrics and the entropy bonus's next state, of the whole batch. `base`: weights
     that are not trained, where `params` are adapters beside them.
 
-    Rows are weighed before the split, and so the micro-batches' losses and gradients simply add up. Only the first
-    `batch.live` micro-batches are computed: the loop's length is data, so that their number compiles nothing anew.
+    Rows are weighed before the split, and so the micro-batches' losses and gradients simply add up.
     """
     how = replace(how, entropy=how.entropy or objective.needs_entropy)
-    whole = partial(joined, base=base)
+    whole = partial(whole_model, base=base)
     if isinstance(objective, GRPO) and objective.masks_entropy and micro_batches > 1:
         entropies = _entropies(cfg, how, micro_batches, whole(params), batch.rows)
         batch = objective.with_entropy_mask(batch, entropies)
     batch = objective.weigh(batch, control)
-    parts = split(replace(batch, live=None), micro_batches)
+    parts, Tc = split(replace(batch, ends=None), micro_batches), batch.rows.mask.shape[1]
     gradient = jax.value_and_grad(partial(_loss, cfg, objective, how, whole), has_aux=True)
 
-    def add(i: Array, total: Any) -> Any:
+    def add(width: int, i: Array, total: Any) -> Any:
         grads, loss, rows = total
-        (value, found), more = gradient(params, jax.tree.map(lambda x: x[i], parts))
+        part = narrowed(jax.tree.map(lambda x: x[i], parts), Tc, width)
+        (value, found), more = gradient(params, part)
         return (
             jax.tree.map(jnp.add, grads, more),
             loss + value,
@@ -119,8 +134,8 @@ def accumulate(
 
     (loss, rows), grads = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
     start = _zeros(grads), _zeros(loss), _no_rows(rows, micro_batches)
-    grads, loss, rows = jax.lax.fori_loop(0, micro_batches if batch.live is None else batch.live, add, start)
-    rows = jax.tree.map(_joined, rows)
+    grads, loss, rows = gone_through(add, start, micro_batches, Tc, batch.ends)
+    rows = jax.tree.map(joined, rows)
     metrics = {"loss": loss} | objective.metrics(rows, batch)
     if isinstance(objective, GRPO) and objective.bonus.is_on:
         control = objective.bonus.after(control, objective.effective_entropy(rows))
@@ -159,23 +174,6 @@ def _no_rows(shapes: RowSums, parts: int) -> RowSums:
         full(shapes.most, -jnp.inf),
         full(shapes.computed, 0),
     )
-
-
-def _joined(parts: Array) -> Array:
-    """[parts,B/parts,...] as [B,...], in the order that `split` took apart."""
-    return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
-
-
-def split(tree: Any, parts: int) -> Any:
-    """Arrays [B,...] as [parts,B/parts,...], row b in part b % parts: each part takes rows from every shard of the
-    mesh, and no row moves to another device. Scalars are repeated."""
-
-    def one(x: Array) -> Array:
-        if x.ndim == 0:
-            return jnp.broadcast_to(x, (parts,))
-        return over_rows(x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), axis=1)
-
-    return jax.tree.map(one, tree)
 
 
 def read(metrics: Metrics) -> dict[str, float]:

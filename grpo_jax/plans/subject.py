@@ -192,7 +192,7 @@ class Subject:
             self._width,
             old=learner.passes.updates > 1,
             reference=c.beta > 0,
-            skips=learner.skips,
+            ends=learner.widths,
         )
         given = learner.abstract_state, batch, self.base
         return Job("update", learner.update, given, self.held["reference"], [learner.micro_batches])

@@ -32,6 +32,10 @@ MAY_DIFFER = frozenset(
         "logprob_chunk",
         "gradient_checkpointing",
         "skip_zero_advantages",
+        "share_prompts",
+        "length_buckets",
+        "reference_memory",
+        "attention",  # by another kernel: equal up to rounding, too
         "rollout_segment",  # these decide who is drawn beside whom, and not what
         "rollout_memory",
     }

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from grpo_jax.errors import UserError
 from grpo_jax.learner import logprobs
 from grpo_jax.learner.batches import Experience, Passes, minibatches
 from grpo_jax.learner.entropy import EntropyBonus
@@ -13,6 +14,7 @@ from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
+from grpo_jax.models.attention import shared_prompt
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "one_device")
 
@@ -147,9 +149,71 @@ def test_every_row_is_in_one_minibatch_once_and_those_to_learn_from_come_first(e
     assert sorted(rows) == sorted(row.tobytes() for row in whole)
     for part in parts:
         acts = part.advantages != 0
-        first = [b for m in range(int(part.live)) for b in range(m, 8, 4)]  # micro-batch m takes b % 4 == m
+        first = [
+            b for m in range(int(part.ends[-1])) for b in range(m, 8, 4)
+        ]  # micro-batch m takes b % 4 == m
         assert acts.sum() == acts[first].sum() == 4
-        assert part.live == 2
+        assert part.ends.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        Passes(share_prompts=True),
+        Passes(share_prompts=True, micro_batch_size=4),
+        Passes(share_prompts=True, micro_batch_size=2),  # a group over two micro-batches
+        Passes(share_prompts=True, num_minibatches=2, micro_batch_size=4, num_iterations=2),
+        Passes(length_buckets=3, micro_batch_size=2),
+        Passes(length_buckets=3, share_prompts=True, micro_batch_size=4),
+        Passes(length_buckets=2, micro_batch_size=4, num_iterations=2, skip_zero_advantages=False),
+    ],
+    ids=lambda p: ",".join(f"{k}={v}" for k, v in dataclasses.asdict(p).items() if v != getattr(ONE_PASS, k)),
+)
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_shared_prompts_and_short_rows_change_no_update(learn, experience, advantages, passes, beta):
+    objective = GRPO(beta=beta, max_length=TC, bonus=EntropyBonus(0.05 * (beta > 0)))
+    plain = dataclasses.replace(passes, share_prompts=False, length_buckets=1)
+    after = []
+    for how in (plain, passes):
+        learner, state = learn(objective, how)
+        assert learner.unit == (
+            min(4 // how.num_minibatches, how.micro_batch_size or 4) if how.share_prompts else 1
+        )
+        after.append(learner(state, experience, advantages))
+    (one, usual), (other, found) = after
+    assert found == pytest.approx(usual, rel=1e-4, abs=2e-6)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params)):
+        np.testing.assert_allclose(b, a, atol=2e-5)
+
+
+def test_a_group_is_computed_once_and_short_rows_in_short_programs(
+    learn, monkeypatch, experience, advantages
+):
+    """Tokens that the model sees: P + G C of a prompt in place of G (P + C), with C as long as the rows are."""
+    seen, original = [], logprobs.hidden_states
+
+    def counted(cfg, params, tokens, *given, **named):
+        jax.debug.callback(lambda: seen.append(tokens.shape))
+        return original(cfg, params, tokens, *given, **named)
+
+    monkeypatch.setattr(logprobs, "hidden_states", counted)
+    short = dataclasses.replace(
+        experience, lengths=np.where(np.arange(P)[:, None] < 2, 4, 9) * np.ones((P, G), int)
+    )
+    passes = Passes(length_buckets=3, share_prompts=True, micro_batch_size=4, skip_zero_advantages=False)
+    learner, state = learn(passes=passes)
+    learner._checked = True  # the check is a pass of its own
+    learner(state, short, advantages)
+    jax.effects_barrier()
+    assert seen == [(1, 5 + 4 * 4)] * 2 + [(1, 5 + 4 * 16)] * 2
+
+
+def test_a_wrong_share_is_found_before_the_first_update(learn, monkeypatch, experience, advantages):
+    learner, state = learn(passes=Passes(share_prompts=True))
+    wrong = lambda width, samples, lengths, kernel: shared_prompt(width, samples, lengths + 1, kernel)
+    monkeypatch.setattr(logprobs, "shared_prompt", wrong)
+    with pytest.raises(UserError, match="share_prompts = true: log-probs differ by"):
+        learner(state, experience, advantages)
 
 
 def test_truncated_completions_are_masked_and_still_weigh_in_no_normaliser(experience, advantages):

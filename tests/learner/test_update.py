@@ -112,10 +112,10 @@ def test_rows_without_advantage_can_be_left_out(tiny, tiny_params, batch):
     for kind in LOSS_TYPES:
         objective = dataclasses.replace(objective_of(kind), beta=0.0)
         whole = gradients(tiny, tiny_params, quiet, objective, 4)
-        fewer = gradients(tiny, tiny_params, dataclasses.replace(quiet, live=jnp.int32(2)), objective, 4)
+        fewer = gradients(tiny, tiny_params, dataclasses.replace(quiet, ends=jnp.array([2])), objective, 4)
         of_all = lambda metrics: {k: v for k, v in metrics.items() if not k.startswith(("sampling", "vespo"))}
         assert_same((fewer[0], of_all(fewer[1])), (whole[0], of_all(whole[1])))
-    none = gradients(tiny, tiny_params, dataclasses.replace(quiet, live=jnp.int32(0)), objective, 4)
+    none = gradients(tiny, tiny_params, dataclasses.replace(quiet, ends=jnp.array([0])), objective, 4)
     assert not any(np.any(x) for x in jax.tree.leaves(none[0]))
 
 

@@ -61,7 +61,7 @@ def compiled(target, name, cfg, dtype="bfloat16"):
     else:
         state = state_shardings(abstract_params(cfg), OPTIMIZER, mesh)
         program = make_update(cfg, GRPO(beta=0.1), how, OPTIMIZER, 2, state, mesh)
-        batch = abstract.batch(mesh, P * G, TP, TC, old=True, reference=True, skips=True)
+        batch = abstract.batch(mesh, P * G, TP, TC, old=True, reference=True, ends=1)
         arguments = abstract.train_state(cfg, OPTIMIZER, mesh), batch
     return abstract.compile_for(target, mesh, program, *arguments)
 
