@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models import hf
 from grpo_jax.models.config import PUBLISHED, ModelConfig
 from grpo_jax.models.qwen import Params, abstract_params, cast, init
+from grpo_jax.models.remat import Remat
+from grpo_jax.plans.roofline import forward_flops
 from grpo_jax.policy import compute_dtype
 from grpo_jax.programs import Program
 from grpo_jax.rollout.generate import Vocabulary
@@ -52,6 +54,10 @@ class Work:
     completion_length: int
     micro_batch_size: int
     beta: float
+    gradient_checkpointing: Remat = "full"
+    share_prompts: bool = False
+    length_buckets: int = 1
+    skewed: bool = False
 
     @property
     def sampled(self) -> int:
@@ -60,8 +66,23 @@ class Work:
 
     @property
     def trained(self) -> int:
-        """Tokens that pass through the model in an update."""
-        return self.prompts * self.samples * (self.prompt_length + self.completion_length)
+        """Tokens that an update learns from, their prompts with them; as many as pass through the model in the plain
+        form where no completion is short."""
+        rows = self.prompts * self.samples
+        return rows * self.prompt_length + int(self.lengths.sum())
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[P,G] tokens of the completions: all the same, or (`skewed`) one in eight so long, the others an eighth."""
+        long = (np.arange(self.prompts * self.samples) % 8 == 0) | (not self.skewed)
+        lengths = np.where(long, self.completion_length, max(self.completion_length // 8, 1))
+        return lengths.reshape(self.prompts, self.samples).astype(np.int32)
+
+    def update_flops(self, cfg: ModelConfig) -> float:
+        """Operations of an update forward and backward: 6 for each weight and token, and attention over what comes
+        before; recomputation and the reference are not counted, nor is anything saved by sharing."""
+        width = self.prompt_length + self.completion_length
+        return 3 * forward_flops(cfg, self.trained, width / 2)
 
 
 class Bench:
@@ -80,10 +101,15 @@ class Bench:
             seed=0,
         )
         objective = GRPO(beta=work.beta, max_length=work.completion_length)
-        passes = Passes(micro_batch_size=work.micro_batch_size)
+        passes = Passes(
+            micro_batch_size=work.micro_batch_size,
+            share_prompts=work.share_prompts,
+            length_buckets=work.length_buckets,
+        )
+        how = Scoring(dtype=dtype, remat=work.gradient_checkpointing)
         optimizer = make_optimizer(Schedule(1e-6, "constant", 0, 1))
         shape = work.prompts, work.samples
-        self.learner = Learner(cfg, objective, Scoring(dtype=dtype), optimizer, passes, shape, mesh)
+        self.learner = Learner(cfg, objective, how, optimizer, passes, shape, mesh)
         if work.beta > 0:
             self.learner.set_reference(weights)
         self.state = self.learner.init(weights)
@@ -93,10 +119,12 @@ class Bench:
         self.tokens = rng.integers(0, cfg.vocab_size, (work.prompts, work.prompt_length), np.int32)
         self.lengths = np.full(work.prompts, work.prompt_length, np.int32)
         self.advantages = rng.normal(size=(work.prompts, work.samples)).astype(np.float32)
-        drawn = self.sample()
-        arrays = drawn.tokens, drawn.logprobs, drawn.lengths, drawn.finished
+        rows = work.prompts, work.samples, work.completion_length
+        completions = rng.integers(0, cfg.vocab_size, rows, np.int32)
+        logprobs = np.full(rows, -np.log(cfg.vocab_size), np.float32)
+        arrays = completions, logprobs, work.lengths, np.ones(rows[:2], bool)
         self.experience = Experience(self.tokens, self.lengths, *arrays)
-        (part,) = minibatches(self.experience, self.advantages, passes, skip=False)
+        (part,) = minibatches(self.experience, self.advantages, passes, skip=False, unit=self.learner.unit)
         self.batch = self.learner.on_devices(part)
 
     def sample(self) -> Any:
@@ -105,7 +133,7 @@ class Bench:
         return self.sampler(weights, self.tokens, self.lengths, uids, step=0)
 
     def score(self) -> Any:
-        return jax.block_until_ready(self.learner.score(self.state.params, self.batch.rows))
+        return jax.block_until_ready(self.learner.score(self.state.params, self.batch.rows, self.batch.ends))
 
     def update(self) -> Any:
         self.state, metrics = self.learner(self.state, self.experience, self.advantages)
@@ -123,6 +151,13 @@ def measure(action: Callable[[], Any], repeats: int) -> float:
     return statistics.median(seconds)
 
 
+def product_speed(dtype: str, n: int = 4096) -> float:
+    """Operations a second of a product of two n x n matrices on one device."""
+    x = jnp.ones((n, n), jnp.dtype(dtype))
+    multiply = jax.jit(jnp.matmul)
+    return 2 * n**3 / measure(lambda: jax.block_until_ready(multiply(x, x)), 5)
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """All figures and what they were measured on."""
     mesh, dtype = make_mesh(parse_mesh(args.mesh)), compute_dtype(args.dtype)
@@ -134,6 +169,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         rollout = measure(bench.sample, args.repeats)
         score = measure(bench.score, args.repeats)
         update = measure(bench.update, args.repeats)
+    product = product_speed(dtype)
     memory, where = peak_memory()
     return {
         "model": args.model,
@@ -150,6 +186,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "score_tokens_per_second": work.trained / score,
         "update_seconds": update,
         "update_tokens_per_second": work.trained / update,
+        "update_flops_per_second": work.update_flops(cfg) / update,
+        "product_flops_per_second": product,  # of one large matrix product, measured in this run
+        "update_mfu": work.update_flops(cfg) / update / product / mesh.size,
         "step_seconds": rollout + update,
         "step_tokens_per_second": work.sampled / (rollout + update),
         "peak_memory_bytes": memory,
@@ -180,6 +219,12 @@ def main() -> None:
     parser.add_argument("--completion_length", type=int, default=128)
     parser.add_argument("--micro_batch_size", type=int, default=8)
     parser.add_argument("--beta", type=float, default=0.04)
+    parser.add_argument("--gradient_checkpointing", choices=get_args(Remat), default="full")
+    parser.add_argument("--share_prompts", action="store_true")
+    parser.add_argument("--length_buckets", type=int, default=1)
+    parser.add_argument(
+        "--skewed", action="store_true", help="seven completions in eight are an eighth as long"
+    )
     parser.add_argument("--mesh", default=None)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--repeats", type=int, default=3)

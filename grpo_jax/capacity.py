@@ -91,10 +91,10 @@ def _laid(shapes: Any, places: Any) -> int:
     return sum(jax.tree.leaves(jax.tree.map(each, shapes, places)))
 
 
-def bytes_of(tree: Any, on_host: bool = False) -> int:
-    """Of arrays or their shapes with shardings, for each device: what lies there, or what waits with its host."""
+def bytes_of(tree: Any) -> int:
+    """Of arrays or their shapes with shardings, on each device; what waits with its host takes none."""
     each = lambda x: math.prod(_part(x)) * x.dtype.itemsize
-    return sum(map(each, (x for x in jax.tree.leaves(tree) if waits_on_host(x) == on_host)))
+    return sum(map(each, (x for x in jax.tree.leaves(tree) if not waits_on_host(x))))
 
 
 def _part(x: Any) -> tuple[int, ...]:

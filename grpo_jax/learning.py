@@ -39,7 +39,6 @@ def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTran
         shape,
         policy.mesh,
         policy.lora,
-        moments_on_host=config.adam_moments == "host",
         reference_on_host=config.reference_memory == "host",
     )
 

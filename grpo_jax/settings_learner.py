@@ -163,9 +163,8 @@ class OptimizerSettings(Settings):
     """Decay of the squared gradient's running mean."""
     adam_epsilon: float = Field(1e-8, gt=0)
     """Added to the denominator of Adam's step."""
-    adam_moments: Literal["float32", "bfloat16", "host"] = "float32"
-    """How the two running means are kept: in float32, in bfloat16 (rounded at random, so that they are right on the
-    average), or in float32 in the host's memory, whence they come for each update."""
+    adam_moments: Literal["float32", "bfloat16"] = "float32"
+    """How the two running means are kept; bfloat16 is rounded at random, so that they are right on the average."""
 
 
 class AdapterSettings(Settings):

@@ -44,12 +44,7 @@ class FineTuner:
         schedule = schedule_of(config)
         optimizer = optimizer_of(config, schedule)
         self.learning_rate = schedule.build()
-        self.abstract_state = abstract_state(
-            policy.abstract_trained(),
-            optimizer,
-            policy.mesh,
-            moments_on_host=config.adam_moments == "host",
-        )
+        self.abstract_state = abstract_state(policy.abstract_trained(), optimizer, policy.mesh)
         where = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         self.init = Program(
             "init", lambda params: init_state(params, optimizer), donate_argnums=0, out_shardings=where

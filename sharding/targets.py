@@ -36,9 +36,7 @@ class Chip:
     bandwidth: float  # bytes a second, to and from that memory
     flops: float  # a second in bfloat16, dense
     link: float  # bytes a second to the other devices, in one direction
-    counts_host: bool = (
-        False  # whether its compiler counts arguments in the host's memory with those on the device
-    )
+    knows_host: bool = True  # whether JAX's description of it has the host's memory beside its own
 
 
 # A device is what JAX calls one: a chip, and half a chip of tpu7x.
@@ -85,7 +83,7 @@ def chip_of(target: str) -> Chip:
     chip = _parse(target)[0]
     if chip in TPUS:
         return TPUS[chip]
-    return Chip(GPUS[chip].memory, GPUS[chip].bandwidth, *_GPU_SPEED[chip], counts_host=True)
+    return Chip(GPUS[chip].memory, GPUS[chip].bandwidth, *_GPU_SPEED[chip], knows_host=False)
 
 
 def topology_mesh(target: str, sizes: dict[str, int] | None = None) -> Mesh:

@@ -22,7 +22,7 @@ from grpo_jax.models.lora import Base, LoRA, joined
 from grpo_jax.models.qwen import Params, abstract_trained, cast
 from grpo_jax.programs import Program
 from grpo_jax.sharding import hosts
-from grpo_jax.sharding.memory import on_host
+from grpo_jax.sharding.memory import matrices_on_host
 from grpo_jax.sharding.mesh import by_rows, everywhere, row_shards
 
 _SHARING_ERROR = {"float32": 1e-3, "bfloat16": 5e-2}  # nats on average: what rounding may do
@@ -42,13 +42,12 @@ class Learner:
         shape: tuple[int, int],
         mesh: Mesh,
         lora: LoRA | None = None,
-        moments_on_host: bool = False,
         reference_on_host: bool = False,
     ):
         self.cfg, self.objective, self.passes, self.mesh = cfg, objective, passes, mesh
         weights, bonus = abstract_trained(cfg, lora), objective.bonus
-        self.shardings = state_shardings(weights, optimizer, mesh, bonus, moments_on_host)
-        self.abstract_state = abstract_state(weights, optimizer, mesh, bonus, moments_on_host)
+        self.shardings = state_shardings(weights, optimizer, mesh, bonus)
+        self.abstract_state = abstract_state(weights, optimizer, mesh, bonus)
         self._reference_on_host = reference_on_host
         self.micro_batches = passes.micro_batches(passes.rows(*shape))
         self.init = Program(  # the weights are taken over, not copied
@@ -99,7 +98,7 @@ class Learner:
     def reference_shardings(self) -> Params:
         """Where that copy lies: as what is trained, or so with the hosts."""
         weights = self.shardings.params
-        return jax.tree.map(on_host, weights) if self._reference_on_host else weights
+        return matrices_on_host(weights) if self._reference_on_host else weights
 
     def __call__(
         self, state: TrainState, experience: Experience, advantages: np.ndarray

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from grpo_jax.learner.entropy import EntropyBonus, EntropyControl
 from grpo_jax.learner.moments import in_bfloat16
 from grpo_jax.models.qwen import Params
-from grpo_jax.sharding.memory import on_host
 from grpo_jax.sharding.mesh import everywhere
 from grpo_jax.sharding.rules import TRAIN_RULES, shardings
 
@@ -87,14 +86,13 @@ def state_shardings(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     bonus: EntropyBonus | None = None,
-    moments_on_host: bool = False,
 ) -> Any:
-    """A TrainState of shardings: moments lie where their parameters lie, or with the hosts; counters everywhere."""
+    """A TrainState of shardings: moments lie where their parameters lie, counters everywhere."""
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer, bonus), params)
     weights = shardings(params, TRAIN_RULES, mesh)
     moments = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: on_host(sharding) if moments_on_host else sharding,
+        lambda _, sharding: sharding,
         abstract.opt_state,
         weights,
         transform_non_params=lambda _: everywhere(mesh),
@@ -108,9 +106,8 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     bonus: EntropyBonus | None = None,
-    moments_on_host: bool = False,
 ) -> TrainState:
     """The state's shapes, dtypes and shardings, for restoring a checkpoint onto this mesh."""
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, bonus), params)
     lay = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(lay, shapes, state_shardings(params, optimizer, mesh, bonus, moments_on_host))
+    return jax.tree.map(lay, shapes, state_shardings(params, optimizer, mesh, bonus))

@@ -25,7 +25,6 @@ from grpo_jax.models.lora import joined as whole_model
 from grpo_jax.models.qwen import Params, cast
 from grpo_jax.programs import Program
 from grpo_jax.sharding import hosts
-from grpo_jax.sharding.memory import fetched
 from grpo_jax.sharding.mesh import by_rows, everywhere
 
 Metrics = dict[str, Array]  # scalars
@@ -47,7 +46,7 @@ def make_update(
             cfg, objective, how, micro_batches, state.params, batch, state.entropy, base
         )
         with jax.named_scope("optimizer"):
-            changes, opt_state = optimizer.update(grads, fetched(state.opt_state), state.params)
+            changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, changes)
         metrics["grad_norm"] = optax.global_norm(grads)
         return TrainState(params, opt_state, state.updates + 1, control), metrics

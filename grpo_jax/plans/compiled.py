@@ -10,11 +10,10 @@ from pathlib import Path
 
 import jax
 
-from grpo_jax import capacity
 from grpo_jax.errors import UserError
 from grpo_jax.plans.hlo import collective_bytes
 from grpo_jax.plans.subject import Job
-from grpo_jax.sharding.targets import chip_of, compiler_options
+from grpo_jax.sharding.targets import compiler_options
 
 _FULL = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _UNIT = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -64,8 +63,6 @@ def _compile(lowered: jax.stages.Lowered, job: Job, target: str) -> Found:
     assert memory is not None and text is not None  # noqa: PT018  (both compilers tell)
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes
     given = memory.argument_size_in_bytes
-    if chip_of(target).counts_host:
-        given -= capacity.bytes_of(job.arguments, on_host=True)
     peak = given + memory.temp_size_in_bytes + output
     collectives = collective_bytes(text, job.trips)
     return Found(given, memory.temp_size_in_bytes, output, peak, True, collectives, seconds)

@@ -180,8 +180,23 @@ class Subject:
         if not (c.beta or self.learner.passes.updates > 1):
             return []
         rows = abstract.rows(self.mesh, self._mini, c.max_prompt_length, self._width)
-        given, beside = (self._scored, rows), self._beside(self._scored)
+        given, beside = (self._scored, rows), self._beside(self._scored) + self._streamed
         return [Job("score", self.learner.score, given, beside, [self.learner.micro_batches])]
+
+    @property
+    def _streamed(self) -> int:
+        """Of a reference that waits with the host, the bytes that a device has at a time: what is no layer, the layer
+        that is computed with, and the next. 0 where JAX's description of the device has the host's memory, too: there
+        the compiler has counted them."""
+        if self._waits and not chip_of(self.target).knows_host:
+            whole, layers = map(capacity.bytes_of, (self._scored, self._scored["layers"]))
+            return whole - layers + 2 * layers // self.cfg.num_layers
+        return 0
+
+    @property
+    def _waits(self) -> bool:
+        c, passes = self.config, self.learner.passes
+        return c.reference_memory == "host" and passes.updates == 1 and not c.lora_r
 
     def _update(self) -> Job:
         c, learner = self.config, self.learner
