@@ -23,19 +23,19 @@ from grpo_jax.models.qwen import init
 from grpo_jax.policy import compute_dtype
 from grpo_jax.sharding.mesh import make_mesh
 
-PLAIN = Work(prompts=8, samples=8, prompt_length=64, completion_length=128, micro_batch_size=8, beta=0.04)
-LONG_PROMPTS = replace(PLAIN, prompts=2, samples=16, prompt_length=512, micro_batch_size=16)
-SKEWED = replace(PLAIN, completion_length=512, skewed=True)
+PLAIN = Work(prompts=2, samples=8, prompt_length=64, completion_length=128, micro_batch_size=8, beta=0.04)
+LONG_PROMPTS = replace(PLAIN, prompts=1, samples=16, prompt_length=512)
+SKEWED = replace(PLAIN, prompts=4, completion_length=256, skewed=True)
 WORKLOADS = {
-    "8 x 8 rows of 64+128": [
+    "2 x 8 rows of 64+128": [
         replace(PLAIN, gradient_checkpointing="none"),
         replace(PLAIN, gradient_checkpointing="dots"),
         PLAIN,
         replace(PLAIN, gradient_checkpointing="offload"),
         replace(PLAIN, share_prompts=True),
     ],
-    "2 x 16 rows of 512+128": [LONG_PROMPTS, replace(LONG_PROMPTS, share_prompts=True)],
-    "8 x 8 rows of 64+512, seven in eight of 64+64": [
+    "1 x 16 rows of 512+128": [LONG_PROMPTS, replace(LONG_PROMPTS, share_prompts=True)],
+    "4 x 8 rows of 64+256, seven in eight of 64+32": [
         SKEWED,
         replace(SKEWED, length_buckets=4),
         replace(SKEWED, length_buckets=4, share_prompts=True),

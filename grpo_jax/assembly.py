@@ -30,6 +30,7 @@ from grpo_jax.learning import (
 )
 from grpo_jax.models.qwen import abstract_params
 from grpo_jax.models.safetensors_io import sampled_digest
+from grpo_jax.plans.fitting import with_micro_batch
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampler import Sampler
@@ -79,6 +80,7 @@ def assemble(
         config.base_weights,
     )
     check_rows(policy.mesh, "prompts_per_step", config.prompts_per_step)
+    config = with_micro_batch(config, policy, capacity.smallest_device(policy))
     _check_micro_batches(config, policy)
     policy.check_positions(
         "max_prompt_length + max_completion_length", config.max_prompt_length + config.max_completion_length

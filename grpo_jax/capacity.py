@@ -40,12 +40,17 @@ def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any) -> int |
     reference and the sampler's copy; None where nobody knows, as on CPU. Every process must ask, and hears the same."""
     if config.rollout_memory is not None:
         return int(config.rollout_memory * 2**30)
-    sizes = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in policy.mesh.local_devices]
-    smallest = hosts.least(min(sizes, default=0) >> 20) << 20
-    if not smallest:
+    smallest = smallest_device(policy)
+    if smallest is None:
         return None
     held = sum(held_always(config, policy, state).values()) + copy_bytes(policy)
     return int(USABLE * smallest) - held
+
+
+def smallest_device(policy: Policy) -> int | None:
+    """Bytes that a run may use of the device that has least; None where nobody knows, as on CPU. For every process."""
+    sizes = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in policy.mesh.local_devices]
+    return hosts.least(min(sizes, default=0) >> 20) << 20 or None
 
 
 def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> int:

@@ -83,6 +83,8 @@ def batch(c: Any) -> str | None:
         size = f"{rows} rows (prompts_per_step {c.prompts_per_step} x {by} {getattr(c, by)})"
         near = _divisors(rows, c.num_minibatches)
         return f"num_minibatches = {c.num_minibatches}: {size} do not divide by it; use {near}"
+    if c.auto_micro_batch and c.micro_batch_size:
+        return f"micro_batch_size = {c.micro_batch_size}: auto_micro_batch chooses it; leave one of them out"
     return micro_batch(c, rows // c.num_minibatches)
 
 

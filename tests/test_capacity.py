@@ -10,6 +10,8 @@ from grpo_jax import capacity
 from grpo_jax.cli import main
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
+from grpo_jax.plans.compiled import compiled_here
+from grpo_jax.plans.fitting import AtHand, with_micro_batch
 from grpo_jax.trainer import GRPOTrainer
 
 SMALL = 0.00012  # GiB: room for two prompts of two completions on a device, of eight
@@ -64,6 +66,31 @@ def test_hosts_with_other_memory_take_other_tables(settings, monkeypatch):
     held = sum(capacity.held_always(trainer.args, policy, learner.abstract_state).values())
     held += capacity.copy_bytes(policy)
     assert left == int(0.9 * (20 << 30)) - held
+
+
+def test_a_run_computes_as_many_rows_at_a_time_as_fit(settings, monkeypatch, capsys):
+    """The devices' memory is asked for, and the update that trains is the one that was compiled for it."""
+    policy = GRPOTrainer(settings["model"], args=GRPOConfig(**settings)).stages.policy
+    asked = GRPOConfig(**settings | {"auto_micro_batch": True, "micro_batch_size": 0})
+
+    def needs(rows):
+        here = AtHand(
+            GRPOConfig(**settings | {"micro_batch_size": rows}), "here", policy.cfg, policy, 1 << 40
+        )
+        job = here.update()
+        return compiled_here(job, here.mesh).peak + job.beside
+
+    whole = settings["prompts_per_step"] * settings["num_generations"]
+    assert needs(whole) > needs(whole // 2)
+    between = int((needs(whole) + needs(whole // 2)) / 2 / capacity.USABLE)
+    for memory, rows in ((None, 0), (1 << 40, whole), (between, whole // 2)):
+        monkeypatch.setattr(capacity, "smallest_device", lambda policy, memory=memory: memory)
+        monkeypatch.setattr(capacity, "memory_for_rollouts", lambda *_: None)
+        trainer = GRPOTrainer(settings["model"], args=asked)
+        assert trainer.stages.config.micro_batch_size == rows
+        assert trainer.stages.learner.micro_batches == whole // (rows or whole)
+    with pytest.raises(UserError, match="auto_micro_batch = true: the update does not fit these devices"):
+        with_micro_batch(asked, policy, 1000)
 
 
 def test_too_little_memory_fails_in_the_middle_of_a_run(settings, options, capsys):

@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -39,7 +40,7 @@ def compiled(job: Job, target: str, mesh: jax.sharding.Mesh) -> Found:
     kept = _cache() / f"{_key(lowered.as_text(), target)}.json"
     if kept.is_file():
         return Found(**json.loads(kept.read_text(encoding="utf-8")))
-    found = _compile(lowered, job, target)
+    found = _compile(lowered, job, target, compiler_options(target))
     kept.parent.mkdir(parents=True, exist_ok=True)
     fresh = kept.with_suffix(f".{os.getpid()}")
     fresh.write_text(json.dumps(asdict(found)), encoding="utf-8")
@@ -47,10 +48,17 @@ def compiled(job: Job, target: str, mesh: jax.sharding.Mesh) -> Found:
     return found
 
 
-def _compile(lowered: jax.stages.Lowered, job: Job, target: str) -> Found:
+def compiled_here(job: Job, mesh: jax.sharding.Mesh) -> Found:
+    """The same for the devices that are here; JAX's own cache remembers their programs, where it is on."""
+    with jax.set_mesh(mesh):
+        lowered = job.program.jit.lower(*job.arguments)
+    return _compile(lowered, job, "these devices", {})
+
+
+def _compile(lowered: jax.stages.Lowered, job: Job, target: str, options: dict[str, Any]) -> Found:
     start = time.perf_counter()
     try:
-        program = lowered.compile(compiler_options(target))
+        program = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         full = _FULL.search(str(error))
         if full is None:

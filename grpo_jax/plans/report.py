@@ -6,6 +6,7 @@ from typing import Any
 from grpo_jax import capacity
 from grpo_jax.planning import sized
 from grpo_jax.plans.compiled import Found, compiled
+from grpo_jax.plans.fitting import fitted
 from grpo_jax.plans.roofline import Bound, bound
 from grpo_jax.plans.subject import Subject
 from grpo_jax.sharding.mesh import describe
@@ -52,7 +53,9 @@ class Plan:
 
 
 def plan_of(subject: Subject) -> Plan:
-    """Compile what a step of the run consists of."""
+    """Compile what a step of the run consists of; first, where the run chooses its micro-batch, find it."""
+    if subject.config.auto_micro_batch:
+        subject = fitted(subject, lambda tried, job: compiled(job, tried.target, tried.mesh))
     stages = [
         Stage(job.name, compiled(job, subject.target, subject.mesh), job.beside) for job in subject.jobs()
     ]

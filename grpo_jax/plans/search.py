@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
-from grpo_jax.learning import passes_of
+from grpo_jax.plans.fitting import micro_batches
 from grpo_jax.plans.report import Plan, plan_of
 from grpo_jax.plans.roofline import bound
 from grpo_jax.plans.subject import Subject
@@ -74,8 +74,9 @@ def _ordered(subject: Subject) -> Iterator[GRPOConfig]:
     """Settings to try, the fastest first: whole micro-batches before smaller ones, activations kept before recomputed,
     little tensor parallelism before much."""
     found = []
-    for mesh, remat, micro in itertools.product(_meshes(subject), _COST, _micro_batches(subject.config)):
-        config = subject.config.replace(mesh=mesh, gradient_checkpointing=remat, micro_batch_size=micro)
+    for mesh, remat, micro in itertools.product(_meshes(subject), _COST, micro_batches(subject.config)):
+        how = {"mesh": mesh, "gradient_checkpointing": remat, "micro_batch_size": micro}
+        config = subject.config.replace(auto_micro_batch=False, **how)
         try:
             seconds = bound(Subject(config, subject.target, subject.cfg)).step
         except (UserError, ValueError):
@@ -90,12 +91,3 @@ def _meshes(subject: Subject) -> list[str]:
     count = topology_mesh(subject.target).size
     heads = subject.cfg.num_kv_heads
     return [f"fsdp={count // t},tensor={t}" for t in (1, 2, 4, 8) if count % t == 0 and heads % t == 0]
-
-
-def _micro_batches(config: GRPOConfig) -> list[int]:
-    """The whole mini-batch, and its halves."""
-    mini = passes_of(config).rows(config.prompts_per_step, config.num_generations) // config.num_minibatches
-    sizes = [mini]
-    while sizes[-1] % 2 == 0:
-        sizes.append(sizes[-1] // 2)
-    return sizes

@@ -77,9 +77,14 @@ class Subject:
         return learner_of(c, self.policy, optimizer_of(c, schedule_of(c)))
 
     @property
+    def device_bytes(self) -> int:
+        """Of each device's memory."""
+        return chip_of(self.target).memory
+
+    @property
     def usable(self) -> int:
         """Bytes of each device that a run may fill."""
-        return int(capacity.USABLE * chip_of(self.target).memory)
+        return int(capacity.USABLE * self.device_bytes)
 
     @cached_property
     def held(self) -> dict[str, int]:
@@ -116,7 +121,7 @@ class Subject:
 
     def jobs(self) -> list[Job]:
         """The programs of a step, in its order. Weights that no rollout fits beside have none."""
-        return [*self._copying(), *self._rollout(), *self._score(), self._update()]
+        return [*self._copying(), *self._rollout(), *self._score(), self.update()]
 
     @property
     def _whole(self) -> Any:
@@ -198,7 +203,8 @@ class Subject:
         c, passes = self.config, self.learner.passes
         return c.reference_memory == "host" and passes.updates == 1 and not c.lora_r
 
-    def _update(self) -> Job:
+    def update(self) -> Job:
+        """The update."""
         c, learner = self.config, self.learner
         batch = abstract.batch(
             self.mesh,

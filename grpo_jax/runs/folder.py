@@ -29,6 +29,7 @@ MAY_DIFFER = frozenset(
         "reward_workers",  # how fast rewards come, not what they are
         "mesh",  # the same sums on other devices: equal up to the rounding of their order
         "micro_batch_size",  # and these, so that a run that is out of memory can go on in less
+        "auto_micro_batch",
         "logprob_chunk",
         "gradient_checkpointing",
         "skip_zero_advantages",

@@ -116,6 +116,14 @@ def test_a_search_takes_the_fastest_that_fits(plan, capsys):
     assert plan(int(roomy["peak_bytes"] * 0.1), "--search")[0] == 1
 
 
+def test_the_micro_batch_is_the_largest_that_fits(plan):
+    peak = lambda rows: plan(micro_batch_size=rows)[1]["stages"]["update"]["peak_with_beside"]
+    whole, half = peak(32), peak(16)
+    between = int((whole + half) / 2 / 0.9)
+    found = [plan(m, auto_micro_batch=True)[1]["micro_batch_size"] for m in (1 << 30, between)]
+    assert found == [32, 16]
+
+
 # ---- formulas ----
 
 
