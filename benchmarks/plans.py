@@ -1,6 +1,8 @@
 """What runs take on chips that are not here, by compilation: the tables of benchmarks/PLANS.md.
 
-    python benchmarks/plans.py > plans.json          all of it; `--only proofs` (or targets, levers, doubling) a part
+    python benchmarks/plans.py > plans.json
+
+All of it, or with `--only proofs` (or targets, doubling, levers, sequences) a part.
 
 Each line is a plan as `grpo-jax plan` makes it: the run's own programs, compiled for the target by its own compiler
 (`pip install 'grpo-jax[plan]'`), and the peak of the stage that takes most. No figure was measured on hardware.
@@ -9,6 +11,7 @@ Each line is a plan as `grpo-jax plan` makes it: the run's own programs, compile
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
@@ -108,7 +111,30 @@ LEVERS = [
         ("lora_r 16, base_weights nf4", QLORA),
     )
 ]
-PARTS = {"proofs": PROOFS, "targets": TARGETS, "doubling": DOUBLING, "levers": LEVERS}
+ROW = {"max_prompt_length": 768, "max_completion_length": 32000, "prompts_per_step": 16, "num_generations": 8}
+SEQUENCES = [
+    (
+        f"rows of 32K tokens, one on a shard, {remat}",
+        model,
+        target,
+        ROW | sizes | {"gradient_checkpointing": remat},
+    )
+    for model, target, sizes in (
+        ("7b", "v5e:4x4", {"mesh": "fsdp=4,tensor=4", "micro_batch_size": 4, "rollout_cache": "int8"}),
+        ("7b", "h100:8", {"mesh": "fsdp=8", "micro_batch_size": 8}),
+        ("32b", "v5p:2x4x4", {"mesh": "fsdp=16,tensor=2", "micro_batch_size": 16}),
+    )
+    for remat in ("full", "offload")
+]
+SEQUENCES.append(
+    (
+        "the same, offload, and adam_moments bfloat16",
+        "7b",
+        "v5e:4x4",
+        SEQUENCES[1][3] | {"adam_moments": "bfloat16"},
+    )
+)
+PARTS = {"proofs": PROOFS, "targets": TARGETS, "doubling": DOUBLING, "levers": LEVERS, "sequences": SEQUENCES}
 
 
 def main() -> None:
@@ -116,7 +142,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=PARTS, action="append")
-    chosen = parser.parse_args().only or list(PARTS)
+    parser.add_argument("--tables", nargs="+", metavar="JSON", help="print the tables of such files instead")
+    args = parser.parse_args()
+    if args.tables:
+        print(tables({k: v for file in args.tables for k, v in json.loads(Path(file).read_text()).items()}))
+        return
+    chosen = args.only or list(PARTS)
     prepare()
     found = {part: [line(*case) for case in PARTS[part]] for part in chosen}
     print(json.dumps({"versions": versions(), **found}, indent=1))
@@ -147,6 +178,28 @@ def line(name: str, model: str, target: str, settings: dict) -> dict:
         "parts": {part: gib(value) for part, value in whole["bytes"].items() if value},
         "compiled_s": round(sum(stage.found.seconds for stage in plan.stages)),
     }
+
+
+def tables(found: dict) -> str:
+    """Markdown."""
+    lines = []
+    for part in (part for part in PARTS if part in found):
+        lines += [
+            f"## {part}",
+            "",
+            "| what | model | target | mesh | peak GiB | in | may be filled | fits |",
+            "|---" * 8 + "|",
+        ]
+        lines += [_row(one) for one in found[part]] + [""]
+    return "\n".join(lines)
+
+
+def _row(one: dict) -> str:
+    start = f"| {one['name']} | {one['model']} | {one['target']} |"
+    if "refused" in one:
+        return f"{start} | refused: {one['refused']} | | | |"
+    fits = "yes" if one["fits"] else "no"
+    return f"{start} {one['mesh']} | {one['peak']} | {one['in']} | {one['usable']} | {fits} |"
 
 
 def versions() -> dict[str, str]:

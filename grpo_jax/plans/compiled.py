@@ -11,12 +11,15 @@ from typing import Any
 
 import jax
 
+from grpo_jax import capacity
 from grpo_jax.errors import UserError
 from grpo_jax.plans.hlo import collective_bytes
 from grpo_jax.plans.subject import Job
 from grpo_jax.sharding.targets import compiler_options
 
-_FULL = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+# How compilers give up for want of memory: by all that a program takes, or by its temporary arrays alone.
+_FULL = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
+_TEMPORARY = re.compile(r"RESOURCE_EXHAUSTED.*temporaries \(([\d.]+)([KMG])\)")
 _UNIT = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -60,13 +63,13 @@ def _compile(lowered: jax.stages.Lowered, job: Job, target: str, options: dict[s
     try:
         program = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
-        full = _FULL.search(str(error))
-        if full is None:
+        peak = needed(str(error), capacity.bytes_of(job.arguments))
+        if peak is None:
             first = str(error).splitlines()[0]
             raise UserError(
                 f"target = {target}: its compiler refuses the program `{job.name}`: {first}"
             ) from None
-        return Found(0, 0, 0, int(float(full[1]) * _UNIT[full[2]]), False, {}, time.perf_counter() - start)
+        return Found(0, 0, 0, peak, False, {}, time.perf_counter() - start)
     seconds, memory, text = time.perf_counter() - start, program.memory_analysis(), program.as_text()
     assert memory is not None and text is not None  # noqa: PT018  (both compilers tell)
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -74,6 +77,15 @@ def _compile(lowered: jax.stages.Lowered, job: Job, target: str, options: dict[s
     peak = given + memory.temp_size_in_bytes + output
     collectives = collective_bytes(text, job.trips)
     return Found(given, memory.temp_size_in_bytes, output, peak, True, collectives, seconds)
+
+
+def needed(said: str, arguments: int) -> int | None:
+    """The bytes that a compiler wanted when it gave up, by what it said; None where it gave up for something else."""
+    if full := _FULL.search(said):
+        return int(float(full[1]) * _UNIT[full[2]])
+    if temporary := _TEMPORARY.search(said):
+        return arguments + int(float(temporary[1]) * _UNIT[temporary[2]])
+    return None
 
 
 def _key(text: str, target: str) -> str:

@@ -124,6 +124,24 @@ def test_the_micro_batch_is_the_largest_that_fits(plan):
     assert found == [32, 16]
 
 
+@pytest.mark.parametrize(
+    ("said", "bytes_"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU ... Ran out of memory. Used 17.05G of 15.75G hbm. Exceeded",
+            17.05 * 2**30,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (16.98G)",
+            16.98 * 2**30 + 7,
+        ),
+        ("INTERNAL: RET_CHECK failure", None),
+    ],
+)
+def test_what_a_compiler_wanted_is_read_from_its_words(said, bytes_):
+    assert compiled.needed(said, 7) == (None if bytes_ is None else int(bytes_))
+
+
 # ---- formulas ----
 
 
