@@ -14,6 +14,8 @@ BUILTIN = {
     "countdown": "grpo_jax.rewards.countdown:countdown",
     "gsm8k": "grpo_jax.rewards.gsm8k:gsm8k",
     "gsm8k_strict": "grpo_jax.rewards.gsm8k:gsm8k_strict",
+    "knights_and_knaves": "grpo_jax.rewards.knights:knights_and_knaves",
+    "logic_rl": "grpo_jax.rewards.knights:logic_rl",
     "reasoning_accuracy_reward": "grpo_jax.rewards.accuracy:reasoning_accuracy_reward",
     "think_answer_format": "grpo_jax.rewards.format:think_answer_format",
     "think_format_reward": "grpo_jax.rewards.format:think_format_reward",

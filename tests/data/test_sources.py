@@ -110,7 +110,10 @@ def test_bytes_that_are_not_text_are_a_traceback(tmp_path):
     [
         ("{}/trian.jsonl", r"trian.jsonl': no such file or folder \(did you mean 'train.jsonl'\?\)"),
         ("{}/nowhere/train.jsonl", "no such file or folder$"),
-        ("countdwn:size=3", r"neither a task \(countdown, tiny_countdown\) .*\(did you mean 'countdown'\?\)"),
+        (
+            "countdwn:size=3",
+            r"neither a task \(countdown, knights_and_knaves, tiny_countdown\) .*\(did you mean 'countdown'\?\)",
+        ),
         ("", "dataset '': neither"),
     ],
 )
