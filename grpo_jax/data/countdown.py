@@ -1,24 +1,28 @@
 """Countdown: reach a target from a few numbers with + - * /, each number used exactly once.
 
 Problems are made backwards: numbers are combined at random until one is left, and that one is the target, so
-a solution always exists and comes with the row. A row is a function of (seed, split, index) alone: a longer
-data set begins with the shorter one, and any host can make any row. Which split a problem belongs to is
-decided by a hash of the problem itself, so training and held-out rows never share one, whatever their seeds
-and options.
+a solution always exists and comes with the row.
 """
 
-import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from grpo_jax.errors import UserError, nearest
-
-SPLITS = ("train", "test")
-_HELD_OUT = 10  # one problem in ten belongs to `test`
-_ATTEMPTS = 10_000  # draws for one row before its options are called impossible
+from grpo_jax.data import making
+from grpo_jax.data.making import (
+    ATTEMPTS,
+    below,
+    check_split,
+    read_options,
+    some_of,
+    source,
+    span,
+    whole,
+    within,
+)
+from grpo_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -37,51 +41,25 @@ class Options:
     """Rows in a split."""
 
 
+_READERS = {"numbers": span(2, 6), "max": whole, "target": whole, "ops": some_of("+-*/"), "size": whole}
+
+
 def parse_options(text: str) -> Options:
     """Read `name=value,name=value`. UserError for an unknown name or a value out of range."""
-    known = {field.name for field in fields(Options)}
-    given: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = (piece.strip() for piece in part.partition("="))
-        if name not in known:
-            options = ", ".join(sorted(known))
-            raise UserError(f"countdown: unknown option '{name}'{nearest(name, known)}; it has {options}")
-        given[name] = _value(name, value)
-    return Options(**given)
-
-
-def _value(name: str, text: str) -> Any:
-    """One option's value, checked."""
-    if name == "ops":
-        if not text or set(text) - set("+-*/"):
-            raise UserError(f"countdown: ops={text} must be some of + - * /, written together such as ops=+-")
-        return text
-    low, _, high = text.partition("-")
-    try:
-        bounds = (int(low), int(high or low))
-    except ValueError:
-        raise UserError(f"countdown: {name}={text} must be a whole number") from None
-    if name == "numbers":
-        if not 2 <= bounds[0] <= bounds[1] <= 6:
-            raise UserError(f"countdown: numbers={text} must lie in 2..6, such as numbers=3 or numbers=3-4")
-        return bounds
-    if high or bounds[0] < 1:
-        raise UserError(f"countdown: {name}={text} must be one whole number, at least 1")
-    return bounds[0]
+    return Options(**read_options("countdown", text, _READERS))
 
 
 def make_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
     """The rows of a split: `prompt` (messages), `numbers` (list of int), `target` (int), `solution` (str)."""
-    if split not in SPLITS:
-        raise UserError(f"countdown: no split '{split}'{nearest(split, SPLITS)}; it has {', '.join(SPLITS)}")
+    check_split("countdown", split)
     chosen = parse_options(options)
     return [make_row(chosen, split, seed, index) for index in range(chosen.size)]
 
 
 def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, Any]:
     """Row `index` of a split. UserError when the options leave (almost) no problem for the split."""
-    rng = random.Random(f"countdown/{seed}/{split}/{index}")  # a string seeds by SHA-512: the same everywhere
-    for _ in range(_ATTEMPTS):
+    rng = source("countdown", seed, split, index)
+    for _ in range(ATTEMPTS):
         problem = _draw(rng, options)
         if problem and split_of(*problem[:2]) == split:
             numbers, target, solution = problem
@@ -94,8 +72,7 @@ def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, A
 
 def split_of(numbers: Sequence[int], target: int) -> str:
     """The only split that may hold this problem, whatever the order of its numbers."""
-    digest = hashlib.sha256(f"{sorted(numbers)}={target}".encode()).digest()
-    return "test" if int.from_bytes(digest[:8], "big") % _HELD_OUT == 0 else "train"
+    return making.split_of(f"{sorted(numbers)}={target}")
 
 
 def ask(numbers: Sequence[int], target: int, ops: str = "+-*/") -> list[dict[str, str]]:
@@ -116,24 +93,18 @@ def _example(ops: str) -> str:
 
 def _draw(rng: random.Random, options: Options) -> tuple[list[int], int, str] | None:
     """Numbers, target and a solution made of positive integers only; None when this attempt left them."""
-    low, high = options.numbers
-    numbers = [1 + _below(rng, options.max) for _ in range(low + _below(rng, high - low + 1))]
+    numbers = [1 + below(rng, options.max) for _ in range(within(rng, options.numbers))]
     pool = [(value, str(value)) for value in numbers]
     while len(pool) > 1:
-        one, two = (pool.pop(_below(rng, len(pool))) for _ in range(2))
+        one, two = (pool.pop(below(rng, len(pool))) for _ in range(2))
         (a, left), (b, right) = max(one, two), min(one, two)
-        op = options.ops[_below(rng, len(options.ops))]
+        op = options.ops[below(rng, len(options.ops))]
         value = _apply(op, Fraction(a), Fraction(b))
         if value is None or value.denominator != 1 or value <= 0:
             return None
         pool.append((int(value), f"({left} {op} {right})"))
     target, solution = pool[0]
     return (numbers, target, solution[1:-1]) if target <= options.target else None
-
-
-def _below(rng: random.Random, n: int) -> int:
-    """A whole number in 0..n-1. Python promises that `random()` repeats across versions, not `randrange`."""
-    return int(rng.random() * n)
 
 
 def _apply(op: str, a: Fraction, b: Fraction) -> Fraction | None:

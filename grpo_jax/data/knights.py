@@ -1,9 +1,6 @@
 """Knights and knaves: who always tells the truth, who always lies, by what they say of one another (Smullyan 1978).
 
-A puzzle has exactly one solution: all 2^n assignments are tried, and what leaves none or several is drawn again. A row
-is a function of (seed, split, index) alone, and which split a puzzle belongs to is decided by a hash of its
-statements, whoever speaks them, so that training and held-out rows never share one.
-
+A puzzle has exactly one solution: all 2^n assignments are tried, and what leaves none or several is drawn again.
 Statements are those of Xie et al. 2024 (arXiv:2410.23123): of one person, or two such with a connective.
 """
 
@@ -11,19 +8,28 @@ import hashlib
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from grpo_jax.errors import UserError, nearest
+from grpo_jax.data import making
+from grpo_jax.data.making import (
+    ATTEMPTS,
+    below,
+    check_split,
+    drawn,
+    read_options,
+    source,
+    span,
+    whole,
+    within,
+)
+from grpo_jax.errors import UserError
 
 NAME = "knights_and_knaves"
-SPLITS = ("train", "test")
 NAMES = (
     *("Ava", "Benjamin", "Chloe", "Daniel", "Ella", "Felix", "Grace", "Henry", "Isabella", "Jack", "Lily"),
     *("Mason", "Nora", "Oliver", "Penelope", "Quentin", "Ruby", "Samuel", "Tessa", "William"),
 )
-_HELD_OUT = 10  # one puzzle in ten belongs to `test`
-_ATTEMPTS = 10_000  # draws for one row before its options are called impossible
 _PAIRS = ("and", "or", "->", "<=>")
 
 Statement = tuple  # ("knight", person), ("knave", person), or (one of _PAIRS, Statement, Statement)
@@ -39,54 +45,31 @@ class Options:
     """Rows in a split."""
 
 
+_READERS = {"people": span(2, 8), "size": whole}
+
+
 def parse_options(text: str) -> Options:
     """Read `name=value,name=value`. UserError for an unknown name or a value out of range."""
-    known = {field.name for field in fields(Options)}
-    given: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = (piece.strip() for piece in part.partition("="))
-        if name not in known:
-            raise UserError(f"{NAME}: unknown option '{name}'{nearest(name, known)}; it has people, size")
-        given[name] = _people(value) if name == "people" else _size(value)
-    return Options(**given)
-
-
-def _people(text: str) -> tuple[int, int]:
-    low, _, high = text.partition("-")
-    try:
-        bounds = int(low), int(high or low)
-    except ValueError:
-        bounds = 0, 0
-    if not 2 <= bounds[0] <= bounds[1] <= 8:
-        raise UserError(f"{NAME}: people={text} must lie in 2..8, such as people=5 or people=3-7")
-    return bounds
-
-
-def _size(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{NAME}: size={text} must be one whole number, at least 1")
-    return int(text)
+    return Options(**read_options(NAME, text, _READERS))
 
 
 def make_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
     """The rows of a split: `prompt` (messages), `names`, `statements`, `solution` (a bool each: a knight), `answer`
     (numbered lines) and `people`."""
-    if split not in SPLITS:
-        raise UserError(f"{NAME}: no split '{split}'{nearest(split, SPLITS)}; it has {', '.join(SPLITS)}")
+    check_split(NAME, split)
     chosen = parse_options(options)
     return [make_row(chosen, split, seed, index) for index in range(chosen.size)]
 
 
 def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, Any]:
     """Row `index` of a split. UserError when the options leave (almost) no puzzle for the split."""
-    rng = random.Random(f"{NAME}/{seed}/{split}/{index}")  # a string seeds by SHA-512: the same everywhere
-    low, high = options.people
-    for _ in range(_ATTEMPTS):
-        count = low + _below(rng, high - low + 1)
+    rng = source(NAME, seed, split, index)
+    for _ in range(ATTEMPTS):
+        count = within(rng, options.people)
         statements = [_statement(rng, count, speaker) for speaker in range(count)]
         solutions = solve(statements)
         if len(solutions) == 1 and split_of(statements) == split:
-            return _row(_drawn(rng, NAMES, count), statements, solutions[0])
+            return _row(drawn(rng, NAMES, count), statements, solutions[0])
     raise UserError(f"{NAME}: too few puzzles for the split '{split}' with {options}; take more people")
 
 
@@ -114,7 +97,7 @@ def split_of(statements: Sequence[Statement]) -> str:
     labels = [""] * len(statements)
     for _ in statements:
         labels = [_hash(f"{label}: {_shape(said, labels)}") for label, said in zip(labels, statements)]
-    return "test" if int(_hash("".join(sorted(labels)))[:16], 16) % _HELD_OUT == 0 else "train"
+    return making.split_of("".join(sorted(labels)))
 
 
 def _shape(statement: Statement, labels: Sequence[str]) -> str:
@@ -169,17 +152,6 @@ def _statement(rng: random.Random, count: int, speaker: int) -> Statement:
     others = [i for i in range(count) if i != speaker]
     single = lambda person: ("knight" if rng.random() < 0.5 else "knave", person)
     if len(others) == 1 or rng.random() < 0.5:
-        return single(others[_below(rng, len(others))])
-    left, right = _drawn(rng, others, 2)
-    return _PAIRS[_below(rng, len(_PAIRS))], single(left), single(right)
-
-
-def _drawn(rng: random.Random, pool: Sequence, count: int) -> list:
-    """`count` different ones, in the order of the draw."""
-    left = list(pool)
-    return [left.pop(_below(rng, len(left))) for _ in range(count)]
-
-
-def _below(rng: random.Random, n: int) -> int:
-    """A whole number in 0..n-1. Python promises that `random()` repeats across versions, not `randrange`."""
-    return int(rng.random() * n)
+        return single(others[below(rng, len(others))])
+    left, right = drawn(rng, others, 2)
+    return _PAIRS[below(rng, len(_PAIRS))], single(left), single(right)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from grpo_jax.data import countdown, knights, tiny_countdown
+from grpo_jax.data import arithmetic, countdown, knights, tiny_countdown
 from grpo_jax.data.files import READERS, read_file, read_folder
 from grpo_jax.errors import UserError, nearest
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 TASKS: dict[str, Callable[[str, str, int], list[Row]]] = {
+    arithmetic.NAME: arithmetic.make_rows,
     "countdown": countdown.make_rows,
     knights.NAME: knights.make_rows,
     tiny_countdown.NAME: tiny_countdown.make_tiny_rows,

@@ -124,7 +124,7 @@ def test_options_are_misread():
         ("numbr=3", r"'numbr' \(did you mean 'numbers'\?\)"),
         ("numbers=9", "numbers=9 must lie in 2..6"),
         ("numbers=4-3", "numbers=4-3 must lie"),
-        ("max=ten", "max=ten must be a whole number"),
+        ("max=ten", "max=ten must be one whole number"),
         ("size=0", "size=0 must be one whole number, at least 1"),
         ("max=3-4", "max=3-4 must be one"),
         ("ops=+^", "ops=.* must be some of"),

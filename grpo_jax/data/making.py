@@ -1,0 +1,99 @@
+"""What tasks that make their own rows have in common: options, splits, random numbers that repeat.
+
+A row is a function of (seed, split, index) alone: a longer data set begins with the shorter one, and any host can make
+any row. Which split a problem belongs to is decided by a hash of the problem itself, so training and held-out rows
+never share one, whatever their seeds and options.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from grpo_jax.errors import UserError, nearest
+
+SPLITS = ("train", "test")
+ATTEMPTS = 10_000  # draws for one row before its options are called impossible
+_HELD_OUT = 10  # one problem in ten belongs to `test`
+
+Reader = Callable[[str, str, str], Any]  # (task, option, text) -> its value
+
+
+def read_options(task: str, text: str, readers: Mapping[str, Reader]) -> dict[str, Any]:
+    """`name=value,name=value` as values. UserError for an unknown name or a value out of range."""
+    given: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name not in readers:
+            options = ", ".join(sorted(readers))
+            raise UserError(f"{task}: unknown option '{name}'{nearest(name, readers)}; it has {options}")
+        given[name] = readers[name](task, name, value)
+    return given
+
+
+def whole(task: str, name: str, text: str) -> int:
+    """A whole number, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{task}: {name}={text} must be one whole number, at least 1")
+    return int(text)
+
+
+def span(low: int, high: int) -> Reader:
+    """A reader of `3` or `3-4`, within low..high."""
+
+    def read(task: str, name: str, text: str) -> tuple[int, int]:
+        first, _, last = text.partition("-")
+        bounds = (int(first), int(last or first)) if (first + last).isdecimal() else (0, 0)
+        if not low <= bounds[0] <= bounds[1] <= high:
+            example = f"{name}={low + 1} or {name}={low + 1}-{low + 2}"
+            raise UserError(f"{task}: {name}={text} must lie in {low}..{high}, such as {example}")
+        return bounds
+
+    return read
+
+
+def some_of(letters: str) -> Reader:
+    """A reader of some of these signs, written together."""
+
+    def read(task: str, name: str, text: str) -> str:
+        if not text or set(text) - set(letters):
+            example = f"{name}={letters[:2]}"
+            raise UserError(
+                f"{task}: {name}={text} must be some of {' '.join(letters)}, written together such as {example}"
+            )
+        return text
+
+    return read
+
+
+def check_split(task: str, split: str) -> None:
+    """UserError for a split that no task has."""
+    if split not in SPLITS:
+        raise UserError(f"{task}: no split '{split}'{nearest(split, SPLITS)}; it has {', '.join(SPLITS)}")
+
+
+def split_of(problem: str) -> str:
+    """The only split that may hold this problem, which is written so that equal ones are the same text."""
+    digest = hashlib.sha256(problem.encode()).digest()
+    return "test" if int.from_bytes(digest[:8], "big") % _HELD_OUT == 0 else "train"
+
+
+def source(task: str, seed: int, split: str, index: int) -> random.Random:
+    """Where a row's random numbers come from. A string seeds by SHA-512: the same everywhere."""
+    return random.Random(f"{task}/{seed}/{split}/{index}")
+
+
+def below(rng: random.Random, n: int) -> int:
+    """A whole number in 0..n-1. Python promises that `random()` repeats across versions, not `randrange`."""
+    return int(rng.random() * n)
+
+
+def within(rng: random.Random, bounds: tuple[int, int]) -> int:
+    """A whole number from the first to the second."""
+    return bounds[0] + below(rng, bounds[1] - bounds[0] + 1)
+
+
+def drawn(rng: random.Random, pool: Sequence, count: int) -> list:
+    """`count` different ones, in the order of the draw."""
+    left = list(pool)
+    return [left.pop(below(rng, len(left))) for _ in range(count)]

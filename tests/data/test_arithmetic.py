@@ -1,0 +1,59 @@
+"""Arithmetic: Python's own value of each problem, held-out problems apart, and the reward that scores them."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo_jax.data.arithmetic import Options, make_row
+from grpo_jax.data.making import split_of
+from grpo_jax.data.sources import load_rows
+from grpo_jax.errors import UserError
+from grpo_jax.rewards.gsm8k import gsm8k
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["train", "test"]), st.integers(2, 9))
+@settings(max_examples=100, deadline=None)
+def test_an_answer_is_wrong(index, seed, split, terms):
+    row = make_row(Options(terms=(terms, terms + 1), max=50), split, seed, index)
+    assert set(row["expression"]) <= set("0123456789+-* ")
+    assert row["answer"] == str(eval(row["expression"]))
+    assert terms <= row["terms"] == len(row["expression"].split()) // 2 + 1 <= terms + 1
+    assert f"What is {row['expression']}?" in row["prompt"][0]["content"]
+    assert split_of(row["expression"]) == split
+
+
+def test_a_held_out_problem_is_trained_on():
+    spec = "arithmetic:terms=2,max=9,size=600"  # 243 problems in all
+    seen = [
+        {row["expression"] for row in load_rows(spec, s, seed=i)} for i, s in enumerate(["train", "test"])
+    ]
+    assert min(map(len, seen)) > 5
+    assert not seen[0] & seen[1]
+
+
+def test_a_right_answer_scores_nothing():
+    rows = load_rows("arithmetic:size=50", "train")
+    assert (
+        rows
+        == load_rows("arithmetic:size=60", "train")[:50]
+        != load_rows("arithmetic:size=50", "train", seed=1)
+    )
+    golds = [row["answer"] for row in rows]
+    said = [f"<think>t</think><answer>{gold}</answer>" for gold in golds]
+    assert gsm8k([""] * 50, said, golds) == [1.0] * 50
+    assert sum(gsm8k([""] * 50, said[1:] + said[:1], golds)) < 5
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("ops=/", "ops=/ must be some of"),
+        ("terms=1", "terms=1 must lie in 2..10"),
+        ("max=0", "max=0 must be one whole number"),
+        ("term=3", "unknown option 'term'"),
+        ("terms=2,max=1,ops=+", "too few problems for the split"),
+    ],
+)
+def test_what_cannot_be_is_made(spec, said):
+    with pytest.raises(UserError, match=said):
+        load_rows(f"arithmetic:{spec}", "test"), load_rows(f"arithmetic:{spec}", "train")
