@@ -192,6 +192,17 @@ def test_cpu_never_traces_cudnn(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("target", "devices"), [("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:2x2", 4), ("tpu7x:2x2x1", 8)]
+)
+def test_a_target_has_as_many_devices_as_jax_shows_there(target, devices):
+    """A chip of v4 and v5p is one device, a chip of tpu7x two."""
+    try:
+        assert topology_mesh(target).size == devices
+    except MissingExtra as absent:
+        pytest.skip(str(absent))
+
+
+@pytest.mark.parametrize(
     ("target", "sizes", "said"),
     [
         ("v5:2x4", None, "did you mean 'v5"),
