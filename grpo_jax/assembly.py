@@ -32,6 +32,7 @@ from grpo_jax.models.qwen import abstract_params
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.plans.fitting import with_micro_batch
 from grpo_jax.policy import Policy, open_policy
+from grpo_jax.reflection import Reflection, load_reflection
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.runs.folder import model_fingerprint
@@ -57,6 +58,7 @@ class Stages:
     learner: Learner
     evaluator: Evaluator | None
     schedule: Callable[[Any], Any] | None  # updates taken -> learning rate; None: the caller's own optimizer
+    reflection: Reflection | None  # phrases that are counted in completions
 
 
 def assemble(
@@ -108,6 +110,7 @@ def assemble(
         learner=learner,
         evaluator=_evaluator(config, policy, scorer, eval_rows, memory),
         schedule=None if optimizer else schedule.build(),
+        reflection=load_reflection(config.reflection),
     )
 
 

@@ -188,6 +188,9 @@ class RolloutSettings(Settings):
     rollout_memory: float | None = Field(None, gt=0)
     """GiB on each device for the cache and logits of a rollout: prompts that do not fit wait until others have ended;
     none: what weights and optimizer leave of a device's memory (on CPU: no bound)."""
+    reflection: Name | None = None
+    """Count responses that recheck, hesitate or explore, and their lengths: `words` for the list that comes along, or a
+    YAML file of category: [phrases]; none: do not."""
     log_completions_steps: Count = 10
     """Save a step's completions every so many steps; 0: never."""
 

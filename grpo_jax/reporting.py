@@ -6,6 +6,7 @@ import numpy as np
 
 from grpo_jax.assembly import Stages
 from grpo_jax.collecting import Groups
+from grpo_jax.reflection import Reflection
 from grpo_jax.runs.completions import write_completions
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.metrics import peak_memory, rollout_metrics, speed_metrics
@@ -30,6 +31,11 @@ def step_metrics(
         ),
         **scored.failures,
         **scored.metrics,
+        **(
+            stages.reflection.metrics(scored.completions, rollout.lengths.ravel())
+            if stages.reflection
+            else {}
+        ),
         **speed_metrics(seconds, tokens, notes["num_tokens"]),
         **clock.times,
         **{f"compilations/{name}": count for name, count in _compilations(stages).items()},
@@ -56,10 +62,15 @@ def evaluation_metrics(evaluation: dict[str, Any] | None) -> dict[str, float]:
 
 
 def save_completions(
-    folder: RunFolder, done: int, groups: Groups, advantages: np.ndarray, names: list[str]
+    folder: RunFolder,
+    done: int,
+    groups: Groups,
+    advantages: np.ndarray,
+    names: list[str],
+    reflection: Reflection | None,
 ) -> None:
-    """The completions that a step was trained on as a parquet file, a row each. Where tokens have advantages of
-    their own, [P,G,Tc], a row shows that of its first token."""
+    """The completions that a step was trained on as a parquet file, a row each, with the reflection in them. Where
+    tokens have advantages of their own, [P,G,Tc], a row shows that of its first token."""
     rollout, scored = groups.rollout, groups.scored
     _, G, width = rollout.tokens.shape
     values = scored.values.reshape(-1, len(names))
@@ -74,8 +85,12 @@ def save_completions(
         logprobs=rollout.logprobs.reshape(-1, width),
         lengths=rollout.lengths.ravel(),
         finished=rollout.finished.ravel(),
-        extras=scored.extras,
+        extras={**scored.extras, **_reflected(scored.completions, reflection)},
     )
+
+
+def _reflected(texts: list[str], reflection: Reflection | None) -> dict[str, list[list[str]]]:
+    return {"reflection": [reflection.categories(text) for text in texts]} if reflection else {}
 
 
 def summarize(steps: int, notes: dict[str, Any], prompts_dropped: int) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class GRPOTrainer:
             run.log(done, metrics)
             watch.logged(metrics)
             if config.log_completions_steps and done % config.log_completions_steps == 0:
-                save_completions(run.folder, done, groups, advantages, self.pool.names)
+                save_completions(run.folder, done, groups, advantages, self.pool.names, stages.reflection)
             self._end_step(run, done, state, notes)
         return done, state
 

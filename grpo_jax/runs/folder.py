@@ -36,6 +36,7 @@ MAY_DIFFER = frozenset(
         "share_prompts",
         "length_buckets",
         "reference_memory",
+        "reflection",  # what is looked at, and not what is done
         "attention",  # by another kernel: equal up to rounding, too
         "rollout_segment",  # these decide who is drawn beside whom, and not what
         "rollout_memory",

@@ -1,0 +1,88 @@
+"""Reflection: phrases are found where they are, shares and lengths are of the right responses, and a run logs them."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from grpo_jax.cli import main
+from grpo_jax.errors import UserError
+from grpo_jax.reflection import load_reflection
+
+
+@pytest.mark.parametrize(
+    ("text", "categories"),
+    [
+        ("So it is 7.", []),
+        ("Wait, let me\n check that.", ["recheck", "hesitation"]),
+        ("ALTERNATIVELY we could", ["exploration"]),
+        ("The waiter waits.", []),  # whole words
+        ("等等,这不对。", ["hesitation"]),
+        ("我们再检查,换个思路", ["recheck", "exploration"]),
+        ("that's not right. What if x = 2?", ["hesitation", "exploration"]),
+        ("", []),
+    ],
+)
+def test_a_phrase_is_missed_or_imagined(text, categories):
+    assert load_reflection("words").categories(text) == categories
+
+
+def test_shares_and_lengths_are_of_other_responses(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("doubt: [hm, maybe not]\njoy: [hooray]\n", encoding="utf-8")
+    texts = ["hm", "maybe  not, hooray", "no", "Hm!"]
+    found = load_reflection(str(file)).metrics(texts, np.array([10, 20, 30, 60]))
+    assert found == {
+        "reflection/doubt": 0.75,
+        "reflection/joy": 0.25,
+        "reflection/any": 0.75,
+        "reflection/none": 0.25,
+        "reflection/doubt/mean_length": 30.0,
+        "reflection/joy/mean_length": 20.0,
+        "reflection/any/mean_length": 30.0,
+        "reflection/none/mean_length": 30.0,
+    }
+    assert "reflection/joy/mean_length" not in load_reflection(str(file)).metrics(["no"], np.array([3]))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        ("- a\n- b\n", "must map each category to a list"),
+        ("doubt: hm\n", "must map each category to a list"),
+        ("doubt: ['']\n", "must map each category to a list"),
+        ("doubt: [hm\n", "not YAML"),
+        ("any: [hm]\n", "the category any is counted already"),
+    ],
+)
+def test_a_wrong_list_is_taken(tmp_path, content, said):
+    file = tmp_path / "mine.yaml"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        load_reflection(str(file))
+
+
+def test_a_run_logs_none_of_it(tiny_settings, options, tmp_path):
+    """The tiny model says nothing but `a`s and `b`s: every response with an a is counted."""
+    (tmp_path / "mine.yaml").write_text(
+        "has: [.]\nlacks: [no such words]\n".replace(".", "a"), encoding="utf-8"
+    )
+    settings = tiny_settings | {
+        "max_steps": 1,
+        "eval_prompts": 0,
+        "output_dir": str(tmp_path / "run"),
+        "log_completions_steps": 1,
+        "reflection": str(tmp_path / "mine.yaml"),
+    }
+    assert main(["train", *options(settings)]) == 0
+    logged = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    (file,) = (tmp_path / "run" / "completions").iterdir()
+    rows = pyarrow.parquet.read_table(file).to_pylist()
+    shown = ["has" in row["reflection"] for row in rows]
+    assert logged["reflection/has"] == np.mean(shown)
+    assert logged["reflection/lacks"] == 0
+    assert all(("a" in row["completion"].split()) <= shows for row, shows in zip(rows, shown))
+    assert main(["train", *options(settings | {"reflection": "nowhere.yaml"})]) == 2
