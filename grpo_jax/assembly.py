@@ -82,7 +82,8 @@ def assemble(
         config.base_weights,
     )
     check_rows(policy.mesh, "prompts_per_step", config.prompts_per_step)
-    config = with_micro_batch(config, policy, capacity.smallest_device(policy))
+    if config.auto_micro_batch:
+        config = with_micro_batch(config, policy, capacity.smallest_device(policy))
     _check_micro_batches(config, policy)
     policy.check_positions(
         "max_prompt_length + max_completion_length", config.max_prompt_length + config.max_completion_length

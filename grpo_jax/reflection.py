@@ -1,5 +1,5 @@
 """Reflection in responses: how many recheck, hesitate or explore, and how long those are (SRPO, arXiv:2504.14286,
-section 5.3, names the three; its word lists are not published, and `reflection.yaml` is ours)."""
+names the three; its word lists are not published, and `reflection.yaml` is ours)."""
 
 import re
 from collections.abc import Mapping, Sequence

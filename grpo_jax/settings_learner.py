@@ -93,7 +93,8 @@ class DivergenceSettings(Settings):
     beta: float = Field(0.0, ge=0)
     """Weight of the KL divergence from the starting model; 0: none, and no second model is kept."""
     reference_memory: Literal["device", "host"] = "device"
-    """Where the starting model is kept: on the devices, or in the hosts' memory, whence its layers come one by one."""
+    """Where the starting model is kept: on the devices, or in the hosts' memory, whence its layers come one by one.
+    With adapters next to nothing is kept, and this changes nothing."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """How it is estimated (Schulman 2020): the log-ratio, half its square, or the one that is never negative."""
     kl_in: Literal["loss", "reward"] = "loss"

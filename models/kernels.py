@@ -77,15 +77,11 @@ def _best(q: Array) -> Literal["xla", "cudnn", "splash"]:
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = "cpu" if device is None else device.platform
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if (
-        platform == "gpu" and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    ):  # the widths that cuDNN knows
+    cudnn_takes = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    splash_pays = half and q.shape[1] >= _LANES  # shorter rows would be padded to many times their length
+    if platform == "gpu" and cudnn_takes:
         return "cudnn"
-    if (
-        platform == "tpu" and half and q.shape[1] >= _LANES
-    ):  # shorter rows would be padded to many times their length
-        return "splash"
-    return "xla"
+    return "splash" if platform == "tpu" and splash_pays else "xla"
 
 
 def _partly_manual() -> bool:

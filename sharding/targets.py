@@ -128,9 +128,9 @@ def _tpu_devices(chip: str, topology: tuple[int, ...]) -> list:
     from jax.experimental import topologies
 
     name = f"{chip}:{'x'.join(map(str, topology))}"
-    how: dict[str, Any] = (
-        {"chips_per_host_bounds": [1, 1, 1]} if math.prod(topology) == 1 else {}
-    )  # else hosts of 2x2
+    how: dict[str, Any] = {}
+    if math.prod(topology) == 1:  # else hosts of 2x2
+        how["chips_per_host_bounds"] = [1, 1, 1]
     if chip == "v4":  # its two cores are one device to JAX, as on v5p, whose description says so by itself
         how["chip_config_name"] = "megacore"
     try:

@@ -1,7 +1,7 @@
 """Knights and knaves: who always tells the truth, who always lies, by what they say of one another (Smullyan 1978).
 
 A puzzle has exactly one solution: all 2^n assignments are tried, and what leaves none or several is drawn again.
-Statements are those of Xie et al. 2024 (arXiv:2410.23123): of one person, or two such with a connective.
+A statement is of one person, or two such joined by a connective (as in Xie et al. 2024, arXiv:2410.23123).
 """
 
 import hashlib

@@ -43,7 +43,8 @@ def span(low: int, high: int) -> Reader:
 
     def read(task: str, name: str, text: str) -> tuple[int, int]:
         first, _, last = text.partition("-")
-        bounds = (int(first), int(last or first)) if (first + last).isdecimal() else (0, 0)
+        ends = first, last or first
+        bounds = (int(ends[0]), int(ends[1])) if all(map(str.isdecimal, ends)) else (0, 0)
         if not low <= bounds[0] <= bounds[1] <= high:
             example = f"{name}={low + 1} or {name}={low + 1}-{low + 2}"
             raise UserError(f"{task}: {name}={text} must lie in {low}..{high}, such as {example}")

@@ -72,7 +72,7 @@ class MiniBatch:
     mean_tokens: np.float32
     ends: (
         np.ndarray
-    )  # [K] int32: micro-batches before ends[k] need the k-th width at most; later ones nothing
+    )  # [K] int32: micro-batches before ends[k] fit the k-th width, those after the last are left out
 
 
 def minibatches(
@@ -132,12 +132,9 @@ def _arranged(
 ) -> MiniBatch:
     """The mini-batch of the rows `which`, in the order in which micro-batches take them: micro-batch m the rows b with
     b % micro_batches == m, so that it has rows of every shard of a mesh. `unit` rows after one another stay so."""
-    widest = np.array(widths(rows.mask.shape[1], how.length_buckets))
-    lengths = rows.mask[which].sum(-1).reshape(-1, unit).max(-1)
-    ranks = np.searchsorted(widest, lengths)  # [B/unit], into which width each unit fits
-    if skip:
-        acts = (rows.advantages[which] != 0).reshape(len(which), -1) & (rows.mask[which] != 0)
-        ranks = np.where(acts.reshape(len(ranks), -1).any(-1), ranks, len(widest))
+    mask, advantages = rows.mask[which], rows.advantages[which]
+    widest = np.array(widths(mask.shape[1], how.length_buckets))
+    ranks = _ranks(mask, advantages if skip else None, widest, unit)
     if skip or len(widest) > 1:
         order = np.argsort(ranks, kind="stable").reshape(micro_batches, -1)  # [M,B/M/unit]
     else:
@@ -146,6 +143,15 @@ def _arranged(
     needed = np.where(ranks < len(widest), ranks, -1)[order].max(-1)  # [M], -1: not at all
     ends = [((needed >= 0) & (needed <= rank)).sum() for rank in range(len(widest))]
     return _pick(rows, which[of_units.T.ravel()], mean_tokens, np.array(ends, np.int32))
+
+
+def _ranks(mask: np.ndarray, advantages: np.ndarray | None, widest: np.ndarray, unit: int) -> np.ndarray:
+    """[B/unit]: into which of the widths [K] each unit fits; K where `advantages` say that it changes nothing."""
+    ranks = np.searchsorted(widest, mask.sum(-1).reshape(-1, unit).max(-1))
+    if advantages is None:
+        return ranks
+    acts = (advantages != 0).reshape(len(mask), -1) & (mask != 0)
+    return np.where(acts.reshape(len(ranks), -1).any(-1), ranks, len(widest))
 
 
 def _pick(rows: MiniBatch, which: np.ndarray, mean_tokens: np.float32, ends: np.ndarray) -> MiniBatch:

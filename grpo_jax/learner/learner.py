@@ -80,7 +80,7 @@ class Learner:
 
     @property
     def widths(self) -> int:
-        """How many ends the batches have; 0: they need none."""
+        """How many ends the batches have, at most; 0: they need none."""
         return self.passes.length_buckets if self.skips or self.passes.length_buckets > 1 else 0
 
     def whole(self, trained: Params) -> Params:

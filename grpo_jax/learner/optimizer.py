@@ -82,10 +82,7 @@ def init_state(
 
 
 def state_shardings(
-    params: Any,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    bonus: EntropyBonus | None = None,
+    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, bonus: EntropyBonus | None = None
 ) -> Any:
     """A TrainState of shardings: moments lie where their parameters lie, counters everywhere."""
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer, bonus), params)
@@ -102,10 +99,7 @@ def state_shardings(
 
 
 def abstract_state(
-    params: Any,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    bonus: EntropyBonus | None = None,
+    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, bonus: EntropyBonus | None = None
 ) -> TrainState:
     """The state's shapes, dtypes and shardings, for restoring a checkpoint onto this mesh."""
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, bonus), params)

@@ -73,10 +73,11 @@ def _compile(lowered: jax.stages.Lowered, job: Job, target: str, options: dict[s
     seconds, memory, text = time.perf_counter() - start, program.memory_analysis(), program.as_text()
     assert memory is not None and text is not None  # noqa: PT018  (both compilers tell)
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    given = memory.argument_size_in_bytes
-    peak = given + memory.temp_size_in_bytes + output
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output
     collectives = collective_bytes(text, job.trips)
-    return Found(given, memory.temp_size_in_bytes, output, peak, True, collectives, seconds)
+    return Found(
+        memory.argument_size_in_bytes, memory.temp_size_in_bytes, output, peak, True, collectives, seconds
+    )
 
 
 def needed(said: str, arguments: int) -> int | None:

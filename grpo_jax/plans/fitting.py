@@ -38,10 +38,9 @@ class AtHand(Subject):
 
 
 def with_micro_batch(config: GRPOConfig, policy: Policy, memory: int | None) -> GRPOConfig:
-    """The settings with the micro-batch that they ask for: the largest part of the mini-batch whose update fits beside
-    what the devices, of `memory` bytes at least, always hold. The whole, where nobody knows how much they have."""
-    if not config.auto_micro_batch:
-        return config
+    """The settings with the micro-batch that `auto_micro_batch` asks for: the largest part of the mini-batch whose
+    update fits beside what the devices, of `memory` bytes at least, always hold. The whole, where nobody knows how
+    much they have."""
     if memory is None:
         return config.replace(auto_micro_batch=False)
     here = AtHand(config, "these devices", policy.cfg, policy, memory)

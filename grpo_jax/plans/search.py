@@ -14,12 +14,8 @@ from grpo_jax.plans.subject import Subject
 from grpo_jax.sharding.targets import topology_mesh
 
 _TRIES = 24  # plans that are compiled at most
-_COST = {
-    "none": 1.0,
-    "dots": 1.01,
-    "full": 1.0,
-    "offload": 1.05,
-}  # beside the operations, a little: orders what ties
+# What keeping or moving activations costs beside the operations, a little: it puts in order what ties.
+_COST = {"none": 1.0, "dots": 1.01, "full": 1.0, "offload": 1.05}
 
 
 def search(subject: Subject) -> Plan:

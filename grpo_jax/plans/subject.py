@@ -17,6 +17,7 @@ from grpo_jax.copying import arguments
 from grpo_jax.errors import UserError
 from grpo_jax.learner.batches import bucket
 from grpo_jax.learner.learner import Learner
+from grpo_jax.learner.microbatches import widths
 from grpo_jax.learning import learner_of, lora_of, optimizer_of, passes_of, schedule_of
 from grpo_jax.models import hf
 from grpo_jax.models.config import PUBLISHED, ModelConfig
@@ -213,7 +214,7 @@ class Subject:
             self._width,
             old=learner.passes.updates > 1,
             reference=c.beta > 0,
-            ends=learner.widths,
+            ends=learner.widths and len(widths(self._width, learner.widths)),
         )
         given = learner.abstract_state, batch, self.base
         return Job("update", learner.update, given, self.held["reference"], [learner.micro_batches])

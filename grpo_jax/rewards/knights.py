@@ -14,8 +14,12 @@ _SAID = re.compile(r"\b(\w+)\s+is\s+(?:a\s+)?(knight|knave)\b", re.IGNORECASE)
 
 
 def knights_and_knaves(completions: list[Any], *, answer: list[str], **columns: Any) -> list[float]:
-    """1.0 where everyone is named once for what they are, and nobody else is; 0.0 otherwise."""
-    return [float(_told(text_of(c)) == _identities(a)) for c, a in zip(completions, answer)]
+    """1.0 where everyone is named once for what they are, and nobody else is; 0.0 otherwise.
+
+    Raises:
+        ValueError: a gold answer names nobody.
+    """
+    return [float(_told(text_of(c)) == _gold(a)) for c, a in zip(completions, answer)]
 
 
 def logic_rl(prompts: list[Any], completions: list[Any], *, answer: list[str], **columns: Any) -> list[float]:
@@ -23,9 +27,12 @@ def logic_rl(prompts: list[Any], completions: list[Any], *, answer: list[str], *
     right, -1.5 where everyone is named but not rightly, -2 where not, or where the format is wrong: 3, -0.5, -1 or -3.
 
     The format: each of the four tags exactly once, in their order; a `<think>` that the prompt has opened counts.
+
+    Raises:
+        ValueError: a gold answer names nobody.
     """
     scores = zip(prompts, completions, answer)
-    return [_score(_whole(prompt, text_of(completion)), right) for prompt, completion, right in scores]
+    return [_score(_whole(prompt, text_of(completion)), _gold(right)) for prompt, completion, right in scores]
 
 
 def _whole(prompt: Any, text: str) -> str:
@@ -33,15 +40,22 @@ def _whole(prompt: Any, text: str) -> str:
     return "<think>" + text if prefill_of(prompt).rstrip().endswith("<think>") else text
 
 
-def _score(text: str, answer: str) -> float:
+def _score(text: str, right: dict[str, str]) -> float:
     places = [text.find(tag) for tag in _TAGS]
     formed = all(text.count(tag) == 1 for tag in _TAGS) and places == sorted(places)
     if not formed:
         return -3.0
-    told, right = _told(text), _identities(answer) or {}
+    told = _told(text)
     if told is None or told.keys() != right.keys():
         return -1.0
     return 3.0 if told == right else -0.5
+
+
+def _gold(answer: str) -> dict[str, str]:
+    found = _identities(answer)
+    if found is None:
+        raise ValueError(f"the gold answer {answer[:60]!r} says of nobody that they are a knight or a knave")
+    return found
 
 
 def _told(text: str) -> dict[str, str] | None:

@@ -97,6 +97,8 @@ def test_the_published_puzzles_have_other_solutions(people):
         ("people=1", "train", "people=1 must lie in 2..8"),
         ("people=9", "train", "people=9 must lie in 2..8"),
         ("people=5-3", "train", "people=5-3 must lie in 2..8"),
+        ("people=-3", "train", "people=-3 must lie in 2..8"),
+        ("people=", "train", "people= must lie in 2..8"),
         ("persons=3", "train", "unknown option 'persons'"),
         ("size=0", "train", "size=0 must be one whole number"),
         ("", "validation", "no split 'validation'"),

@@ -80,6 +80,11 @@ def test_what_was_compiled_is_not_compiled_again(plan, monkeypatch):
         plan(max_completion_length=25)
 
 
+def test_more_widths_are_asked_for_than_there_are(plan):
+    """24 tokens have five: 24, 12, 6, 3 and 1."""
+    assert plan(length_buckets=9, micro_batch_size=16)[0] == 0
+
+
 def test_memory_falls_as_devices_double(plan):
     """Weights, moments and activations of the update, on one, two and eight devices."""
     peaks = [plan(mesh=f"fsdp={n}")[1]["stages"]["update"]["peak_with_beside"] for n in (1, 2, 8)]

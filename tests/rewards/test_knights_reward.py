@@ -61,6 +61,14 @@ def test_no_text_scores_anything_else(parts):
     assert (logic == 3) <= (right == 1)
 
 
+@pytest.mark.parametrize("said", ["", "<answer></answer>", RIGHT])
+def test_a_gold_that_names_nobody_is_met(said):
+    with pytest.raises(ValueError, match="says of nobody"):
+        knights_and_knaves([said], answer=["unknown"])
+    with pytest.raises(ValueError, match="says of nobody"):
+        logic_rl(["p"], [said], answer=["unknown"])
+
+
 def test_a_puzzle_of_ours_cannot_be_answered():
     rows = load_rows("knights_and_knaves:people=3-5,size=50", "train")
     said = [f"<think>t</think><answer>{row['answer']}</answer>" for row in rows]
