@@ -1,8 +1,8 @@
 """What a step trains on: prompts are drawn, sampled and scored; under dynamic sampling until P groups can teach.
 
-A collector remembers nothing from step to step. How far the prompts are drawn, and the groups left over for the
-next step, stand in the run's notes, which every checkpoint holds, and each step reads them from there: a run that
-was interrupted goes the very way of one that was not.
+A collector remembers nothing from step to step. Where the course of prompts stands, and the groups left over for the
+next step, are in the run's notes, which every checkpoint holds, and each step reads them from there: a run that was
+interrupted goes the very way of one that was not.
 """
 
 import base64
@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax.data.prompts import PromptBatch, Prompts
+from grpo_jax.data.course import Course, Standing
+from grpo_jax.data.prompts import PromptBatch
 from grpo_jax.rollout.generate import Rollout
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.scoring import Scored, Scorer
@@ -34,7 +35,7 @@ class Groups:
     rollout: Rollout  # NumPy arrays
     scored: Scored
     fresh: np.ndarray  # [n] bool; False: sampled in the step before, by older weights
-    places: np.ndarray  # [n] int64, of the prompts in the sequence that `Prompts` draws
+    tickets: np.ndarray  # [n] int64, of the prompts
 
     def __len__(self) -> int:
         return len(self.fresh)
@@ -47,7 +48,7 @@ class Groups:
             jax.tree.map(lambda x: x[which], self.rollout),
             self.scored.take(which),
             self.fresh[which],
-            self.places[which],
+            self.tickets[which],
         )
 
     @staticmethod
@@ -58,15 +59,20 @@ class Groups:
             jax.tree.map(lambda *x: np.concatenate(x), *[part.rollout for part in parts]),
             Scored.join([part.scored for part in parts]),
             np.concatenate([part.fresh for part in parts]),
-            np.concatenate([part.places for part in parts]),
+            np.concatenate([part.tickets for part in parts]),
         )
 
 
 class Collector:
     """One rollout a step: its P prompts are what is trained on."""
 
-    def __init__(self, prompts: Prompts, sampler: Sampler, scorer: Scorer):
-        self.prompts, self.sampler, self.scorer = prompts, sampler, scorer
+    def __init__(self, course: Course, sampler: Sampler, scorer: Scorer, prompts_per_step: int):
+        self.course, self.sampler, self.scorer, self.prompts_per_step = (
+            course,
+            sampler,
+            scorer,
+            prompts_per_step,
+        )
 
     def __call__(
         self, params: Any, step: int, clock: Clock, notes: Notes, trainer_state: Any = None
@@ -76,23 +82,38 @@ class Collector:
         Args:
             params: the rollout's copy of the weights; nothing here holds it, or device memory, on return.
             clock: `clock("rollout")` and `clock("reward")` add up the seconds of each.
-            notes: of the run, JSON values; changed only when the step has succeeded.
+            notes: of the run, JSON values; changed only when the step has succeeded. `course` says where the course
+                stands, and what it has learned from this step.
             trainer_state: for reward functions that ask for it.
         """
-        groups = self._sample(params, step * self.prompts.prompts_per_step, step, clock, trainer_state)
+        at = self.course.standing(notes.get("course"))
+        groups, at = self._sample(params, at, step, clock, trainer_state)
+        notes["course"] = self._learned(at, step, groups)
         return groups, groups
 
-    def _sample(self, params: Any, first: int, step: int, clock: Clock, trainer_state: Any) -> Groups:
-        """The next P prompts of the sequence from `first` on, sampled and scored."""
-        P = self.prompts.prompts_per_step
-        batch = self.prompts.draws(first, P)
+    def _sample(
+        self, params: Any, at: Standing, step: int, clock: Clock, trainer_state: Any
+    ) -> tuple[Groups, Standing]:
+        """The next P prompts of the course, sampled and scored; and where it stands then."""
+        tickets, at = self.course.draw(at, self.prompts_per_step)
+        batch = self.course.prompts.at(tickets)
         with self.scorer.stream(batch, self.sampler.samples, trainer_state) as scoring:
             with clock("rollout"):  # groups are scored as soon as they are complete
                 arrays = batch.tokens, batch.lengths, batch.uids
                 rollout = self.sampler(params, *arrays, step, on_group=scoring.add)
             with clock("reward"):  # what is left of it
                 scored = scoring.finish(rollout)
-        return Groups(batch, rollout, scored, np.ones(P, bool), np.arange(first, first + P))
+        fresh = np.ones(len(tickets), bool)
+        return Groups(batch, rollout, scored, fresh, np.array(tickets, np.int64)), at
+
+    def _learned(self, at: Standing, step: int, sampled: Groups) -> Notes:
+        """Where the course stands after a step that sampled these groups."""
+        scored = sampled.scored
+        known = scored.base[~np.isnan(scored.base)]
+        reward = float(known.mean(dtype=np.float64)) if len(known) else float("nan")
+        clipped = 1 - float(np.mean(sampled.rollout.finished))
+        successes = scored.successes if self.course.screens else np.empty((0, 0))
+        return self.course.learn(at, step + 1, sampled.tickets.tolist(), successes, (reward, clipped)).noted()
 
 
 class DynamicCollector(Collector):
@@ -104,39 +125,43 @@ class DynamicCollector(Collector):
     too hard), groups of the step whose rewards are all equal fill it.
     """
 
-    def __init__(self, prompts: Prompts, sampler: Sampler, scorer: Scorer, max_rollouts: int):
-        super().__init__(prompts, sampler, scorer)
+    def __init__(
+        self, course: Course, sampler: Sampler, scorer: Scorer, prompts_per_step: int, max_rollouts: int
+    ):
+        super().__init__(course, sampler, scorer, prompts_per_step)
         self.max_rollouts = max_rollouts
         self._told = False
 
     def __call__(
         self, params: Any, step: int, clock: Clock, notes: Notes, trainer_state: Any = None
     ) -> tuple[Groups, Groups]:
-        """As of `Collector`; `notes` keeps `drawn`, the prompts drawn so far, and `carried`, what is left over."""
-        P, drawn = self.prompts.prompts_per_step, notes.get("drawn", 0)
-        carried = self._carried(notes)
+        """As of `Collector`; `notes` also keeps `carried`, what is left over."""
+        P = self.prompts_per_step
+        carried, at = self._carried(notes)
         rounds: list[Groups] = []
         missing = P - sum(map(len, carried))
         while missing > 0 and len(rounds) < self.max_rollouts:
-            rounds.append(self._sample(params, drawn, step, clock, trainer_state))
-            drawn += P
+            sampled, at = self._sample(params, at, step, clock, trainer_state)
+            rounds.append(sampled)
             missing -= int(with_spread(rounds[-1].scored.base).sum())
         chosen, surplus = _divide(Groups.join([*carried, *rounds]), P)
-        notes |= {"drawn": drawn, "carried": _noted(surplus)}
+        notes |= {"course": self._learned(at, step, Groups.join(rounds)), "carried": _noted(surplus)}
         if missing > 0:
             self._tell(P - missing, P)
         return chosen, _with_figures(Groups.join(rounds), len(rounds), len(surplus), max(missing, 0))
 
-    def _carried(self, notes: Notes) -> list[Groups]:
-        """What the step before left over, if anything: prompts are drawn again, and texts decoded again."""
-        noted = notes.get("carried")
+    def _carried(self, notes: Notes) -> tuple[list[Groups], Standing]:
+        """What the step before left over, if anything: texts are decoded again; and where the course stands."""
+        at, noted = self.course.standing(notes.get("course")), notes.get("carried")
         if noted is None:
-            return []
-        places, arrays = np.array(noted["places"], np.int64), _unpacked(noted["arrays"])
+            return [], at
+        tickets, arrays = np.array(noted["tickets"], np.int64), _unpacked(noted["arrays"])
         rollout = Rollout(**{name: arrays[name] for name in _ROLLOUT})
-        scored = self.scorer.restore(rollout, arrays["base"], arrays["values"], noted["extras"])
-        batch = self.prompts.at(places.tolist())
-        return [Groups(batch, rollout, scored, np.zeros(len(places), bool), places)]
+        if rollout.tokens.shape[1:] != (self.sampler.samples, self.sampler.width):
+            return [], replace(at, again=[*noted["tickets"], *at.again])
+        batch = self.course.prompts.at(tickets.tolist())
+        scored = self.scorer.restore(batch, rollout, arrays["base"], arrays["values"], noted["extras"])
+        return [Groups(batch, rollout, scored, np.zeros(len(tickets), bool), tickets)], at
 
     def _tell(self, found: int, P: int) -> None:
         if not self._told and hosts.is_writer():
@@ -184,7 +209,7 @@ def _noted(groups: Groups) -> Notes | None:
     scored = groups.scored
     arrays = {name: getattr(groups.rollout, name) for name in _ROLLOUT}
     arrays |= {"base": scored.base, "values": scored.values}
-    return {"places": groups.places.tolist(), "arrays": _packed(arrays), "extras": scored.extras}
+    return {"tickets": groups.tickets.tolist(), "arrays": _packed(arrays), "extras": scored.extras}
 
 
 def _packed(arrays: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 
 from grpo_jax import settings_checks as check
 from grpo_jax.settings_checks import parse_mesh
+from grpo_jax.settings_curriculum import CurriculumSettings, Datasets
+from grpo_jax.settings_curriculum import problems as curriculum_problems
 from grpo_jax.settings_io import (
     Count,
     Mapped,
@@ -93,8 +95,9 @@ class PromptSettings(Settings):
 class DataSettings(Settings):
     """Data."""
 
-    dataset: Name = "countdown"
-    """A file or folder (jsonl, csv, parquet), a hub id (owner/name[:config]), tfds:name, or a task."""
+    dataset: Datasets = "countdown"
+    """A file or folder (jsonl, csv, parquet), a hub id (owner/name[:config]), tfds:name, or a task; train: or several
+    by name, {name: data set}, which are mixed."""
     dataset_split: Name = "train"
     """The split that is trained on."""
     shuffle_dataset: bool = True
@@ -199,6 +202,7 @@ class GRPOConfig(
     RunSettings,
     ModelSettings,
     DataSettings,
+    CurriculumSettings,
     PromptSettings,
     EvalSettings,
     RewardSettings,
@@ -230,6 +234,7 @@ class GRPOConfig(
             check.shortest(self),
             *check.adapters(self),
             *objective_problems(self),
+            *curriculum_problems(self),
         )
         return self
 

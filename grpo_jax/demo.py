@@ -89,7 +89,7 @@ def starting_model(config: GRPOConfig) -> Iterator[Path]:
 
 
 def _check(config: GRPOConfig) -> None:
-    name, _, options = config.dataset.partition(":")
+    name, _, options = str(config.dataset).partition(":")
     if name != tiny_countdown.NAME:
         raise UserError(
             f"dataset = {config.dataset}: the model 'demo' reads {tiny_countdown.NAME} only; give another model"
@@ -105,7 +105,7 @@ def _check(config: GRPOConfig) -> None:
 
 def _made(start: Path, config: GRPOConfig, keep: bool = False) -> Path:
     """`start` itself, holding the model that the settings lead to."""
-    options = config.dataset.partition(":")[2]
+    options = str(config.dataset).partition(":")[2]
     recipe = {"seed": config.seed, "options": options, "steps": COLD_START.max_steps}
     if start.exists():
         if keep or _recipe_of(start) == recipe:

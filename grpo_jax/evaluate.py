@@ -107,7 +107,7 @@ class Evaluator:
         join = lambda pick: np.concatenate([pick(part) for part in parts])
         return Evaluation(
             rewards=join(lambda p: p[3].base[: p[1]]),
-            successes=join(lambda p: p[3].values[: p[1], :, 0] >= 1),
+            successes=join(lambda p: p[3].successes[: p[1]] == 1),
             lengths=join(lambda p: p[2].lengths[: p[1]]),
             finished=join(lambda p: p[2].finished[: p[1]]),
             samples=_samples(parts[0][0], parts[0][3]),
@@ -211,7 +211,6 @@ def _held_out(config: EvalConfig, policy: Policy) -> Prompts:
     return Prompts(
         rows[: config.prompts or None],
         policy.tokenizer,
-        prompts_per_step=config.prompts_per_step,
         max_prompt_length=config.max_prompt_length,
         system_prompt=config.system_prompt,
         pad_id=policy.vocabulary.pad_id,

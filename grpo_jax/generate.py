@@ -48,16 +48,14 @@ def _batch(config: GenerateConfig, requests: list[Request], policy: Policy) -> P
     prompts = Prompts(
         [{"prompt": request.prompt} for request in requests],
         policy.tokenizer,
-        prompts_per_step=len(requests),
         max_prompt_length=longest,
-        shuffle=False,
         system_prompt=config.system_prompt,
         pad_id=policy.vocabulary.pad_id,
     )
     if prompts.dropped:
         told = f"{prompts.dropped} prompts are longer than the model's {longest} positions"
         raise UserError(f"prompts = {config.prompts!r}: {told}; leave them out")
-    batch = prompts(0)
+    batch = prompts.at(range(len(requests)))
     length = batch.tokens.shape[1] + config.max_completion_length
     policy.check_positions("prompt + max_completion_length", length)
     return batch

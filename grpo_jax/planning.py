@@ -55,7 +55,7 @@ def plan_of(stages: Stages) -> dict[str, str]:
 
 def _data(stages: Stages) -> str:
     prompts, steps = stages.prompts, stages.config.max_steps
-    each = prompts.prompts_per_step
+    each = stages.config.prompts_per_step
     left_out = f" ({prompts.dropped:,} longer than max_prompt_length left out)" if prompts.dropped else ""
     least = "at least " if stages.config.dynamic_sampling else ""
     return (
@@ -70,7 +70,7 @@ def _passes_over(times: float) -> str:
 
 def _rewards(stages: Stages) -> str:
     """The terms of the reward."""
-    c, names, weights = stages.config, stages.scorer.pool.names, stages.scorer.weights
+    c, names, weights = stages.config, stages.lessons[0].scorer.pool.names, stages.lessons[0].scorer.weights
     text = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in zip(names, weights))
     if c.overlong_buffer:
         text += f" - a punishment of up to 1 for the last {c.overlong_buffer} tokens before the limit"
@@ -94,7 +94,7 @@ def _rollout(stages: Stages) -> str:
 
 def _at_a_time(stages: Stages) -> str:
     """What of a rollout waits, and what it costs to compile."""
-    c, rows = stages.config, stages.sampler.rows
+    c, rows = stages.config, stages.lessons[0].sampler.rows
     if not c.rollout_segment:
         return ", in one piece"
     size = capacity.training_demand(c, stages.policy).size(rows)
@@ -227,7 +227,7 @@ def bytes_held(stages: Stages) -> dict[str, int]:
         **always,
         "gradients": always.get("weights", always.get("adapters", 0)),
         "copy of the weights": capacity.copy_bytes(policy),
-        "cache": cache(capacity.training_demand(c, policy), stages.sampler),
+        "cache": cache(capacity.training_demand(c, policy), stages.lessons[0].sampler),
         "evaluation cache": cache(evaluator.demand, evaluator.sampler) if evaluator else 0,
     }
 

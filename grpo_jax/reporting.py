@@ -1,5 +1,7 @@
 """What a step and a run leave behind, gathered from every stage: metrics, completions, the closing table."""
 
+import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,17 @@ from grpo_jax.runs.run import Stopwatch
 
 
 def step_metrics(
-    stages: Stages, sampled: Groups, clock: Stopwatch, notes: dict[str, Any], done: int
+    stages: Stages, stage: int, sampled: Groups, clock: Stopwatch, notes: dict[str, Any], done: int
 ) -> dict[str, Any]:
     """A step's metrics besides the learner's own, of everything that was sampled in it; adds its tokens and seconds
     to the run's `notes`."""
+    lesson = stages.lessons[stage]
     rollout, scored = sampled.rollout, sampled.scored
     P, G = rollout.lengths.shape
     tokens, seconds = int(rollout.lengths.sum()), clock.total()
     notes["num_tokens"] += tokens + G * int(sampled.batch.lengths.sum())
     notes["seconds"] += seconds
-    names, weights = stages.scorer.pool.names, stages.scorer.weights
+    names, weights = lesson.scorer.pool.names, lesson.scorer.weights
     return {
         **rollout_metrics(
             rollout.lengths, rollout.finished, scored.values.reshape(P * G, -1), names, weights
@@ -36,6 +39,8 @@ def step_metrics(
             if stages.reflection
             else {}
         ),
+        **_course(stages, stage, notes["course"]),
+        **_by_domain(sampled),
         **speed_metrics(seconds, tokens, notes["num_tokens"]),
         **clock.times,
         **{f"compilations/{name}": count for name, count in _compilations(stages).items()},
@@ -43,6 +48,32 @@ def step_metrics(
         **_learning_rate(stages, done),
         "peak_memory": peak_memory()[0],
     }
+
+
+def _course(stages: Stages, stage: int, noted: dict[str, Any]) -> dict[str, float]:
+    """Where the course stands, where it has more than one way to go."""
+    course = stages.course
+    found: dict[str, float] = {}
+    if len(course.stages) > 1:
+        found["curriculum/stage"] = stage + 1
+    if course.screens:
+        found["curriculum/prompts"], found["curriculum/left_out"] = course.pool(course.standing(noted))
+    return found
+
+
+def _by_domain(sampled: Groups) -> dict[str, float]:
+    """Of each domain of a mixture: its share of the prompts, their mean reward, and how many succeeded."""
+    domains = np.array(sampled.batch.columns.get("domain", []))
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(domains.tolist()) if all(sampled.batch.lacks) else ():
+        among = domains == name
+        figures = sampled.scored.base[among], sampled.scored.successes[among]
+        reward, success = (float(np.nanmean(x)) if not np.isnan(x).all() else math.nan for x in figures)
+        found |= {
+            f"domains/{name}/{what}": value for what, value in (("reward", reward), ("success", success))
+        }
+        found[f"domains/{name}/share"] = float(among.mean())
+    return found
 
 
 def _learning_rate(stages: Stages, done: int) -> dict[str, float]:
@@ -53,7 +84,11 @@ def _learning_rate(stages: Stages, done: int) -> dict[str, float]:
 
 
 def _compilations(stages: Stages) -> dict[str, int]:
-    return {"rollout": stages.sampler.compilations, **stages.learner.compilations()}
+    """Over all stages: each of its own lengths and group sizes adds to them when it begins."""
+    counts: Counter[str] = Counter()
+    for lesson in {id(lesson): lesson for lesson in stages.lessons}.values():
+        counts += Counter({"rollout": lesson.sampler.compilations, **lesson.learner.compilations()})
+    return {name: counts[name] for name in ("rollout", *stages.learner.compilations())}
 
 
 def evaluation_metrics(evaluation: dict[str, Any] | None) -> dict[str, float]:

@@ -30,7 +30,16 @@ class Scored:
     completions: list[str]  # P * G texts without special tokens
     failures: dict[str, int]  # rows lost to errors, timeouts and NaNs, by "rewards/{name}/{kind}"
     extras: Columns  # what functions logged for each row: P * G values a column, None where they did not
+    judges: (
+        np.ndarray
+    )  # [P] int, the first function that is asked about each prompt: it says what a success is
     metrics: dict[str, float]  # what they logged for the rollout as a whole, and the mean of the shaping
+
+    @property
+    def successes(self) -> np.ndarray:
+        """[P,G] float32: 1 where the judging function gave 1 or more, 0 where less, NaN where it said nothing."""
+        verdicts = np.take_along_axis(self.values, self.judges[:, None, None], axis=2)[..., 0]
+        return np.where(np.isnan(verdicts), verdicts, (verdicts >= 1).astype(np.float32))
 
     def take(self, which: np.ndarray) -> "Scored":
         """The groups at the indices `which`. Failures and metrics stay behind: they are of the whole rollout."""
@@ -38,7 +47,7 @@ class Scored:
         pick = lambda column: [value for i in which for value in column[i * G : (i + 1) * G]]
         extras = {name: pick(column) for name, column in self.extras.items()}
         arrays = self.rewards[which], self.base[which], self.values[which]
-        return Scored(*arrays, pick(self.completions), {}, extras, {})
+        return Scored(*arrays, pick(self.completions), {}, extras, self.judges[which], {})
 
     @staticmethod
     def join(parts: "Sequence[Scored]") -> "Scored":
@@ -51,6 +60,7 @@ class Scored:
             completions=[text for part in parts for text in part.completions],
             failures=dict(sum((Counter(part.failures) for part in parts), Counter())),
             extras=_stacked([part.extras for part in parts], rows),
+            judges=np.concatenate([part.judges for part in parts]),
             metrics=_means([part.metrics for part in parts], rows),
         )
 
@@ -73,8 +83,14 @@ class Scorer:
         self._told: set[tuple[str, str]] = set()  # (function, kind of fault)
 
     def check(self, prompts: Prompts) -> None:
-        """UserError when a reward needs a column that these data do not have."""
+        """UserError when a reward needs a column that these data do not have; or when no reward has what it needs in
+        one of the domains of a mixture."""
         self.pool.check_columns({"prompts", "completions", "completion_ids", *prompts.columns})
+        for domain in prompts.domains:
+            lacks = frozenset(prompts.columns) - domain.columns
+            if len(self.pool.idle(lacks)) == len(self.pool.names):
+                has = ", ".join(sorted(domain.columns))
+                raise UserError(f"rewards: none has the columns it needs in '{domain.name}'; it has {has}")
 
     def __call__(self, batch: PromptBatch, rollout: Rollout, trainer_state: Any = None) -> Scored:
         """Score a rollout that was fetched to NumPy arrays. Every process must call it.
@@ -88,7 +104,7 @@ class Scorer:
         """The same for a rollout of `samples` completions a prompt that is not there yet: see `Scoring`."""
         return Scoring(self, batch, samples, trainer_state)
 
-    def scored(self, rollout: Rollout, texts: list[str], scores: Scores) -> Scored:
+    def scored(self, batch: PromptBatch, rollout: Rollout, texts: list[str], scores: Scores) -> Scored:
         """The whole rollout's rewards from this host's share of the scores. Every process must call it."""
         P, G = rollout.lengths.shape
         values, base = self._joined(scores.values, P, G)
@@ -97,13 +113,20 @@ class Scorer:
         if self.overlong:
             metrics["rewards/overlong/mean"] = float(shaping.mean())
         failures = self._failures(scores, P * G)
-        return Scored(
-            base + shaping, base, values, texts, failures, _joined_columns(scores.extras, P, G), metrics
-        )
+        extras, judges = _joined_columns(scores.extras, P, G), self._judges(batch)
+        return Scored(base + shaping, base, values, texts, failures, extras, judges, metrics)
 
-    def restore(self, rollout: Rollout, base: np.ndarray, values: np.ndarray, extras: Columns) -> Scored:
+    def restore(
+        self, batch: PromptBatch, rollout: Rollout, base: np.ndarray, values: np.ndarray, extras: Columns
+    ) -> Scored:
         """What was said about a rollout in an earlier call, from those parts of it that only that call knew."""
-        return Scored(base + self._shaping(rollout), base, values, self.texts(_ids(rollout)), {}, extras, {})
+        rewards, texts = base + self._shaping(rollout), self.texts(_ids(rollout))
+        return Scored(rewards, base, values, texts, {}, extras, self._judges(batch), {})
+
+    def _judges(self, batch: PromptBatch) -> np.ndarray:
+        """[P] int, of each prompt the first function that is asked about it."""
+        asked = lambda lacks: (n for n in range(len(self.pool.names)) if n not in self.pool.idle(lacks))
+        return np.array([next(asked(lacks), 0) for lacks in batch.lacks], np.int64)
 
     def texts(self, ids: list[list[int]]) -> list[str]:
         """Completions without special tokens."""
@@ -190,7 +213,8 @@ class Scoring:
         assert len(completion_ids) == self._samples, f"{len(completion_ids)} completions, not {self._samples}"
         self._texts[p] = self._scorer.texts(completion_ids)
         try:
-            self._rows.add((p - self._own.start) * self._samples, *self._arguments(p), completion_ids)
+            first, idle = (p - self._own.start) * self._samples, self._scorer.pool.idle(self._batch.lacks[p])
+            self._rows.add(first, *self._arguments(p), completion_ids, idle=idle)
         except UserError as fault:
             if jax.process_count() == 1:
                 raise
@@ -205,7 +229,7 @@ class Scoring:
             if p not in self._texts:
                 self.add(p, groups[p])
         texts = [text for p in range(P) for text in self._texts.get(p) or self._scorer.texts(groups[p])]
-        return self._scorer.scored(rollout, texts, self._agreed())
+        return self._scorer.scored(self._batch, rollout, texts, self._agreed())
 
     def _arguments(self, p: int) -> tuple[list[Any], list[Any], Columns]:
         """(prompts, completions, columns) of the G rows of a prompt."""

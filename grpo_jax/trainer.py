@@ -17,6 +17,7 @@ from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluation
 from grpo_jax.learner.optimizer import TrainState
+from grpo_jax.lessons import set_base, set_reference
 from grpo_jax.models.qwen import Params
 from grpo_jax.planning import show_plan
 from grpo_jax.reporting import evaluation_metrics, save_completions, show, step_metrics, summarize
@@ -115,7 +116,7 @@ class GRPOTrainer:
         with jax.set_mesh(policy.mesh), self.pool:
             if self.trained is not None:
                 return evaluation_metrics(self._evaluate(self.trained.params))
-            self.stages.learner.base = load_base(policy)
+            set_base(self.stages.lessons, load_base(policy))
             return evaluation_metrics(self._evaluate(load_trained(policy, self.args.seed)))
 
     def save_model(self, out: str | Path | None = None) -> None:
@@ -140,7 +141,7 @@ class GRPOTrainer:
         self.trained = state
         if "after" not in notes:
             notes["after"] = self._evaluate(state.params)
-        self.watch.end()
+        self.watch.end(self.stages.course.standing(notes.get("course")).over)
         return self._finish(run, done, notes)
 
     def train_loop(
@@ -151,15 +152,17 @@ class GRPOTrainer:
         while done < config.max_steps and not notes.get("stopped"):
             clock = Stopwatch()
             watch.step_begins()
+            stage = stages.stage(notes)
+            lesson = stages.lessons[stage]
             # The copy of the weights lives no longer than this call: the update needs its memory.
-            groups, sampled = stages.collect(  # tokens, log-probs [P,G,Tc], rewards [P,G], on the host
+            groups, sampled = lesson.collect(  # tokens, log-probs [P,G,Tc], rewards [P,G], on the host
                 self._sampler_weights(state.params), done, clock, notes, watch.for_rewards()
             )
             with clock("update"):
-                advantages, metrics = stages.judge(groups)  # [P,G]
-                state, learned = stages.learner(state, stages.judge.experience(groups), advantages)
+                advantages, metrics = lesson.judge(groups)  # [P,G]
+                state, learned = lesson.learner(state, lesson.judge.experience(groups), advantages)
             done += 1
-            metrics |= learned | step_metrics(stages, sampled, clock, notes, done)
+            metrics |= learned | step_metrics(stages, stage, sampled, clock, notes, done)
             watch.step_ends(done, notes)
             if watch.evaluation_is_due(done):
                 metrics |= evaluation_metrics(self._evaluate(state.params))
@@ -171,21 +174,22 @@ class GRPOTrainer:
         return done, state
 
     def _end_step(self, run: Run, done: int, state: TrainState, notes: dict[str, Any]) -> None:
-        """Checkpoint, and stop if a callback asks."""
-        notes["stopped"] = self.watch.asks("training_stop")
+        """Checkpoint, and stop if a callback asks, or where the course has ended."""
+        course = self.stages.course.standing(notes["course"])
+        notes["stopped"] = self.watch.asks("training_stop") or course.over
         notes["callbacks"] = self.watch.callbacks.state_dict()
         if run.end_step(done, state, notes, wanted=notes["stopped"] or self.watch.asks("save")):
             self.watch.saved()
 
     def _start(self, run: Run) -> tuple[int, TrainState, dict[str, Any]]:
         """(steps done, state, notes): of the newest checkpoint, or of the starting model."""
-        policy, learner = self.stages.policy, self.stages.learner
-        learner.base = load_base(policy)
+        policy, learner, lessons = self.stages.policy, self.stages.learner, self.stages.lessons
+        set_base(lessons, load_base(policy))
         found = run.restore(learner.abstract_state)
         if found is None or self.args.beta > 0:
             weights = load_trained(policy, self.args.seed)
             if self.args.beta > 0:
-                learner.set_reference(weights)
+                set_reference(lessons, weights)
         return found or (0, learner.init(weights), {"num_tokens": 0, "seconds": 0.0})
 
     def _sampler_weights(self, params: Params) -> Params:

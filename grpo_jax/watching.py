@@ -61,12 +61,14 @@ class Watch:
         """After a checkpoint was begun."""
         self._call("on_save")
 
-    def end(self) -> None:
-        """After the last step. A run that a callback has stopped is over, also for the command that comes again."""
+    def end(self, course_over: bool = False) -> None:
+        """After the last step. A run that a callback or the end of its course has stopped is over, also for the
+        command that comes again."""
         self._call("on_train_end")
         done, total = self.state.global_step, self.state.max_steps
         if done < total and hosts.is_writer():
-            print(f"stopped after step {done} of {total}, as a callback asked", file=sys.stderr, flush=True)
+            why = ": the curriculum has ended" if course_over else ", as a callback asked"
+            print(f"stopped after step {done} of {total}{why}", file=sys.stderr, flush=True)
 
     def asks(self, wish: str) -> bool:
         """Whether a callback of any process asked for `training_stop`, `save` or `evaluate` in this step."""
@@ -79,7 +81,7 @@ class Watch:
         return wanted and done < self.config.max_steps
 
     def _count(self, done: int, notes: Mapping[str, Any]) -> None:
-        drawn = notes.get("drawn", done * self.config.prompts_per_step)
+        drawn = notes.get("course", {}).get("total", done * self.config.prompts_per_step)
         self.state.global_step, self.state.epoch = done, drawn / self.prompts
 
     def _call(self, event: str, **given: Any) -> None:

@@ -35,8 +35,8 @@ def test_little_memory_changes_what_is_sampled(settings, tmp_path, capsys):
             settings["model"],
             args=GRPOConfig(**settings | {"rollout_memory": memory, "output_dir": str(tmp_path / name)}),
         )
-        assert (trainer.stages.sampler.rows > 0) == (memory is not None)
-        assert trainer.stages.sampler.rows in (0, 4)
+        assert (trainer.stages.lessons[0].sampler.rows > 0) == (memory is not None)
+        assert trainer.stages.lessons[0].sampler.rows in (0, 4)
         trainer.train()
         table = pyarrow.parquet.read_table(tmp_path / name / "completions" / "completions_00002.parquet")
         found.append(table.to_pydict())

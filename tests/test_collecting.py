@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jax.experimental import multihost_utils
 
 from grpo_jax.collecting import Collector, DynamicCollector, with_spread
+from grpo_jax.data.course import Course
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.rewards.overlong import soft_overlong
 from grpo_jax.rollout.generate import Rollout
@@ -49,7 +50,7 @@ class FakeSampler:
     """Completions that say for which prompt, with which weights, and in which step they were drawn."""
 
     def __init__(self, G):
-        self.G, self.samples, self.calls = G, G, []
+        self.G, self.samples, self.width, self.calls = G, G, WIDTH, []
 
     def __call__(self, params, tokens, lengths, uids, step, on_group):
         self.calls.append((step, uids.tolist()))
@@ -92,6 +93,9 @@ class FakePool:
             metrics={"rows": float(len(prompts))},
         )
 
+    def idle(self, lacks):
+        return frozenset()
+
     def stream(self, rows, trainer_state=None):
         return FakeStream(self, trainer_state)
 
@@ -106,7 +110,7 @@ class FakeStream:
     def __init__(self, pool, trainer_state):
         self.pool, self.trainer_state, self.ids = pool, trainer_state, {}
 
-    def add(self, first, prompts, completions, columns, completion_ids):
+    def add(self, first, prompts, completions, columns, completion_ids, idle):
         self.ids |= dict(enumerate(completion_ids, first))
 
     def finish(self):
@@ -130,15 +134,23 @@ class World:
 
     def prompts(self):
         rows = [{"prompt": f"{i:0{28 if i % 4 == 3 else 1}}", "answer": i} for i in range(self.rows)]
-        return Prompts(rows, Characters(), prompts_per_step=self.P, max_prompt_length=30, seed=3, pad_id=1)
+        return Prompts(rows, Characters(), max_prompt_length=30, pad_id=1)
+
+    def course(self):
+        return Course(self.prompts(), seed=3)
+
+    def tickets(self, first, count):
+        """Of draws `first` .. `first + count - 1`."""
+        course = self.course()
+        return course.draw(course.begin(), first + count)[0][first:]
 
     def collector(self, dynamic=True):
         scorer = Scorer(FakePool(self.kinds, self.G), None, Characters(), self.overlong)
-        given = self.prompts(), FakeSampler(self.G), scorer
+        given = self.course(), FakeSampler(self.G), scorer, self.P
         return DynamicCollector(*given, self.budget) if dynamic else Collector(*given)
 
-    def can_teach(self, places):
-        uids = self.prompts().at(places).uids if len(places) else []
+    def can_teach(self, tickets):
+        uids = self.prompts().at(tickets).uids if len(tickets) else []
         return np.array([KINDS[self.kinds[uid % len(self.kinds)]][1] for uid in uids], bool)
 
 
@@ -163,7 +175,7 @@ def steps_of(world, count, notes=None, first=0, collector=None):
 
 
 def carried(notes):
-    return (json.loads(notes)["carried"] or {"places": []})["places"]
+    return (json.loads(notes)["carried"] or {"tickets": []})["tickets"]
 
 
 # ---- which groups ----
@@ -173,9 +185,9 @@ def carried(notes):
 @settings(max_examples=60, deadline=None)
 def test_a_group_that_can_teach_is_lost_or_trained_on_twice_or_out_of_turn(world, count):
     taken = steps_of(world, count)
-    places = np.concatenate([trained.places for trained, _, _ in taken])
-    everything = np.arange(json.loads(taken[-1][2])["drawn"])
-    useful = places[world.can_teach(places)].tolist() + carried(taken[-1][2])
+    tickets = np.concatenate([trained.tickets for trained, _, _ in taken])
+    everything = np.array(world.tickets(0, json.loads(taken[-1][2])["course"]["total"]))
+    useful = tickets[world.can_teach(tickets)].tolist() + carried(taken[-1][2])
     assert useful == everything[world.can_teach(everything)].tolist()
     assert [len(trained) for trained, _, _ in taken] == [world.P] * count
 
@@ -188,12 +200,12 @@ def test_a_step_draws_past_its_budget_or_its_need(world, count):
         rounds, rest = divmod(len(sampled), world.P)
         assert rest == 0
         assert 1 <= rounds <= world.budget
-        useful = world.can_teach(sampled.places).reshape(rounds, world.P).sum(1)
+        useful = world.can_teach(sampled.tickets).reshape(rounds, world.P).sum(1)
         assert len(before) + useful[:-1].sum() < world.P, "the rollout before the last was enough"
         enough = len(before) + useful.sum() >= world.P
         assert enough or rounds == world.budget
-        idle = trained.places[~world.can_teach(trained.places)]
-        of_step = sampled.places[~world.can_teach(sampled.places)]
+        idle = trained.tickets[~world.can_teach(trained.tickets)]
+        of_step = sampled.tickets[~world.can_teach(sampled.tickets)]
         assert idle.tolist() == of_step[: len(idle)].tolist(), "what fills a step is of this step, in order"
         assert not (enough and len(idle))
         before = carried(notes)
@@ -220,7 +232,7 @@ def test_a_groups_parts_are_those_of_another(world, count):
     sampler, pool, decode = FakeSampler(world.G), FakePool(world.kinds, world.G), Characters().batch_decode
     for trained, sampled, _ in steps_of(world, count):
         for groups in (trained, sampled):
-            assert_same(groups.batch, world.prompts().at(groups.places))
+            assert_same(groups.batch, world.prompts().at(groups.tickets))
             for i, uid in enumerate(groups.batch.uids):
                 alone = groups.take(np.array([i]))
                 weights, step = groups.rollout.tokens[i, 0, 1:3]
@@ -231,12 +243,12 @@ def test_a_groups_parts_are_those_of_another(world, count):
                 assert_same(alone.scored.values[0], said.values.astype(np.float32))
                 shaping = soft_overlong(drawn[2], *world.overlong or (0, 0)).astype(np.float32)
                 assert_same(alone.scored.rewards[0], alone.scored.base[0] + shaping)
-                assert (alone.fresh, alone.places) == (groups.fresh[i], groups.places[i])
+                assert (alone.fresh, alone.tickets) == (groups.fresh[i], groups.tickets[i])
                 assert alone.scored.completions == decode(ids, True)
                 logged = alone.scored.extras.get("tokens", [None] * world.G)
                 assert logged == [pool.logged(row) for row in ids]
         kinds = with_spread(trained.scored.base)
-        assert kinds.tolist() == world.can_teach(trained.places).tolist()
+        assert kinds.tolist() == world.can_teach(trained.tickets).tolist()
 
 
 def test_groups_of_unlike_width_are_joined_as_one_batch_of_them_would_be():
@@ -245,7 +257,7 @@ def test_groups_of_unlike_width_are_joined_as_one_batch_of_them_would_be():
     taken = steps_of(world, 9)
     assert {trained.batch.tokens.shape[1] for trained, _, _ in taken} == {16, 30}
     for trained, _, _ in taken:
-        assert_same(trained.batch, world.prompts().at(trained.places))
+        assert_same(trained.batch, world.prompts().at(trained.tickets))
 
 
 @pytest.mark.parametrize("kind", ["all equal", "nobody knows", "equal where known"])
@@ -253,7 +265,7 @@ def test_prompts_that_teach_nothing_stop_the_run(kind, capsys):
     world = World(kinds=(kind,), budget=2)
     taken = steps_of(world, 3)
     for step, (trained, sampled, notes) in enumerate(taken):
-        assert trained.places.tolist() == [4 * step, 4 * step + 1]
+        assert trained.tickets.tolist() == world.tickets(4 * step, 2)
         assert sampled.scored.metrics["dynamic_sampling/groups_short"] == 2
         assert carried(notes) == []
     said = capsys.readouterr().err.splitlines()
@@ -286,7 +298,7 @@ def test_the_figures_of_a_step_are_not_of_that_step():
         assert figures == {
             "rollouts": expected[0],
             "groups_sampled": expected[1],
-            "groups_with_spread": world.can_teach(sampled.places).sum(),
+            "groups_with_spread": world.can_teach(sampled.tickets).sum(),
             "groups_carried": len(carried(notes)),
             "groups_short": 0,
         }
@@ -377,11 +389,12 @@ def test_a_plain_step_is_not_its_one_rollout():
     for step in range(3):
         trained, sampled = collector(np.int32(step), step, Stopwatch(), notes)
         assert trained is sampled
-        assert_same(trained.batch, world.prompts()(step))
+        assert_same(trained.batch, world.prompts().at(world.tickets(4 * step, 4)))
         assert trained.fresh.all()
-        assert trained.places.tolist() == list(range(4 * step, 4 * step + 4))
+        assert trained.tickets.tolist() == world.tickets(4 * step, 4)
         assert trained.scored.failures == {"rewards/first/errors": 4}
     assert [step for step, _ in collector.sampler.calls] == [0, 1, 2]
+    assert notes.pop("course")["total"] == 12
     assert notes == {"num_tokens": 1}
 
 

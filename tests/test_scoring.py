@@ -50,7 +50,7 @@ class Characters:
 def batch():
     """Two of its prompts are equal and stand beside each other."""
     rows = [{"prompt": f"prompt {min(i, 3)}", "answer": i} for i in range(P)]
-    return Prompts(rows, Characters(), prompts_per_step=P, max_prompt_length=30, shuffle=False)(0)
+    return Prompts(rows, Characters(), max_prompt_length=30).at(range(P))
 
 
 @pytest.fixture(scope="module")

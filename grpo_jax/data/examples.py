@@ -12,7 +12,8 @@ import numpy as np
 
 from grpo_jax.data.chat import encode
 from grpo_jax.data.layouts import arrange
-from grpo_jax.data.prompts import bucket, encode_all, epoch_order, render_all
+from grpo_jax.data.order import epoch_order
+from grpo_jax.data.prompts import bucket, encode_all, render_all
 from grpo_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:

@@ -1,13 +1,11 @@
-"""Prompt batches as a function of the step.
+"""Prompts, tokenised once, and batches of them by their tickets.
 
-The draws form one infinite sequence: epoch 0 in its order, epoch 1 in its order, and so on; step s takes
-draws s*P .. (s+1)*P - 1. An epoch's order is a function of (seed, epoch), so nothing needs saving or
-rewinding: a run that starts again at step s draws what it would have drawn.
+A ticket is epoch * rows + row: the row is drawn for the (epoch + 1)-th time. Randomness is folded from it, so a prompt
+that comes round again is answered with other random numbers. Which ticket comes next is for `course.py` to say.
 """
 
-import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -38,13 +36,15 @@ class PromptBatch:
     lengths: np.ndarray
     """int32 [P], tokens of each prompt, at least 1."""
     uids: np.ndarray
-    """uint32 [P]: epoch * rows + row, the identity that randomness is folded from (modulo 2^32)."""
+    """uint32 [P]: their tickets modulo 2^32, the identity that randomness is folded from."""
     prompts: list[Prompt]
     """P prompts as the data set gives them: text, or a list of messages."""
     texts: list[str]
     """P texts after the chat template, what `tokens` encodes."""
     columns: dict[str, list[Any]]
     """The data set's other columns, P values each; None where a row lacks one."""
+    lacks: list[frozenset[str]]
+    """P sets of those columns that no row of the prompt's domain has: what needs one is not asked about it."""
     pad_id: int = 0
     """What stands in `tokens` behind a prompt."""
 
@@ -59,6 +59,7 @@ class PromptBatch:
             prompts=pick(self.prompts),
             texts=pick(self.texts),
             columns={name: pick(column) for name, column in self.columns.items()},
+            lacks=pick(self.lacks),
             pad_id=self.pad_id,
         )
 
@@ -74,6 +75,7 @@ class PromptBatch:
             prompts=chain(part.prompts for part in parts),
             texts=chain(part.texts for part in parts),
             columns={name: chain(part.columns[name] for part in parts) for name in parts[0].columns},
+            lacks=chain(part.lacks for part in parts),
             pad_id=parts[0].pad_id,
         )
 
@@ -83,62 +85,102 @@ def _widened(batch: PromptBatch, width: int) -> np.ndarray:
     return np.pad(batch.tokens, ((0, 0), (0, missing)), constant_values=batch.pad_id)
 
 
-class Prompts:
-    """A data set's prompts, tokenised once; `prompts(step)` is the batch of a step.
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """One of the data sets that a mixture is made of; a plain data set is a single one without a name."""
 
-    Prompts of more than `max_prompt_length` tokens are left out, never cut: `dropped` counts them. `len()`
-    is the number kept. UserError: no rows, a row without a usable prompt, or none short enough.
+    name: str
+    rows: np.ndarray  # int64, the numbers of its rows that are short enough
+    columns: frozenset[str]
+
+
+class Prompts:
+    """A data set's prompts, tokenised once; `prompts.at(tickets)` is a batch of them.
+
+    Args:
+        rows: of one data set; or of several, the domains of a mixture, by name: their rows are numbered through, and
+            each gets a column `domain`.
+        max_prompt_length: tokens; longer prompts are left out, never cut, and `dropped` counts them.
+
+    `len()` is the number kept. UserError: no rows, a row without a usable prompt, or none of a domain short enough.
     """
 
     def __init__(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Row] | Mapping[str, Sequence[Row]],
         tokenizer: "PreTrainedTokenizerBase",
         *,
-        prompts_per_step: int,
         max_prompt_length: int,
-        seed: int = 0,
-        shuffle: bool = True,
         system_prompt: str | None = None,
         pad_id: int = 0,
         prompt_column: str = "prompt",
         chat_template_kwargs: dict[str, Any] | None = None,
     ):
-        self.prompts_per_step = prompts_per_step
-        self.max_prompt_length = max_prompt_length
-        self.seed, self.shuffle, self.pad_id = seed, shuffle, pad_id
-        self._rows = arrange(rows, prompt_column)
+        self.max_prompt_length, self.pad_id = max_prompt_length, pad_id
+        parts = _arranged(rows, prompt_column)
+        self._rows = [row for part in parts.values() for row in part]
         self._texts = render_all(self._rows, tokenizer, system_prompt, chat_template_kwargs)
         self._ids = encode_all(self._rows, self._texts, tokenizer, system_prompt)
-        self._kept = _short_enough(self._ids, max_prompt_length)
         self._columns = _other_columns(self._rows, prompt_column)
+        self.domains = self._domains(parts, prompt_column)
+        self._kept = np.concatenate([domain.rows for domain in self.domains])
+        self._lacks = [frozenset(self._columns) - domain.columns for domain in self.domains]
         self.dropped = len(self._rows) - len(self._kept)
+
+    def _domains(self, parts: dict[str, list[Row]], prompt_column: str) -> tuple[Domain, ...]:
+        found: list[Domain] = []
+        self._starts = np.cumsum([0, *map(len, parts.values())])
+        for (name, part), first in zip(parts.items(), self._starts):
+            ids = self._ids[first : first + len(part)]
+            kept = first + _short_enough(ids, self.max_prompt_length, name)
+            found.append(Domain(name, kept, frozenset(_other_columns(part, prompt_column))))
+        return tuple(found)
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data set, with those left out: what tickets count by."""
+        return len(self._rows)
 
     @property
     def columns(self) -> list[str]:
         """Names of the data set's other columns, which every batch has."""
         return list(self._columns)
 
-    def __call__(self, step: int) -> PromptBatch:
-        """The batch of a step: a function of (data, seed, step) alone."""
-        return self.draws(step * self.prompts_per_step, self.prompts_per_step)
+    def column(self, name: str, rows: np.ndarray) -> list[Any]:
+        """A column's values at these rows; None where a row lacks it."""
+        return [self._rows[row].get(name) for row in rows]
 
-    def draws(self, first: int, count: int) -> PromptBatch:
-        """Draws first .. first + count - 1 of the sequence, which never ends: a small data set comes round again,
-        with other uids."""
-        return self.at(range(first, first + count))
+    def domain_of(self, row: int) -> int:
+        """The number of the domain that a row belongs to."""
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
 
-    def at(self, places: Iterable[int]) -> PromptBatch:
-        """The draws at these places of the sequence."""
-        return self._batch([self._draw(place) for place in places])
+    def at(self, tickets: Iterable[int]) -> PromptBatch:
+        """The prompts of these tickets, in this order."""
+        tickets = list(tickets)
+        rows = [ticket % self.rows for ticket in tickets]
+        lengths = np.array([len(self._ids[row]) for row in rows], np.int32)
+        width = bucket(int(lengths.max()), self.max_prompt_length)
+        tokens = np.full((len(rows), width), self.pad_id, np.int32)
+        for at, row in enumerate(rows):
+            tokens[at, : lengths[at]] = self._ids[row]
+        return PromptBatch(
+            tokens=tokens,
+            lengths=lengths,
+            uids=np.array([ticket % 2**32 for ticket in tickets], np.uint32),
+            prompts=[self._rows[row]["prompt"] for row in rows],
+            texts=[self._texts[row] for row in rows],
+            columns={name: [self._rows[row].get(name) for row in rows] for name in self._columns},
+            lacks=[self._lacks[self.domain_of(row)] for row in rows],
+            pad_id=self.pad_id,
+        )
 
-    def steps_for(self, epochs: float) -> int:
+    def steps_for(self, epochs: float, prompts_per_step: int) -> int:
         """Steps that draw every prompt `epochs` times; the last may reach into the next epoch. At least 1."""
         passes = Fraction(str(epochs))  # 2.2 passes over 25 prompts are 55 draws, and not 55.00000000000001
-        return max(math.ceil(passes * len(self) / self.prompts_per_step), 1)
+        return max(math.ceil(passes * len(self) / prompts_per_step), 1)
 
     def batches_in_order(self, prompts_per_step: int) -> Iterator[tuple[PromptBatch, int]]:
         """Every kept prompt once, in the data's order, as (batch, how many of its prompts are real).
@@ -150,32 +192,7 @@ class Prompts:
         for start in range(0, len(self._kept), prompts_per_step):
             rows = [int(row) for row in self._kept[start : start + prompts_per_step]]
             padding = [rows[-1]] * (prompts_per_step - len(rows))
-            yield self._batch([(0, row) for row in rows + padding]), len(rows)
-
-    def _draw(self, index: int) -> tuple[int, int]:
-        """(epoch, row) of a draw of the infinite sequence."""
-        epoch, position = divmod(index, len(self._kept))
-        if self.shuffle:
-            position = int(epoch_order(self.seed, epoch, len(self._kept))[position])
-        return epoch, int(self._kept[position])
-
-    def _batch(self, draws: list[tuple[int, int]]) -> PromptBatch:
-        rows = [row for _, row in draws]
-        lengths = np.array([len(self._ids[row]) for row in rows], np.int32)
-        tokens = np.full(
-            (len(rows), bucket(int(lengths.max()), self.max_prompt_length)), self.pad_id, np.int32
-        )
-        for at, row in enumerate(rows):
-            tokens[at, : lengths[at]] = self._ids[row]
-        return PromptBatch(
-            tokens=tokens,
-            lengths=lengths,
-            uids=np.array([(epoch * len(self._rows) + row) % 2**32 for epoch, row in draws], np.uint32),
-            prompts=[self._rows[row]["prompt"] for row in rows],
-            texts=[self._texts[row] for row in rows],
-            columns={name: [self._rows[row].get(name) for row in rows] for name in self._columns},
-            pad_id=self.pad_id,
-        )
+            yield self.at(rows + padding), len(rows)
 
 
 def bucket(length: int, longest: int) -> int:
@@ -184,18 +201,6 @@ def bucket(length: int, longest: int) -> int:
     while size < length:
         size *= 2
     return min(size, longest)
-
-
-@functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """A permutation of 0..n-1 that depends on (seed, epoch) only.
-
-    Sorts raw Philox words: NumPy promises those bits for every version, and does not promise `permutation`'s.
-    """
-    words = np.random.Philox(key=np.array([seed % 2**64, epoch], np.uint64)).random_raw(n)
-    order = np.argsort(words, kind="stable")
-    order.flags.writeable = False  # shared by the cache
-    return order
 
 
 def render_all(
@@ -232,13 +237,26 @@ def encode_all(
     return ids
 
 
-def _short_enough(ids: list[np.ndarray], longest: int) -> np.ndarray:
+def _arranged(rows: Sequence[Row] | Mapping[str, Sequence[Row]], prompt_column: str) -> dict[str, list[Row]]:
+    """Rows with a usable `prompt` each, by the name of their domain. UserError, naming domain and row."""
+    if not isinstance(rows, Mapping):
+        return {"": arrange(rows, prompt_column)}
+    parts = {}
+    for name, part in rows.items():
+        try:
+            parts[name] = [{**row, "domain": name} for row in arrange(part, prompt_column)]
+        except UserError as fault:
+            raise UserError(f"dataset, '{name}': {fault}") from None
+    return parts
+
+
+def _short_enough(ids: list[np.ndarray], longest: int, name: str) -> np.ndarray:
     """Indices of the rows to keep."""
     lengths = np.array([len(tokens) for tokens in ids])
     kept = np.flatnonzero(lengths <= longest)
     if not len(kept):
         raise UserError(
-            f"max_prompt_length={longest}: all {len(ids)} prompts are longer, "
+            f"max_prompt_length={longest}: all {len(ids)} prompts{f' of {name}' if name else ''} are longer, "
             f"from {lengths.min()} to {lengths.max()} tokens; set it to {lengths.min()} or more"
         )
     return kept

@@ -85,13 +85,14 @@ class Batch:
         self.waiting: deque[Unit] = deque()
         self.together: deque[Unit] = deque()
 
-    def add(self, first: int, data: Mapping[str, Sequence[Any]]) -> None:
-        """Rows from `first` on: keyword arguments of every function; "prompts" and "completions" among them."""
+    def add(self, first: int, data: Mapping[str, Sequence[Any]], idle: Set[int] = frozenset()) -> None:
+        """Rows from `first` on: keyword arguments of every function; "prompts" and "completions" among them. `idle`
+        functions are not asked."""
         for name, column in data.items():
             self.data.setdefault(name, [None] * self.rows)[first : first + len(column)] = column
         for group in runs_of_equal(data["prompts"]):
             rows = range(first + group.start, first + group.stop)
-            for function in range(len(self.names)):
+            for function in sorted(set(range(len(self.names))) - idle):
                 self._queue(function).append(Unit(function, rows))
 
     def _queue(self, function: int) -> deque[Unit]:

@@ -12,7 +12,7 @@ A thread does all this, so that rewards are computed while the caller still samp
 """
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
 from grpo_jax.errors import UserError
@@ -99,6 +99,13 @@ class RewardPool:
         stop = self.on_error == "stop"
         batch = Batch(self.names, rows, self.messages, stop, self._crew.patient, trainer_state)
         return self._driver.begin(Stream(batch, self.check_columns, self._driver.bell.ring))
+
+    def idle(self, lacks: Set[str]) -> frozenset[int]:
+        """The functions (indices) that need one of these columns, and so are not asked about rows that lack them."""
+        if not lacks:
+            return frozenset()
+        needs = [parameters(reward.function)[0] for reward in self.functions]
+        return frozenset(number for number, needed in enumerate(needs) if needed & lacks)
 
     def check_columns(self, names: Iterable[str]) -> None:
         """UserError when a function needs an argument that is not among `names`."""

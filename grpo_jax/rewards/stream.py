@@ -6,7 +6,7 @@ driver's thread. Whatever goes wrong there is raised in the caller's, at its nex
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from queue import SimpleQueue
 from typing import Any
 
@@ -27,7 +27,7 @@ class Stream:
         self._batch, self._check, self._wake = batch, check, wake
         self._missing = set(range(batch.rows))  # rows not added yet
         self._columns: frozenset[str] | None = None  # of the rows added so far
-        self._inbox: deque[tuple[int, Columns] | None] = deque()  # None: no more will come
+        self._inbox: deque[tuple[int, Columns, Set[int]] | None] = deque()  # None: no more will come
         self._complete = self._cancelled = False
         self._fault: BaseException | None = None
         self._done = threading.Event()
@@ -45,11 +45,12 @@ class Stream:
         completions: Sequence[Any],
         columns: Mapping[str, Sequence[Any]] | None = None,
         completion_ids: Sequence[Any] | None = None,
+        idle: Set[int] = frozenset(),
     ) -> None:
         """Rows `first`, `first` + 1, ..., for which the work may begin. Takes no time.
 
         A group, which a function gets at a time, is a run of equal prompts within one `add`: what is added
-        apart is never put together.
+        apart is never put together. `idle` functions (indices) are not asked about these rows.
 
         Raises:
             UserError: a function needs a column that is not there, or something has gone wrong with earlier rows.
@@ -60,7 +61,7 @@ class Stream:
             data["completion_ids"] = completion_ids
         self._raise_fault()
         self._register(first, data)
-        self._inbox.append((first, {name: list(column) for name, column in data.items()}))
+        self._inbox.append((first, {name: list(column) for name, column in data.items()}, idle))
         self._wake()
 
     def finish(self) -> Scores:

@@ -5,18 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.prompts import PromptBatch, Prompts, bucket, epoch_order
+from grpo_jax.data.course import Course
+from grpo_jax.data.order import epoch_order
+from grpo_jax.data.prompts import PromptBatch, Prompts, bucket
 from grpo_jax.errors import UserError
 
 
 def make(tokenizer, n=7, **changes):
     rows = changes.pop("rows", None) or [{"prompt": "x" * (i % 5 + 1), "answer": i} for i in range(n)]
-    given = {"prompts_per_step": 3, "max_prompt_length": 64, "seed": 1, "pad_id": 0}
-    return Prompts(rows, tokenizer, **(given | changes))
+    return Prompts(rows, tokenizer, **({"max_prompt_length": 64, "pad_id": 0} | changes))
 
 
-def draws(prompts, steps):
-    return np.concatenate([prompts(step).uids for step in range(steps)])
+def draws(prompts, count, seed=1, shuffle=True):
+    """The first tickets of a plain course."""
+    course = Course(prompts, seed=seed, shuffle=shuffle)
+    return course.draw(course.begin(), count)[0]
 
 
 @given(n=st.integers(1, 200), seed=st.integers(0, 2**63), epoch=st.integers(0, 2**40))
@@ -28,30 +31,17 @@ def test_an_epoch_loses_or_repeats_a_row(n, seed, epoch):
 @given(n=st.integers(1, 12), size=st.integers(1, 15), seed=st.integers(0, 9), shuffle=st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_batches_are_not_the_epochs_laid_end_to_end(tokenizer, n, size, seed, shuffle):
-    prompts = make(tokenizer, n, prompts_per_step=size, seed=seed, shuffle=shuffle)
-    uids = draws(prompts, n)  # n batches of `size` are `size` whole epochs
+    tickets = draws(make(tokenizer, n), n * size, seed, shuffle)
     for epoch in range(size):
-        assert sorted(uids[epoch * n : (epoch + 1) * n]) == list(range(epoch * n, (epoch + 1) * n))
-
-
-@given(steps=st.lists(st.integers(0, 50), min_size=1, max_size=8))
-@settings(max_examples=15, deadline=None)
-def test_a_batch_depends_on_earlier_calls_or_on_the_instance(tokenizer, steps):
-    asked, fresh = make(tokenizer), make(tokenizer)
-    for step in steps:
-        asked(step)
-    one, two = asked(steps[0]), fresh(steps[0])
-    np.testing.assert_array_equal(one.uids, two.uids)
-    np.testing.assert_array_equal(one.tokens, two.tokens)
-    assert one.columns == two.columns
+        assert sorted(tickets[epoch * n : (epoch + 1) * n]) == list(range(epoch * n, (epoch + 1) * n))
 
 
 def test_global_numpy_state_moves_the_order(tokenizer):
     np.random.seed(0)
-    before = draws(make(tokenizer), 3)
+    before = draws(make(tokenizer), 9)
     epoch_order.cache_clear()
     np.random.seed(1)
-    np.testing.assert_array_equal(before, draws(make(tokenizer), 3))
+    assert before == draws(make(tokenizer), 9)
 
 
 def test_the_order_changes_with_a_release():
@@ -65,23 +55,15 @@ def test_seeds_and_epochs_share_an_order():
 
 
 def test_without_shuffle_rows_leave_their_order(tokenizer):
-    assert draws(make(tokenizer, shuffle=False), 4).tolist() == list(range(12))
+    assert draws(make(tokenizer), 12, shuffle=False) == list(range(12))
 
 
-@given(n=st.integers(1, 9), first=st.integers(0, 40), count=st.integers(1, 30))
-@settings(max_examples=25, deadline=None)
-def test_draws_leave_the_sequence_of_the_steps(tokenizer, n, first, count):
-    prompts = make(tokenizer, n, prompts_per_step=1)
-    batch = prompts.draws(first, count)
-    assert batch.uids.tolist() == [int(prompts(step).uids[0]) for step in range(first, first + count)]
-    assert len(set(batch.uids.tolist())) == count, "a prompt that comes round again has other random numbers"
-    assert batch.columns["answer"] == [int(uid) % n for uid in batch.uids]
-
-
-def test_places_come_in_another_order(tokenizer):
+def test_tickets_come_in_another_order(tokenizer):
     prompts = make(tokenizer, n=5)
-    whole = prompts.draws(0, 12).uids
-    assert prompts.at([11, 0, 7]).uids.tolist() == whole[[11, 0, 7]].tolist()
+    batch = prompts.at([11, 0, 7])
+    assert batch.uids.tolist() == [11, 0, 7]
+    assert batch.columns["answer"] == [1, 0, 2]
+    assert prompts.at([2**32 + 3]).uids.tolist() == [3]
 
 
 @pytest.mark.parametrize(
@@ -98,20 +80,20 @@ def test_places_come_in_another_order(tokenizer):
 )
 def test_epochs_become_too_few_or_too_many_steps(tokenizer, n, size, epochs, steps):
     """2.2 * 25 is 55.00000000000001 in floating point, and one step more when rounded up."""
-    assert make(tokenizer, n, prompts_per_step=size).steps_for(epochs) == steps
+    assert make(tokenizer, n).steps_for(epochs, size) == steps
 
 
 def test_epochs_count_prompts_that_are_left_out(tokenizer):
     rows = [{"prompt": "x" * length} for length in (3, 30, 8, 9, 31)]
-    assert make(tokenizer, rows=rows, max_prompt_length=9, prompts_per_step=1).steps_for(3) == 6
+    assert make(tokenizer, rows=rows, max_prompt_length=9).steps_for(3, 1) == 6
 
 
 def test_a_picked_or_joined_batch_differs_from_one_drawn_so(tokenizer):
     rows = [{"prompt": "x" * length, "answer": length} for length in (1, 40, 20, 3)]
-    prompts = make(tokenizer, rows=rows, max_prompt_length=50, shuffle=False, pad_id=3)
-    parts = [prompts.draws(0, 1), prompts.draws(1, 2), prompts.draws(3, 1)]
+    prompts = make(tokenizer, rows=rows, max_prompt_length=50, pad_id=3)
+    parts = [prompts.at([0]), prompts.at([1, 2]), prompts.at([3])]
     joined = PromptBatch.join(parts)
-    assert_same(joined, prompts.draws(0, 4))
+    assert_same(joined, prompts.at(range(4)))
     for which in ([0], [2, 0], [3, 1, 1], [0, 3]):
         assert_same(joined.take(np.array(which)), prompts.at(which))
     assert joined.take(np.array([], int)).tokens.shape == (0, 16)
@@ -121,18 +103,18 @@ def assert_same(one, other):
     for name in ("tokens", "lengths", "uids"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         assert getattr(one, name).dtype == getattr(other, name).dtype
-    for name in ("prompts", "texts", "columns", "pad_id"):
+    for name in ("prompts", "texts", "columns", "lacks", "pad_id"):
         assert getattr(one, name) == getattr(other, name)
 
 
 def test_uid_and_columns_belong_to_another_row(tokenizer):
-    batch = make(tokenizer, n=7)(5)
+    batch = make(tokenizer, n=7).at([15, 3, 9])
     assert batch.columns["answer"] == [int(uid) % 7 for uid in batch.uids]
     assert batch.uids.dtype == np.uint32
 
 
 def test_a_batch_does_not_hold_its_own_text(tokenizer):
-    batch = make(tokenizer)(2)
+    batch = make(tokenizer).at([6, 0, 1])
     assert batch.tokens.dtype == batch.lengths.dtype == np.int32
     for tokens, length, text, prompt in zip(batch.tokens, batch.lengths, batch.texts, batch.prompts):
         assert tokens[:length].tolist() == tokenizer(text)["input_ids"]
@@ -142,10 +124,11 @@ def test_a_batch_does_not_hold_its_own_text(tokenizer):
 
 def test_long_prompts_are_cut_or_kept(tokenizer):
     rows = [{"prompt": "x" * length} for length in (3, 30, 8, 9, 31)]
-    prompts = make(tokenizer, rows=rows, max_prompt_length=9, shuffle=False)
+    prompts = make(tokenizer, rows=rows, max_prompt_length=9)
     assert (len(prompts), prompts.dropped) == (2, 3)  # <s> is a token too
-    assert prompts(0).prompts == ["xxx", "x" * 8, "xxx"]
-    assert prompts(0).uids.tolist() == [0, 2, 5]  # a row keeps its number when others are left out
+    batch = prompts.at(draws(prompts, 3, shuffle=False))
+    assert batch.prompts == ["xxx", "x" * 8, "xxx"]
+    assert batch.uids.tolist() == [0, 2, 5]  # a row keeps its number when others are left out
 
 
 def test_no_prompt_fits_and_nobody_says_so(tokenizer):
@@ -162,8 +145,8 @@ def test_a_new_width_for_every_batch():
 
 
 def test_the_width_ignores_the_longest_prompt(tokenizer):
-    prompts = make(tokenizer, rows=[{"prompt": "x"}, {"prompt": "x" * 20}], prompts_per_step=1, shuffle=False)
-    assert [prompts(0).tokens.shape, prompts(1).tokens.shape] == [(1, 16), (1, 32)]
+    prompts = make(tokenizer, rows=[{"prompt": "x"}, {"prompt": "x" * 20}])
+    assert [prompts.at([0]).tokens.shape, prompts.at([1]).tokens.shape] == [(1, 16), (1, 32)]
 
 
 def test_the_evaluation_tail_changes_shape_or_loses_rows(tokenizer):
@@ -177,7 +160,7 @@ def test_the_evaluation_tail_changes_shape_or_loses_rows(tokenizer):
 
 def test_a_column_missing_from_one_row_breaks_the_batch(tokenizer):
     rows = [{"prompt": "a", "hint": "h"}, {"prompt": "b", "answer": 1}]
-    batch = make(tokenizer, rows=rows, prompts_per_step=2, shuffle=False)(0)
+    batch = make(tokenizer, rows=rows).at([0, 1])
     assert batch.columns == {"hint": ["h", None], "answer": [None, 1]}
 
 
@@ -185,14 +168,14 @@ def test_a_column_clashes_with_a_reward_argument(tokenizer):
     rows = [
         {"text": "a", "prompt": "old", "completions": "c", "log_extra": 0, "trainer_state": 0, "answer": 1}
     ]
-    batch = make(tokenizer, rows=rows, prompt_column="text", prompts_per_step=1)(0)
+    batch = make(tokenizer, rows=rows, prompt_column="text").at([0])
     assert batch.prompts == ["a"]
     assert batch.columns == {"answer": [1]}
 
 
 def test_text_and_conversations_are_tokenised_alike(tokenizer):
     rows = [{"prompt": "hi"}, {"prompt": [{"role": "user", "content": "hi"}]}]
-    batch = make(tokenizer, rows=rows, prompts_per_step=2, shuffle=False)(0)
+    batch = make(tokenizer, rows=rows).at([0, 1])
     assert batch.tokens[0, 0] == tokenizer.bos_token_id
     assert batch.tokens[1, 0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert tokenizer.decode(batch.tokens[1, : batch.lengths[1]]).replace(" ", "").startswith("<|im_start|>")
@@ -201,9 +184,9 @@ def test_text_and_conversations_are_tokenised_alike(tokenizer):
 def test_settings_of_the_chat_template_are_forgotten(bare_tokenizer):
     bare_tokenizer.chat_template = "{{ messages[0].content }}{% if loud is defined %}{{ loud }}{% endif %}"
     rows = [{"prompt": [{"role": "user", "content": "hi"}]}]
-    given = {"rows": rows, "prompts_per_step": 1}
-    assert make(bare_tokenizer, **given, chat_template_kwargs={"loud": "!!"})(0).texts == ["hi!!"]
-    assert make(bare_tokenizer, **given)(0).texts == ["hi"]
+    loud = make(bare_tokenizer, rows=rows, chat_template_kwargs={"loud": "!!"})
+    assert loud.at([0]).texts == ["hi!!"]
+    assert make(bare_tokenizer, rows=rows).at([0]).texts == ["hi"]
 
 
 def test_a_bad_conversation_is_not_found_again(tokenizer):

@@ -1,0 +1,45 @@
+"""Which rows sit out of an epoch, by the share of their completions that succeeded when they were last seen."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Rates = Mapping[str, Sequence[float]]
+"""row -> (the share of its completions that succeeded, the epoch when that was): JSON has text for its keys."""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Rows take part while low < rate < high; those never seen always do.
+
+    History resampling (SRPO, arXiv:2504.14286, section 3.4) is `high` = 1: what was always solved teaches nothing any
+    more, and what was never solved may yet become solvable. Open-R1 and others keep the rates between two bounds.
+
+    Args:
+        retry: a row sits out of so many epochs, then it is tried again; 0: it never comes back.
+        known: rates that the data set brings along, row -> rate; a rate that was seen since then counts instead.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    retry: int = 0
+    known: Mapping[int, float] = field(default_factory=dict)
+
+    def sits_out(self, row: int, epoch: int, rates: Rates) -> bool:
+        """Whether `row` has no part in this epoch of its domain."""
+        rate, seen = rates.get(str(row)) or (self.known.get(row), -1)
+        if rate is None or self.low < rate < self.high:
+            return False
+        return self.retry == 0 or epoch - seen <= self.retry
+
+
+def seen(rates: Rates, rows: Sequence[int], epochs: Sequence[int], successes: np.ndarray) -> Rates:
+    """`rates` with what was seen of n rows, [n,G] successes; NaN where nobody knows."""
+    found = dict(rates)
+    for row, epoch, group in zip(rows, epochs, successes):
+        judged = group[~np.isnan(group)]
+        if len(judged):
+            found[str(row)] = (float(judged.mean()), int(epoch))
+    return found
