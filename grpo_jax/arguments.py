@@ -108,6 +108,15 @@ def rows_of(name: str, dataset: Any) -> Rows | None:
     return [dict(row) for row in rows]
 
 
+def domains_of(name: str, dataset: Any) -> Rows | dict[str, Rows] | None:
+    """As `rows_of`; or of each of several data sets by name, the domains of a mixture."""
+    if (
+        not isinstance(dataset, Mapping) or "train" in dataset or not dataset
+    ):  # the splits of one are no domains
+        return rows_of(name, dataset)
+    return {str(each): rows_of(f"{name}['{each}']", rows) or [] for each, rows in dataset.items()}
+
+
 def functions_of(config: GRPOConfig, reward_funcs: Any) -> list[Any]:
     """The reward functions given, or those of the settings, as many as there are weights."""
     chosen = config.rewards if reward_funcs is None else reward_funcs
@@ -173,13 +182,19 @@ def adapters_of(peft_config: Any) -> dict[str, Any]:
     }
 
 
-def resolved(args: GRPOConfig, model: str | Path, rows: Rows | None, eval_rows: Rows | None) -> GRPOConfig:
+def resolved(
+    args: GRPOConfig, model: str | Path, rows: Rows | dict[str, Rows] | None, eval_rows: Rows | None
+) -> GRPOConfig:
     """The settings with the model and the rows that are really used: what resuming compares."""
     if not isinstance(args, GRPOConfig):
         raise UserError(f"args: a {type(args).__module__}.{type(args).__name__}; give a grpo_jax.GRPOConfig")
     changes: dict[str, Any] = {"model": str(model)}
     if rows is not None:
-        changes["dataset"] = _described(rows)
+        changes["dataset"] = (
+            {name: _described(part) for name, part in rows.items()}
+            if isinstance(rows, dict)
+            else _described(rows)
+        )
         if eval_rows is None and args.eval_dataset is None:
             changes |= {"eval_prompts": 0, "eval_steps": 0}  # nothing is held out
     if eval_rows is not None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def assemble(
     config: GRPOConfig,
     model: str | Path,
     pool: RewardPool,
-    train_rows: Rows | None = None,
+    train_rows: Rows | Mapping[str, Rows] | None = None,
     eval_rows: Rows | None = None,
     tokenizer: Any = None,
     optimizer: optax.GradientTransformation | None = None,
@@ -115,7 +115,7 @@ def open_run(config: GRPOConfig | SFTConfig, policy: Policy) -> Run:
     return Run(config.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer())
 
 
-def _prompts(config: GRPOConfig, policy: Policy, rows: Rows) -> Prompts:
+def _prompts(config: GRPOConfig, policy: Policy, rows: Rows | Mapping[str, Rows]) -> Prompts:
     return Prompts(
         rows,
         policy.tokenizer,

@@ -11,7 +11,7 @@ from grpo_jax.data.course import Course
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.data.screening import Screen
 from grpo_jax.data.stages import Stage, Trigger
-from grpo_jax.errors import UserError
+from grpo_jax.errors import UserError, nearest
 from grpo_jax.settings_curriculum import StageSettings
 
 RATE = "pass_rate"  # the column that `pass_rate_window` begins with
@@ -28,8 +28,8 @@ def course_of(config: GRPOConfig, prompts: Prompts) -> Course:
 def _stage(config: GRPOConfig, prompts: Prompts, stage: StageSettings, place: str) -> Stage:
     chosen = _where(prompts, stage.where or {}, place)
     rows = tuple(domain.rows[np.isin(domain.rows, chosen)] for domain in prompts.domains)
-    mixture = stage.mixture or config.mixture
     names = [domain.name for domain in prompts.domains]
+    mixture = _mixture(config, stage, place, names)
     weights = [float(len(part)) for part in rows] if mixture is None else [mixture.get(n, 0.0) for n in names]
     for name, part, weight in zip(names, rows, weights):
         if weight and not len(part):
@@ -40,6 +40,22 @@ def _stage(config: GRPOConfig, prompts: Prompts, stage: StageSettings, place: st
         stage.until_step, stage.until_epochs, stage.until_plateau, stage.until_clipped, stage.window
     )
     return Stage(stage.name or "", rows, tuple(weights), until)
+
+
+def _mixture(
+    config: GRPOConfig, stage: StageSettings, place: str, names: list[str]
+) -> dict[str, float] | None:
+    """A stage's own, or the run's. UserError for a data set that is not there."""
+    own = stage.mixture is not None
+    given, said = (stage.mixture, f"{place}.mixture") if own else (config.mixture, "mixture")
+    if given is not None and names == [""]:
+        raise UserError(f"{said} = {given}: dataset is a single one; name several, {{name: data set}}")
+    for name in given or {}:
+        if name not in names:
+            raise UserError(
+                f"{said} = {given}: no data set '{name}'{nearest(name, names)} among {', '.join(names)}"
+            )
+    return given
 
 
 def _where(prompts: Prompts, where: Mapping[str, Any], place: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from grpo_jax.errors import UserError, nearest
+from grpo_jax.errors import UserError
 from grpo_jax.settings_io import Count, Mapped, Name, Positive, Settings, read_mapping
 
 OVERRIDES = ("max_completion_length", "num_generations", "temperature", "overlong_buffer")
@@ -169,20 +169,7 @@ def problems(c: Any) -> list[str | None]:
         if c.curriculum and c.num_train_epochs is not None
         else None
     )
-    named = [("mixture", c.mixture)]
-    named += [(f"curriculum[{i}].mixture", stage.mixture) for i, stage in enumerate(c.curriculum or [])]
-    return [*(_unknown_domain(c, place, mixture) for place, mixture in named), epochs, _stage_fault(c)]
-
-
-def _unknown_domain(c: Any, place: str, mixture: dict[str, float] | None) -> str | None:
-    if mixture is None:
-        return None
-    if not isinstance(c.dataset, dict):
-        return f"{place} = {mixture}: dataset is a single one; name several, {{name: data set}}"
-    name = next((name for name in mixture if name not in c.dataset), None)
-    if name is None:
-        return None
-    return f"{place} = {mixture}: no data set '{name}'{nearest(name, c.dataset)} among {', '.join(c.dataset)}"
+    return [epochs, _stage_fault(c)]
 
 
 def _stage_fault(c: Any) -> str | None:

@@ -38,8 +38,9 @@ class GRPOTrainer:
         reward_funcs: one or several functions with TRL's signature (async ones too), built-in names, or
             `file.py:function`.
         args: the settings.
-        train_dataset, eval_dataset: rows (dicts with a `prompt`), instead of what the settings name. Without
-            `eval_dataset`, rows given here are not evaluated on.
+        train_dataset, eval_dataset: rows (dicts with a `prompt`), instead of what the settings name; for training
+            also several by name, {name: rows}, which are mixed. Without `eval_dataset`, rows given here are not
+            evaluated on.
         processing_class: a tokenizer, instead of the model's own.
         callbacks: objects with methods of `grpo_jax.TrainerCallback`.
         optimizers: an optax transformation, instead of AdamW and its schedule; gradients come to it clipped at
@@ -66,7 +67,7 @@ class GRPOTrainer:
         **unsupported: Any,
     ):
         arguments.check(model, processing_class, unsupported)
-        train_rows = arguments.rows_of("train_dataset", train_dataset)
+        train_rows = arguments.domains_of("train_dataset", train_dataset)
         eval_rows = arguments.rows_of("eval_dataset", eval_dataset)
         config = arguments.resolved(args or GRPOConfig(), model, train_rows, eval_rows)
         config = config.replace(**arguments.adapters_of(peft_config))

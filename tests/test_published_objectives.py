@@ -151,7 +151,9 @@ def test_the_penalty_is_in_the_reward_and_over_long_completions_are_punished(tra
     with jax.set_mesh(stages.policy.mesh), trainer.pool:
         from grpo_jax.runs.run import Stopwatch
 
-        groups, _ = stages.lessons[0].collect(stages.policy.rollout_copy(trainer.trained.params), 5, Stopwatch(), {})
+        groups, _ = stages.lessons[0].collect(
+            stages.policy.rollout_copy(trainer.trained.params), 5, Stopwatch(), {}
+        )
         found, metrics = stages.lessons[0].judge(groups)
         divergence = stages.learner.divergence(stages.lessons[0].judge.experience(groups))
     lengths = groups.rollout.lengths

@@ -1,0 +1,238 @@
+"""Stages, mixtures and prompts that sit out, in whole runs: what changes with a stage, and that a run which stops at
+any step goes on as if it had not."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from grpo_jax import GRPOConfig, GRPOTrainer
+from grpo_jax.errors import UserError
+
+CLOCKS = ("time/", "compilations/", "step_time", "tokens_per_second", "rollout_tokens", "peak_memory")
+
+
+class Dies(Exception):
+    pass
+
+
+class DiesAfter:
+    """A callback that ends the process's work without notice."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise Dies
+
+
+@pytest.fixture(scope="module")
+def train(tiny_settings, tmp_path_factory):
+    """`train(dies_after, settings, **given)` -> the run's folder."""
+
+    def run(dies_after=(), given=None, **changes):
+        folder = tmp_path_factory.mktemp("curriculum") / "run"
+        settings = tiny_settings | {"output_dir": str(folder), "save_steps": 1, "eval_prompts": 0} | changes
+        model = settings.pop("model")
+        for step in (*dies_after, None):
+            callbacks = [] if step is None else [DiesAfter(step)]
+            trainer = GRPOTrainer(model, args=GRPOConfig(**settings), callbacks=callbacks, **(given or {}))
+            if step is None:
+                trainer.train()
+            else:
+                with pytest.raises(Dies):
+                    trainer.train()
+        return folder
+
+    return run
+
+
+def lines(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in rows]
+
+
+def column(run, name):
+    return [json.loads(line).get(name) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensors(run, step):
+    return json.loads((run / "checkpoints" / str(step) / "notes" / "metadata").read_text())["tensors"]
+
+
+def table(run, step):
+    return pq.read_table(run / "completions" / f"completions_{step:05d}.parquet").to_pydict()
+
+
+# ---- stages ----
+
+STAGES = [
+    {"until_step": 2},
+    {"until_step": 4, "max_completion_length": 16, "num_generations": 4},
+    {"max_completion_length": 8},  # as it began
+]
+
+
+@pytest.fixture(scope="module")
+def lengthened(train):
+    return train(curriculum=STAGES, max_steps=6, dynamic_sampling=True, beta=0.1)
+
+
+def test_a_stage_has_the_lengths_of_another_or_is_compiled_twice(lengthened):
+    assert column(lengthened, "curriculum/stage") == [1, 1, 2, 2, 3, 3]
+    assert column(lengthened, "compilations/update") == [1, 1, 2, 2, 3, 3]
+    rows = [len(table(lengthened, step)["length"]) for step in range(1, 7)]
+    assert rows == [16, 16, 32, 32, 16, 16]
+    longest = [max(table(lengthened, step)["length"]) for step in range(1, 7)]
+    assert max(longest[:2] + longest[4:]) <= 8 < max(longest[2:4]) <= 16
+
+
+def test_stages_of_one_length_are_compiled_once_each(train):
+    run = train(curriculum=[{"until_step": 1}, {"until_step": 2, "temperature": 1.0}, {}], max_steps=3)
+    assert column(run, "compilations/update") == [1, 2, 2], "the third has the programs of the first"
+
+
+def test_a_run_that_dies_at_the_edge_of_a_stage_goes_another_way(lengthened, train):
+    other = train(dies_after=(2, 3, 4, 5), curriculum=STAGES, max_steps=6, dynamic_sampling=True, beta=0.1)
+    assert lines(other) == lines(lengthened)
+    assert tensors(other, 6) == tensors(lengthened, 6)
+
+
+def test_the_end_of_the_last_stage_does_not_end_the_run(train, capsys):
+    run = train(curriculum=[{"until_epochs": 0.4}], max_steps=9)
+    assert column(run, "step") == [1, 2], "16 of 40 prompts"
+    assert "stopped after step 2 of 9: the curriculum has ended" in capsys.readouterr().err
+
+
+# ---- mixtures ----
+
+
+def first(completions, letter, **columns):
+    return [float(text.count(each)) for text, each in zip(completions, letter)]
+
+
+def second(completions, digit, **columns):
+    return [float(text.count(str(each))) for text, each in zip(completions, digit)]
+
+
+def prolix(completions, **columns):
+    return [len(text) / 100 for text in completions]
+
+
+DOMAINS = {
+    "letters": [{"prompt": f"{i}: say a", "letter": "a", "level": i % 2} for i in range(6)],
+    "digits": [{"prompt": f"{i}: say 1", "digit": 1, "level": i % 2} for i in range(12)],
+}
+
+
+@pytest.fixture(scope="module")
+def mixed(train):
+    given = {"train_dataset": DOMAINS, "reward_funcs": [first, second, prolix]}
+    return train(given=given, mixture={"letters": 3, "digits": 1}, max_steps=3)
+
+
+def test_a_reward_is_asked_about_a_domain_without_its_column(mixed):
+    for step in (1, 2, 3):
+        rows = table(mixed, step)
+        known = {name: [value is not None for value in rows[name]] for name in ("first", "second", "prolix")}
+        assert known["first"] == ["say a" in prompt for prompt in rows["prompt"]]
+        assert known["second"] == ["say 1" in prompt for prompt in rows["prompt"]]
+        assert all(known["prolix"])
+
+
+def test_domains_do_not_come_by_their_weights(mixed):
+    assert column(mixed, "domains/letters/share") == [0.75] * 3
+    assert column(mixed, "domains/digits/share") == [0.25] * 3
+
+
+def test_a_domains_figures_are_of_another(mixed):
+    rows = table(mixed, 1)
+    for name, word, judge in (("letters", "say a", "first"), ("digits", "say 1", "second")):
+        among = [i for i, prompt in enumerate(rows["prompt"]) if word in prompt]
+        total = [rows[judge][i] + rows["prolix"][i] for i in among]
+        assert column(mixed, f"domains/{name}/reward")[0] == pytest.approx(np.mean(total), rel=1e-5)
+        assert column(mixed, f"domains/{name}/success")[0] == np.mean([rows[judge][i] >= 1 for i in among])
+
+
+def test_a_stage_draws_rows_of_another_domain_or_level(train):
+    stages = [
+        {"until_step": 2, "mixture": {"digits": 1}, "where": {"level": 0}},
+        {"where": {"level": [1]}},
+    ]
+    given = {"train_dataset": DOMAINS, "reward_funcs": prolix}
+    run = train(given=given, curriculum=stages, max_steps=3)
+    numbers = lambda step: {int(prompt.partition(":")[0]) % 2 for prompt in table(run, step)["prompt"]}
+    assert [numbers(step) for step in (1, 2, 3)] == [{0}, {0}, {1}]
+    assert column(run, "domains/letters/share")[:2] == [None, None]
+    assert column(run, "domains/letters/share")[2] is not None
+
+
+# ---- prompts that sit out ----
+
+
+def solved(completions, level, **columns):
+    """Even levels are always solved."""
+    return [1.0 if each == 0 else len(text) / 1000 for text, each in zip(completions, level)]
+
+
+def test_history_resampling_draws_a_solved_prompt_again(train):
+    given = {"train_dataset": DOMAINS["digits"], "reward_funcs": solved}
+    run = train(
+        given=given,
+        history_resampling=True,
+        max_steps=4,
+        prompts_per_step=8,
+        dies_after=(2,),
+        shuffle_dataset=False,
+    )
+    drawn = [
+        int(prompt.partition(":")[0]) for step in (1, 2, 3, 4) for prompt in table(run, step)["prompt"][::2]
+    ]
+    # Those drawn in the step in which the epoch ends are not judged yet when the next one begins.
+    assert drawn == [*range(12), 1, 3, 5, 7, *[8, 9, 10, 11], *[1, 3, 5, 7], *[9, 11, 1, 3, 5, 7, 9, 11]]
+    assert column(run, "curriculum/prompts") == [12] * 4
+    assert column(run, "curriculum/left_out") == [0, 4, 6, 6]
+
+
+def test_what_the_data_say_of_their_difficulty_is_not_heard(train):
+    rows = [{"prompt": f"{i}: say a", "pass_rate": i / 10} for i in range(11)]
+    given = {"train_dataset": rows, "reward_funcs": prolix}
+    run = train(given=given, pass_rate_window=[0.2, 0.5], max_steps=1)
+    assert {prompt[0] for prompt in table(run, 1)["prompt"]} == {"3", "4"}
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "message"),
+    [
+        (
+            DOMAINS,
+            {"mixture": {"letter": 1}},
+            r"mixture = .*no data set 'letter' \(did you mean 'letters'\?\)",
+        ),
+        (DOMAINS["digits"], {"mixture": {"digits": 1}}, "mixture = .*dataset is a single one"),
+        (DOMAINS, {"curriculum": [{"where": {"levels": 1}}]}, r"curriculum\[0\].where: no column 'levels'"),
+        (DOMAINS, {"curriculum": [{"where": {"level": 7}}]}, "no row has level = 7; there are 0, 1"),
+        (
+            DOMAINS,
+            {"curriculum": [{"where": {"digit": 1}, "mixture": {"letters": 1}}]},
+            "no row of 'letters' is left",
+        ),
+        (DOMAINS, {"rewards": None}, "rewards: none has the columns it needs in 'letters'; it has domain"),
+        (
+            [{"prompt": "a", "pass_rate": 7}],
+            {"pass_rate_window": [0, 1]},
+            "dataset, row 1: pass_rate = 7 must be a share",
+        ),
+    ],
+)
+def test_what_cannot_be_is_not_refused(tiny_settings, rows, changes, message):
+    settings = {name: tiny_settings[name] for name in ("prompts_per_step", "max_prompt_length")}
+    functions = [second] if changes.pop("rewards", 1) is None else [prolix]
+    args = GRPOConfig(**settings | changes, output_dir=None)
+    with pytest.raises(UserError, match=message):
+        GRPOTrainer(tiny_settings["model"], functions, args, train_dataset=rows)
