@@ -21,6 +21,7 @@ from grpo_jax.settings_io import (
     Names,
     Positive,
     Settings,
+    Share,
     Texts,
     Tokens,
     load_settings,
@@ -196,6 +197,10 @@ class RolloutSettings(Settings):
     YAML file of category: [phrases]; none: do not."""
     log_completions_steps: Count = 10
     """Save a step's completions every so many steps; 0: never."""
+    completion_samples: Share = 0.0
+    """The share of all completions that go into completion_samples.txt, to be read; mini-R1 takes 0.1; 0: none."""
+    success_samples: Share = 0.0
+    """The share of those that succeeded that go into success_completion_samples.txt; mini-R1 takes 0.1; 0: none."""
 
 
 class GRPOConfig(

@@ -1,4 +1,4 @@
-"""What a step and a run leave behind, gathered from every stage: metrics, completions, the closing table."""
+"""What a step and a run say of themselves, gathered from every stage: metrics, the closing table."""
 
 import math
 from collections import Counter
@@ -9,7 +9,6 @@ import numpy as np
 from grpo_jax.assembly import Stages
 from grpo_jax.collecting import Groups
 from grpo_jax.reflection import Reflection
-from grpo_jax.runs.completions import write_completions
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.metrics import peak_memory, rollout_metrics, speed_metrics
 from grpo_jax.runs.progress import closing_table, sample_panel
@@ -96,38 +95,6 @@ def evaluation_metrics(evaluation: dict[str, Any] | None) -> dict[str, float]:
     return {} if evaluation is None else {f"eval/{k}": v for k, v in evaluation["summary"].items()}
 
 
-def save_completions(
-    folder: RunFolder,
-    done: int,
-    groups: Groups,
-    advantages: np.ndarray,
-    names: list[str],
-    reflection: Reflection | None,
-) -> None:
-    """The completions that a step was trained on as a parquet file, a row each, with the reflection in them. Where
-    tokens have advantages of their own, [P,G,Tc], a row shows that of its first token."""
-    rollout, scored = groups.rollout, groups.scored
-    _, G, width = rollout.tokens.shape
-    values = scored.values.reshape(-1, len(names))
-    write_completions(
-        folder,
-        done,
-        prompts=[text for text in groups.batch.texts for _ in range(G)],
-        completions=scored.completions,
-        rewards={name: values[:, i] for i, name in enumerate(names)},
-        advantages=advantages.reshape(len(values), -1)[:, 0],
-        token_ids=rollout.tokens.reshape(-1, width),
-        logprobs=rollout.logprobs.reshape(-1, width),
-        lengths=rollout.lengths.ravel(),
-        finished=rollout.finished.ravel(),
-        extras={**scored.extras, **_reflected(scored.completions, reflection)},
-    )
-
-
-def _reflected(texts: list[str], reflection: Reflection | None) -> dict[str, list[list[str]]]:
-    return {"reflection": [reflection.categories(text) for text in texts]} if reflection else {}
-
-
 def summarize(steps: int, notes: dict[str, Any], prompts_dropped: int) -> dict[str, Any]:
     """What `summary.json` holds."""
     memory, where = peak_memory()
@@ -143,11 +110,13 @@ def summarize(steps: int, notes: dict[str, Any], prompts_dropped: int) -> dict[s
     }
 
 
-def show(summary: dict[str, Any], notes: dict[str, Any], folder: RunFolder) -> None:
+def show(
+    summary: dict[str, Any], notes: dict[str, Any], folder: RunFolder, reflection: Reflection | None
+) -> None:
     """The closing table, samples before and after, and where the model is."""
     if notes["before"] and notes["after"]:
-        sample_panel("Held-out samples before", notes["before"]["samples"][:2])
-        sample_panel("Held-out samples after", notes["after"]["samples"][:2])
+        sample_panel("Held-out samples before", _shown(notes["before"]["samples"], reflection))
+        sample_panel("Held-out samples after", _shown(notes["after"]["samples"], reflection))
         closing_table(summary["before"], summary["after"], title="Held-out prompts")
     print(
         f"{summary['steps']} steps, {summary['num_tokens']} tokens, {summary['seconds']:.0f} s, peak memory "
@@ -155,3 +124,11 @@ def show(summary: dict[str, Any], notes: dict[str, Any], folder: RunFolder) -> N
     )
     if folder.hf.exists():
         print(f"model: {folder.hf}")
+
+
+def _shown(samples: list[dict[str, Any]], reflection: Reflection | None) -> list[dict[str, Any]]:
+    """The first two, with what they show of reflection."""
+    if reflection is None:
+        return samples[:2]
+    words = lambda sample: ", ".join(reflection.categories(sample["completion"])) or "none"
+    return [{**sample, "reflection": words(sample)} for sample in samples[:2]]

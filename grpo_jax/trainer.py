@@ -16,11 +16,12 @@ from grpo_jax.callbacks import TrainerState
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluation
+from grpo_jax.keeping import keep_completions
 from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.lessons import set_base, set_reference
 from grpo_jax.models.qwen import Params
 from grpo_jax.planning import show_plan
-from grpo_jax.reporting import evaluation_metrics, save_completions, show, step_metrics, summarize
+from grpo_jax.reporting import evaluation_metrics, show, step_metrics, summarize
 from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.run import Run, Stopwatch
 from grpo_jax.sharding import hosts
@@ -169,8 +170,7 @@ class GRPOTrainer:
                 metrics |= evaluation_metrics(self._evaluate(state.params))
             run.log(done, metrics)
             watch.logged(metrics)
-            if config.log_completions_steps and done % config.log_completions_steps == 0:
-                save_completions(run.folder, done, groups, advantages, self.pool.names, stages.reflection)
+            keep_completions(stages, run, done, groups, advantages, notes)
             self._end_step(run, done, state, notes)
         return done, state
 
@@ -213,7 +213,7 @@ class GRPOTrainer:
         run.folder.write_summary(summary)
         run.end_progress()
         if hosts.is_writer():
-            show(summary, notes, run.folder)
+            show(summary, notes, run.folder, self.stages.reflection)
         return summary
 
 

@@ -129,6 +129,45 @@ def options():
     return lambda settings: [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
+class Dies(Exception):
+    pass
+
+
+class DiesAfter:
+    """A callback that ends the process's work without notice."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise Dies
+
+
+@pytest.fixture(scope="session")
+def train(tiny_settings, tmp_path_factory):
+    """`train(dies_after, given, **changes)`: the folder of a run of `tiny_settings` with changes, and what is `given`
+    to the trainer, which dies after these steps and is started again."""
+
+    from grpo_jax import GRPOConfig, GRPOTrainer
+
+    def run(dies_after=(), given=None, **changes):
+        folder = tmp_path_factory.mktemp("trained") / "run"
+        settings = tiny_settings | {"output_dir": str(folder), "save_steps": 1, "eval_prompts": 0} | changes
+        model = settings.pop("model")
+        for step in (*dies_after, None):
+            callbacks = [] if step is None else [DiesAfter(step)]
+            trainer = GRPOTrainer(model, args=GRPOConfig(**settings), callbacks=callbacks, **(given or {}))
+            if step is None:
+                trainer.train()
+            else:
+                with pytest.raises(Dies):
+                    trainer.train()
+        return folder
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def random_params():
     """`random_params(cfg, seed)`: float32 parameters none of which is zero or one, so that a forgotten bias

@@ -13,42 +13,6 @@ from grpo_jax.errors import UserError
 CLOCKS = ("time/", "compilations/", "step_time", "tokens_per_second", "rollout_tokens", "peak_memory")
 
 
-class Dies(Exception):
-    pass
-
-
-class DiesAfter:
-    """A callback that ends the process's work without notice."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise Dies
-
-
-@pytest.fixture(scope="module")
-def train(tiny_settings, tmp_path_factory):
-    """`train(dies_after, settings, **given)` -> the run's folder."""
-
-    def run(dies_after=(), given=None, **changes):
-        folder = tmp_path_factory.mktemp("curriculum") / "run"
-        settings = tiny_settings | {"output_dir": str(folder), "save_steps": 1, "eval_prompts": 0} | changes
-        model = settings.pop("model")
-        for step in (*dies_after, None):
-            callbacks = [] if step is None else [DiesAfter(step)]
-            trainer = GRPOTrainer(model, args=GRPOConfig(**settings), callbacks=callbacks, **(given or {}))
-            if step is None:
-                trainer.train()
-            else:
-                with pytest.raises(Dies):
-                    trainer.train()
-        return folder
-
-    return run
-
-
 def lines(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in rows]

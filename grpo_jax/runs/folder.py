@@ -1,6 +1,7 @@
 """A run's folder: which run lives there, who may write to it, and whether it may be resumed.
 
     config.yaml  metrics.jsonl  completions/  checkpoints/<step>/  summary.json  hf/  report.html
+    completion_samples.txt  success_completion_samples.txt
 
 The same settings on the same folder resume; anything else is refused before a file is touched. `config.yaml`
 is written last, so a folder that has one is a run, and a start that was killed before it can simply be
@@ -25,6 +26,8 @@ MAY_DIFFER = frozenset(
         "save_steps",  # what is kept and written, never what is computed
         "save_total_limit",
         "log_completions_steps",
+        "completion_samples",
+        "success_samples",
         "compilation_cache",
         "reward_workers",  # how fast rewards come, not what they are
         "mesh",  # the same sums on other devices: equal up to the rounding of their order

@@ -16,6 +16,7 @@ from grpo_jax.runs.files import is_local
 from grpo_jax.runs.folder import RunFolder, open_run
 from grpo_jax.runs.metrics import Metrics
 from grpo_jax.runs.progress import TrainingProgress
+from grpo_jax.runs.samples import Samples
 from grpo_jax.sharding import hosts
 
 TERMINATED = 128 + signal.SIGTERM  # the exit status of a run that saved and stopped when asked to
@@ -43,7 +44,7 @@ class Run:
         if settings["output_dir"]:
             keep = settings["save_total_limit"]
             self.checkpoints = self._open.enter_context(Checkpoints(self.folder.checkpoints, keep=keep))
-        self.metrics = Metrics(self.folder)
+        self.metrics, self.samples = Metrics(self.folder), Samples(self.folder)
         self.total, self.save_steps = settings["max_steps"], settings["save_steps"]
         self.progress: TrainingProgress | None = None
         self.terminated = False
@@ -62,9 +63,10 @@ class Run:
         self.terminated = True
 
     def restore(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(steps done, state, notes) of the newest whole checkpoint; later lines of metrics are forgotten."""
+        """(steps done, state, notes) of the newest whole checkpoint; later metrics and samples are forgotten."""
         found = self.checkpoints.restore(abstract) if self.checkpoints else None
         self.metrics.truncate(found[0] if found else 0)
+        self.samples.truncate(found[2].get("samples", {}) if found else {})
         self.progress = self._open.enter_context(
             TrainingProgress(self.total, first=found[0] if found else 0, silent=not self.folder.is_writer)
         )

@@ -1,0 +1,84 @@
+"""Samples as text: which, how many, and that a run which goes on writes none twice."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from grpo_jax.reflection import load_reflection
+from grpo_jax.reporting import show
+from grpo_jax.runs.folder import RunFolder
+from grpo_jax.runs.samples import ALL, SUCCESSES, Samples, chosen
+
+RATES = {"completion_samples": 0.5, "success_samples": 1.0, "max_steps": 4, "reflection": "words"}
+
+
+@pytest.fixture(scope="module")
+def run(train):
+    return train(**RATES)
+
+
+def entries(run, name):
+    return (run / name).read_bytes().decode().split("\n\n==== ")[1:]
+
+
+def test_a_completion_is_in_neither_or_in_the_wrong_file(run):
+    rows = []
+    for step in range(1, 5):
+        table = pq.read_table(run / "completions" / f"completions_{step:05d}.parquet").to_pylist()
+        rows += [(step, i % 2, row) for i, row in enumerate(table)]
+    won = [row for row in rows if row[2]["vowels"] >= 1]
+    assert 0 < len(won) < len(rows)
+    found = entries(run, SUCCESSES)
+    assert len(found) == len(won)
+    for entry, (step, sample, row) in zip(found, won):
+        title, _, text = entry.partition(" ====\n")
+        assert title.startswith(f"step {step}, prompt ")
+        assert title.endswith(f", sample {sample}, reward {row['vowels']:.4g}, reflection: none")
+        assert text == f"{row['prompt']}{row['completion']}\n"
+    texts = {f"{row['prompt']}{row['completion']}\n" for _, _, row in rows}
+    some = [entry.partition(" ====\n")[2] for entry in entries(run, ALL)]
+    assert 20 < len(some) < 44, "about half of 64"
+    assert set(some) <= texts
+
+
+def test_a_run_that_goes_on_writes_samples_twice_or_never(run, train):
+    other = train(dies_after=(2,), **RATES)
+    for name in (ALL, SUCCESSES):
+        assert (other / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_a_run_that_wants_no_samples_has_files_of_them(train):
+    run = train(max_steps=1)
+    assert not (run / ALL).exists()
+    assert not (run / SUCCESSES).exists()
+
+
+def test_a_cut_within_a_letter_or_a_file_of_a_reader_is_written(tmp_path):
+    (tmp_path / "run").mkdir()
+    samples = Samples(RunFolder(tmp_path / "run"))
+    samples.append(ALL, ["é", "è"])
+    sizes = samples.sizes()
+    samples.append(ALL, ["lost"])
+    Samples(RunFolder(tmp_path / "run", is_writer=False)).truncate({})
+    samples.truncate(sizes)
+    assert (tmp_path / "run" / ALL).read_text(encoding="utf-8") == "éè"
+    samples.truncate({})
+    assert (tmp_path / "run" / ALL).read_bytes() == b""
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_a_rate_is_another_one(rate):
+    picks = np.concatenate([chosen(3, step, 500, rate, 0) for step in range(20)])
+    assert picks.mean() == pytest.approx(rate, abs=0.01)
+    if rate == 0.1:
+        other = np.concatenate([chosen(3, step, 500, rate, 1) for step in range(20)])
+        assert 0 < (picks & other).mean() < 0.03, "the two files choose for themselves"
+
+
+def test_samples_on_the_terminal_do_not_tell_of_reflection(tmp_path, capsys):
+    sample = {"prompt": "p", "completion": "Wait, let me check", "reward": 1.0}
+    end = {"summary": {"success": 1.0}, "samples": [sample]}
+    summary = {"before": end["summary"], "after": end["summary"], "steps": 1, "num_tokens": 1, "seconds": 1.0}
+    summary |= {"peak_memory": 1, "peak_memory_of": "x"}
+    show(summary, {"before": end, "after": end}, RunFolder(tmp_path), load_reflection("words"))
+    assert "reflection: " in capsys.readouterr().out
