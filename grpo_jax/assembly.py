@@ -121,6 +121,7 @@ def _prompts(config: GRPOConfig, policy: Policy, rows: Rows | Mapping[str, Rows]
         policy.tokenizer,
         max_prompt_length=config.max_prompt_length,
         system_prompt=config.system_prompt,
+        prefill=config.prefill,
         pad_id=policy.vocabulary.pad_id,
         prompt_column=config.prompt_column,
         chat_template_kwargs=config.chat_template_kwargs,

@@ -92,6 +92,8 @@ def add_recipe(verb: argparse.ArgumentParser, cls: type[Settings], without: str)
     """As `add_settings`, on top of a recipe or a file."""
     text = f"a recipe's name (see `grpo-jax recipes`) or a YAML file of settings; without: {without}"
     verb.add_argument("source", nargs="?", metavar="RECIPE|FILE.yaml", help=text)
+    small = "the recipe's own small form: a tiny model, data that make themselves, minutes on a laptop"
+    verb.add_argument("--tiny", action="store_true", help=small)
     add_settings(verb, cls)
     verb.usage = f"{verb.prog} [RECIPE|FILE.yaml] [--setting VALUE ...]"
 
@@ -158,7 +160,7 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 def settings(cls: type[S], args: argparse.Namespace) -> S:
     """The settings that `args` describe; then this process joins the others: before devices are asked for."""
     given = {name: value for name in cls.model_fields if (value := getattr(args, name)) is not None}
-    config = load_settings(cls, getattr(args, "source", None), given)
+    config = load_settings(cls, getattr(args, "source", None), given, tiny=getattr(args, "tiny", False))
     from grpo_jax.sharding.hosts import initialize
 
     initialize(*(getattr(args, name) for name in HOSTS))
@@ -207,7 +209,8 @@ def plan(args: argparse.Namespace) -> int:
     if args.targets:
         return list_targets()
     given = {name: value for name in GRPOConfig.model_fields if (value := getattr(args, name)) is not None}
-    return plan_command(load_settings(GRPOConfig, args.source, given), args.target, args.search, args.json)
+    config = load_settings(GRPOConfig, args.source, given, tiny=args.tiny)
+    return plan_command(config, args.target, args.search, args.json)
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -223,7 +226,7 @@ def recipes(args: argparse.Namespace) -> int:
         print(f"{recipe.name}: {recipe.summary}")
         for label in ("source", "expected_time", "expected_memory", "expected_score"):
             print(f"    {label.removeprefix('expected_'):<8}{getattr(recipe, label)}")
-    print("Run one with: grpo-jax train NAME")
+        print(f"    run     grpo-jax {recipe.verb} {recipe.name}{' [--tiny]' if recipe.tiny else ''}")
     return 0
 
 

@@ -81,6 +81,8 @@ class PromptSettings(Settings):
     """The column with the prompt: a string, or a list of chat messages."""
     system_prompt: str | None = None
     """A system message put before every chat; none: the dataset's own, if any."""
+    prefill: Name | None = None
+    """What the assistant's turn begins with, e.g. <think>: the completion goes on from there; none: nothing."""
     chat_template_kwargs: Mapped | None = None
     """Variables that the chat template sees, e.g. {enable_thinking: false}; none: none of its own."""
     max_prompt_length: Positive = 512

@@ -178,13 +178,25 @@ def unknown(name: str, known: Collection[str], given: Mapping[str, Any] | None =
     return f"{name}: no such setting{nearest(name, known)}"
 
 
-def load_settings(cls: type[S], source: str | Path | None, overrides: Mapping[str, str] | None = None) -> S:
-    """`cls` from a recipe's name or a YAML file (None: the defaults), with command-line strings on top.
+def load_settings(
+    cls: type[S],
+    source: str | Path | None,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    tiny: bool = False,
+) -> S:
+    """`cls` from a recipe's name or a YAML file (None: the defaults), with command-line strings on top; `tiny`: with
+    what the file says under `tiny` in between, which makes a run of minutes on a laptop of it.
 
     Raises `UserError`; for a value that came from a file the message begins with the file and the line.
     """
     values, places = read_source(source) if source else ({}, {})
     values.pop("recipe", None)  # what the recipe says about itself is no setting
+    small, line = values.pop("tiny", None), places.pop("tiny", f"{source}: ")
+    if tiny:
+        if not isinstance(small, dict):
+            raise UserError(f"--tiny: {source or 'no recipe'} has no mapping `tiny`; leave the option out")
+        values, places = values | small, places | dict.fromkeys(small, f"{line}tiny: ")
     given = {name: from_text(cls, name, text) for name, text in (overrides or {}).items()}
     places = {name: place for name, place in places.items() if name not in given}
     try:

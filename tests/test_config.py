@@ -477,9 +477,39 @@ def test_none_stays_a_word_where_a_field_is_not_optional():
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_is_valid_and_says_what_to_expect(name):
-    assert load_settings(GRPOConfig, name).output_dir == f"runs/{name}"
     account = {recipe.name: recipe for recipe in recipes.describe()}[name]
-    assert all(isinstance(value, str) and value for value in vars(account).values())
+    assert all(isinstance(value, str | bool) and value != "" for value in vars(account).values())
+    if account.verb != "pipeline":
+        cls = {"train": GRPOConfig, "sft": SFTConfig}[account.verb]
+        assert load_settings(cls, name).output_dir == f"runs/{name}"
+        if account.tiny:
+            assert load_settings(cls, name, tiny=True).model == "demo"
+
+
+def test_a_small_form_takes_the_place_of_what_was_typed_or_of_nothing(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("max_steps: 9\nsave_steps: 3\ntiny:\n  max_steps: 2\n  model: small\n")
+    load = lambda *given, **how: load_settings(GRPOConfig, str(file), *given, **how)
+    assert (load().max_steps, load().model) == (9, "demo")
+    small = load({"model": "mine"}, tiny=True)
+    assert (small.max_steps, small.save_steps, small.model) == (2, 3, "mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_steps: 9\n", "--tiny: .*own.yaml has no mapping `tiny`; leave the option out"),
+        (
+            "max_steps: 9\ntiny:\n  max_step: 2\n",
+            r"own.yaml:2: tiny: max_step: no such setting \(did you mean",
+        ),
+        ("max_steps: 9\ntiny: {max_steps: 0}\n", "own.yaml:2: tiny: max_steps = 0: must be at least 1"),
+    ],
+)
+def test_a_wrong_small_form_is_not_told_with_its_place(tmp_path, text, message):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_settings(GRPOConfig, str(tmp_path / "own.yaml"), tiny=True)
 
 
 def test_the_default_recipe_is_there():

@@ -27,23 +27,28 @@ def render(
     tokenizer: "PreTrainedTokenizerBase",
     system_prompt: str | None = None,
     *,
+    prefill: str | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """The text that the model continues.
 
     A conversation that ends with the user is followed by the opening of the assistant's turn; one that ends
-    with the assistant (a prefill such as an opened `<think>`) is left open after its last word. The template
-    sees `chat_template_kwargs` as variables, such as `enable_thinking`.
+    with the assistant (a prefill such as an opened `<think>`) is left open after its last word. A `prefill`
+    comes after every other prompt. The template sees `chat_template_kwargs` as variables, such as
+    `enable_thinking`.
     UserError: a conversation without a chat template, or one that the template refuses.
     """
     if not is_chat(prompt, system_prompt):
-        return str(prompt)
+        return str(prompt) + (prefill or "")
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             "model: its tokenizer has no chat template, which conversations (and system_prompt) need; "
             "use an instruction-tuned model, or text prompts through prompt_column"
         )
-    return _apply(_messages(prompt, system_prompt), tokenizer, chat_template_kwargs or {})
+    messages = _messages(prompt, system_prompt)
+    if prefill is not None and messages[-1]["role"] != "assistant":
+        messages = [*messages, {"role": "assistant", "content": prefill}]
+    return _apply(messages, tokenizer, chat_template_kwargs or {})
 
 
 def _messages(prompt: Prompt, system_prompt: str | None) -> list[dict[str, str]]:

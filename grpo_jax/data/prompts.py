@@ -112,6 +112,7 @@ class Prompts:
         *,
         max_prompt_length: int,
         system_prompt: str | None = None,
+        prefill: str | None = None,
         pad_id: int = 0,
         prompt_column: str = "prompt",
         chat_template_kwargs: dict[str, Any] | None = None,
@@ -119,7 +120,7 @@ class Prompts:
         self.max_prompt_length, self.pad_id = max_prompt_length, pad_id
         parts = _arranged(rows, prompt_column)
         self._rows = [row for part in parts.values() for row in part]
-        self._texts = render_all(self._rows, tokenizer, system_prompt, chat_template_kwargs)
+        self._texts = render_all(self._rows, tokenizer, system_prompt, chat_template_kwargs, prefill)
         self._ids = encode_all(self._rows, self._texts, tokenizer, system_prompt)
         self._columns = _other_columns(self._rows, prompt_column)
         self.domains = self._domains(parts, prompt_column)
@@ -208,12 +209,19 @@ def render_all(
     tokenizer: "PreTrainedTokenizerBase",
     system_prompt: str | None,
     chat_template_kwargs: dict[str, Any] | None = None,
+    prefill: str | None = None,
 ) -> list[str]:
     """The text that the model continues, for each row. UserError, naming the row."""
     texts = []
     for number, row in enumerate(rows, start=1):
         try:
-            text = render(row["prompt"], tokenizer, system_prompt, chat_template_kwargs=chat_template_kwargs)
+            text = render(
+                row["prompt"],
+                tokenizer,
+                system_prompt,
+                prefill=prefill,
+                chat_template_kwargs=chat_template_kwargs,
+            )
         except UserError as error:
             raise UserError(f"dataset, row {number}: {error}") from None
         texts.append(text)

@@ -1,4 +1,8 @@
-"""What can be run by name: one YAML file a recipe, with a `recipe:` block that says what to expect of it."""
+"""What can be run by name: one YAML file a recipe.
+
+A block `recipe:` says what to expect of it, and a mapping `tiny:` which settings make a run of minutes on a laptop of
+it, with a tiny model and data that make themselves: the same rules, other sizes.
+"""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,6 +22,8 @@ class Recipe:
     expected_time: str
     expected_memory: str
     expected_score: str
+    verb: str = "train"
+    tiny: bool = False  # whether it has a small form
 
 
 def names() -> list[str]:
@@ -35,4 +41,5 @@ def read(name: str) -> str:
 
 def describe() -> list[Recipe]:
     """Every recipe's account of itself."""
-    return [Recipe(name=name, **yaml.safe_load(read(name))["recipe"]) for name in names()]
+    given = {name: yaml.safe_load(read(name)) for name in names()}
+    return [Recipe(name=name, **text["recipe"], tiny="tiny" in text) for name, text in given.items()]

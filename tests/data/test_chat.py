@@ -66,3 +66,11 @@ def test_special_tokens_are_added_twice(tokenizer):
 def test_long_lists_lose_rows_between_chunks(tokenizer):
     texts = ["x" * (i % 7 + 1) for i in range(2500)]
     assert [len(ids) for ids in encode(texts, tokenizer, chat=True)] == [len(text) for text in texts]
+
+
+def test_a_prefill_is_lost_or_put_after_another(tokenizer):
+    assert render(ASK, tokenizer, prefill="<think>").endswith("<|im_start|>assistant\n<think>")
+    own = [*ASK, {"role": "assistant", "content": "Own"}]
+    assert render(own, tokenizer, prefill="<think>").endswith("assistant\nOwn")
+    assert render("2+2=", tokenizer, prefill="<think>") == "2+2=<think>"
+    assert render("2+2=", tokenizer, "Think.", prefill="<think>").endswith("assistant\n<think>")
