@@ -18,10 +18,10 @@ from grpo_jax.settings_io import (
     Count,
     Mapped,
     Name,
-    Names,
     Positive,
     Settings,
     Share,
+    Specs,
     Texts,
     Tokens,
     load_settings,
@@ -127,8 +127,9 @@ class EvalSettings(Settings):
 class RewardSettings(Settings):
     """Rewards."""
 
-    rewards: Names = Field(["countdown"])
-    """Reward functions: names, or file.py:function; several separated by commas."""
+    rewards: Specs = Field(["countdown"])
+    """Reward functions: names, or file.py:function, with options as in boxed_math:think=false; several separated by
+    commas."""
     reward_timeout: float = Field(10.0, gt=0)
     """Seconds after which a reward call is given up and its worker replaced."""
     reward_workers: Count = 0

@@ -46,6 +46,20 @@ def split_list(value: Any, info: ValidationInfo) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def split_specs(value: Any, info: ValidationInfo) -> Any:
+    """As `split_list`, for names with options: in `a:x=1,y=2,b` a comma before `y=` goes on with the same name."""
+    parts = split_list(value, info)
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        return parts
+    whole: list[str] = []
+    for part in parts:
+        if whole and ":" in whole[-1] and re.match(r"[A-Za-z_]\w*\s*=", part):
+            whole[-1] += f",{part}"
+        else:
+            whole.append(part)
+    return whole
+
+
 def one_or_list(value: Any, info: ValidationInfo) -> Any:
     """For lists of texts in which commas and spaces count: `[a, b]` as a list, any other string as the only one."""
     if isinstance(value, str) and not value.startswith("["):
@@ -80,6 +94,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[list[Name], BeforeValidator(split_list), Field(min_length=1)]
+Specs = Annotated[list[Name], BeforeValidator(split_specs), Field(min_length=1)]
 Texts = Annotated[list[Name], BeforeValidator(one_or_list)]
 Tokens = Annotated[list[int | str], BeforeValidator(texts_or_ids)]
 Numbers = Annotated[list[float], BeforeValidator(split_list)]

@@ -1,4 +1,7 @@
-"""From what the user wrote (`gsm8k`, `my_rewards.py:exact`, a function) to a reward that can be called."""
+"""From what the user wrote (`gsm8k`, `my_rewards.py:exact`, a function) to a reward that can be called.
+
+A name may carry options, `boxed_math:think=false`: see `options.py`.
+"""
 
 import importlib
 import importlib.util
@@ -6,48 +9,74 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.rewards import BUILTIN
+from grpo_jax.rewards.options import Bound, options_of, read_options, split_options
 
 
 @dataclass(frozen=True)
 class Reward:
     """A reward function under the name its metrics carry.
 
-    `spec` is how another process finds it again: a built-in name or `/absolute/file.py:function`; None for a
-    function that was given as an object.
+    `spec` is how another process finds it again: a built-in name or `/absolute/file.py:function`, with its options;
+    None for a function that was given as an object. `options` are those of them that were written.
     """
 
     name: str
     function: Callable[..., Any]
     spec: str | None = None
+    options: str = ""
 
 
 def load_reward(spec: "str | Callable[..., Any] | Reward") -> Reward:
-    """The reward that `spec` means: a built-in name, `file.py:function`, or a function.
+    """The reward that `spec` means: a built-in name, `file.py:function`, both with options or without, or a function.
 
     Raises:
-        UserError: no such name, file or function; the file fails when imported; it is not a function.
+        UserError: no such name, file, function or option; the file fails when imported; it is not a function.
     """
     if isinstance(spec, Reward):
         return spec
     if not isinstance(spec, str):
         _check_callable(spec, repr(spec))
         return Reward(name_of(spec), spec)
-    if spec in BUILTIN:
-        return Reward(spec, _builtin(spec), spec)
-    if ":" in spec or spec.endswith(".py"):
-        return _from_file(spec)
+    what, options = split_options(spec)
+    name, _, wrong = what.partition(":")
+    if name in BUILTIN:
+        function = _with_options(spec, _builtin(name), options or wrong, everything=True)
+        return Reward(name, function, f"{name}:{options}" if options else name, options)
+    if ":" in what or what.endswith(".py"):
+        found = _from_file(what)
+        function = _with_options(spec, found.function, options)
+        return (
+            replace(found, function=function, spec=f"{found.spec}:{options}", options=options)
+            if options
+            else found
+        )
     raise UserError(
-        f"rewards: nothing is called '{spec}'{nearest(spec, BUILTIN)}; "
+        f"rewards: nothing is called '{what}'{nearest(what, BUILTIN)}; "
         f"built in are {', '.join(sorted(BUILTIN))}; your own is file.py:function"
     )
+
+
+def named_apart(rewards: Sequence[Reward]) -> list[Reward]:
+    """The same rewards; those that share a name carry their options in it.
+
+    Raises:
+        UserError: two are still called the same.
+    """
+    names = [reward.name for reward in rewards]
+    full = lambda r: f"{r.name}:{r.options}" if r.options and names.count(r.name) > 1 else r.name
+    apart = [replace(reward, name=full(reward)) for reward in rewards]
+    names = [reward.name for reward in apart]
+    if double := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"rewards: two functions are called '{min(double)}'; give one another __name__")
+    return apart
 
 
 def _builtin(name: str) -> Callable[..., Any]:
@@ -58,6 +87,29 @@ def _builtin(name: str) -> Callable[..., Any]:
         raise UserError(
             f"rewards: '{name}' needs the package {fault.name}, which is not installed"
         ) from fault
+
+
+def _with_options(
+    spec: str, function: Callable[..., Any], text: str, everything: bool = False
+) -> Callable[..., Any]:
+    """The function with the options written in `text`; with `everything`, the others at their defaults too."""
+    known = options_of(function)
+    values = read_options(spec, text, known)
+    bound = {name: option.default for name, option in known.items() if everything} | values
+    if not bound:
+        return function
+    made = Bound(function, **bound)
+    if values and everything:
+        _check_range(spec, made)
+    return made
+
+
+def _check_range(spec: str, function: Callable[..., Any]) -> None:
+    """UserError when a built-in function refuses its options: it says so before any row."""
+    try:
+        function(**{name: [] for name in parameters(function)[0]})
+    except ValueError as fault:
+        raise UserError(f"rewards: '{spec}': {fault}") from None
 
 
 def name_of(function: Callable[..., Any]) -> str:

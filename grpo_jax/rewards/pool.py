@@ -18,7 +18,7 @@ from typing import Any, Literal
 from grpo_jax.errors import UserError
 from grpo_jax.rewards.batch import Batch, Scores
 from grpo_jax.rewards.crew import Crew
-from grpo_jax.rewards.load import Reward, load_reward, parameters
+from grpo_jax.rewards.load import Reward, load_reward, named_apart, parameters
 from grpo_jax.rewards.logs import ALWAYS
 from grpo_jax.rewards.stream import Driver, Stream
 
@@ -27,7 +27,8 @@ class RewardPool:
     """Worker processes for a list of rewards; started with the first rows, ended by `close` (or `with`).
 
     Args:
-        functions: rewards, or anything that `load_reward` takes. Their names must differ.
+        functions: rewards, or anything that `load_reward` takes. Their names must differ; built-in functions that
+            are there twice carry their options in theirs.
         workers: most processes at a time; 0 means the number of cores, at most 8.
         timeout: seconds a unit may take, from when a worker begins with it. An async function begins at once with
             every group that is there: it must have answered each within this time.
@@ -45,11 +46,8 @@ class RewardPool:
         timeout: float = 10.0,
         on_error: Literal["count", "stop"] = "count",
     ):
-        self.functions: list[Reward] = [load_reward(f) for f in functions]
+        self.functions: list[Reward] = named_apart([load_reward(f) for f in functions])
         self.names = [f.name for f in self.functions]
-        double = {name for name in self.names if self.names.count(name) > 1}
-        if double:
-            raise UserError(f"rewards: two functions are called '{min(double)}'; give one another __name__")
         self.on_error = on_error
         self.messages: dict[str, dict[str, str]] = {name: {} for name in self.names}
         self._crew = Crew(self.functions, workers, timeout)

@@ -9,6 +9,7 @@ import pytest
 
 from grpo_jax.errors import UserError
 from grpo_jax.rewards import BUILTIN, combine, load_reward
+from grpo_jax.rewards.load import name_of
 from grpo_jax.rewards.text import text_of
 
 FILE = """
@@ -34,7 +35,7 @@ def file(tmp_path):
 @pytest.mark.parametrize("name", BUILTIN)
 def test_every_builtin_loads_under_its_name(name):
     reward = load_reward(name)
-    assert (reward.name, reward.function.__name__, reward.spec) == (name, name, name)
+    assert (reward.name, name_of(reward.function), reward.spec) == (name, name, name)
 
 
 def test_a_builtin_whose_package_is_missing_names_the_package(monkeypatch):
