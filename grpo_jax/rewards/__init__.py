@@ -4,21 +4,42 @@ A reward has TRL's signature, `f(prompts, completions, completion_ids=None, **co
 lists of equal length, one entry a row; `None` says that the reward does not apply to that row. It may also take
 `trainer_state`, `log_extra` and `log_metric`: see `logs.py`.
 
-TRL's ready rewards are here under TRL's names. They need the package math-verify where they judge mathematics.
+docs/rewards.md lists them all. TRL's ready rewards are here under TRL's names. The package math-verify is needed where
+mathematics is judged.
 """
 
 from typing import TYPE_CHECKING, Any
 
 BUILTIN = {
     "accuracy_reward": "grpo_jax.rewards.accuracy:accuracy_reward",
+    "boxed_math": "grpo_jax.rewards.boxed:boxed_math",
+    "code_format": "grpo_jax.rewards.open_r1:code_format",
+    "cosine_scaled_reward": "grpo_jax.rewards.cosine:cosine_scaled_reward",
     "countdown": "grpo_jax.rewards.countdown:countdown",
     "gsm8k": "grpo_jax.rewards.gsm8k:gsm8k",
     "gsm8k_strict": "grpo_jax.rewards.gsm8k:gsm8k_strict",
+    "kimi_length": "grpo_jax.rewards.kimi:kimi_length",
     "knights_and_knaves": "grpo_jax.rewards.knights:knights_and_knaves",
+    "language_consistency": "grpo_jax.rewards.language:language_consistency",
+    "language_mixing": "grpo_jax.rewards.language:language_mixing",
     "logic_rl": "grpo_jax.rewards.knights:logic_rl",
+    "logic_rl_format": "grpo_jax.rewards.format:logic_rl_format",
+    "mini_r1_equation": "grpo_jax.rewards.mini_r1:mini_r1_equation",
+    "mini_r1_format": "grpo_jax.rewards.mini_r1:mini_r1_format",
+    "open_r1_format": "grpo_jax.rewards.open_r1:open_r1_format",
     "reasoning_accuracy_reward": "grpo_jax.rewards.accuracy:reasoning_accuracy_reward",
+    "reasoning_steps": "grpo_jax.rewards.open_r1:reasoning_steps",
+    "reinforce_lite": "grpo_jax.rewards.simple_grpo:reinforce_lite",
+    "repetition": "grpo_jax.rewards.penalties:repetition",
+    "repetition_penalty_reward": "grpo_jax.rewards.penalties:repetition_penalty_reward",
+    "simple_grpo_correct": "grpo_jax.rewards.simple_grpo:simple_grpo_correct",
+    "simple_grpo_format": "grpo_jax.rewards.simple_grpo:simple_grpo_format",
+    "soft_format": "grpo_jax.rewards.format:soft_format",
+    "soft_overlong_punishment_reward": "grpo_jax.rewards.penalties:soft_overlong_punishment_reward",
+    "tag_count": "grpo_jax.rewards.open_r1:tag_count",
     "think_answer_format": "grpo_jax.rewards.format:think_answer_format",
     "think_format_reward": "grpo_jax.rewards.format:think_format_reward",
+    "tinyzero": "grpo_jax.rewards.mini_r1:tinyzero",
 }
 """The rewards that are called by name: name -> "module:function", imported when first asked for."""
 

@@ -37,8 +37,8 @@ def accuracy_reward(
     An answer counts only in LaTeX: boxed (tried first), or a formula that words announce ("the answer is $7$").
     It is read more strictly than the solution, so a few forms (`\\frac43`) are lost on the completion's side.
     """
-    judged = [judge(text_of(c), gold) for c, gold in zip(completions, solution, strict=True)]
-    return _told(judged, solution, log_extra)
+    judgements = [judge(text_of(c), gold) for c, gold in zip(completions, solution, strict=True)]
+    return told(judgements, solution, log_extra)
 
 
 def reasoning_accuracy_reward(
@@ -57,11 +57,11 @@ def reasoning_accuracy_reward(
     As in TRL, reasoning without an end scores 0.0 even where the solution cannot be read.
     """
     ends = ["</think>"] if reasoning_delimiters is None else reasoning_delimiters
-    judged = [
+    judgements = [
         INCOMPLETE if (answer := after_reasoning(text_of(c), ends)) is None else judge(answer, gold)
         for c, gold in zip(completions, solution, strict=True)
     ]
-    return _told(judged, solution, log_extra)
+    return told(judgements, solution, log_extra)
 
 
 def after_reasoning(text: str, delimiters: Sequence[str]) -> str | None:
@@ -72,11 +72,19 @@ def after_reasoning(text: str, delimiters: Sequence[str]) -> str | None:
 
 def judge(text: str, solution: str) -> Judgement:
     """One text against one solution."""
+    return judged(read(solution), read(text, [_in_latex()], extraction_mode="first_match"))
+
+
+def read(text: str, *how: Any, **more: Any) -> list[Any]:
+    """What math-verify understands of a text, without its time limit; an empty list when that is nothing."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
-    gold = parse(solution, parsing_timeout=None)
+    return parse(text, *how, **more, parsing_timeout=None)
+
+
+def judged(gold: list[Any], answer: list[Any]) -> Judgement:
+    """What was read of an answer against what was read of the gold; without a time limit."""
     if not gold:
         return None, "[unparseable]", "[skipped]"
-    answer = parse(text, [_in_latex()], extraction_mode="first_match", parsing_timeout=None)
     right = verify(gold, answer, timeout_seconds=None)  # in this order: swapped, some results differ
     return float(right), _shown(gold), _shown(answer) if answer else "[unparseable]"
 
@@ -96,12 +104,12 @@ def _shown(parsed: list[Any]) -> str:
         return "[too long to show]"
 
 
-def _told(
-    judged: list[Judgement], solution: Sequence[str], log_extra: Callable[[str, list], None] | None
+def told(
+    judgements: list[Judgement], solution: Sequence[Any], log_extra: Callable[[str, list], None] | None
 ) -> list[float | None]:
     """The scores; the rest goes to the completions table."""
     if log_extra is not None:
         log_extra("solution", list(solution))
-        log_extra("gold_parsed", [gold for _, gold, _ in judged])
-        log_extra("answer_parsed", [answer for _, _, answer in judged])
-    return [score for score, _, _ in judged]
+        log_extra("gold_parsed", [gold for _, gold, _ in judgements])
+        log_extra("answer_parsed", [answer for _, _, answer in judgements])
+    return [score for score, _, _ in judgements]

@@ -14,6 +14,7 @@ def get_cosine_scaled_reward(
     max_value_wrong: float = -0.5,
     min_value_correct: float = 0.5,
     max_value_correct: float = 1.0,
+    faithful: bool = False,
 ) -> "CosineScaledReward":
     """A reward that favours short right answers, and long wrong ones over short wrong ones.
 
@@ -21,14 +22,17 @@ def get_cosine_scaled_reward(
         max_len: the tokens L at which the schedule ends; at least 1.
         min_value_wrong, max_value_wrong: a wrong answer's reward at 0 and at L tokens.
         min_value_correct, max_value_correct: a right answer's reward at L and at 0 tokens.
+        faithful: the bare cosine, as in Open-R1: beyond L it climbs back, and pays for it.
 
     With n tokens, r = at_L + (at_0 - at_L) (1 + cos(pi min(n / L, 1))) / 2. Right and wrong as `accuracy_reward`
-    says; None where that is None. Beyond L the value stays: a bare cosine would climb back and pay for it.
+    says; None where that is None. Beyond L the value stays.
     arXiv:2502.03373, appendix C.1.
     """
     if max_len < 1:
         raise ValueError(f"max_len = {max_len}: give the tokens at which the schedule ends, at least 1")
-    return CosineScaledReward(max_len, min_value_wrong, max_value_wrong, min_value_correct, max_value_correct)
+    return CosineScaledReward(
+        max_len, min_value_wrong, max_value_wrong, min_value_correct, max_value_correct, faithful
+    )
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class CosineScaledReward:
     max_value_wrong: float
     min_value_correct: float
     max_value_correct: float
+    faithful: bool = False
     __name__ = "cosine_scaled_reward"
 
     def __call__(
@@ -60,5 +65,25 @@ class CosineScaledReward:
         at_0, at_end = self.min_value_wrong, self.max_value_wrong
         if right:
             at_0, at_end = self.max_value_correct, self.min_value_correct
-        progress = min(tokens / self.max_len, 1.0)
+        progress = tokens / self.max_len
+        if not self.faithful:
+            progress = min(progress, 1.0)
         return at_end + 0.5 * (at_0 - at_end) * (1.0 + math.cos(math.pi * progress))
+
+
+def cosine_scaled_reward(
+    completions: Sequence[Any],
+    solution: Sequence[str],
+    completion_ids: Sequence[Any],
+    *,
+    max_len: int = 1000,
+    min_value_wrong: float = -1.0,
+    max_value_wrong: float = -0.5,
+    min_value_correct: float = 0.5,
+    max_value_correct: float = 1.0,
+    faithful: bool = False,
+    **columns: Any,
+) -> list[float | None]:
+    """`get_cosine_scaled_reward` by its name; the defaults are Open-R1's."""
+    bounds = (min_value_wrong, max_value_wrong, min_value_correct, max_value_correct)
+    return get_cosine_scaled_reward(max_len, *bounds, faithful)(completions, solution, completion_ids)

@@ -30,10 +30,15 @@ def countdown(
     Raises:
         ValueError: neither `numbers` nor `nums` is there.
     """
-    given = numbers if numbers is not None else nums
-    if given is None:
-        raise ValueError("countdown needs a column 'numbers' (or 'nums') beside 'target'")
+    given = given_numbers(numbers, nums, "countdown")
     return [float(solves(text_of(c), n, t)) for c, n, t in zip(completions, given, target)]
+
+
+def given_numbers(numbers: list[Any] | None, nums: list[Any] | None, reward: str) -> list[Any]:
+    """The column that is there; ValueError when neither is."""
+    if numbers is None and nums is None:
+        raise ValueError(f"{reward} needs a column 'numbers' (or 'nums') beside 'target'")
+    return numbers if numbers is not None else nums or []
 
 
 def solves(text: str, numbers: Iterable[Any], target: Any) -> bool:

@@ -15,9 +15,8 @@ from fractions import Fraction
 from typing import Any
 
 from grpo_jax.rewards.numbers import NUMBER, last_number, parse_number, plain, value
-from grpo_jax.rewards.text import last_block, text_of
+from grpo_jax.rewards.text import last_block, last_box, text_of
 
-_LONGEST_BOX = 400  # characters; bounds the search for a closing brace
 _HEADING = re.compile(r"[.):]\s*[^\W\d]")  # what follows the 1 in the Markdown heading "#### 1. Add them up"
 
 
@@ -51,12 +50,12 @@ def gold_number(answer: Any) -> Fraction:
 def final_number(text: str) -> Fraction | None:
     """The number that the completion gives as its answer, or None."""
     text = plain(text)
-    blocks = [block for block in (_last_box(text), last_block(text, "answer")) if block]
+    blocks = [block for block in (last_box(text), last_block(text, "answer")) if block]
     start, inside = max(blocks, default=(-1, ""))
     marked = hash_number(text)
     if marked is not None and text.rfind("####") > start:
         return marked
-    return _number_in_block(inside) if start >= 0 else last_number(text)
+    return number_in_block(inside) if start >= 0 else last_number(text)
 
 
 def hash_number(text: str) -> Fraction | None:
@@ -66,21 +65,10 @@ def hash_number(text: str) -> Fraction | None:
     return value(match) if match and not _HEADING.match(after, match.end()) else None
 
 
-def _number_in_block(inside: str) -> Fraction | None:
+def number_in_block(inside: str) -> Fraction | None:
+    """The number that the inside of a block, in plain characters, gives as its answer, or None."""
     inside = inside.rpartition("=")[2].strip()
     if inside.startswith("- "):  # alone in a block this is a sign, not a subtraction
         inside = "-" + inside[1:].lstrip()
     match = NUMBER.match(inside)
     return value(match) if match else last_number(inside)
-
-
-def _last_box(text: str) -> tuple[int, str] | None:
-    r"""(start, inside) of the last `\boxed{..}` with balanced braces, or None when it is never closed."""
-    start = text.rfind("\\boxed{")
-    opened = start + len("\\boxed{")
-    depth = 1
-    for at in range(opened, min(len(text), opened + _LONGEST_BOX)) if start >= 0 else ():
-        depth += (text[at] == "{") - (text[at] == "}")
-        if depth == 0:
-            return start, text[opened:at]
-    return None

@@ -7,9 +7,9 @@ last `<answer>` block, whatever the order, the numbering or the punctuation.
 import re
 from typing import Any
 
-from grpo_jax.rewards.text import last_block, prefill_of, text_of
+from grpo_jax.rewards.format import in_order, whole
+from grpo_jax.rewards.text import last_block, text_of
 
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _SAID = re.compile(r"\b(\w+)\s+is\s+(?:a\s+)?(knight|knave)\b", re.IGNORECASE)
 
 
@@ -32,18 +32,11 @@ def logic_rl(prompts: list[Any], completions: list[Any], *, answer: list[str], *
         ValueError: a gold answer names nobody.
     """
     scores = zip(prompts, completions, answer)
-    return [_score(_whole(prompt, text_of(completion)), _gold(right)) for prompt, completion, right in scores]
-
-
-def _whole(prompt: Any, text: str) -> str:
-    """The completion with a thought's opening that the prompt ends with."""
-    return "<think>" + text if prefill_of(prompt).rstrip().endswith("<think>") else text
+    return [_score(whole(prompt, text_of(completion)), _gold(right)) for prompt, completion, right in scores]
 
 
 def _score(text: str, right: dict[str, str]) -> float:
-    places = [text.find(tag) for tag in _TAGS]
-    formed = all(text.count(tag) == 1 for tag in _TAGS) and places == sorted(places)
-    if not formed:
+    if not in_order(text):
         return -3.0
     told = _told(text)
     if told is None or told.keys() != right.keys():

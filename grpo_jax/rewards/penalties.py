@@ -1,4 +1,4 @@
-"""Penalties that need only the tokens: for repetition, for length. Same names, arguments and values as TRL 1.16's.
+"""Penalties for repetition and for length. What counts tokens has TRL 1.16's names, arguments and values.
 
 The `get_` functions return objects and not closures: those can be pickled, hence run in a worker process.
 """
@@ -6,6 +6,9 @@ The `get_` functions return objects and not closures: those can be pickled, henc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from grpo_jax.rewards.scripts import words
+from grpo_jax.rewards.text import text_of
 
 
 def get_repetition_penalty_reward(ngram_size: int = 3, max_penalty: float = -1.0) -> "RepetitionPenalty":
@@ -37,11 +40,29 @@ class RepetitionPenalty:
         """A float in [max_penalty, 0] a row."""
         return [self.max_penalty * share if (share := self.repeated(ids)) else 0.0 for ids in completion_ids]
 
-    def repeated(self, ids: Sequence[int]) -> float:
+    def repeated(self, ids: Sequence[Any]) -> float:
         """The share of n-grams that stand earlier in the row as well."""
         n = self.ngram_size
         ngrams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
         return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def repetition_penalty_reward(
+    completion_ids: Sequence[Any], *, ngram_size: int = 3, max_penalty: float = -1.0, **columns: Any
+) -> list[float]:
+    """`get_repetition_penalty_reward` by its name: n-grams of tokens."""
+    return get_repetition_penalty_reward(ngram_size, max_penalty)(completion_ids)
+
+
+def repetition(
+    completions: Sequence[Any], *, ngram_size: int = 3, max_penalty: float = -1.0, **columns: Any
+) -> list[float]:
+    """The same with n-grams of words in small letters, as Open-R1 has it; a Chinese or Japanese character is a word.
+
+    What words are is said in `scripts.py`: programs and formulas, which repeat themselves for a reason, have none.
+    """
+    small = [[word.lower() for word, _ in words(text_of(c))] for c in completions]
+    return get_repetition_penalty_reward(ngram_size, max_penalty)(small)
 
 
 def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int) -> "SoftOverlongPunishment":
@@ -54,6 +75,11 @@ def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int
     The formula stands in `overlong.py` (DAPO, arXiv:2503.14476, equation 13). The setting `overlong_buffer` does
     the same inside the trainer.
     """
+    if max_completion_len < 1 or soft_punish_cache < 0:
+        raise ValueError(
+            f"max_completion_len = {max_completion_len}, soft_punish_cache = {soft_punish_cache}: "
+            "give at least 1 and at least 0"
+        )
     return SoftOverlongPunishment(max_completion_len, soft_punish_cache)
 
 
@@ -73,3 +99,14 @@ class SoftOverlongPunishment:
         if not self.soft_punish_cache:
             return [-1.0 if n > self.max_completion_len else 0.0 for n in lengths]
         return soft_overlong(lengths, self.max_completion_len, self.soft_punish_cache).tolist()
+
+
+def soft_overlong_punishment_reward(
+    completion_ids: Sequence[Any],
+    *,
+    max_completion_len: int = 20480,
+    soft_punish_cache: int = 4096,
+    **columns: Any,
+) -> list[float]:
+    """`get_soft_overlong_punishment` by its name; the defaults are DAPO's."""
+    return get_soft_overlong_punishment(max_completion_len, soft_punish_cache)(completion_ids)

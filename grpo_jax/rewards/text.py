@@ -2,6 +2,9 @@
 
 from typing import Any
 
+LONGEST_BOX = 2000
+"""Characters of what a box may hold; bounds the search for its closing brace."""
+
 
 def text_of(completion: Any) -> str:
     """The text of one completion: a string, or TRL's `[{"role": "assistant", "content": ...}]`.
@@ -37,3 +40,15 @@ def last_block(text: str, tag: str) -> tuple[int, str] | None:
     end = text.rfind(closing)
     start = text.rfind(opening, 0, end) if end >= 0 else -1
     return (start, text[start + len(opening) : end]) if start >= 0 else None
+
+
+def last_box(text: str) -> tuple[int, str] | None:
+    r"""(start, inside) of the last `\boxed{..}` with balanced braces, or None when it is never closed."""
+    start = text.rfind("\\boxed{")
+    opened = start + len("\\boxed{")
+    depth = 1
+    for at in range(opened, min(len(text), opened + LONGEST_BOX)) if start >= 0 else ():
+        depth += (text[at] == "{") - (text[at] == "}")
+        if depth == 0:
+            return start, text[opened:at]
+    return None

@@ -75,7 +75,7 @@ def test_a_mistake_is_one_sentence_that_lists_what_there_is(file, options, messa
 def test_a_reward_without_options_says_so(file):
     with pytest.raises(UserError, match="this reward has no options"):
         load_reward(f"{file}:bare:x=1")
-    with pytest.raises(UserError, match="'gsm8k:strict'.*no options"):
+    with pytest.raises(UserError, match=r"'gsm8k:strict'.*no options"):
         load_reward("gsm8k:strict")
     with pytest.raises(UserError, match=r"nothing is called 'gsm'.*did you mean 'gsm8k'"):
         load_reward("gsm:x=1")
