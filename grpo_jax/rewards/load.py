@@ -17,6 +17,7 @@ from typing import Any
 
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.rewards import BUILTIN
+from grpo_jax.rewards.logs import ALWAYS
 from grpo_jax.rewards.options import Bound, options_of, read_options, split_options
 
 
@@ -104,10 +105,11 @@ def _with_options(
     return made
 
 
-def _check_range(spec: str, function: Callable[..., Any]) -> None:
+def _check_range(spec: str, function: Bound) -> None:
     """UserError when a built-in function refuses its options: it says so before any row."""
     try:
-        function(**{name: [] for name in parameters(function)[0]})
+        columns = inspect.signature(function.func).parameters.values()
+        function(**{p.name: [] for p in columns if p.kind is not p.VAR_KEYWORD and p.name not in ALWAYS})
     except ValueError as fault:
         raise UserError(f"rewards: '{spec}': {fault}") from None
 

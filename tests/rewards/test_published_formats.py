@@ -1,0 +1,196 @@
+"""Format rewards of the published systems: the mended rule by default, the published one, faults and all, on request."""
+
+import re
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo_jax.rewards import load_reward
+
+LINES = "<think>\na\n</think>\n<answer>\nb\n</answer>"
+PLAIN = "<think>a</think>\n<answer>b</answer>"
+OPENED = "Assistant: <think>\n"
+CODE = "<think>\nhm\n</think>\n<answer>\n```python\nprint(1)\n```\n</answer>"
+
+
+def score(spec, text, prompt="q"):
+    plain, chat = load_reward(spec).function(
+        prompts=[prompt] * 2, completions=[text, [{"role": "assistant", "content": text}]]
+    )
+    assert plain == chat
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("text", "mended", "faithful"),
+    [
+        (LINES, 1, 1),
+        (LINES + "<|im_end|>", 1, 0),
+        (LINES + "\n<|im_end|>\n", 1, 1),
+        (LINES.replace("<answer>", "\n<answer>"), 1, 0),  # a blank line
+        (PLAIN, 0, 0),  # not on lines of their own
+        ("<think>\n\n</think>\n<answer>\n\n</answer>", 0, 1),  # empty
+        (LINES + "\n<answer>\nc\n</answer>", 0, 1),  # a second answer
+        (LINES + "\nand more", 0, 1),
+        ("Well. " + LINES, 0, 0),
+        (LINES.replace("</think>", "</think> so"), 0, 0),
+        ("<answer>\nb\n</answer>\n<think>\na\n</think>", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_open_r1_format(text, mended, faithful):
+    assert score("open_r1_format", text) == mended
+    assert score("open_r1_format:faithful=true", text) == faithful
+
+
+def test_a_thought_that_the_prompt_has_opened():
+    text = LINES.removeprefix("<think>\n")
+    assert score("open_r1_format", text, OPENED) == 1
+    assert score("open_r1_format:faithful=true", text, OPENED) == 0
+    assert score("tag_count", text, OPENED) == 1
+    assert score("tag_count:faithful=true", text, OPENED) == 0.75
+    assert score("simple_grpo_format", text, OPENED) == 1.25
+    assert score("simple_grpo_format:faithful=true", text, OPENED) == -1
+    assert score("logic_rl_format", text, OPENED) == score("soft_format", text, OPENED) == 1
+    assert score("logic_rl_format", text) == -1
+    assert score("soft_format", text) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "mended", "faithful"),
+    [
+        (LINES, 1, 1),
+        (PLAIN, 1, 0),
+        ("<think>\na\n</think>\n", 0.5, 0.5),
+        ("<answer><answer>", 0, 0),
+        (LINES + "<answer>", 0.75, 1),  # `\n<answer>\n` still stands once
+        ("", 0, 0),
+    ],
+)
+def test_tag_count(text, mended, faithful):
+    assert score("tag_count", text) == mended
+    assert score("tag_count:faithful=true", text) == faithful
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (PLAIN, 1),
+        ("x <think></think> y <answer></answer> z", 1),
+        (PLAIN + "<answer>", -1),
+        ("<answer>b</answer><think>a</think>", -1),
+        ("<think>a<answer>b</think></answer>", -1),
+        ("", -1),
+    ],
+)
+def test_logic_rl_format(text, expected):
+    assert score("logic_rl_format", text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (PLAIN, 1),
+        ("Well. " + PLAIN + " So b. " + PLAIN, 1),
+        ("<think>a</think> hm <answer>b</answer>", 1),
+        ("<think></think><answer>b</answer>", 0),
+        ("<think>a</think><answer> </answer>", 0),
+        ("<answer>b</answer><think>a</think>", 0),
+        ("<think>a</think>b", 0),
+    ],
+)
+def test_soft_format(text, expected):
+    assert score("soft_format", text) == expected
+    other = text.replace("think>", "reasoning>").replace("answer>", "result>")
+    assert score("soft_format:think=reasoning,answer=result", other) == expected
+    assert score("soft_format", other) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "mended", "faithful"),
+    [
+        (PLAIN, 1.25, 1.25),
+        ("<think></think><answer></answer>", -1, 1.25),
+        (PLAIN + "<|im_end|>", 1.25, -1),
+        ("<think>a</think>\t<answer>b</answer>", 1.25, -1),
+        (PLAIN + "<answer>c</answer>", -1, -1),
+        (PLAIN + "\n", 1.25, 1.25),
+        (PLAIN + "\n\n", 1.25, -1),
+        ("<think>a<think><answer>b</answer>", -1, -1),
+        ("", -1, -1),
+    ],
+)
+def test_simple_grpo_format(text, mended, faithful):
+    assert score("simple_grpo_format", text) == mended
+    assert score("simple_grpo_format:faithful=true", text) == faithful
+
+
+@pytest.mark.parametrize(
+    ("text", "mended", "faithful"),
+    [
+        (CODE, 1, 1),
+        (CODE.replace("python", "cpp"), 0, 0),
+        (CODE.replace("python", "Python title=x"), 1, 0),
+        (CODE.replace("print(1)", ""), 0, 1),
+        (CODE.replace("```\n</answer>", "</answer>"), 0, 0),
+        ("<think>```python\n1\n```</think> none", 0, 0),  # only a thought
+        ("So:\n```python\n1\n```\n", 1, 0),
+        ("```python\n```\n```python\n1\n```", 1, 0),
+        ("```\n```python\n1\n", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_code_format(text, mended, faithful):
+    assert score("code_format", text) == mended
+    assert score("code_format:faithful=true", text) == faithful
+
+
+def test_code_format_in_another_language():
+    assert score("code_format:language=cpp", CODE.replace("python", "CPP")) == 1
+
+
+PIECES = ["<think>", "</think>", "<answer>", "</answer>", "\n", " ", "a", "```python", "```", "<|im_end|>"]
+TEXTS = st.lists(st.sampled_from([*PIECES, "<think>\n", "\n</think>\n<answer>\n", "\n</answer>"])).map("".join)
+EVERYTHING = re.DOTALL | re.MULTILINE
+ORACLES = {
+    "open_r1_format": lambda text: float(
+        bool(re.match(r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>$", text, EVERYTHING))
+    ),
+    "code_format": lambda text: float(
+        bool(re.match(r"<think>\n.*?\n</think>\n<answer>\n.*?```python.*?```.*?\n</answer>$", text, EVERYTHING))
+    ),
+    "simple_grpo_format": lambda text: (
+        1.25
+        if re.match(r"<think>.*?</think>[\n ]*<answer>.*?</answer>$", text, re.DOTALL)
+        and len(re.findall("</?think>", text)) == len(re.findall("</?answer>", text)) == 2
+        else -1.0
+    ),
+    "mini_r1_format": lambda text: float(
+        bool(re.match(r"(?:(?!</?think>).)*</think>\n<answer>.*?</answer>$", text, re.DOTALL))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@given(text=TEXTS)
+@settings(max_examples=300, deadline=None)
+def test_faithful_rules_without_regular_expressions_say_the_same(name, text):
+    for whole in (text, "<think>\n" + text + "\n</answer>", "a</think>\n<answer>" + text + "</answer>"):
+        assert score(f"{name}:faithful=true", whole) == ORACLES[name](whole)
+
+
+HOSTILE = [*PIECES, "\n</think>\n<answer>\n", "</think>\n<answer>", "\n```python\n", "Step 1:\n- 1. \n"]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_hostile_repetition_costs_linear_time(piece):
+    text = "<think>\n" + piece * (400_000 // len(piece))
+    start = time.perf_counter()
+    for name in [*ORACLES, "tag_count", "reasoning_steps"]:
+        for spec in (name, f"{name}:faithful=true"):
+            load_reward(spec).function(prompts=["q"], completions=[text])
+    score("logic_rl_format", text)
+    score("soft_format", text)
+    assert time.perf_counter() - start < 5.0  # a quadratic rule needs minutes
