@@ -78,7 +78,15 @@ def test_words_and_scripts():
         ("Don't", "latin"), ("use", "latin"), ("x", "latin"), ("苹", "cjk"), ("果", "cjk"), ("个", "cjk"),
         ("and", "latin"), ("naïve", "latin"),
     ]  # fmt: skip
-    assert [script_of(c) for c in "aяあア漢한ก"] == ["latin", "cyrillic", "cjk", "cjk", "cjk", "hangul", "thai"]
+    assert [script_of(c) for c in "aяあア漢한ก"] == [
+        "latin",
+        "cyrillic",
+        "cjk",
+        "cjk",
+        "cjk",
+        "hangul",
+        "thai",
+    ]
 
 
 @given(st.text(max_size=200), st.text(max_size=200))
@@ -88,7 +96,9 @@ def test_any_text_has_a_share_or_none(prompt, text):
     assert got is None or 0 <= got <= 1
 
 
-@pytest.mark.parametrize("piece", ["`", "```", "$", "$$", r"\[", r"\(", r"\a{", "<", "四", "a'", "https://", "x ", "é"])
+@pytest.mark.parametrize(
+    "piece", ["`", "```", "$", "$$", r"\[", r"\(", r"\a{", "<", "四", "a'", "https://", "x ", "é"]
+)
 def test_hostile_repetition_costs_linear_time(piece):
     start = time.perf_counter()
     share("words", piece * (400_000 // len(piece)))

@@ -1,4 +1,4 @@
-"""Format rewards of the published systems: the mended rule by default, the published one, faults and all, on request."""
+"""Published format rewards: the mended rule by default, and the published one, faults and all, on request."""
 
 import re
 import time
@@ -152,14 +152,18 @@ def test_code_format_in_another_language():
 
 
 PIECES = ["<think>", "</think>", "<answer>", "</answer>", "\n", " ", "a", "```python", "```", "<|im_end|>"]
-TEXTS = st.lists(st.sampled_from([*PIECES, "<think>\n", "\n</think>\n<answer>\n", "\n</answer>"])).map("".join)
+TEXTS = st.lists(st.sampled_from([*PIECES, "<think>\n", "\n</think>\n<answer>\n", "\n</answer>"])).map(
+    "".join
+)
 EVERYTHING = re.DOTALL | re.MULTILINE
 ORACLES = {
     "open_r1_format": lambda text: float(
         bool(re.match(r"<think>\n.*?\n</think>\n<answer>\n.*?\n</answer>$", text, EVERYTHING))
     ),
     "code_format": lambda text: float(
-        bool(re.match(r"<think>\n.*?\n</think>\n<answer>\n.*?```python.*?```.*?\n</answer>$", text, EVERYTHING))
+        bool(
+            re.match(r"<think>\n.*?\n</think>\n<answer>\n.*?```python.*?```.*?\n</answer>$", text, EVERYTHING)
+        )
     ),
     "simple_grpo_format": lambda text: (
         1.25
