@@ -207,8 +207,11 @@ def _cold_start(policy: Policy, config: GRPOConfig, options: str) -> Params:
 
 def train_demo(config: GRPOConfig) -> int:
     """GRPO from the demo's starting model, which lives as long as the run."""
+    from grpo_jax.rewards import RewardPool
     from grpo_jax.trainer import GRPOTrainer
 
+    # A wrong name ends the run here, and not after the cold start.
+    RewardPool(config.rewards)
     with starting_model(config) as folder:
         trainer = GRPOTrainer(folder, args=config)
         trainer.args = trainer.args.replace(

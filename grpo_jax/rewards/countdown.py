@@ -35,10 +35,14 @@ def countdown(
 
 
 def given_numbers(numbers: list[Any] | None, nums: list[Any] | None, reward: str) -> list[Any]:
-    """The column that is there; ValueError when neither is."""
-    if numbers is None and nums is None:
+    """A row's numbers from the column that has them; ValueError when there is neither column."""
+    if numbers is None or nums is None:
+        given = numbers if nums is None else nums
+    else:
+        given = [first if first is not None else second for first, second in zip(numbers, nums)]
+    if given is None:
         raise ValueError(f"{reward} needs a column 'numbers' (or 'nums') beside 'target'")
-    return numbers if numbers is not None else nums or []
+    return given
 
 
 def solves(text: str, numbers: Iterable[Any], target: Any) -> bool:

@@ -152,6 +152,11 @@ def test_exact_not_nearly():
     assert not solves("<answer>1000000/333333</answer>", [1000000, 333333], 3)
 
 
+def test_rows_of_a_mixture_may_have_either_column():
+    texts = ["<answer>3*4</answer>"] * 2
+    assert countdown(["q"] * 2, texts, [[3, 4], None], target=[12, 12], nums=[None, [4, 3]]) == [1.0, 1.0]
+
+
 def test_published_column_name_and_number_types():
     import numpy as np
 

@@ -140,3 +140,12 @@ def test_bound_is_a_partial_to_whoever_looks():
     assert parameters(bound)[0] == {"completions", "answer"}
     assert read_options("f", "", options_of(f)) == {}
     assert inspect.signature(bound).parameters["x"].default == 5
+
+
+def test_a_typo_ends_the_demo_before_its_model_is_made(tmp_path):
+    from grpo_jax.demo import train_demo
+
+    config = GRPOConfig(rewards="repetition:ngram_sise=2", output_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match="no option 'ngram_sise'"):
+        train_demo(config)
+    assert not any(tmp_path.iterdir())
