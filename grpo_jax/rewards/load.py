@@ -54,11 +54,8 @@ def load_reward(spec: "str | Callable[..., Any] | Reward") -> Reward:
     if ":" in what or what.endswith(".py"):
         found = _from_file(what)
         function = _with_options(spec, found.function, options)
-        return (
-            replace(found, function=function, spec=f"{found.spec}:{options}", options=options)
-            if options
-            else found
-        )
+        written = f"{found.spec}:{options}" if options else found.spec
+        return replace(found, function=function, spec=written, options=options)
     raise UserError(
         f"rewards: nothing is called '{what}'{nearest(what, BUILTIN)}; "
         f"built in are {', '.join(sorted(BUILTIN))}; your own is file.py:function"

@@ -18,7 +18,7 @@ _STEP = re.compile(
     r"""^[ \t]{0,8}(?:\#{1,6}[ ])?(?:\*\*)?
         (?:Step[ ]\d{1,4}\b | \d{1,4}[.)](?!\d) | [-*•][ \t] | 第[\d一二三四五六七八九十]{1,4}步)
       | \b(?:First|Second|Third|Next|Then|Finally),
-      | (?:首先|其次|再次|然后|接着|最后)[,,]?""",
+      | (?:首先|其次|再次|然后|接着|最后)""",
     re.MULTILINE | re.VERBOSE,
 )
 
@@ -102,15 +102,14 @@ def fenced(text: str, language: str) -> list[str]:
     for line in text.splitlines():
         mark = line.strip()
         if inside is None and mark.startswith("```"):
-            word, inside = mark[3:].strip().partition(" ")[0].casefold(), []
+            word, inside = mark[3:].strip().partition(" ")[0], []
         elif inside is not None and mark == "```":
-            found += (
-                ["\n".join(inside)] if word == language.casefold() and any(map(str.strip, inside)) else []
-            )
+            if word.casefold() == language.casefold():
+                found.append("\n".join(inside))
             inside = None
         elif inside is not None:
             inside.append(line)
-    return found
+    return [program for program in found if program.strip()]
 
 
 def reasoning_steps(completions: list[Any], *, faithful: bool = False, **columns: Any) -> list[float]:

@@ -47,6 +47,7 @@ def boxed(formula):
         (r"\{1,2\}", r"\{2,1\}", 1),
         ("blue", r"\text{Blue}", 1),
         (r"\text{blue}", "lube", 0),  # no product of letters
+        ("blue", "bleu", 0),
         ("(A)", "A", 1),
         ("4", "", 0),
         ("4", "four", 0),

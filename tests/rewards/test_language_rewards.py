@@ -78,6 +78,7 @@ def test_words_and_scripts():
         ("Don't", "latin"), ("use", "latin"), ("x", "latin"), ("苹", "cjk"), ("果", "cjk"), ("个", "cjk"),
         ("and", "latin"), ("naïve", "latin"),
     ]  # fmt: skip
+    assert list(words("सेब ne\u0301e")) == [("सब", "devanagari"), ("née", "latin")]
     assert [script_of(c) for c in "aяあア漢한ก"] == [
         "latin",
         "cyrillic",

@@ -128,6 +128,15 @@ def test_simple_grpo_format(text, mended, faithful):
 
 
 @pytest.mark.parametrize(
+    ("text", "total"),
+    [(PLAIN.replace("b", "18"), 2.25), (PLAIN.replace("b", "19"), 0.25), ("18", 0), ("19", -2)],
+)
+def test_simple_grpos_four_totals(text, total):
+    correct = load_reward("simple_grpo_correct").function(completions=[text], answer=["18"])[0]
+    assert correct + score("simple_grpo_format", text) == total
+
+
+@pytest.mark.parametrize(
     ("text", "mended", "faithful"),
     [
         (CODE, 1, 1),
@@ -181,7 +190,8 @@ ORACLES = {
 @given(text=TEXTS)
 @settings(max_examples=300, deadline=None)
 def test_faithful_rules_without_regular_expressions_say_the_same(name, text):
-    for whole in (text, "<think>\n" + text + "\n</answer>", "a</think>\n<answer>" + text + "</answer>"):
+    wrapped = "<think>\n" + text + "\n</answer>", "a</think>\n<answer>" + text + "</answer>"
+    for whole in (text, *wrapped, *[one + "\n" for one in wrapped]):
         assert score(f"{name}:faithful=true", whole) == ORACLES[name](whole)
 
 

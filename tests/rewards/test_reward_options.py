@@ -102,6 +102,12 @@ def test_a_column_never_is_an_option_of_a_builtin_reward():
         assert not options.keys() & parameters(function)[0]
 
 
+def test_options_of_a_builtin_reach_its_workers():
+    with RewardPool(["tag_count", "tag_count:faithful=true"], workers=1) as pool:
+        got = pool.score(["q"], ["<think>a</think><answer>b</answer>"], {"faithful": [1]})
+    assert got.values.tolist() == [[1.0, 0.0]]
+
+
 def test_a_name_that_is_there_twice_carries_its_options(file):
     specs = [f"{file}:scaled", f"{file}:scaled:by=2,times=2", f"{file}:scaled:by=3", f"{file}:bare"]
     pool = RewardPool(specs)
