@@ -9,13 +9,14 @@ Parameters of any other kind are columns of the dataset.
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from grpo_jax.errors import UserError, nearest
 
-_WHAT_A_VALUE_IS = {bool: "true or false", int: "a whole number", float: "a number"}
+_WHAT_A_VALUE_IS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 _BEFORE_OPTIONS = re.compile(r":(?=\s*[A-Za-z_]\w*\s*=)")
 _TRUTH = {"true": True, "false": False}
 
@@ -40,7 +41,7 @@ def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         found = inspect.signature(function).parameters
     except (TypeError, ValueError):  # compiled functions need not tell
         return {}
-    plain = lambda p: p.kind is p.KEYWORD_ONLY and isinstance(p.default, bool | int | float | str)
+    plain = lambda p: p.kind is p.KEYWORD_ONLY and type(p.default) in _WHAT_A_VALUE_IS
     return {name: parameter for name, parameter in found.items() if plain(parameter)}
 
 
@@ -76,6 +77,8 @@ def _value(spec: str, option: inspect.Parameter, text: str) -> Any:
     kind = type(option.default)
     try:
         value = _TRUTH[text.lower()] if kind is bool else kind(text)
+        if kind is float and not math.isfinite(value):
+            raise ValueError
     except (KeyError, ValueError):
         raise UserError(f"rewards: '{spec}': {option.name}={text} must be {_WHAT_A_VALUE_IS[kind]}") from None
     choices = get_args(option.annotation) if get_origin(option.annotation) is Literal else ()
