@@ -1,6 +1,7 @@
 """Faults found in other projects' graders, each a case that ours must get right. Named after what went wrong there."""
 
 import functools
+import json
 import threading
 import time
 
@@ -67,6 +68,28 @@ def test_a_number_before_the_last_answer_tag_counts():
 def test_a_gold_with_a_comma_or_a_sign_is_not_read(gold):
     for rule in NUMBER_RULES:
         assert score(rule, written(rule, gold), answer=f"so\n#### {gold}") == 1
+
+
+def test_golds_of_gsm8k_are_lost(shared_data):
+    """All 8,792 are right by our rules; by the published last digits those with a comma or a sign are wrong."""
+    golds = [
+        json.loads(line)["answer"]
+        for name in ("train", "test")
+        for line in (shared_data / "gsm8k" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    numbers = [gold.rpartition("####")[2].strip() for gold in golds]
+    right = {
+        spec: load_reward(spec).function(prompts=golds, completions=texts, answer=golds).count(1.0)
+        for spec, texts in {
+            "gsm8k": golds,
+            "gsm8k_strict": golds,
+            "simple_grpo_correct": golds,
+            "simple_grpo_correct:faithful=true": golds,
+            "reinforce_lite": [f"<answer>{number}</answer> of 2" for number in numbers],
+        }.items()
+    }
+    assert right.pop("simple_grpo_correct:faithful=true") == 8792 - 98
+    assert set(right.values()) == {8792}
 
 
 # Countdown by `eval`.
