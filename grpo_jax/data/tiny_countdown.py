@@ -9,6 +9,9 @@ calculator shows it, and compares the outcome with the target:
 
 An impatient example ends after its first trial, and answers with it even when it saw it fail. A model that
 learned from both kinds knows how to try, to check and to try on, and has much to gain from doing so.
+
+With `opened` a prompt ends with an opened `<think>`, as Mini-R1's does, the answer stands on a line of its own, and
+worked examples can be careless: these leave out its tags.
 """
 
 import random
@@ -17,17 +20,18 @@ from itertools import accumulate, combinations
 from typing import Any
 
 from grpo_jax.data.countdown import Options, make_rows, parse_options
+from grpo_jax.data.tiny_words import LARGEST, NUMBERS, TAGS, shuffled
 from grpo_jax.errors import UserError
 
 NAME = "tiny_countdown"
 DEFAULTS = "numbers=3,max=9,target=27,ops=+-"
-LARGEST = 99
-"""No number in a problem or its solution may be larger: each is one symbol."""
+SYMBOLS = (*TAGS, " vs ", " yes", " no", *NUMBERS, "+", "-", "=", ":", "\n", " ")
+_OPENED = "opened"
 
 
 def options_of(text: str) -> Options:
-    """As for `countdown`, on other defaults. UserError for what would need other symbols."""
-    options = parse_options(f"{DEFAULTS},{text}")
+    """As for `countdown`, on other defaults, and `opened`. UserError for what would need other symbols."""
+    options = parse_options(f"{DEFAULTS},{_without_opened(text)}")
     if set(options.ops) - set("+-"):
         raise UserError(f"{NAME}: ops={options.ops}: it knows + and - only; use countdown for the others")
     if options.numbers[1] * options.max > LARGEST:
@@ -39,10 +43,23 @@ def options_of(text: str) -> Options:
 
 
 def make_tiny_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
-    """The rows of a split: `prompt` (text), `numbers` (list of int), `target` (int), `solution` (str)."""
+    """The rows of a split: `prompt` (text), `numbers` (list of int), `target` (int), `solution` (str), and `size`,
+    how many numbers there are."""
     options_of(options)
-    rows = make_rows(f"{DEFAULTS},{options}", split, seed)
-    return [{**row, "prompt": ask(row["numbers"], row["target"])} for row in rows]
+    rows = make_rows(f"{DEFAULTS},{_without_opened(options)}", split, seed)
+    end = TAGS[0] if is_opened(options) else ""
+    return [
+        {**row, "prompt": ask(row["numbers"], row["target"]) + end, "size": len(row["numbers"])} for row in rows
+    ]
+
+
+def is_opened(options: str) -> bool:
+    """Whether the prompts end with an opened `<think>`."""
+    return _OPENED in options.split(",")
+
+
+def _without_opened(options: str) -> str:
+    return ",".join(part for part in options.split(",") if part != _OPENED)
 
 
 def ask(numbers: Sequence[int], target: int) -> str:
@@ -50,26 +67,36 @@ def ask(numbers: Sequence[int], target: int) -> str:
     return f"{' '.join(map(str, numbers))}={target}:"
 
 
-def worked_examples(options: str, seed: int, count: int, patience: float = 1.0) -> list[dict[str, str]]:
+def worked_examples(
+    options: str, seed: int, count: int, patience: float = 1.0, care: float = 1.0
+) -> list[dict[str, str]]:
     """`count` training problems with `prompt` and `completion`. A share of them, `patience`, tries on until the
-    target is reached; the others make one trial, and answer with it even when they saw it fail."""
+    target is reached; the others make one trial, and answer with it even when they saw it fail. Where prompts are
+    opened, a share of `care` answers inside tags."""
     rng = random.Random(f"worked/{seed}/{patience}")
     rows = make_tiny_rows(f"{options},size={count}", "train", seed)
-    return [
-        {"prompt": row["prompt"], "completion": _think(rng, row["numbers"], row["target"], patience)}
-        for row in rows
-    ]
+    return [_worked(rng, row, is_opened(options), patience, care) for row in rows]
 
 
-def _think(rng: random.Random, numbers: Sequence[int], target: int, patience: float) -> str:
+def _worked(
+    rng: random.Random, row: dict[str, Any], opened: bool, patience: float, care: float
+) -> dict[str, str]:
+    thought, answer = _think(rng, row["numbers"], row["target"], patience)
+    if not opened:
+        return {"prompt": row["prompt"], "completion": f"<think>{thought}</think><answer>{answer}</answer>"}
+    closing = f"<answer>{answer}</answer>" if rng.random() < care else answer
+    return {"prompt": row["prompt"], "completion": f"{thought}</think>\n{closing}"}
+
+
+def _think(rng: random.Random, numbers: Sequence[int], target: int, patience: float) -> tuple[str, str]:
+    """(thought, answer)."""
     lines, patient = [], rng.random() < patience
-    for signed in _shuffled(rng, _choices(numbers)):
+    for signed in shuffled(rng, list(_choices(numbers))):
         found = sum(signed) == target
         lines.append(f"{_tape(signed)} vs {target} {'yes' if found else 'no'}")
         if found or not patient:
             break
-    thought = "\n".join(lines)
-    return f"<think>{thought}</think><answer>{_written(signed)}</answer>"
+    return "\n".join(lines), _written(signed)
 
 
 def _choices(numbers: Sequence[int]) -> Iterator[list[int]]:
@@ -81,11 +108,6 @@ def _choices(numbers: Sequence[int]) -> Iterator[list[int]]:
             signed = added + [-numbers[i] for i in taken]
             if sum(signed) > 0:
                 yield signed
-
-
-def _shuffled(rng: random.Random, choices: Iterator[list[int]]) -> list[list[int]]:
-    """Python promises that `random()` repeats across versions, not `shuffle`."""
-    return [choice for _, choice in sorted((rng.random(), choice) for choice in choices)]
 
 
 def _written(signed: Sequence[int]) -> str:
