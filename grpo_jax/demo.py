@@ -1,9 +1,9 @@
-"""The demo's starting model: made here, with a tokenizer of its own, from nothing but the seed.
+"""The demo's starting model: made here, with a tokenizer of its own, from nothing but the seed and the tasks.
 
-It has Qwen2.5's architecture with some hundred thousand parameters, and one symbol for every number. A short
-cold start on worked examples teaches it to try, to check and to try again; then, on examples of which most give
-up at the first failure, to do just that. What GRPO adds is to think on until the target is reached: success and
-length grow together. See `data/tiny_countdown.py`.
+It has Qwen2.5's architecture with some hundred thousand parameters, and one symbol for every number or phrase of its
+tasks: see `tiny_model.py`. A short cold start on worked examples teaches it to try, to check and to try again; then, on
+examples of which most give up at the first failure, to do just that. What GRPO adds is to think on until the target is
+reached: success and length grow together. The tasks are those of `data/tiny_*.py`, alone or several together.
 
 What did not work: every example giving up after a failure with the same probability (later trials are then too
 rare to be learned well, and GRPO has nothing to build on); verdicts without the target beside them (the model says
@@ -13,10 +13,9 @@ rare to be learned well, and GRPO has nothing to build on); verdicts without the
 
 import itertools
 import json
-import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,27 +25,14 @@ import jax
 from grpo_jax.config import GRPOConfig, SFTConfig
 from grpo_jax.data import tiny_countdown
 from grpo_jax.errors import UserError
-from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.hf import save_model
-from grpo_jax.models.qwen import Params, abstract_params, init
+from grpo_jax.models.qwen import Params
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.runs.folder import RunFolder, check_place
 from grpo_jax.runs.progress import TrainingProgress
 from grpo_jax.sft import FineTuner
+from grpo_jax.tiny_model import TASKS, size_of, write_blank
 
-SHAPE = ModelConfig(
-    vocab_size=128,
-    hidden_size=64,
-    intermediate_size=192,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    rope_theta=1e4,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-    max_position_embeddings=1024,  # room for the default lengths of `eval` and `generate`
-)
 COLD_START = SFTConfig(
     model="demo",
     dataset=tiny_countdown.NAME,
@@ -65,11 +51,10 @@ PATIENT_STEPS = 1400
 """Steps of the cold start on examples that never give up; in the rest, most do so at the first failure."""
 PATIENCE = 0.15
 """The share of the latter that do not."""
+CARE = 0.75
+"""The share of the latter whose answer has the form that it should have, where the task asks for one."""
 EXAMPLES = 12_800
-
-_PAD, _END = "<pad>", "<|endoftext|>"
-_WORDS = ["<think>", "</think>", "<answer>", "</answer>", " vs ", " yes", " no"]
-_NEWLINE, _SPACE = "\u010a", "\u0120"  # as byte-level tokenizers write them
+_NOTE = "grpo_jax_demo"  # in config.json: from what a start was made
 
 
 @contextmanager
@@ -89,12 +74,8 @@ def starting_model(config: GRPOConfig) -> Iterator[Path]:
 
 
 def _check(config: GRPOConfig) -> None:
-    name, _, options = str(config.dataset).partition(":")
-    if name != tiny_countdown.NAME:
-        raise UserError(
-            f"dataset = {config.dataset}: the model 'demo' reads {tiny_countdown.NAME} only; give another model"
-        )
-    tiny_countdown.options_of(options)
+    for task, options in _tasks_of(config.dataset):
+        task.options_of(options)
     if jax.process_count() > 1:
         raise UserError("model = demo: it is made by one process; start one, or give another model")
     if "://" in (config.output_dir or ""):
@@ -103,28 +84,41 @@ def _check(config: GRPOConfig) -> None:
         )
 
 
+def _tasks_of(dataset: str | Mapping[str, Any]) -> list[tuple[Any, str]]:
+    """(task, options) of a data set, or of each part of a mixture, every pair once. UserError for another one."""
+    specs = [dataset] if isinstance(dataset, str) else [str(spec) for spec in dataset.values()]
+    named = [(spec, *spec.partition(":")[::2]) for spec in dict.fromkeys(specs)]
+    for spec, name, _ in named:
+        if name not in TASKS:
+            known = ", ".join(TASKS)
+            raise UserError(f"dataset = {spec}: the model 'demo' reads {known} only; give another model")
+    return [(TASKS[name], options) for _, name, options in named]
+
+
 def _made(start: Path, config: GRPOConfig, keep: bool = False) -> Path:
     """`start` itself, holding the model that the settings lead to."""
-    options = str(config.dataset).partition(":")[2]
-    recipe = {"seed": config.seed, "options": options, "steps": COLD_START.max_steps}
+    tasks = _tasks_of(config.dataset)
+    names = [task.NAME for task, _ in tasks]
+    made_of = [f"{task.NAME}:{options}" for task, options in tasks]
+    recipe = {"seed": config.seed, "tasks": made_of, "steps": COLD_START.max_steps}
     if start.exists():
         if keep or _recipe_of(start) == recipe:
             print(f"Starting model: {start}, made before")
             return start
         _remove(start)
     with tempfile.TemporaryDirectory() as blank:
-        _write_blank(Path(blank), recipe)
+        write_blank(Path(blank), names, config.seed, {_NOTE: recipe})
         policy = open_policy(config, blank)
         symbols = f"and a tokenizer of {len(policy.tokenizer)} symbols"
-        print(f"Building a Qwen2.5-shaped model of {_size()} random parameters {symbols}")
-        save_model(start, policy.cfg, _cold_start(policy, config, options), policy.folder)
+        print(f"Building a Qwen2.5-shaped model of {size_of(policy.cfg)} random parameters {symbols}")
+        save_model(start, policy.cfg, _cold_start(policy, config, tasks), policy.folder)
     print(f"Starting model: {start}")
     return start
 
 
 def _recipe_of(start: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((start / "config.json").read_text(encoding="utf-8")).get("grpo_jax_demo")
+        return json.loads((start / "config.json").read_text(encoding="utf-8")).get(_NOTE)
     except (OSError, ValueError):
         return None
 
@@ -136,64 +130,22 @@ def _remove(start: Path) -> None:
     shutil.rmtree(start)
 
 
-def _write_blank(folder: Path, recipe: dict[str, Any]) -> None:
-    """A whole model folder with random weights; its config.json says from what it was made."""
-    save_model(folder, SHAPE, _random_params(recipe["seed"]))
-    tokenizer = _tokenizer()
-    tokenizer.save_pretrained(folder)
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    _update_json(folder / "config.json", ends | {"grpo_jax_demo": recipe})
-    _update_json(folder / "generation_config.json", ends)
+def _lessons(tasks: Sequence[tuple[Any, str]], seed: int) -> list[dict[str, str]]:
+    """The cold start's rows in their order: first how to try, then how to give up. Of several tasks in turn."""
 
+    def rows_of(steps: int, patience: float, care: float) -> Iterator[dict[str, str]]:
+        count = -(-EXAMPLES // len(tasks))
+        each = [task.worked_examples(options, seed, count, patience, care) for task, options in tasks]
+        in_turn = itertools.cycle(itertools.chain.from_iterable(zip(*each)))
+        return itertools.islice(in_turn, steps * COLD_START.rows_per_step)
 
-def _random_params(seed: int) -> Params:
-    """Matrices with a standard deviation of 0.12: the usual 0.02 is for widths of thousands, and on a width of 64
-    it takes several times the steps to learn anything."""
-    wider = lambda path, x: x * 6 if path[-1].key in ("kernel", "embedding") else x
-    return jax.tree_util.tree_map_with_path(wider, init(SHAPE, jax.random.key(seed)))
-
-
-def _size() -> str:
-    return f"{sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(SHAPE))):,}"
-
-
-def _update_json(file: Path, values: dict[str, Any]) -> None:
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    file.write_text(json.dumps(known | values, indent=2) + "\n", encoding="utf-8")
-
-
-def _tokenizer() -> Any:
-    """One symbol a number, a tag, a verdict or a sign.
-
-    Built as Qwen2.5's tokenizer is, because transformers opens every model of its type with that: bytes, pairs of
-    bytes to merge (none here), and whole words on top.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    numbers = [str(n) for n in range(tiny_countdown.LARGEST + 1)]
-    words = [word for word in (*_WORDS, *numbers) if len(word) > 1]
-    bytes_used = [_PAD, *"0123456789+-=:", _NEWLINE, _SPACE]
-    tokenizer = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(bytes_used)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=_PAD, eos_token=_END)
-
-
-def _lessons(options: str, seed: int) -> list[dict[str, str]]:
-    """The cold start's rows in their order: first how to try, then how to give up."""
-    rows_of = lambda steps, patience: itertools.islice(
-        itertools.cycle(tiny_countdown.worked_examples(options, seed, EXAMPLES, patience)),
-        steps * COLD_START.rows_per_step,
-    )
     rest = COLD_START.max_steps - PATIENT_STEPS
-    return [*rows_of(PATIENT_STEPS, 1.0), *rows_of(rest, PATIENCE)]
+    return [*rows_of(PATIENT_STEPS, 1.0, 1.0), *rows_of(rest, PATIENCE, CARE)]
 
 
-def _cold_start(policy: Policy, config: GRPOConfig, options: str) -> Params:
+def _cold_start(policy: Policy, config: GRPOConfig, tasks: Sequence[tuple[Any, str]]) -> Params:
     """The weights after a short fine-tuning on worked examples."""
-    rows, steps = _lessons(options, config.seed), COLD_START.max_steps
+    rows, steps = _lessons(tasks, config.seed), COLD_START.max_steps
     print(f"Cold start: {steps} steps on {len(rows)} worked examples, of which this is one:")
     print(rows[0]["prompt"] + rows[0]["completion"])
     tuner = FineTuner(COLD_START.replace(seed=config.seed), policy, rows)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from grpo_jax.data import arithmetic, countdown, knights, tiny_countdown
+from grpo_jax.data import arithmetic, countdown, knights, tiny_countdown, tiny_knights, tiny_math
 from grpo_jax.data.files import READERS, read_file, read_folder
 from grpo_jax.errors import UserError, nearest
 
@@ -26,6 +26,8 @@ TASKS: dict[str, Callable[[str, str, int], list[Row]]] = {
     "countdown": countdown.make_rows,
     knights.NAME: knights.make_rows,
     tiny_countdown.NAME: tiny_countdown.make_tiny_rows,
+    tiny_knights.NAME: tiny_knights.make_tiny_rows,
+    tiny_math.NAME: tiny_math.make_tiny_rows,
 }
 """Tasks that make their own rows: f(options, split, seed)."""
 

@@ -239,7 +239,7 @@ def shape_of(model: str) -> ModelConfig:
             return PUBLISHED[size[1].lower()]
         raise UserError(f"model = {model}: no published size {size[1]}; there are {', '.join(PUBLISHED)}")
     if model == "demo":
-        from grpo_jax.demo import SHAPE
+        from grpo_jax.tiny_model import SHAPE
 
         return SHAPE
     return hf.load_config(hf.resolve_model(model))
