@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from grpo_jax.config import GRPOConfig, SFTConfig
-from grpo_jax.data import tiny_countdown
+from grpo_jax.data import tiny_countdown, tiny_knights, tiny_math
 from grpo_jax.errors import UserError
 from grpo_jax.models.hf import save_model
 from grpo_jax.models.qwen import Params
@@ -36,7 +36,6 @@ from grpo_jax.tiny_model import TASKS, size_of, write_blank
 COLD_START = SFTConfig(
     model="demo",
     dataset=tiny_countdown.NAME,
-    max_steps=1600,
     rows_per_step=64,
     micro_batch_size=16,  # small enough for the cache of a core
     max_length=256,
@@ -47,13 +46,16 @@ COLD_START = SFTConfig(
     gradient_checkpointing="none",
     shuffle_dataset=False,  # the order teaches
 )
-PATIENT_STEPS = 1400
-"""Steps of the cold start on examples that never give up; in the rest, most do so at the first failure."""
+LESSONS = {tiny_countdown.NAME: (1400, 200), tiny_knights.NAME: (300, 60), tiny_math.NAME: (300, 60)}
+"""Steps of the cold start on examples that never give up, and on those of which most do so at the first failure."""
 PATIENCE = 0.15
 """The share of the latter that do not."""
 CARE = 0.75
 """The share of the latter whose answer has the form that it should have, where the task asks for one."""
 EXAMPLES = 12_800
+"""Different problems in each of the two, over all tasks."""
+Lesson = tuple[Any, str]
+"""A task's module and its options."""
 _NOTE = "grpo_jax_demo"  # in config.json: from what a start was made
 
 
@@ -84,8 +86,8 @@ def _check(config: GRPOConfig) -> None:
         )
 
 
-def _tasks_of(dataset: str | Mapping[str, Any]) -> list[tuple[Any, str]]:
-    """(task, options) of a data set, or of each part of a mixture, every pair once. UserError for another one."""
+def _tasks_of(dataset: str | Mapping[str, Any]) -> list[Lesson]:
+    """What is taught for a data set, or of each part of a mixture, every pair once. UserError for another one."""
     specs = [dataset] if isinstance(dataset, str) else [str(spec) for spec in dataset.values()]
     named = [(spec, *spec.partition(":")[::2]) for spec in dict.fromkeys(specs)]
     for spec, name, _ in named:
@@ -100,7 +102,7 @@ def _made(start: Path, config: GRPOConfig, keep: bool = False) -> Path:
     tasks = _tasks_of(config.dataset)
     names = [task.NAME for task, _ in tasks]
     made_of = [f"{task.NAME}:{options}" for task, options in tasks]
-    recipe = {"seed": config.seed, "tasks": made_of, "steps": COLD_START.max_steps}
+    recipe = {"seed": config.seed, "tasks": made_of, "steps": _steps_for(tasks)}
     if start.exists():
         if keep or _recipe_of(start) == recipe:
             print(f"Starting model: {start}, made before")
@@ -111,7 +113,7 @@ def _made(start: Path, config: GRPOConfig, keep: bool = False) -> Path:
         policy = open_policy(config, blank)
         symbols = f"and a tokenizer of {len(policy.tokenizer)} symbols"
         print(f"Building a Qwen2.5-shaped model of {size_of(policy.cfg)} random parameters {symbols}")
-        save_model(start, policy.cfg, _cold_start(policy, config, tasks), policy.folder)
+        save_model(start, policy.cfg, _cold_start(policy, config.seed, tasks), policy.folder)
     print(f"Starting model: {start}")
     return start
 
@@ -130,7 +132,13 @@ def _remove(start: Path) -> None:
     shutil.rmtree(start)
 
 
-def _lessons(tasks: Sequence[tuple[Any, str]], seed: int) -> list[dict[str, str]]:
+def _steps_for(tasks: Sequence[Lesson]) -> list[int]:
+    """[on patient examples, on impatient ones], for all tasks together."""
+    of_each = [LESSONS[name] for name in dict.fromkeys(task.NAME for task, _ in tasks)]
+    return [sum(steps) for steps in zip(*of_each)]
+
+
+def _lessons(tasks: Sequence[Lesson], seed: int) -> list[dict[str, str]]:
     """The cold start's rows in their order: first how to try, then how to give up. Of several tasks in turn."""
 
     def rows_of(steps: int, patience: float, care: float) -> Iterator[dict[str, str]]:
@@ -139,16 +147,17 @@ def _lessons(tasks: Sequence[tuple[Any, str]], seed: int) -> list[dict[str, str]
         in_turn = itertools.cycle(itertools.chain.from_iterable(zip(*each)))
         return itertools.islice(in_turn, steps * COLD_START.rows_per_step)
 
-    rest = COLD_START.max_steps - PATIENT_STEPS
-    return [*rows_of(PATIENT_STEPS, 1.0, 1.0), *rows_of(rest, PATIENCE, CARE)]
+    patient, rest = _steps_for(tasks)
+    return [*rows_of(patient, 1.0, 1.0), *rows_of(rest, PATIENCE, CARE)]
 
 
-def _cold_start(policy: Policy, config: GRPOConfig, tasks: Sequence[tuple[Any, str]]) -> Params:
+def _cold_start(policy: Policy, seed: int, tasks: Sequence[Lesson]) -> Params:
     """The weights after a short fine-tuning on worked examples."""
-    rows, steps = _lessons(tasks, config.seed), COLD_START.max_steps
+    rows, steps = _lessons(tasks, seed), sum(_steps_for(tasks))
     print(f"Cold start: {steps} steps on {len(rows)} worked examples, of which this is one:")
     print(rows[0]["prompt"] + rows[0]["completion"])
-    tuner = FineTuner(COLD_START.replace(seed=config.seed), policy, rows)
+    warmup = min(COLD_START.warmup_steps, steps // 2)
+    tuner = FineTuner(COLD_START.replace(seed=seed, max_steps=steps, warmup_steps=warmup), policy, rows)
     with jax.set_mesh(policy.mesh), TrainingProgress(steps) as progress:
         state = tuner.start()
         for step in range(steps):
