@@ -76,7 +76,7 @@ def starting_model(config: GRPOConfig) -> Iterator[Path]:
 
 
 def _check(config: GRPOConfig) -> None:
-    for task, options in _tasks_of(config.dataset):
+    for task, options in lessons_for(_specs(config)):
         task.options_of(options)
     if jax.process_count() > 1:
         raise UserError("model = demo: it is made by one process; start one, or give another model")
@@ -86,34 +86,41 @@ def _check(config: GRPOConfig) -> None:
         )
 
 
-def _tasks_of(dataset: str | Mapping[str, Any]) -> list[Lesson]:
-    """What is taught for a data set, or of each part of a mixture, every pair once. UserError for another one."""
-    specs = [dataset] if isinstance(dataset, str) else [str(spec) for spec in dataset.values()]
-    named = [(spec, *spec.partition(":")[::2]) for spec in dict.fromkeys(specs)]
-    for spec, name, _ in named:
+def _specs(config: GRPOConfig) -> list[str]:
+    """The data set, or the parts of a mixture."""
+    dataset: str | Mapping[str, str] = config.dataset
+    return [dataset] if isinstance(dataset, str) else list(dataset.values())
+
+
+def lessons_for(specs: Sequence[str]) -> list[Lesson]:
+    """What a start for these data sets is taught, such as `tiny_knights:people=3`; twice the same is once. UserError
+    for one that no start can be made for."""
+    lessons = []
+    for spec in dict.fromkeys(specs):
+        name, _, options = spec.partition(":")
         if name not in TASKS:
             known = ", ".join(TASKS)
             raise UserError(f"dataset = {spec}: the model 'demo' reads {known} only; give another model")
-    return [(TASKS[name], options) for _, name, options in named]
+        lessons.append((TASKS[name], options))
+    return lessons
 
 
 def _made(start: Path, config: GRPOConfig, keep: bool = False) -> Path:
     """`start` itself, holding the model that the settings lead to."""
-    tasks = _tasks_of(config.dataset)
-    names = [task.NAME for task, _ in tasks]
-    made_of = [f"{task.NAME}:{options}" for task, options in tasks]
-    recipe = {"seed": config.seed, "tasks": made_of, "steps": _steps_for(tasks)}
+    specs = list(dict.fromkeys(_specs(config)))
+    lessons = lessons_for(specs)
+    recipe = {"seed": config.seed, "tasks": specs, "steps": _steps_for(lessons)}
     if start.exists():
         if keep or _recipe_of(start) == recipe:
             print(f"Starting model: {start}, made before")
             return start
         _remove(start)
     with tempfile.TemporaryDirectory() as blank:
-        write_blank(Path(blank), names, config.seed, {_NOTE: recipe})
+        write_blank(Path(blank), [task.NAME for task, _ in lessons], config.seed, {_NOTE: recipe})
         policy = open_policy(config, blank)
         symbols = f"and a tokenizer of {len(policy.tokenizer)} symbols"
         print(f"Building a Qwen2.5-shaped model of {size_of(policy.cfg)} random parameters {symbols}")
-        save_model(start, policy.cfg, _cold_start(policy, config.seed, tasks), policy.folder)
+        save_model(start, policy.cfg, _cold_start(policy, config.seed, lessons), policy.folder)
     print(f"Starting model: {start}")
     return start
 
@@ -132,28 +139,28 @@ def _remove(start: Path) -> None:
     shutil.rmtree(start)
 
 
-def _steps_for(tasks: Sequence[Lesson]) -> list[int]:
-    """[on patient examples, on impatient ones], for all tasks together."""
-    of_each = [LESSONS[name] for name in dict.fromkeys(task.NAME for task, _ in tasks)]
+def _steps_for(lessons: Sequence[Lesson]) -> list[int]:
+    """[on patient examples, on impatient ones], for all of them together."""
+    of_each = [LESSONS[name] for name in dict.fromkeys(task.NAME for task, _ in lessons)]
     return [sum(steps) for steps in zip(*of_each)]
 
 
-def _lessons(tasks: Sequence[Lesson], seed: int) -> list[dict[str, str]]:
+def _rows(lessons: Sequence[Lesson], seed: int) -> list[dict[str, str]]:
     """The cold start's rows in their order: first how to try, then how to give up. Of several tasks in turn."""
 
     def rows_of(steps: int, patience: float, care: float) -> Iterator[dict[str, str]]:
-        count = -(-EXAMPLES // len(tasks))
-        each = [task.worked_examples(options, seed, count, patience, care) for task, options in tasks]
+        count = -(-EXAMPLES // len(lessons))
+        each = [task.worked_examples(options, seed, count, patience, care) for task, options in lessons]
         in_turn = itertools.cycle(itertools.chain.from_iterable(zip(*each)))
         return itertools.islice(in_turn, steps * COLD_START.rows_per_step)
 
-    patient, rest = _steps_for(tasks)
+    patient, rest = _steps_for(lessons)
     return [*rows_of(patient, 1.0, 1.0), *rows_of(rest, PATIENCE, CARE)]
 
 
-def _cold_start(policy: Policy, seed: int, tasks: Sequence[Lesson]) -> Params:
+def _cold_start(policy: Policy, seed: int, lessons: Sequence[Lesson]) -> Params:
     """The weights after a short fine-tuning on worked examples."""
-    rows, steps = _lessons(tasks, seed), sum(_steps_for(tasks))
+    rows, steps = _rows(lessons, seed), sum(_steps_for(lessons))
     print(f"Cold start: {steps} steps on {len(rows)} worked examples, of which this is one:")
     print(rows[0]["prompt"] + rows[0]["completion"])
     warmup = min(COLD_START.warmup_steps, steps // 2)

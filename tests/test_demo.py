@@ -2,14 +2,19 @@
 benchmarks/demo.py, which takes minutes."""
 
 import contextlib
+import hashlib
 import io
 import json
+import re
 
 import pytest
 
 from grpo_jax import demo
 from grpo_jax.cli import main
+from grpo_jax.data import tiny_countdown
+from grpo_jax.tiny_model import SHAPE
 
+LESSONS = dict(demo.LESSONS)
 SMALL = [
     "--max_steps=3",
     "--prompts_per_step=8",
@@ -24,8 +29,7 @@ SMALL = [
 @pytest.fixture(scope="module", autouse=True)
 def brief(quick_compilation):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "COLD_START", demo.COLD_START.replace(max_steps=4, warmup_steps=1))
-        patch.setattr(demo, "PATIENT_STEPS", 2)
+        patch.setattr(demo, "LESSONS", dict.fromkeys(demo.LESSONS, (2, 2)))
         patch.setattr(demo, "EXAMPLES", 100)
         yield
 
@@ -55,6 +59,18 @@ def test_demo_that_stops_short(finished):
         assert words in said
 
 
+def test_the_demos_own_lessons_that_have_changed():
+    """With its symbols (tests/test_tiny_model.py) and its settings they decide the bits of its start."""
+    rows = [
+        tiny_countdown.worked_examples("", seed, 500, patience, demo.CARE)
+        for seed in (0, 1)
+        for patience in (1.0, 0.15)
+    ]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert digest == "7d330a81961e68ae0aa4ecbdc48fe5f2493b65c8b29ea512930fe14a47704de0"
+    assert LESSONS["tiny_countdown"] == (1400, 200)
+
+
 def test_finished_demo_that_begins_again(finished, capsys):
     assert run(finished[0]) == 0
     said = capsys.readouterr().out
@@ -76,7 +92,26 @@ def test_model_that_other_programs_read_otherwise(finished):
     assert len(ids) == 42
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     with torch.no_grad():
-        assert model(torch.tensor([ids])).logits.shape == (1, 42, demo.SHAPE.vocab_size)
+        assert model(torch.tensor([ids])).logits.shape == (1, 42, SHAPE.vocab_size)
+
+
+@pytest.mark.parametrize("dataset", ["tiny_knights:people=2", "tiny_math:levels=1"])
+def test_another_task_that_finds_no_start(dataset, tmp_path):
+    folder, task = tmp_path / "run", dataset.partition(":")[0]
+    reward = {"tiny_knights": "logic_rl", "tiny_math": "gsm8k"}[task]
+    words = ["--max_steps=1", "--max_completion_length=32", "--max_prompt_length=32"]
+    assert run(folder, "--dataset", dataset, "--rewards", reward, *words) == 0
+    made_of = json.loads((folder / "start" / "config.json").read_text())["grpo_jax_demo"]
+    assert made_of == {"seed": 0, "tasks": [dataset], "steps": [2, 2]}
+
+
+def test_a_mixture_whose_parts_are_not_all_taught():
+    lessons = demo.lessons_for(["tiny_math", "tiny_knights:people=2", "tiny_math", "tiny_math:levels=6"])
+    rows = demo._rows(lessons, seed=0)
+    assert len(rows) == (2 + 2) * 2 * demo.COLD_START.rows_per_step
+    for begins, every in ((r"\d[+-]\d", 3), ("Who is who", 3), (r"(\d[+-]){6}", 3)):
+        assert sum(bool(re.match(begins, row["prompt"])) for row in rows[:30]) * every >= 30
+    assert demo._steps_for(lessons) == [4, 4]
 
 
 def test_start_of_another_seed_taken_over(tmp_path, capsys):
@@ -116,7 +151,10 @@ def test_folder_named_start_that_is_removed(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--dataset", "gsm8k"], "dataset = gsm8k: the model 'demo' reads tiny_countdown only"),
+        (
+            ["--dataset", "gsm8k"],
+            "dataset = gsm8k: the model 'demo' reads tiny_countdown, tiny_knights, tiny_math only",
+        ),
         (["--dataset", "tiny_countdown:max=50"], "use max=33 or less"),
         (["--output_dir", "gs://bucket/run"], "give a local folder"),
     ],

@@ -49,7 +49,8 @@ def make_tiny_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
     rows = make_rows(f"{DEFAULTS},{_without_opened(options)}", split, seed)
     end = TAGS[0] if is_opened(options) else ""
     return [
-        {**row, "prompt": ask(row["numbers"], row["target"]) + end, "size": len(row["numbers"])} for row in rows
+        {**row, "prompt": ask(row["numbers"], row["target"]) + end, "size": len(row["numbers"])}
+        for row in rows
     ]
 
 

@@ -8,6 +8,7 @@ from grpo_jax.data.sources import load_rows
 from grpo_jax.data.tiny_countdown import worked_examples
 from grpo_jax.errors import UserError
 from grpo_jax.rewards.countdown import solves
+from grpo_jax.rewards.format import think_answer_format
 
 LINE = re.compile(r"(\d+)([+-]\d+)=(\d+)([+-]\d+)=(\d+) vs (\d+) (yes|no)")
 
@@ -55,3 +56,27 @@ def test_held_out_problems_among_the_training_problems():
 def test_problems_that_need_other_symbols(options, why):
     with pytest.raises(UserError, match=why):
         load_rows(f"tiny_countdown:{options}", "train")
+
+
+def scores_when_opened(patience, care):
+    """Means of (equation, form)."""
+    rows = load_rows("tiny_countdown:opened,size=100", "train", seed=0)
+    texts = [row["completion"] for row in worked_examples("opened", 0, 100, patience, care)]
+    right = [solves(text, row["numbers"], row["target"]) for text, row in zip(texts, rows)]
+    return sum(right) / 100, sum(think_answer_format([row["prompt"] for row in rows], texts)) / 100
+
+
+def test_opened_examples_that_do_not_score_as_they_are_meant_to():
+    assert scores_when_opened(1.0, 1.0) == (1.0, 1.0)
+    assert scores_when_opened(1.0, 0.0) == (0.0, 0.0)
+    right, formed = scores_when_opened(0.0, 1.0)
+    assert right < 0.5
+    assert formed == 1.0
+
+
+def test_opened_problems_that_are_others():
+    opened = load_rows("tiny_countdown:opened,max=8", "test")
+    assert [row["prompt"] for row in opened] == [
+        row["prompt"] + "<think>" for row in load_rows("tiny_countdown:max=8", "test")
+    ]
+    assert {row["size"] for row in opened} == {3}

@@ -1,0 +1,41 @@
+"""Tiny models' tokenizers: a symbol that is missing would vanish from what the model reads, without a word."""
+
+import pytest
+
+from grpo_jax.tiny_model import SHAPE, TASKS, shape_for, symbols_of, tokenizer_for
+
+OPTIONS = {"tiny_countdown": "opened", "tiny_knights": "people=2-4", "tiny_math": "levels=1-6"}
+
+
+@pytest.mark.parametrize("names", [[name] for name in TASKS] + [list(TASKS)], ids="+".join)
+def test_texts_that_do_not_come_back(names):
+    tokenizer = tokenizer_for(names)
+    for name in names:
+        for row in TASKS[name].worked_examples(OPTIONS[name], 0, 100, 0.5, 0.5):
+            text = row["prompt"] + row["completion"]
+            ids = tokenizer(text)["input_ids"]
+            assert tokenizer.decode(ids) == text
+            assert {tokenizer.decode([token]) for token in ids} <= set(symbols_of(names))
+            assert max(ids) < shape_for(names).vocab_size
+
+
+def test_the_demos_tokens_that_have_changed():
+    """Its starting model, to the bit, depends on them."""
+    single = ["<pad>", *"0123456789+-=:", "Ċ", "Ġ"]
+    words = ["<think>", "</think>", "<answer>", "</answer>", " vs ", " yes", " no"]
+    tokens = [*single, *words, *map(str, range(10, 100)), "<|endoftext|>"]
+    assert tokenizer_for(["tiny_countdown"]).get_vocab() == {token: i for i, token in enumerate(tokens)}
+    assert shape_for(["tiny_countdown"]) == SHAPE
+
+
+def test_a_puzzle_that_takes_more_tokens_than_it_has_symbols():
+    row = TASKS["tiny_knights"].worked_examples("people=2", 0, 1)[0]
+    prompt = "Who is who?\nAva says: Ben is a knave and Ava is a knight\nBen says: Ava is a knight\n<think>"
+    ids = tokenizer_for(["tiny_knights"])(prompt)["input_ids"]
+    assert len(ids) == 1 + 4 + 2 + 2
+    assert row["prompt"].startswith("Who is who?\nAva says: ")
+
+
+def test_a_mixture_whose_order_matters():
+    assert symbols_of(["tiny_math", "tiny_knights"]) == symbols_of(["tiny_knights", "tiny_math"])
+    assert len(tokenizer_for(list(TASKS))) <= shape_for(list(TASKS)).vocab_size == 192
