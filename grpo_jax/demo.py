@@ -15,7 +15,7 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,15 @@ def starting_model(config: GRPOConfig) -> Iterator[Path]:
 
 
 def _check(config: GRPOConfig) -> None:
-    for task, options in lessons_for(_specs(config)):
+    lessons = lessons_for(_specs(config))
+    for task, options in lessons:
         task.options_of(options)
+    known = list(dict.fromkeys(task.NAME for task, _ in lessons))
+    if config.eval_dataset is not None and config.eval_dataset.partition(":")[0] not in known:
+        raise UserError(
+            f"eval_dataset = {config.eval_dataset}: this 'demo' knows the symbols of {', '.join(known)} only; "
+            "evaluate it on that"
+        )
     if jax.process_count() > 1:
         raise UserError("model = demo: it is made by one process; start one, or give another model")
     if "://" in (config.output_dir or ""):
@@ -88,8 +95,7 @@ def _check(config: GRPOConfig) -> None:
 
 def _specs(config: GRPOConfig) -> list[str]:
     """The data set, or the parts of a mixture."""
-    dataset: str | Mapping[str, str] = config.dataset
-    return [dataset] if isinstance(dataset, str) else list(dataset.values())
+    return [config.dataset] if isinstance(config.dataset, str) else list(config.dataset.values())
 
 
 def lessons_for(specs: Sequence[str]) -> list[Lesson]:

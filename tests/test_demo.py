@@ -156,6 +156,8 @@ def test_folder_named_start_that_is_removed(tmp_path, capsys):
             "dataset = gsm8k: the model 'demo' reads tiny_countdown, tiny_knights, tiny_math only",
         ),
         (["--dataset", "tiny_countdown:max=50"], "use max=33 or less"),
+        (["--dataset", "{a: tiny_math, b: gsm8k}"], "dataset = gsm8k: the model 'demo' reads"),
+        (["--eval_dataset", "tiny_math"], "knows the symbols of tiny_countdown only"),
         (["--output_dir", "gs://bucket/run"], "give a local folder"),
     ],
 )
