@@ -124,6 +124,7 @@ def _prompts(config: GRPOConfig, policy: Policy, rows: Rows | Mapping[str, Rows]
         prefill=config.prefill,
         pad_id=policy.vocabulary.pad_id,
         prompt_column=config.prompt_column,
+        layout=config.layout,
         chat_template_kwargs=config.chat_template_kwargs,
     )
 

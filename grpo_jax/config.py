@@ -79,6 +79,8 @@ class PromptSettings(Settings):
 
     prompt_column: Name = "prompt"
     """The column with the prompt: a string, or a list of chat messages."""
+    layout: Name | None = None
+    """What the columns are, by name, such as gsm8k or openr1_math (docs/data.md); none: recognised by the columns."""
     system_prompt: str | None = None
     """A system message put before every chat; none: the dataset's own, if any."""
     prefill: Name | None = None
@@ -237,6 +239,7 @@ class GRPOConfig(
             check.batch(self),
             check.weights(self),
             check.evaluation(self),
+            check.layout(self),
             check.distinct_samples(self, "eval_samples", "eval_temperature"),
             check.exploration(self),
             check.shortest(self),
@@ -264,6 +267,8 @@ class SFTConfig(RunSettings, ModelSettings, DataSettings, OptimizerSettings, Ada
     """The column with the prompt: a string, or a list of chat messages. It gets no gradient."""
     completion_column: Name = "completion"
     """The column with what is learned: a string, or a list of chat messages."""
+    layout: Name | None = None
+    """What the columns are, by name, such as openr1_math or limo (docs/data.md); none: recognised by the columns."""
     system_prompt: str | None = None
     """A system message put before every chat; none: the dataset's own, if any."""
     max_length: Positive = 1024
@@ -276,7 +281,12 @@ class SFTConfig(RunSettings, ModelSettings, DataSettings, OptimizerSettings, Ada
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        check.first(check.warmup(self), check.micro_batch(self, self.rows_per_step), *check.adapters(self))
+        check.first(
+            check.warmup(self),
+            check.micro_batch(self, self.rows_per_step),
+            check.layout(self),
+            *check.adapters(self),
+        )
         return self
 
 
@@ -304,7 +314,10 @@ class EvalConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettings
     def _fits_together(self) -> Self:
         idle = "samples = 0: greedy is off too, so there is nothing to do; set one of them"
         check.first(
-            None if self.samples or self.greedy else idle, check.distinct_samples(self), check.shortest(self)
+            None if self.samples or self.greedy else idle,
+            check.layout(self),
+            check.distinct_samples(self),
+            check.shortest(self),
         )
         return self
 

@@ -216,6 +216,7 @@ def _held_out(config: EvalConfig, policy: Policy) -> Prompts:
         prefill=config.prefill,
         pad_id=policy.vocabulary.pad_id,
         prompt_column=config.prompt_column,
+        layout=config.layout,
         chat_template_kwargs=config.chat_template_kwargs,
     )
 

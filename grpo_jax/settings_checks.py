@@ -54,6 +54,21 @@ def length(c: Any) -> str | None:
     return None
 
 
+def layout(c: Any) -> str | None:
+    """A layout that exists, which says where the prompt is."""
+    from grpo_jax.data.layouts import PLAIN, named
+
+    if c.layout is None or c.layout == PLAIN:
+        return None
+    try:
+        named(c.layout)
+    except UserError as fault:
+        return str(fault)
+    if changed(c, "prompt_column"):
+        return f"layout = {c.layout!r}: prompt_column = {c.prompt_column!r} says otherwise; leave one of them out"
+    return None
+
+
 def template_variables(given: Any) -> str | None:
     """What decides whether the assistant's turn is opened is not for the user's variables to say."""
     if taken := sorted({"tokenize", "add_generation_prompt", "continue_final_message"} & given.keys()):

@@ -99,6 +99,7 @@ def _examples(config: SFTConfig, policy: Policy, rows: list[Row]) -> Examples:
         system_prompt=config.system_prompt,
         prompt_column=config.prompt_column,
         completion_column=config.completion_column,
+        layout=config.layout,
     )
 
 

@@ -552,3 +552,12 @@ def test_settings_survive_yaml(tmp_path, values):
 def test_defaults_of_every_verb_survive_yaml(cls, tmp_path):
     config = cls(**NEEDED.get(cls, {}))
     assert load_settings(cls, write(tmp_path, config.to_yaml())) == config
+
+
+def test_a_layout_is_checked_before_anything_loads():
+    assert load_settings(GRPOConfig, None, {"layout": "gsm8k"}).layout == "gsm8k"
+    with pytest.raises(UserError, match=r"layout = 'gsm8': no such layout \(did you mean 'gsm8k'"):
+        GRPOConfig(layout="gsm8")
+    with pytest.raises(UserError, match="layout = 'gsm8k': prompt_column = 'text' says otherwise"):
+        SFTConfig(model="m", dataset="d", layout="gsm8k", prompt_column="text")
+    assert EvalConfig(model="m", layout="plain", prompt_column="text").prompt_column == "text"

@@ -58,10 +58,11 @@ class Examples:
         system_prompt: str | None = None,
         prompt_column: str = "prompt",
         completion_column: str = "completion",
+        layout: str | None = None,
     ):
         self.rows_per_step, self.pad_id = rows_per_step, pad_id
         self.seed, self.shuffle = seed, shuffle
-        arranged = arrange(rows, prompt_column)
+        arranged = arrange(rows, prompt_column, layout, completion_column=completion_column)
         prompts = encode_all(
             arranged, render_all(arranged, tokenizer, system_prompt), tokenizer, system_prompt
         )

@@ -1,16 +1,30 @@
-"""From the columns that a data set has to the ones that we use: `prompt`, and `answer` where there is one.
+"""From the columns that a data set has to the ones that we use: `prompt`, `answer` where there is one, `completion`
+where it is asked for.
 
-A row that has the prompt column passes through as it is. The layouts below are recognised by their columns,
-and turn a question into a conversation of one user message, so that the model's chat template applies. Every
-other column stays: reward functions may ask for it.
+A row that has the prompt column passes through as it is. The layouts below are recognised by their columns, or named
+by the setting `layout`, and turn a question into a conversation of one user message, so that the model's chat template
+applies. Every other column stays: reward functions and curricula may ask for it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_jax.data.countdown import ask
+from grpo_jax.data import public_sets as sets
+from grpo_jax.data.public_sets import gsm8k_answer
 from grpo_jax.errors import UserError, nearest
+
+__all__ = [
+    "LAYOUTS",
+    "PLAIN",
+    "Layout",
+    "arrange",
+    "arrange_one",
+    "gsm8k_answer",
+    "named",
+    "names",
+    "recognise",
+]
 
 Row = dict[str, Any]
 
@@ -19,85 +33,142 @@ Row = dict[str, Any]
 class Layout:
     """A data set known by its columns."""
 
+    name: str
+    sets: str
+    """Public sets that have it, for people."""
     columns: frozenset[str]
-    arrange: Callable[[Row], Row]
+    """What it is recognised by."""
+    question: str | None
+    """The column that holds the question: text or a conversation; None when the question is made of numbers."""
+    ask: Callable[[Row], Row]
     """Columns to add or replace; KeyError or ValueError for a bad row."""
+    trace: Callable[[Row], str] | None = None
+    """The completion to learn from, `<think>..</think>` and the answer; None when the set has none."""
     accepts: Callable[[Row], bool] = lambda row: True
     replaces_prompt: bool = False
 
-
-def _user(text: str) -> list[dict[str, str]]:
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("the question is empty")
-    return [{"role": "user", "content": text}]
-
-
-def gsm8k_answer(solution: str) -> str:
-    """The number after the last `####`, without commas and spaces: '... #### 1,234' -> '1234'."""
-    _, mark, answer = solution.rpartition("####")
-    answer = "".join(answer.replace(",", "").split())
-    if not mark or not answer:
-        raise ValueError("'answer' has no number after '####'")
-    return answer
+    def fits(self, row: Row) -> bool:
+        """Whether a row is of this layout."""
+        free = self.replaces_prompt or "prompt" not in row
+        return bool(free and self.columns and self.columns <= row.keys() and self.accepts(row))
 
 
-def _gsm8k(row: Row) -> Row:
-    return {
-        "prompt": _user(row["question"]),
-        "answer": gsm8k_answer(str(row["answer"])),
-        "solution": row["answer"],
-    }
+def _layout(
+    name: str, sets: str, columns: str, question: str | None, ask: Any, *rest: Any, **more: Any
+) -> Layout:
+    return Layout(name, sets, frozenset(columns.split()), question, ask, *rest, **more)
 
 
-def _knights(row: Row) -> Row:
-    return {"prompt": _user(row["quiz"]), "answer": row["solution_text_format"]}
-
-
-def _countdown(row: Row) -> Row:
-    return {"prompt": ask(row["nums"], row["target"]), "numbers": list(row["nums"])}
-
+_THOUGHTS = ("system conversations", "conversations", sets.ask_openthoughts, sets.trace_openthoughts)
 
 LAYOUTS = (
     # Knights and knaves: its `prompt` already holds another model's chat markup, so `quiz` is taken instead.
-    Layout(frozenset({"quiz", "names", "solution_text_format"}), _knights, replaces_prompt=True),
-    Layout(frozenset({"question", "answer"}), _gsm8k, accepts=lambda row: "####" in str(row["answer"])),
-    Layout(frozenset({"question", "answer"}), lambda row: {"prompt": _user(row["question"])}),
-    Layout(frozenset({"problem", "answer"}), lambda row: {"prompt": _user(row["problem"])}),
-    Layout(frozenset({"nums", "target"}), _countdown),
+    _layout(
+        "knights_and_knaves",
+        "knights-and-knaves (3 to 7 people)",
+        "quiz names solution_text_format",
+        "quiz",
+        sets.ask_knights,
+        sets.trace_knights,
+        replaces_prompt=True,
+    ),
+    _layout(
+        "gsm8k",
+        "GSM8K",
+        "question answer",
+        "question",
+        sets.ask_gsm8k,
+        sets.trace_gsm8k,
+        accepts=lambda row: "####" in str(row["answer"]),
+    ),
+    _layout("limo", "LIMO", "question solution answer", "question", sets.ask_limo, sets.trace_solution),
+    _layout("question_answer", "any", "question answer", "question", sets.ask_question),
+    _layout(
+        "openr1_math",
+        "OpenR1-Math-220k",
+        "problem answer generations",
+        "problem",
+        sets.ask_math,
+        sets.trace_openr1,
+    ),
+    _layout(
+        "openthoughts_metadata",
+        "OpenThoughts-114k (config metadata)",
+        "problem deepseek_reasoning deepseek_solution ground_truth_solution",
+        "problem",
+        sets.ask_openthoughts_metadata,
+        sets.trace_openthoughts_metadata,
+    ),
+    _layout(
+        "math",
+        "MATH, MATH-500, NuminaMath",
+        "problem solution",
+        "problem",
+        sets.ask_math,
+        sets.trace_solution,
+        accepts=lambda row: "level" in row or "answer" not in row,
+    ),
+    _layout(
+        "deepscaler",
+        "DeepScaleR-Preview",
+        "problem solution answer",
+        "problem",
+        sets.ask_math,
+        sets.trace_solution,
+    ),
+    _layout("problem_answer", "any", "problem answer", "problem", sets.ask_problem),
+    _layout("openthoughts", "OpenThoughts-114k", *_THOUGHTS),
+    _layout("bespoke_stratos", "Bespoke-Stratos-17k", *_THOUGHTS),
+    _layout(
+        "dolphin_r1",
+        "dolphin-r1 (reasoning)",
+        "messages reasoning answer",
+        "messages",
+        sets.ask_messages,
+        sets.trace_dolphin,
+    ),
+    _layout("countdown_tasks", "Countdown-Tasks-3to4", "nums target", None, sets.ask_countdown),
+    _layout("messages", "any chat", "messages", "messages", sets.ask_messages, sets.trace_messages),
 )
+"""Asked in this order, and the first that fits is taken. Two that have the same columns are told apart by name only."""
+
+PLAIN = "plain"
+"""The prompt column is taken as it stands, whatever other columns there are."""
 
 
-def arrange(rows: Sequence[Row], prompt_column: str = "prompt") -> list[Row]:
-    """Rows with a usable `prompt` each: text, or a list of {role, content} messages.
+def names() -> list[str]:
+    """What the setting `layout` may be."""
+    return [PLAIN, *(layout.name for layout in LAYOUTS)]
 
-    A `prompt_column` other than "prompt" is taken as it stands and no layout is tried. The layout is chosen
-    by the first row.
-    UserError: no such column (with those there are), or rows that have no usable prompt (how many, and the
-    first).
+
+def plain(prompt_column: str = "prompt") -> Layout:
+    """The layout that is none."""
+    take = lambda row: {"prompt": row[prompt_column]}
+    return Layout(PLAIN, "your own", frozenset(), prompt_column, take)
+
+
+def named(name: str) -> Layout:
+    """The layout of a name. UserError, with all the names, for another."""
+    found = next((layout for layout in LAYOUTS if layout.name == name), None)
+    if found is None:
+        known = f"layouts are {', '.join(names())}"
+        raise UserError(f"layout = {name!r}: no such layout{nearest(name, names())}; {known}")
+    return found
+
+
+def recognise(first: Row, prompt_column: str = "prompt", name: str | None = None) -> Layout:
+    """The layout of a data set: the one of a name, or else the first that fits its first row.
+
+    UserError: no such layout, or a data set that lacks the columns.
     """
-    if not rows:
-        raise UserError("dataset: no rows")
-    layout = _layout(rows[0], prompt_column)
-    take = layout.arrange if layout else lambda row: {"prompt": row[prompt_column]}
-    arranged, faults = [], []
-    for number, row in enumerate(rows, start=1):
-        try:
-            arranged.append({**row, **take(row)})
-            check(arranged[-1]["prompt"])
-        except KeyError as error:
-            faults.append(f"row {number} has no column {error}")
-        except ValueError as error:
-            faults.append(f"row {number}: {error}")
-    if faults:
-        raise UserError(f"dataset: {len(faults)} of {len(rows)} rows cannot be used; {faults[0]}")
-    return arranged
-
-
-def _layout(first: Row, prompt_column: str) -> Layout | None:
-    """The layout of a data set, or None when its prompt column is taken as it stands."""
-    for layout in LAYOUTS if prompt_column == "prompt" else ():
-        free = layout.replaces_prompt or "prompt" not in first
-        if free and layout.columns <= first.keys() and layout.accepts(first):
+    if name is not None and name != PLAIN:
+        layout = named(name)
+        if missing := sorted(layout.columns - first.keys()):
+            have = ", ".join(first)
+            raise UserError(f"layout = {name!r}: the data have no column '{missing[0]}' among {have}")
+        return layout
+    for layout in LAYOUTS if prompt_column == "prompt" and name is None else ():
+        if layout.fits(first):
             return layout
     if prompt_column not in first:
         close = nearest(prompt_column, first)
@@ -106,7 +177,52 @@ def _layout(first: Row, prompt_column: str) -> Layout | None:
             f"dataset: no column '{prompt_column}'{close} among {columns}; "
             "set prompt_column to the one that holds the prompts"
         )
-    return None
+    return plain(prompt_column)
+
+
+def arrange(
+    rows: Sequence[Row],
+    prompt_column: str = "prompt",
+    layout: str | None = None,
+    *,
+    completion_column: str | None = None,
+) -> list[Row]:
+    """Rows with a usable `prompt` each: text, or a list of {role, content} messages.
+
+    A `prompt_column` other than "prompt" is taken as it stands and no layout is tried. The layout is the one named, or
+    chosen by the first row. Where a `completion_column` is asked for and the rows have none, the layout's trace fills
+    it.
+    UserError: no such column (with those there are), or rows that have no usable prompt (how many, and the
+    first).
+    """
+    if not rows:
+        raise UserError("dataset: no rows")
+    found = recognise(rows[0], prompt_column, layout)
+    lacks = completion_column is not None and completion_column not in rows[0]
+    column = completion_column if lacks and found.trace else None
+    arranged, faults = [], []
+    for number, row in enumerate(rows, start=1):
+        try:
+            arranged.append(arrange_one(row, found, column))
+        except ValueError as error:
+            faults.append(f"row {number}: {error}")
+    if faults:
+        raise UserError(f"dataset: {len(faults)} of {len(rows)} rows cannot be used; {faults[0]}")
+    return arranged
+
+
+def arrange_one(row: Row, layout: Layout, completion_column: str | None = None) -> Row:
+    """A row of a layout, arranged. ValueError, saying what is wrong with it."""
+    try:
+        made = {**row, **layout.ask(row)}
+        check(made["prompt"])
+        if completion_column and layout.trace:
+            made[completion_column] = layout.trace(row)
+    except KeyError as error:
+        raise ValueError(f"there is no column {error}") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(str(error)) from None
+    return made
 
 
 def check(prompt: Any) -> None:

@@ -115,10 +115,11 @@ class Prompts:
         prefill: str | None = None,
         pad_id: int = 0,
         prompt_column: str = "prompt",
+        layout: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
     ):
         self.max_prompt_length, self.pad_id = max_prompt_length, pad_id
-        parts = _arranged(rows, prompt_column)
+        parts = _arranged(rows, prompt_column, layout)
         self._rows = [row for part in parts.values() for row in part]
         self._texts = render_all(self._rows, tokenizer, system_prompt, chat_template_kwargs, prefill)
         self._ids = encode_all(self._rows, self._texts, tokenizer, system_prompt)
@@ -245,14 +246,16 @@ def encode_all(
     return ids
 
 
-def _arranged(rows: Sequence[Row] | Mapping[str, Sequence[Row]], prompt_column: str) -> dict[str, list[Row]]:
+def _arranged(
+    rows: Sequence[Row] | Mapping[str, Sequence[Row]], prompt_column: str, layout: str | None
+) -> dict[str, list[Row]]:
     """Rows with a usable `prompt` each, by the name of their domain. UserError, naming domain and row."""
     if not isinstance(rows, Mapping):
-        return {"": arrange(rows, prompt_column)}
+        return {"": arrange(rows, prompt_column, layout)}
     parts = {}
     for name, part in rows.items():
         try:
-            parts[name] = [{**row, "domain": name} for row in arrange(part, prompt_column)]
+            parts[name] = [{**row, "domain": name} for row in arrange(part, prompt_column, layout)]
         except UserError as fault:
             raise UserError(f"dataset, '{name}': {fault}") from None
     return parts

@@ -69,7 +69,7 @@ def test_a_missing_column_is_a_key_error():
         match=r"no column 'prompt' \(did you mean 'prompts'\?\) among prompts, y; set prompt_column",
     ):
         arrange([{"prompts": "a", "y": 1}])
-    with pytest.raises(UserError, match="row 2 has no column 'prompt'"):
+    with pytest.raises(UserError, match="row 2: there is no column 'prompt'"):
         arrange([{"prompt": "a"}, {"y": 1}])
 
 

@@ -1,0 +1,153 @@
+"""What the rows of the public sets say, set by set: a prompt with its answer, and a worked answer to learn from.
+
+Each `ask_*` gives the columns to add or replace, each `trace_*` the completion. KeyError (no such column) and
+ValueError (what is wrong) are for one row.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grpo_jax.data.countdown import ask
+from grpo_jax.data.traces import asked, boxed_answer, normalised, said, traced, turns
+
+Row = dict[str, Any]
+
+
+def user(text: Any) -> list[dict[str, str]]:
+    """A conversation of one question."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the question is empty")
+    return [{"role": "user", "content": text}]
+
+
+def filled(value: Any) -> str:
+    """A value as text, '' for None."""
+    return "" if value is None else str(value).strip()
+
+
+# ---- GSM8K ----
+
+
+def gsm8k_answer(solution: str) -> str:
+    """The number after the last `####`, without commas and spaces: '... #### 1,234' -> '1234'."""
+    _, mark, answer = solution.rpartition("####")
+    answer = "".join(answer.replace(",", "").split())
+    if not mark or not answer:
+        raise ValueError("'answer' has no number after '####'")
+    return answer
+
+
+def ask_gsm8k(row: Row) -> Row:
+    answer = gsm8k_answer(str(row["answer"]))
+    return {"prompt": user(row["question"]), "answer": answer, "solution": row["answer"]}
+
+
+def trace_gsm8k(row: Row) -> str:
+    """Its worked solution without the calculator's notes `<<48/2=24>>`, closed by `#### 72`."""
+    worked = re.sub(r"<<[^<>]*>>", "", str(row["answer"]).rpartition("####")[0])
+    return traced(worked, f"#### {gsm8k_answer(str(row['answer']))}")
+
+
+# ---- mathematics: problem, solution, answer ----
+
+
+def ask_question(row: Row) -> Row:
+    return {"prompt": user(row["question"])}
+
+
+def ask_problem(row: Row) -> Row:
+    return {"prompt": user(row["problem"])}
+
+
+def gold(row: Row) -> str:
+    """Its answer; where it names none, what its solution has in a box."""
+    answer = filled(row.get("answer")) or boxed_answer(filled(row.get("solution")))
+    if not answer:
+        raise ValueError("it has no answer, and nothing in a box in its solution")
+    return answer
+
+
+def _asked_math(question: str, row: Row) -> Row:
+    answer = gold(row)
+    # TRL's accuracy_reward reads `solution`, and knows an answer in a box for one
+    worked = filled(row.get("solution")) or f"\\boxed{{{answer}}}"
+    return {"prompt": user(row[question]), "answer": answer, "solution": worked}
+
+
+def ask_math(row: Row) -> Row:
+    return _asked_math("problem", row)
+
+
+def ask_limo(row: Row) -> Row:
+    return _asked_math("question", row)
+
+
+def trace_solution(row: Row) -> str:
+    """Its solution, closed by the answer in a box."""
+    return traced(row.get("solution"), f"\\boxed{{{gold(row)}}}")
+
+
+# ---- traces of a reasoning model ----
+
+
+def trace_openr1(row: Row) -> str:
+    """The first generation that is whole and was verified: by math-verify, or else by a judge."""
+    generations: Sequence[str] = row["generations"]
+    whole = row.get("is_reasoning_complete") or [True] * len(generations)
+    for judge in ("correctness_math_verify", "correctness_llama"):
+        for text, complete, right in zip(generations, whole, row.get(judge) or []):
+            if complete and right:
+                return normalised(text)
+    raise ValueError("none of its generations is both whole and verified")
+
+
+def ask_openthoughts(row: Row) -> Row:
+    # Its `system` column asks for marks that the completions no longer have.
+    conversation = [turn for turn in turns(row["conversations"]) if turn["role"] != "system"]
+    last = conversation[-1]
+    reply = last["content"] if last["role"] == "assistant" else ""
+    return {"prompt": asked(conversation), "answer": boxed_answer(reply)}
+
+
+def trace_openthoughts(row: Row) -> str:
+    return normalised(said(turns(row["conversations"])))
+
+
+def ask_openthoughts_metadata(row: Row) -> Row:
+    truth = filled(row["ground_truth_solution"])
+    return {"prompt": user(row["problem"]), "answer": boxed_answer(truth) or truth or None}
+
+
+def trace_openthoughts_metadata(row: Row) -> str:
+    return traced(row["deepseek_reasoning"], row["deepseek_solution"])
+
+
+def ask_messages(row: Row) -> Row:
+    return {"prompt": asked(turns(row["messages"]))}
+
+
+def trace_messages(row: Row) -> str:
+    """The last answer as it stands: not every chat reasons."""
+    return said(turns(row["messages"]))
+
+
+def trace_dolphin(row: Row) -> str:
+    return traced(row["reasoning"], row["answer"])
+
+
+# ---- puzzles ----
+
+
+def ask_countdown(row: Row) -> Row:
+    return {"prompt": ask(row["nums"], row["target"]), "numbers": list(row["nums"])}
+
+
+def ask_knights(row: Row) -> Row:
+    return {"prompt": user(row["quiz"]), "answer": row["solution_text_format"]}
+
+
+def trace_knights(row: Mapping[str, Any]) -> str:
+    """Its reasoning by cases, closed by everyone's kind between the answer's tags."""
+    steps = [row["cot_head"], *row["cot_repeat_steps"], row["cot_foot"]]
+    return traced("\n".join(steps), f"<answer>\n{row['solution_text_format']}\n</answer>")

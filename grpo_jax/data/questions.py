@@ -1,0 +1,37 @@
+"""Where a row's question stands in its own columns: to read it, and to change it while the layout stays what it is."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from grpo_jax.data.layouts import Layout, Row
+
+
+def questions(row: Row, layout: Layout) -> Iterator[str]:
+    """The texts of a row's question: what the user says."""
+    value = row.get(layout.question) if layout.question else None
+    if isinstance(value, str):
+        yield value
+    for turn in value if isinstance(value, list) else ():
+        if _of_user(turn):
+            yield str(turn.get("content", turn.get("value")) or "")
+
+
+def with_questions(row: Row, layout: Layout, change: Callable[[str], str]) -> Row:
+    """The row with `change` made to each of them, the layout's columns being what they were."""
+    value = row.get(layout.question) if layout.question else None
+    if isinstance(value, str):
+        return {**row, str(layout.question): change(value)}
+    if not isinstance(value, list):
+        return row
+    return {**row, str(layout.question): [_changed(turn, change) for turn in value]}
+
+
+def _changed(turn: Any, change: Callable[[str], str]) -> Any:
+    if not _of_user(turn):
+        return turn
+    key = "content" if "content" in turn else "value"
+    return {**turn, key: change(turn[key])} if isinstance(turn.get(key), str) else turn
+
+
+def _of_user(turn: Any) -> bool:
+    return isinstance(turn, dict) and turn.get("role", turn.get("from")) in ("user", "human")

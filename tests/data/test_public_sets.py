@@ -1,0 +1,210 @@
+"""The named public sets: what is asked, what counts as right, and what is learned from, on rows of our own."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from grpo_jax.data.examples import Examples
+from grpo_jax.data.layouts import LAYOUTS, arrange, recognise
+from grpo_jax.data.prompts import Prompts
+from grpo_jax.data.sources import load_rows
+from grpo_jax.data.traces import boxed_answer, normalised
+from grpo_jax.errors import UserError
+from grpo_jax.rewards.gsm8k import gsm8k
+from grpo_jax.rewards.knights import knights_and_knaves
+
+_spec = importlib.util.spec_from_file_location(
+    "public_rows", pathlib.Path(__file__).parent / "public_rows.py"
+)
+public = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(public)
+ROWS = public.ROWS
+
+
+def traces(rows, layout=None):
+    return [row["completion"] for row in arrange(rows, layout=layout, completion_column="completion")]
+
+
+def test_a_layout_that_no_row_tests():
+    assert ROWS.keys() == {layout.name for layout in LAYOUTS}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_layout_is_taken_for_another(name):
+    same_columns = {"bespoke_stratos": "openthoughts"}
+    assert recognise(ROWS[name]).name == same_columns.get(name, name)
+    assert recognise(ROWS[name], name=name).name == name
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_column_is_lost(name):
+    (row,) = arrange([ROWS[name]], layout=name)
+    assert ROWS[name].keys() <= row.keys()
+
+
+@pytest.mark.parametrize("name", [n for n in ROWS if n not in ("countdown_tasks", "question_answer")])
+def test_the_answer_is_not_what_can_be_verified(name):
+    (row,) = arrange([ROWS[name]], layout=name)
+    expected = {"knights_and_knaves": public.SAID, "messages": None, "dolphin_r1": "It is $\\boxed{7}$."}
+    assert row.get("answer") == expected.get(name, "7")
+
+
+@pytest.mark.parametrize(
+    "name", ["openr1_math", "openthoughts", "bespoke_stratos", "openthoughts_metadata", "dolphin_r1"]
+)
+def test_reasoning_marked_in_other_ways(name):
+    assert traces([ROWS[name]], name) == [public.OURS]
+
+
+@pytest.mark.parametrize(
+    ("name", "completion"),
+    [
+        ("gsm8k", "<think>\nShe has 6+1=7 eggs.\n</think>\n\n#### 7"),
+        ("math", "<think>\nSix and one are $\\boxed{7}$.\n</think>\n\n\\boxed{7}"),
+        ("limo", "<think>\nSix and one.\n</think>\n\n\\boxed{7}"),
+        ("messages", "Hello."),
+        (
+            "knights_and_knaves",
+            f"<think>\nTry each.\nAnn tells the truth: fine.\nIt fits.\n</think>\n\n<answer>\n{public.SAID}\n</answer>",
+        ),
+    ],
+)
+def test_a_worked_solution_is_no_trace(name, completion):
+    assert traces([ROWS[name]], name) == [completion]
+
+
+def test_a_system_message_asks_for_marks_that_are_gone():
+    (row,) = arrange([ROWS["openthoughts"]])
+    assert row["prompt"] == [{"role": "user", "content": "What is 6 + 1?"}]
+
+
+def test_a_system_message_of_the_data_is_dropped():
+    (row,) = arrange([ROWS["dolphin_r1"]])
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
+
+
+def test_an_unverified_generation_is_learned():
+    row = ROWS["openr1_math"]
+    assert traces([{**row, "correctness_math_verify": [True, True, False]}])[0].endswith("8")
+    by_judge = {"correctness_math_verify": [False] * 3, "correctness_llama": [False, False, True]}
+    assert traces([{**row, **by_judge}]) == [public.OURS]
+    with pytest.raises(UserError, match="row 1: none of its generations is both whole and verified"):
+        traces([{**row, "correctness_math_verify": [True, False, False]}])
+
+
+def test_an_empty_solution_leaves_trls_reward_without_gold():
+    bare = {**ROWS["deepscaler"], "solution": ""}
+    assert arrange([bare])[0]["solution"] == "\\boxed{7}"
+    with pytest.raises(UserError, match="row 1: there is no reasoning"):
+        traces([bare])
+    (row,) = arrange([ROWS["math"]])
+    assert row["solution"] == ROWS["math"]["solution"]
+
+
+def test_a_math_row_without_any_answer_passes():
+    with pytest.raises(UserError, match="row 2: it has no answer, and nothing in a box"):
+        arrange([ROWS["math"], {**ROWS["math"], "solution": "Trivial."}])
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in ROWS if n not in ("countdown_tasks", "question_answer", "problem_answer")]
+)
+def test_a_layout_cannot_be_learned_from(name, tokenizer):
+    examples = Examples([ROWS[name]], tokenizer, rows_per_step=1, max_length=2000, eos_id=3, layout=name)
+    assert len(examples) == 1
+
+
+def test_a_layout_without_completions_is_a_key_error(tokenizer):
+    with pytest.raises(UserError, match="no column 'completion'"):
+        Examples([ROWS["countdown_tasks"]], tokenizer, rows_per_step=1, max_length=2000, eos_id=3)
+
+
+def test_a_completion_of_the_users_own_is_replaced():
+    (row,) = arrange([{**ROWS["gsm8k"], "completion": "mine"}], completion_column="completion")
+    assert row["completion"] == "mine"
+    assert arrange([ROWS["gsm8k"]], completion_column="answer")[0]["answer"] == "7"
+
+
+def test_columns_for_curricula_do_not_reach_the_batch(tokenizer):
+    prompts = Prompts([{**ROWS["math"], "pass_rate": 0.5}], tokenizer, max_prompt_length=200, layout="math")
+    assert {"level", "type", "pass_rate", "answer"} <= set(prompts.columns)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("<think>on and on", "never ends"),
+        ("<|begin_of_thought|>on", "never ends"),
+        ("no marks at all", "no reasoning is marked"),
+        ("<think>a</think> \n", "no answer behind"),
+        ("<think> </think>7", "no reasoning"),
+        ("<|begin_of_thought|>a<|end_of_thought|><|begin_of_solution|>7", "solution never ends"),
+        (None, "not text"),
+    ],
+)
+def test_a_broken_trace_is_learned(text, says):
+    with pytest.raises(ValueError, match=says):
+        normalised(text)
+
+
+def test_a_trace_opened_by_the_prompt_is_refused():
+    assert normalised("Six and one.\n</think>\nIt is $\\boxed{7}$.") == public.OURS
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"a \boxed{1} and \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\fbox{3}", "3"),
+        (r"so $\boxed 5$", "5"),
+        (r"\boxed{\text{a {b} c}}", r"\text{a {b} c}"),
+        (r"\boxed{7", None),
+        (r"\boxed{}", None),
+        ("none", None),
+    ],
+)
+def test_the_wrong_box(text, answer):
+    assert boxed_answer(text) == answer
+
+
+# ---- by name ----
+
+
+def test_a_forced_layout_is_only_a_hint():
+    row = {"prompt": "mine", **ROWS["gsm8k"]}
+    assert arrange([row])[0]["prompt"] == "mine"
+    assert arrange([row], layout="gsm8k")[0]["prompt"][0]["content"] == row["question"]
+    assert (
+        arrange([ROWS["knights_and_knaves"]], layout="plain")[0]["prompt"]
+        == ROWS["knights_and_knaves"]["prompt"]
+    )
+
+
+def test_a_layout_that_does_not_exist_or_fit():
+    with pytest.raises(
+        UserError, match=r"no such layout \(did you mean 'gsm8k'\?\); layouts are plain, .*messages"
+    ):
+        arrange([ROWS["gsm8k"]], layout="gsm8")
+    with pytest.raises(
+        UserError, match=r"layout = 'limo': the data have no column 'solution' among question, answer"
+    ):
+        arrange([ROWS["gsm8k"]], layout="limo")
+
+
+# ---- real rows ----
+
+
+def test_gsm8k_traces_score_wrong(shared_data):
+    rows = arrange(load_rows(shared_data / "gsm8k", "train"), completion_column="completion")
+    completions = [row["completion"] for row in rows]
+    assert gsm8k([], completions, [row["answer"] for row in rows]) == [1.0] * 7473
+    assert not any("<<" in text for text in completions)
+
+
+def test_knights_traces_score_wrong(shared_data):
+    rows = arrange(
+        load_rows(shared_data / "knights_and_knaves" / "5ppl", "train"), completion_column="completion"
+    )
+    completions, answers = ([row[name] for row in rows] for name in ("completion", "answer"))
+    assert set(knights_and_knaves(completions, answer=answers)) == {1.0}
