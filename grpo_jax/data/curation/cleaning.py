@@ -1,0 +1,151 @@
+"""Clean a data set as SRPO does: strip what is noise, drop what cannot be learned from with a verifiable reward."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from grpo_jax.data.curation import faults
+from grpo_jax.data.curation.noise import STRIPPED, stripped
+from grpo_jax.data.curation.outcome import Fault, Outcome, Row, sieved
+from grpo_jax.data.layouts import Layout, arrange_one
+from grpo_jax.data.questions import questions, with_questions
+from grpo_jax.data.traces import boxed_answer
+
+Purpose = Literal["rl", "sft"]
+
+CODE_COLUMNS = frozenset(
+    "test_cases tests test test_list unit_tests starter_code input_output public_tests private_tests "
+    "public_test_cases private_test_cases".split()
+)
+"""A row in which one of these says something is a programming problem."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row, looked at from all sides."""
+
+    row: Row
+    arranged: Row
+    text: str
+    code: bool
+
+    @property
+    def answer(self) -> Any:
+        return self.arranged.get("answer")
+
+    @property
+    def answered(self) -> bool:
+        """Whether the row is of a set with answers that a reward compares with."""
+        return "answer" in self.arranged and not self.code
+
+
+Rule = Callable[[Case], str | None]
+
+_in_text = lambda find: lambda case: None if case.code else find(case.text)
+_in_code = lambda find: lambda case: find(case.text) if case.code else None
+_in_answer = lambda find: lambda case: find(case.answer) if case.answered else None
+
+
+def _contradiction(case: Case) -> str | None:
+    boxed = boxed_answer(str(case.row.get("solution") or ""))
+    return faults.contradiction(case.answer, boxed) if case.answered else None
+
+
+def _proof(case: Case) -> str | None:
+    kinds = {str(case.row.get(name)).casefold() for name in ("question_type", "problem_type")}
+    return "its own type says so" if "proof" in kinds else _in_text(faults.proof)(case)
+
+
+RULES: dict[str, Rule] = {
+    "multi_part": _in_text(faults.parts),
+    "proof": _proof,
+    "image": _in_text(faults.image),
+    "table": _in_text(faults.table),
+    "network": _in_code(faults.network),
+    "files": _in_code(faults.files),
+    "environment": _in_code(faults.environment),
+    "no_answer": _in_answer(faults.no_answer),
+    "several_answers": _in_answer(faults.several_answers),
+    "contradiction": _contradiction,
+}
+"""Reason -> what a row is dropped for, in this order: the first that applies is the one that is told."""
+
+ABOUT_ANSWERS = frozenset({"no_answer", "several_answers", "contradiction", "conflict"})
+"""Reasons that do not matter to supervised fine-tuning."""
+
+REASONS = ("unusable", *RULES, "conflict")
+"""Every reason; `unusable`: the layout cannot read the row; `conflict`: others ask the same with other answers."""
+
+
+def clean(rows: Sequence[Row], layout: Layout, purpose: Purpose = "rl", allow: Sequence[str] = ()) -> Outcome:
+    """The rows that can be trained on, their questions without noise.
+
+    Args:
+        purpose: `rl` needs an answer where the layout has any, `sft` a completion.
+        allow: reasons for which no row is dropped. `unusable` cannot be among them.
+    """
+    looked = [_look(row, layout, purpose) for row in rows]
+    skip = {*allow, *(ABOUT_ANSWERS if purpose == "sft" else ())}
+    rules = {name: rule for name, rule in RULES.items() if name not in skip}
+    found = [case if not isinstance(case, Case) else _first(rules, case) for case in looked]
+    if "conflict" not in skip:
+        found = [fault or conflict for fault, conflict in zip(found, _conflicts(looked))]
+    changed, noise = _strip(rows, looked, found, layout)
+    return sieved(rows, found, changed, {"layout": layout.name, "purpose": purpose, "stripped": noise})
+
+
+def _look(row: Row, layout: Layout, purpose: Purpose) -> Case | Fault:
+    """The row arranged, or why it cannot be."""
+    column = "completion" if purpose == "sft" and "completion" not in row else None
+    try:
+        arranged = arrange_one(row, layout, column)
+    except ValueError as error:
+        return "unusable", str(error)
+    text = "\n".join(questions(row, layout))
+    code = any(row.get(name) for name in CODE_COLUMNS) or "```" in text
+    return Case(row, arranged, text, code)
+
+
+def _first(rules: dict[str, Rule], case: Case) -> Fault | None:
+    return next(((name, said) for name, rule in rules.items() if (said := rule(case)) is not None), None)
+
+
+def _conflicts(looked: Sequence[Case | Fault]) -> Iterator[Fault | None]:
+    """A fault for each row whose question stands in other rows with another answer: nobody knows which is right."""
+    asked: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, case in enumerate(looked, start=1):
+        if isinstance(case, Case) and case.answered and case.text:
+            asked[_same(case.text)]["".join(str(case.answer).split())].append(number)
+    for case in looked:
+        by_answer = asked.get(_same(case.text), {}) if isinstance(case, Case) and case.answered else {}
+        own = "".join(str(case.answer).split()) if isinstance(case, Case) else ""
+        others = sorted(number for answer, at in by_answer.items() if answer != own for number in at)
+        yield ("conflict", f"row {others[0]} asks the same with another answer") if others else None
+
+
+def _same(text: str) -> str:
+    """Equal for questions that differ in spaces and case alone: words would lose the signs of formulas."""
+    return " ".join(text.casefold().split())
+
+
+def _strip(
+    rows: Sequence[Row], looked: Sequence[Case | Fault], found: Sequence[Fault | None], layout: Layout
+) -> tuple[list[Row], dict[str, list[int]]]:
+    """All rows, those without a fault stripped of noise; and the numbers of the rows that had each kind."""
+    changed, noise = list(rows), {kind: [] for kind in STRIPPED}
+    for at, (case, fault) in enumerate(zip(looked, found)):
+        if fault or not isinstance(case, Case):
+            continue
+        kinds: set[str] = set()
+        changed[at] = with_questions(case.row, layout, lambda text: _stripped(text, case.code, kinds))
+        for kind in kinds:
+            noise[kind].append(at + 1)
+    return changed, {kind: numbers for kind, numbers in noise.items() if numbers}
+
+
+def _stripped(text: str, code: bool, kinds: set[str]) -> str:
+    """The text without noise, unless noise is all there is."""
+    rest, found = stripped(text, code=code)
+    kinds.update(found if rest else ())
+    return rest or text

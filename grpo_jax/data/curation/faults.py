@@ -1,0 +1,191 @@
+r"""Why a problem cannot be trained on with a verifiable reward (SRPO, arXiv:2504.14286, names the kinds; the rules are
+ours). Each rule gives what it found, or None; it would rather let a bad problem pass than lose a good one.
+"""
+
+import re
+from fractions import Fraction
+
+_START = r"(?:\A|(?<=[.!?:;,])\s+|\n\s*|(?<=\$)\s+|(?<=[)\]])\s+|(?:\band|\bthen)\s+)"
+_ASKS = re.compile(
+    _START
+    + r"(?:please\s+)?(?:find|determine|calculate|compute|evaluate|solve|simplify|express|what|how|which|who|when|"
+    r"where|write|give|state|list|estimate|count|factor|name|explain|draw|sketch|prove|show|is|are|does|do|can)\b|\?|[求证]",
+    re.IGNORECASE,
+)
+_VALUE = re.compile(
+    r"\b(?:find|determine|calculate|compute|evaluate|solve|what|how (?:many|much|long|far|old)|which)\b|\?|求",
+    re.I,
+)
+_PROOF = re.compile(
+    r"(?:\A|(?<=[.!?:;])\s+|\n\s*|(?<=[)\]])\s+)(?:please\s+)?"
+    r"(?:prove|show|demonstrate|justify)\b(?:\s+that\b|\s+the\b|\s*[:,]|\s+\$)|\A.{0,200}\bprove that\b|证明",
+    re.IGNORECASE | re.DOTALL,
+)
+
+_ENUMERATIONS = tuple(
+    re.compile(pattern, re.MULTILINE)
+    for pattern in (
+        r"(?:^|(?<=[\s.;:,?!$}]))\(\s*(?P<mark>[a-f])\s*\)(?=\s*\S)",
+        r"(?:^|(?<=[\s.;:,?!$}]))\(\s*(?P<mark>i|ii|iii|iv|v)\s*\)(?=\s*\S)",
+        r"(?:^|(?<=[\s.;:,?!。；]))[(（]\s*(?P<mark>[1-6])\s*[)）](?=\s*\S)",
+        r"^\s*(?P<mark>[a-f])[.)]\s",
+        r"^\s*(?P<mark>[1-6])[.)]\s",
+        r"(?:^|(?<=[\s.;:?!]))[Pp]art (?P<mark>[A-Fa-f1-6])\s*[:.)]",
+        r"(?P<mark>[①②③④⑤])",
+    )
+)
+
+_PICTURE = r"(?:figure|fig\.|diagram|picture|image|illustration|drawing|sketch)"
+_IMAGE = re.compile(
+    r"!\[[^\]]*\]\(|<img\b|\\includegraphics|\[asy\]|\\begin\{(?:tikzpicture|asy|picture)\}|"
+    r"\.(?:png|jpe?g|gif|svg|webp)\b|"
+    rf"\b(?:see|refer to|consult)\s+(?:the\s+)?(?:attached\s+|following\s+|accompanying\s+)?(?:{_PICTURE}|graph|chart)|"
+    rf"\b(?:{_PICTURE}|graph|chart)s?\s+(?:shown\s+|given\s+|provided\s+)?(?:below|above|at (?:the )?(?:right|left)|"
+    r"(?:on|to) the (?:right|left))\b|"
+    rf"\b(?:accompanying|attached|adjacent|adjoining|following)\s+{_PICTURE}|"
+    rf"\b(?:shown|depicted|pictured|illustrated|as|seen)\s+in\s+(?:the\s+)?(?:following\s+|above\s+)?(?:{_PICTURE}|graph|chart)|"
+    r"\bin the (?:figure|diagram)\b|(?:\b(?:in|see|from)\s+|\()(?:figure|fig\.?|diagram)\s*\d|\bas (?:shown|pictured|illustrated|depicted)\s*[.,:;]|"
+    r"如图|下图|右图|左图|图所示",
+    re.IGNORECASE,
+)
+_TABLE = re.compile(
+    r"\\begin\{(?:tabular|table|longtable)\}|<table\b|^\s*\|?(?:\s*:?-{2,}:?\s*\|){1,}\s*:?-{2,}:?\s*\|?\s*$|"
+    r"\b(?:table|chart)s?\s+(?:shown\s+|given\s+|provided\s+)?(?:below|above)\b|"
+    r"\b(?:shown|given|listed|summarized)\s+in\s+(?:the\s+)?(?:following\s+)?table\b|\bthe following table\b|\b(?:in|see|from)\s+table\s+\d|"
+    r"下表|如表",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+_NETWORK = re.compile(
+    r"\b(?:import|from)\s+(?:requests|urllib|socket|http|aiohttp|selenium|scrapy|boto3|paramiko|ftplib|smtplib)\b|"
+    r"\b(?:download|scrape|crawl|fetch)(?:s|ing)?\b[^.\n]{0,40}\b(?:web|url|page|site|internet|online|api|server)|"
+    r"\b(?:http|rest|web)\s+(?:api|request|server|service|socket)s?\b|\bsend(?:s|ing)? an? (?:e-?mail|http)|"
+    r"\bapi[ _]key\b|\bsockets?\b.{0,30}\b(?:connect|listen|port)\b",
+    re.IGNORECASE,
+)
+_FILES = re.compile(
+    r"\b(?:read|load|open|write|save|parse|append)(?:s|ing)?\b[^.\n]{0,40}\b(?:files?|csv|spreadsheet|director(?:y|ies)|folder)\b|"
+    r"\bopen\(\s*[\"']|\b[\w-]+\.(?:txt|csv|xlsx?|json|xml|dat|in|out)\b|\bpath to (?:a|the) file\b",
+    re.IGNORECASE,
+)
+_ENVIRONMENT = re.compile(
+    r"\b(?:import|from)\s+(?:tkinter|pygame|cv2|torch|tensorflow|keras|django|flask|pyspark|sqlalchemy|PyQt\d?|matplotlib)\b|"
+    r"\b(?:tkinter|pygame|opencv|django|flask|docker|kubernetes|mysql|postgres(?:ql)?|mongodb|redis|sqlite|hadoop|pyspark|"
+    r"cuda|arduino|raspberry pi|android|xcode|webcam|selenium)\b|\b(?:gui|graphical user interface)\b|"
+    r"\bSQL (?:query|database|server)\b",
+    re.IGNORECASE,
+)
+
+_NOTHING = {
+    "",
+    "-",
+    "?",
+    "n/a",
+    "na",
+    "none",
+    "null",
+    "nan",
+    "unknown",
+    "proof",
+    "see solution",
+    "no answer",
+    "证明",
+}
+_OR = re.compile(r"\\(?:text|mathrm|quad)\s*\{\s*(?:,?\s*(or|and)\s*)\}|\b(or|and)\b", re.IGNORECASE)
+_LONGEST = 120  # characters of an answer that is looked into; longer ones are texts
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+
+
+def parts(text: str) -> str | None:
+    """Several questions under (a), (b), or 1., 2. Statements or choices listed in that way are not questions."""
+    for enumeration in _ENUMERATIONS:
+        marks = list(enumeration.finditer(text))
+        ends = [mark.start() for mark in marks[1:]] + [len(text)]
+        asking = [m["mark"] for m, end in zip(marks, ends) if _ASKS.search(text[m.end() : end].strip())]
+        if len(set(asking)) > 1:
+            return f"questions {', '.join(dict.fromkeys(asking))}"
+    return None
+
+
+def proof(text: str) -> str | None:
+    """A proof is asked for, and no value with it."""
+    found = _PROOF.search(text)
+    if not found or _VALUE.search(text[: found.start()] + text[found.end() :]):
+        return None
+    return _around(text, found)
+
+
+def image(text: str) -> str | None:
+    """A picture is needed, or drawn in code."""
+    return _found(_IMAGE, text)
+
+
+def table(text: str) -> str | None:
+    """A table is needed, or drawn in the text."""
+    return _found(_TABLE, text)
+
+
+def network(text: str) -> str | None:
+    """A program would need the network."""
+    return _found(_NETWORK, text)
+
+
+def files(text: str) -> str | None:
+    """A program would need files."""
+    return _found(_FILES, text)
+
+
+def environment(text: str) -> str | None:
+    """A program would need more than its language."""
+    return _found(_ENVIRONMENT, text)
+
+
+def no_answer(answer: object) -> str | None:
+    """Nothing, or a word that says so."""
+    said = "" if answer is None else str(answer).strip()
+    return f"answer {said!r}" if said.strip(" .$").casefold() in _NOTHING else None
+
+
+def several_answers(answer: object) -> str | None:
+    """`3 or 5`, `x = 1; y = 2`, `1, 2`: not a tuple, a set or an interval, and no list of words."""
+    text = str(answer).strip().strip("$")
+    if "\n" in text or len(text) > _LONGEST:
+        return None
+    pieces = [piece for piece in _at_top(_OR.sub(";", text)) if piece.strip(" .,\\")]
+    mathematical = all(re.search(r"\d|\\|\A\s*[a-zA-Z]\s*\Z", piece) for piece in pieces)
+    return f"answer {text!r}" if len(pieces) > 1 and mathematical else None
+
+
+def _at_top(text: str) -> list[str]:
+    """A text cut at semicolons and commas outside of brackets; a comma before three digits belongs to a number."""
+    pieces, depth = [""], 0
+    for at, sign in enumerate(text):
+        depth += (sign in "([{") - (sign in ")]}")
+        thousands = sign == "," and re.match(r"\d{3}(?!\d)", text[at + 1 :]) and text[at - 1 : at].isdigit()
+        if depth <= 0 and (sign == ";" or (sign == "," and not thousands)):
+            pieces.append("")
+        else:
+            pieces[-1] += sign
+    return pieces
+
+
+def contradiction(answer: object, boxed: str | None) -> str | None:
+    """The answer and what its own solution boxes are two plain numbers, and not the same."""
+    one, other = _number(str(answer)), _number(boxed or "")
+    return None if one is None or other is None or one == other else f"answer {answer}, solution {boxed}"
+
+
+def _number(text: str) -> Fraction | None:
+    plain = text.strip().strip("$").replace("\\!", "").replace("{,}", ",").strip()
+    return Fraction(plain.replace(",", "")) if _NUMBER.fullmatch(plain) else None
+
+
+def _found(pattern: re.Pattern[str], text: str) -> str | None:
+    match = pattern.search(text)
+    return _around(text, match) if match else None
+
+
+def _around(text: str, match: re.Match[str]) -> str:
+    """The match with some words beside it, in one line."""
+    start, end = max(match.start() - 20, 0), min(match.end() + 20, len(text), match.start() + 120)
+    return " ".join(text[start:end].split())

@@ -1,0 +1,88 @@
+"""What does not belong to a problem's text: links, markup, contest labels, numbering. Stripped, never a reason to drop."""
+
+import html
+import re
+from collections.abc import Callable
+
+_URL = r"(?:https?://|www\.)[^\s<>()\[\]{}\"']+[^\s<>()\[\]{}\"'.,;:!?]"
+_ATTRIBUTES = r"""(?:\s+[\w-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s<>"']+))*\s*"""
+_TAGS = r"br|hr|div|span|strong|em|font|center|ul|ol|li|h[1-6]|pre|blockquote|table|tbody|tr|td|th"
+_CONTEST = (
+    r"AMC|AIME|AHSME|USAMO|IMO|HMMT|Putnam|Olympiad|Competition|Contest|Championship|Tournament|Cup|League|"
+    r"Examination|Exam|Shortlist|Problem|Question"
+)
+
+Change = str | Callable[[re.Match[str]], str]
+
+
+def _rule(pattern: str, change: Change, flags: int = re.IGNORECASE) -> tuple[re.Pattern[str], Change]:
+    return re.compile(pattern, flags), change
+
+
+STRIPPED: dict[str, list[tuple[re.Pattern[str], Change]]] = {
+    "invisible": [
+        _rule("[\u00ad\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]", ""),
+        _rule("\r\n?", "\n"),
+        _rule("[\u00a0\u2007\u202f]", " "),
+    ],
+    "link": [
+        _rule(r"(?<!!)\[([^\[\]]*)\]\(\s*" + _URL + r"\s*\)", r"\1"),
+        _rule(r"[(<\[]\s*" + _URL + r"\s*[)>\]]", ""),
+        # Not the address of an image: that row is dropped for it.
+        _rule(r"(?<!\]\()" + _URL, ""),
+    ],
+    "markup": [
+        _rule(r"<sup>([^<>]*)</sup>", r"^{\1}"),
+        _rule(r"<sub>([^<>]*)</sub>", r"_{\1}"),
+        # Letters alone only in pairs: `a <b> c` may be a chain of comparisons.
+        _rule(rf"<([biupas]){_ATTRIBUTES}>(.*?)</\1>", r"\2", re.IGNORECASE | re.DOTALL),
+        _rule(rf"<(?:br|/div|/li|/tr|/h[1-6]){_ATTRIBUTES}/?>", "\n"),
+        _rule(rf"</?(?:{_TAGS}){_ATTRIBUTES}/?>", ""),
+        _rule(
+            r"&(?:nbsp|amp|lt|gt|quot|apos|times|divide|le|ge|deg|pi|minus|#\d{1,6}|#x[0-9a-f]{1,5});",
+            lambda match: html.unescape(match.group()).replace("\u00a0", " "),
+        ),
+    ],
+    "label": [
+        _rule(
+            rf"\s*[(\[【](?:19|20)\d\d\b[^()\[\]【】]{{0,80}}\b(?:{_CONTEST})\b[^()\[\]【】]{{0,60}}[)\]】]",
+            "",
+        ),
+        _rule(
+            rf"\s*[(\[【][^()\[\]【】]{{0,60}}\b(?:{_CONTEST})\b[^()\[\]【】]{{0,60}}\b(?:19|20)\d\d[)\]】]",
+            "",
+        ),
+        _rule(r"\A\s*[(\[]\s*\d+\s*(?:points?|pts\.?|marks?|分)\s*\.?\s*[)\]]", ""),
+        _rule(r"[(\[]\s*\d+\s*(?:points?|pts\.?|marks?|分)\s*\.?\s*[)\]]\s*\Z", ""),
+        _rule(
+            r"^.*\btranslate the (?:above |following )?text into English\b.*$",
+            "",
+            re.IGNORECASE | re.MULTILINE,
+        ),
+    ],
+    "numbering": [
+        _rule(
+            r"\A\s*(?:problem|exercise|example|question|task)\s*[№#]?\s*(?:\d{1,4}|[A-Z])(?:[.-]\d+)*\s*[.:)]\s*",
+            "",
+        ),
+        _rule(r"\A\s*[【\[](?:problem|exercise|example|question|task)\s*\d{1,4}[】\]]\s*", ""),
+        _rule(r"\A\s*№?\s*\d{1,4}(?:\.\d{1,3})*[.)]\s+(?=[A-Z$\\(\u4e00-\u9fff])", "", 0),
+    ],
+    "spaces": [_rule(r"[ \t]+$", "", re.MULTILINE), _rule(r"\n{3,}", "\n\n"), _rule(r"\A\s+|\s+\Z", "")],
+}
+"""Kind of noise -> (pattern, what takes its place), in the order in which they are tried."""
+
+IN_CODE = ("invisible",)
+"""What is stripped of a programming problem: links, markup and spaces may be what it is about."""
+
+
+def stripped(text: str, *, code: bool = False) -> tuple[str, list[str]]:
+    """The text without noise, and the kinds that it had."""
+    found = []
+    for kind, rules in STRIPPED.items():
+        before = text
+        for pattern, change in rules if not code or kind in IN_CODE else ():
+            text = pattern.sub(change, text)
+        if text != before:
+            found.append(kind)
+    return text, found

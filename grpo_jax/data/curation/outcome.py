@@ -1,0 +1,70 @@
+"""What became of the rows of a data set: every one is kept, or dropped with a reason."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that is left out."""
+
+    row: int
+    """Its number in the data set, from 1."""
+    reason: str
+    """One word, the same for all rows with this fault."""
+    found: str
+    """What was found in this row."""
+    columns: Row
+    """The row as it was read."""
+
+    def written(self) -> Row:
+        """As a line of the file of dropped rows."""
+        return {"row": self.row, "reason": self.reason, "found": self.found, "columns": self.columns}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Rows kept and rows dropped, each in the order of the data set. AssertionError when one has vanished."""
+
+    read: int
+    kept: list[Row]
+    dropped: list[Dropped]
+    figures: dict[str, Any] = field(default_factory=dict)
+    """What the report says beside the counts."""
+
+    def __post_init__(self) -> None:
+        assert self.read == len(self.kept) + len(self.dropped), "a row has vanished"
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many rows each reason cost, the most frequent first."""
+        return dict(Counter(row.reason for row in self.dropped).most_common())
+
+    def report(self) -> dict[str, Any]:
+        """All that is known, without the rows."""
+        counts = {"read": self.read, "kept": len(self.kept), "dropped": len(self.dropped)}
+        return {**counts, "reasons": self.reasons, **self.figures}
+
+
+Fault = tuple[str, str]
+"""(reason, what was found)"""
+
+
+def sieved(
+    rows: Sequence[Row],
+    faults: Sequence[Fault | None],
+    changed: Sequence[Row] | None = None,
+    figures: dict[str, Any] | None = None,
+) -> Outcome:
+    """Drop the rows that have a fault; keep the others, as `changed` has them where it is given."""
+    kept = [row for row, fault in zip(changed or rows, faults, strict=True) if fault is None]
+    lost = [
+        Dropped(number, *fault, row)
+        for number, (row, fault) in enumerate(zip(rows, faults), start=1)
+        if fault
+    ]
+    return Outcome(len(rows), kept, lost, figures or {})

@@ -1,0 +1,65 @@
+"""What a data set consists of: its columns, and how long its texts are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_jax.data.curation.outcome import Row
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a data set."""
+
+    name: str
+    kinds: str
+    """The kinds of its values, the most frequent first."""
+    filled: int
+    """Rows in which it says something."""
+    example: str
+    """The first value that does, in one line."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of n texts, in characters or tokens."""
+
+    shortest: int
+    median: int
+    most: int
+    """95 of 100 are at most so long."""
+    longest: int
+
+
+def columns(rows: Sequence[Row], width: int = 60) -> list[Column]:
+    """Every column of the rows, in the order in which they first appear."""
+    return [_column(name, rows, width) for name in dict.fromkeys(name for row in rows for name in row)]
+
+
+def _column(name: str, rows: Sequence[Row], width: int) -> Column:
+    values = [value for row in rows if not _empty(value := row.get(name))]
+    kinds: dict[str, int] = {}
+    for value in values:
+        kinds[kind := _kind(value)] = kinds.get(kind, 0) + 1
+    often = sorted(kinds, key=lambda kind: -kinds[kind])
+    example = " ".join(str(values[0]).split()) if values else ""
+    short = example if len(example) <= width else f"{example[: width - 1]}…"
+    return Column(name, " or ".join(often) or "nothing", len(values), short)
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", bool: "yes or no", int: "whole number", float: "number", dict: "mapping"}
+    if isinstance(value, list):
+        return f"list of {_kind(value[0])}"
+    return names.get(type(value), type(value).__name__)
+
+
+def lengths(sizes: Sequence[int]) -> Lengths:
+    """Of at least one."""
+    ordered = sorted(sizes)
+    at = lambda share: ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+    return Lengths(ordered[0], at(0.5), at(0.95), ordered[-1])
