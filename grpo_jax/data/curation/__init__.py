@@ -1,1 +1,1 @@
-"""Which rows of a data set are worth training on: one file a question, each a pure function from rows to an `Outcome`."""
+"""Which rows are worth training on: one file a question, each a pure function from rows to an `Outcome`."""

@@ -14,9 +14,9 @@ from grpo_jax.data.traces import boxed_answer
 
 Purpose = Literal["rl", "sft"]
 
-CODE_COLUMNS = frozenset(
-    "test_cases tests test test_list unit_tests starter_code input_output public_tests private_tests "
-    "public_test_cases private_test_cases".split()
+CODE_COLUMNS = (
+    *("test_cases", "tests", "test", "test_list", "unit_tests", "starter_code", "input_output"),
+    *("public_tests", "private_tests", "public_test_cases", "private_test_cases"),
 )
 """A row in which one of these says something is a programming problem."""
 
@@ -133,19 +133,23 @@ def _strip(
     rows: Sequence[Row], looked: Sequence[Case | Fault], found: Sequence[Fault | None], layout: Layout
 ) -> tuple[list[Row], dict[str, list[int]]]:
     """All rows, those without a fault stripped of noise; and the numbers of the rows that had each kind."""
-    changed, noise = list(rows), {kind: [] for kind in STRIPPED}
+    changed = list(rows)
+    noise: dict[str, list[int]] = {kind: [] for kind in STRIPPED}
     for at, (case, fault) in enumerate(zip(looked, found)):
-        if fault or not isinstance(case, Case):
-            continue
-        kinds: set[str] = set()
-        changed[at] = with_questions(case.row, layout, lambda text: _stripped(text, case.code, kinds))
-        for kind in kinds:
-            noise[kind].append(at + 1)
+        if isinstance(case, Case) and fault is None:
+            changed[at], kinds = _stripped(case, layout)
+            for kind in kinds:
+                noise[kind].append(at + 1)
     return changed, {kind: numbers for kind, numbers in noise.items() if numbers}
 
 
-def _stripped(text: str, code: bool, kinds: set[str]) -> str:
-    """The text without noise, unless noise is all there is."""
-    rest, found = stripped(text, code=code)
-    kinds.update(found if rest else ())
-    return rest or text
+def _stripped(case: Case, layout: Layout) -> tuple[Row, set[str]]:
+    """The row without noise, and the kinds that it had. A question that is noise throughout stays."""
+    kinds: set[str] = set()
+
+    def strip(text: str) -> str:
+        rest, found = stripped(text, code=case.code)
+        kinds.update(found if rest else ())
+        return rest or text
+
+    return with_questions(case.row, layout, strip), kinds

@@ -1,9 +1,9 @@
 """Rows that ask what an earlier row asks, nearly word for word.
 
-Likeness is the Jaccard index of the sets of runs of n words: shared runs over all runs. (DeepScaleR compares embeddings
-instead, at 0.90; ours needs no model, and does not find the same problem in other words.) It is computed exactly, and only
-for pairs that can reach the threshold: two such sets have one of their rarest runs in common (prefix filtering, Bayardo et
-al. 2007).
+Likeness is the Jaccard index of the sets of runs of n words: shared runs over all runs. (DeepScaleR compares
+embeddings instead, at 0.90; ours needs no model, and does not find the same problem in other words.) It is computed
+exactly, and only for pairs that can reach the threshold: two such sets have one of their rarest runs in common (prefix
+filtering, Bayardo et al. 2007).
 """
 
 import math

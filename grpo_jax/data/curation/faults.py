@@ -43,15 +43,18 @@ _IMAGE = re.compile(
     rf"\b(?:{_PICTURE}|graph|chart)s?\s+(?:shown\s+|given\s+|provided\s+)?(?:below|above|at (?:the )?(?:right|left)|"
     r"(?:on|to) the (?:right|left))\b|"
     rf"\b(?:accompanying|attached|adjacent|adjoining|following)\s+{_PICTURE}|"
-    rf"\b(?:shown|depicted|pictured|illustrated|as|seen)\s+in\s+(?:the\s+)?(?:following\s+|above\s+)?(?:{_PICTURE}|graph|chart)|"
-    r"\bin the (?:figure|diagram)\b|(?:\b(?:in|see|from)\s+|\()(?:figure|fig\.?|diagram)\s*\d|\bas (?:shown|pictured|illustrated|depicted)\s*[.,:;]|"
+    rf"\b(?:shown|depicted|pictured|illustrated|as|seen)\s+in\s+(?:the\s+)?(?:following\s+|above\s+)?"
+    rf"(?:{_PICTURE}|graph|chart)|"
+    r"\bin the (?:figure|diagram)\b|"
+    r"(?:\b(?:in|see|from)\s+|\()(?:figure|fig\.?|diagram)\s*\d|\bas (?:shown|pictured|illustrated|depicted)\s*[.,:;]|"
     r"如图|下图|右图|左图|图所示",
     re.IGNORECASE,
 )
 _TABLE = re.compile(
     r"\\begin\{(?:tabular|table|longtable)\}|<table\b|^\s*\|?(?:\s*:?-{2,}:?\s*\|){1,}\s*:?-{2,}:?\s*\|?\s*$|"
     r"\b(?:table|chart)s?\s+(?:shown\s+|given\s+|provided\s+)?(?:below|above)\b|"
-    r"\b(?:shown|given|listed|summarized)\s+in\s+(?:the\s+)?(?:following\s+)?table\b|\bthe following table\b|\b(?:in|see|from)\s+table\s+\d|"
+    r"\b(?:shown|given|listed|summarized)\s+in\s+(?:the\s+)?(?:following\s+)?table\b|"
+    r"\bthe following table\b|\b(?:in|see|from)\s+table\s+\d|"
     r"下表|如表",
     re.IGNORECASE | re.MULTILINE,
 )

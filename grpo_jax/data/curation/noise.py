@@ -1,4 +1,4 @@
-"""What does not belong to a problem's text: links, markup, contest labels, numbering. Stripped, never a reason to drop."""
+"""What does not belong to a problem's text: links, markup, contest labels, numbering. It never drops a row."""
 
 import html
 import re

@@ -1,5 +1,6 @@
 """What a data set consists of: its columns, and how long its texts are."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +39,7 @@ def columns(rows: Sequence[Row], width: int = 60) -> list[Column]:
 
 def _column(name: str, rows: Sequence[Row], width: int) -> Column:
     values = [value for row in rows if not _empty(value := row.get(name))]
-    kinds: dict[str, int] = {}
-    for value in values:
-        kinds[kind := _kind(value)] = kinds.get(kind, 0) + 1
-    often = sorted(kinds, key=lambda kind: -kinds[kind])
+    often = [kind for kind, _ in Counter(map(_kind, values)).most_common()]
     example = " ".join(str(values[0]).split()) if values else ""
     short = example if len(example) <= width else f"{example[: width - 1]}…"
     return Column(name, " or ".join(often) or "nothing", len(values), short)
