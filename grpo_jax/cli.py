@@ -13,11 +13,12 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from grpo_jax import cli_data
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.settings_io import S, Settings, sections, unknown
 
-NOT_OPTIONS = {"verb", "source", "run", "out"}
+NOT_OPTIONS = {"verb", "source", "run", "out", "data", "data_verb"}
 HOSTS = ("coordinator", "num_processes", "process_id")
 
 
@@ -152,6 +153,7 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "generate": lambda verb: add_settings(verb, GenerateConfig),
     "export": add_export,
     "plan": add_plan,
+    "data": lambda verb: cli_data.add_data(verb, add_setting),
 }
 
 # ---- verbs ----
@@ -237,6 +239,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "generate": ("sample from a model", generate),
     "export": ("write a checkpoint as a Hugging Face folder", export),
     "plan": ("say whether a run fits on chips that are not here, and how fast they could be", plan),
+    "data": ("look at, clean, grade and filter data: grpo-jax data --help", cli_data.data),
     "doctor": ("say what this machine can do, and what is missing", doctor),
     "recipes": ("list what can be run by name", recipes),
 }
