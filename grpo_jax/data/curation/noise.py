@@ -27,7 +27,7 @@ STRIPPED: dict[str, list[tuple[re.Pattern[str], Change]]] = {
     ],
     "link": [
         _rule(r"(?<!!)\[([^\[\]]*)\]\(\s*" + _URL + r"\s*\)", r"\1"),
-        _rule(r"[(<\[]\s*" + _URL + r"\s*[)>\]]", ""),
+        _rule(r"[ \t]*[(<\[]\s*" + _URL + r"\s*[)>\]]", ""),
         # Not the address of an image: that row is dropped for it.
         _rule(r"(?<!\]\()" + _URL, ""),
     ],
@@ -82,7 +82,9 @@ def stripped(text: str, *, code: bool = False) -> tuple[str, list[str]]:
     for kind, rules in STRIPPED.items():
         before = text
         for pattern, change in rules if not code or kind in IN_CODE else ():
-            text = pattern.sub(change, text)
+            # Again, where markup stands within markup; what takes its place is never noise of the same kind.
+            while (rest := pattern.sub(change, text)) != text:
+                text = rest
         if text != before:
             found.append(kind)
     return text, found

@@ -1,0 +1,97 @@
+"""Contamination: a leak that is not found, a phrase of contests that counts as one."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_jax.data.curation.contamination import HeldOut, decontaminate, overlaps
+from grpo_jax.data.curation.words import ngrams, words
+
+PHRASE = "The answer can be written as m/n where m and n are relatively prime positive integers."
+TEST = "A farmer has seventeen sheep and sells all but nine of them at the spring market in Lund."
+
+
+def held_out(*texts):
+    return [HeldOut("test", number, text) for number, text in enumerate(texts, start=1)]
+
+
+def test_case_marks_and_line_breaks_hide_a_leak():
+    leak = "a FARMER has seventeen sheep,\nand sells (all but) nine of them. What is left?"
+    (found,), _, _ = overlaps(["Other words entirely, and many of them, but no leak.", leak], held_out(TEST))
+    assert (found.row, found.against_row, found.same) == (2, 1, False)
+    assert found.shared == len(words("A farmer has seventeen sheep and sells all but nine of them")) - 7
+    assert found.of == len(words(TEST)) - 7
+    assert found.example == "a farmer has seventeen sheep and sells all"
+
+
+def test_seven_words_count_as_eight():
+    assert overlaps(["Once a farmer has seventeen sheep and sells none."], held_out(TEST))[0] == []
+    assert len(overlaps(["a farmer has seventeen sheep and sells none"], held_out(TEST), n=7)[0]) == 1
+
+
+def test_the_nearest_problem_is_another_one():
+    other = "Also a farmer has seventeen sheep and sells all the goats."
+    (found,), _, _ = overlaps([TEST + " Really?"], held_out(other, TEST))
+    assert found.against_row == 2
+
+
+def test_a_short_leak_has_no_ngram():
+    (found,), _, _ = overlaps(["What is 3 + 4?"], held_out("what is 3+4"))
+    assert (found.same, found.shared, found.of) == (True, 1, 0)
+    assert overlaps(["", "?"], held_out("", "!"))[0] == []
+
+
+def test_boilerplate_counts_as_a_leak():
+    data = [f"Problem about thing{i}. {PHRASE}" for i in range(12)]
+    found, empty, common = overlaps(data, held_out(f"Another one. {PHRASE}"))
+    assert (found, empty) == ([], list(range(1, 13)))
+    assert set(common.values()) == {13}
+    assert len(overlaps(data[:3], held_out(f"Another one. {PHRASE}"))[0]) == 3
+
+
+def test_copies_of_a_leak_make_it_boilerplate():
+    copies = [TEST + " What is left?"] * 30
+    assert len(overlaps(copies, held_out(TEST))[0]) == 30
+
+
+def test_a_whole_text_of_boilerplate_escapes():
+    data = [f"Problem about thing{i}. {PHRASE}" for i in range(12)] + [PHRASE]
+    (found,), _, _ = overlaps(data, held_out(PHRASE))
+    assert (found.row, found.same) == (13, True)
+
+
+def test_rows_are_dropped_unasked():
+    rows = [{"q": "fine"}, {"q": TEST}, {"q": TEST + " And more?"}]
+    texts = [row["q"] for row in rows]
+    report = decontaminate(rows, texts, held_out(TEST))
+    assert [row["overlap"] for row in report.kept] == [0, 11, 11]
+    assert (report.figures["overlapping"], report.figures["same_text"]) == (2, 1)
+    dropped = decontaminate(rows, texts, held_out(TEST), drop=True)
+    assert dropped.kept == [{"q": "fine", "overlap": 0}]
+    assert [(d.row, d.reason) for d in dropped.dropped] == [(2, "same_text"), (3, "overlap")]
+    assert dropped.dropped[1].found.startswith("11 of 11 n-grams of test, row 1: a farmer has")
+    assert dropped.dropped[1].columns is rows[2]
+
+
+def test_chinese_is_one_word():
+    assert words("已知x=3,求 Y。") == ["已", "知", "x", "3", "求", "y"]
+    assert words("ﬁnd ½ Größe") == ["find", "1⁄2", "grösse"] or words("ﬁnd")[0] == "find"
+    assert len(ngrams(words("one two three"), 2)) == 2
+
+
+short = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=9).map(" ".join)
+
+
+@given(st.lists(short, max_size=6), st.lists(short, max_size=4), st.integers(1, 4), st.booleans())
+def test_an_index_finds_what_comparing_all_does_not(data, test, n, drop):
+    found = overlaps(data, held_out(*test), n, boilerplate=10**6)[0]
+    grams = lambda text: set(ngrams(words(text), n))
+    expected = [
+        number
+        for number, text in enumerate(data, start=1)
+        if any(grams(text) & grams(other) or (text and words(text) == words(other)) for other in test)
+    ]
+    assert [item.row for item in found] == expected
+    for item in found:
+        assert item.same or item.shared == max(len(grams(data[item.row - 1]) & grams(t)) for t in test)
+    outcome = decontaminate([{"t": t} for t in data], data, held_out(*test), n, 10**6, drop)
+    assert len(outcome.dropped) == (len(expected) if drop else 0)

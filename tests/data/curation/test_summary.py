@@ -1,0 +1,20 @@
+"""What is said about a data set."""
+
+from grpo_jax.data.curation.summary import columns, lengths
+
+
+def test_columns_of_later_rows_are_left_out():
+    rows = [{"a": "x\n y", "b": None}, {"a": "", "b": 3, "c": [1.5]}, {"b": True}]
+    found = [(c.name, c.kinds, c.filled, c.example) for c in columns(rows)]
+    assert found == [
+        ("a", "text", 1, "x y"),
+        ("b", "whole number or yes or no", 2, "3"),
+        ("c", "list of number", 1, "[1.5]"),
+    ]
+    assert columns([{"a": "y" * 90}], width=10)[0].example == "y" * 9 + "…"
+
+
+def test_lengths_of_one_and_of_many():
+    assert lengths([7]).longest == lengths([7]).shortest == 7
+    found = lengths(range(1, 101))
+    assert (found.shortest, found.median, found.most, found.longest) == (1, 51, 96, 100)
