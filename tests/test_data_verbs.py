@@ -1,0 +1,243 @@
+"""`grpo-jax data ...`, as a person types it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from grpo_jax import grading
+from grpo_jax.cli import main
+from grpo_jax.data.files import read_file
+from grpo_jax.data.layouts import arrange
+
+ROWS = [
+    {
+        "question": "Ann has 6 eggs and buys 1. How many has she?",
+        "answer": "6+1=<<6+1=7>>7\n#### 7",
+        "level": 1,
+    },
+    {"question": "Prove that 7 is a prime number.", "answer": "It is.\n#### 7", "level": 2},
+    {"question": "What is the area of the square in the figure below?", "answer": "#### 7", "level": 1},
+    {"question": "See https://a.com: what is 3 + 4?", "answer": "#### 7", "level": 3},
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("rows.jsonl", ROWS)
+    return tmp_path
+
+
+def write(name, rows):
+    with open(name, "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def read(name):
+    with open(name) as file:
+        return json.load(file) if name.endswith(".json") else [json.loads(line) for line in file]
+
+
+def do(line):
+    assert main(["data", *line.split()]) == 0
+
+
+def test_clean_leaves_rows_dropped_rows_and_a_report(place, capsys):
+    do("clean rows.jsonl out.jsonl")
+    kept, dropped = read("out.jsonl"), read("out.jsonl.dropped.jsonl")
+    assert kept == [ROWS[0], {**ROWS[3], "question": "See : what is 3 + 4?"}]
+    assert [(d["row"], d["reason"], d["columns"]) for d in dropped] == [
+        (2, "proof", ROWS[1]),
+        (3, "image", ROWS[2]),
+    ]
+    report = read("out.jsonl.report.json")
+    assert (report["read"], report["kept"], report["dropped"]) == (4, 2, 2)
+    assert report["reasons"] == {"proof": 1, "image": 1}
+    assert report["settings"]["purpose"] == "rl"
+    out = capsys.readouterr().out
+    for words in ("dropped: proof", "stripped: link", "report: out.jsonl.report.json"):
+        assert words in out
+
+
+def test_what_is_written_is_not_what_is_trained_on(place):
+    """The layout is recognised again, and columns of the data's own are there."""
+    do("clean rows.jsonl out.parquet")
+    from etils import epath
+
+    rows = read_file(epath.Path("out.parquet"))
+    assert [row["level"] for row in rows] == [1, 3]
+    assert [row["answer"] for row in arrange(rows)] == ["7", "7"]
+
+
+def test_reasons_can_be_allowed(place):
+    do("clean rows.jsonl out.jsonl --allow proof,image")
+    assert len(read("out.jsonl")) == 4
+
+
+def test_decontaminate_reports_and_drops_when_asked(place, capsys):
+    leak = "Ann has 6 eggs and buys 1 -- how many has she now?"
+    write("test.jsonl", [{"prompt": leak}])
+    do("decontaminate rows.jsonl out.jsonl --against test.jsonl")
+    assert [row["overlap"] for row in read("out.jsonl")] == [4, 0, 0, 0]
+    assert read("out.jsonl.report.json")["flagged"][0]["example"] == "ann has 6 eggs and buys 1 how"
+    assert "4 of 5 n-grams" in capsys.readouterr().out
+    do("decontaminate rows.jsonl out.jsonl --against test.jsonl --drop --overwrite")
+    assert [row["row"] for row in read("out.jsonl.dropped.jsonl")] == [1]
+
+
+def test_dedup_drops_copies(place):
+    write("rows.jsonl", [*ROWS, ROWS[0]])
+    do("dedup rows.jsonl out.jsonl")
+    assert read("out.jsonl") == ROWS
+    assert read("out.jsonl.dropped.jsonl")[0]["found"] == "row 1, likeness 1.000"
+
+
+def test_filter_keeps_what_lies_strictly_between(place):
+    write("rows.jsonl", [{**row, "pass_rate": i / 3} for i, row in enumerate(ROWS)])
+    do("filter rows.jsonl out.jsonl --low 0 --high 1")
+    assert [row["level"] for row in read("out.jsonl")] == [2, 1]
+    do("filter rows.jsonl easy.jsonl --column level --low 2")
+    assert [row["level"] for row in read("easy.jsonl")] == [3]
+
+
+def test_a_number_of_rows_is_all_that_is_read(place):
+    do("clean rows.jsonl out.jsonl --rows 2")
+    assert read("out.jsonl.report.json")["read"] == 2
+
+
+def test_show_says_what_the_model_reads(place, capsys):
+    do("show rows.jsonl --show 1")
+    out = capsys.readouterr().out
+    for words in (
+        "rows.jsonl: 4 rows",
+        "layout: gsm8k",
+        "[user] Ann has 6 eggs",
+        "<think>\n6+1=7\n</think>\n\n#### 7",
+    ):
+        assert words in out
+
+
+def test_show_uses_the_models_template(place, tiny_model, capsys):
+    do(f"show rows.jsonl --show 1 --model {tiny_model}")
+    out = capsys.readouterr().out
+    assert "<|im_start|>user\nAnn has 6 eggs" in out
+    assert "length in tokens" in out
+
+
+BAD = [
+    ("show nowhere.jsonl", "nowhere.jsonl': no such file or folder"),
+    ("show rows.jsonl --layout gsm8", "layout = 'gsm8': no such layout (did you mean 'gsm8k'?)"),
+    ("clean rows.jsonl out.jsonl --layout limo", "layout = 'limo': the data have no column 'solution'"),
+    ("clean rows.jsonl out.csv", "out.csv: its name must end in .jsonl or .parquet"),
+    ("clean rows.jsonl rows.jsonl --overwrite", "out = rows.jsonl: these are the data themselves"),
+    ("clean rows.jsonl there.jsonl", "there.jsonl: is there already; give another file, or --overwrite"),
+    ("clean rows.jsonl half.jsonl", "half.jsonl.report.json: is there already"),
+    ("clean rows.jsonl", "OUT"),
+    ("clean rows.jsonl out.jsonl --allow images", "allow = 'images': no such reason (did you mean 'image'?)"),
+    ("clean rows.jsonl out.jsonl --purpose RL", "purpose = 'RL': must be 'rl' or 'sft'"),
+    ("filter rows.jsonl out.jsonl", "low, high: give one of them"),
+    ("filter rows.jsonl out.jsonl --low 0.8 --high 0.2", "low = 0.8: must be below high = 0.2"),
+    ("filter rows.jsonl out.jsonl --low 0", "column = 'pass_rate': the data have no such column"),
+    ("decontaminate rows.jsonl out.jsonl", "against: must be given"),
+    ("decontaminate rows.jsonl out.jsonl --against nowhere.jsonl", "nowhere.jsonl': no such file"),
+    ("dedup rows.jsonl out.jsonl --threshold 2", "threshold = '2': must be at most 1"),
+    ("grade rows.jsonl out.jsonl", "model: must be given"),
+    ("grade rows.jsonl out.jsonl --model m --easy 0.2", "hard = 0.25: must be below easy = 0.2"),
+    ("grade rows.jsonl out.jsonl --model m --temperature 0", "samples = 8: greedy samples are all the same"),
+    ("clean rows.jsonl out.jsonl --purpos rl", "--purpos: no such setting (did you mean 'purpose'?)"),
+    ("clen rows.jsonl", "clen"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), BAD)
+def test_bad_input_is_said_and_leaves_nothing(line, words, place, capsys):
+    write("there.jsonl", [])
+    write("half.jsonl.report.json", [])
+    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    assert main(["data", *line.split()]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert words in err
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == before
+
+
+def test_values_that_json_has_no_form_for(place, capsys):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"prompt": "x", "image": b"\xff"}]), "rows.parquet"
+    )
+    assert main(["data", "dedup", "rows.parquet", "out.jsonl"]) == 2
+    assert "out.jsonl: cannot hold these rows: a value of type bytes" in capsys.readouterr().err
+    do("dedup rows.parquet out.parquet")
+
+
+# ---- grade ----
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    """Seven problems, the last of which is too long."""
+    folder = tmp_path_factory.mktemp("problems")
+    rows = [{"prompt": f"{i}: say a", "letter": "aeiou"[i % 5], "level": i} for i in range(6)]
+    with open(folder / "train.jsonl", "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in [*rows, {"prompt": "long " * 20, "letter": "a"}])
+    return folder
+
+
+@pytest.fixture
+def grade(place, problems, tiny_model, tiny_settings):
+    """`grade(out, **settings)`: the exit code of grading the problems with the tiny model."""
+
+    def run(out, **settings):
+        given = {
+            "model": tiny_model,
+            "rewards": tiny_settings["rewards"],
+            "reward_workers": 1,
+            "samples": 4,
+            "prompts_per_step": 2,
+            "max_prompt_length": 32,
+            "max_completion_length": 8,
+            "mesh": "data=1",
+        } | settings
+        words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        return main(["data", "grade", str(problems), out, *words])
+
+    return run
+
+
+def test_a_grading_survives_an_interruption(grade, place, monkeypatch):
+    assert grade("whole.jsonl") == 0
+    whole = read("whole.jsonl")
+    assert [row["level"] for row in whole] == list(range(6))
+    rates = [row["pass_rate"] for row in whole]
+    assert 0 < np.mean(rates) < 1, "a rate that is the same for all proves nothing"
+    assert [d["reason"] for d in read("whole.jsonl.dropped.jsonl")] == ["too_long"]
+    report = read("whole.jsonl.report.json")
+    assert sum(report["levels"].values()) == 6
+    assert report["mean_pass_rate"] == pytest.approx(np.mean(rates))
+
+    batches = []
+    add = grading.Notes.add
+
+    def dies(notes, numbers, successes):
+        if batches:
+            raise KeyboardInterrupt
+        batches.append(numbers)
+        add(notes, numbers, successes)
+
+    monkeypatch.setattr(grading.Notes, "add", dies)
+    assert grade("again.jsonl") == 130
+    assert len(read("again.jsonl.partial.json")["judged"]) == 2
+    assert grade("again.jsonl", seed=1) == 2, "rates of two seeds must not stand in one file"
+
+    monkeypatch.setattr(
+        grading.Notes, "add", lambda notes, *rest: batches.append(rest[0]) or add(notes, *rest)
+    )
+    # other batches, the same rates
+    assert grade("again.jsonl", prompts_per_step=1) == 0
+    assert batches == [[0, 1], [2], [3], [4], [5]], "what was known is not sampled again"
+    assert read("again.jsonl") == whole
+    assert not (place / "again.jsonl.partial.json").exists()
