@@ -75,7 +75,8 @@ def test_a_worked_solution_is_no_trace(name, completion):
 
 
 def test_a_system_message_asks_for_marks_that_are_gone():
-    (row,) = arrange([ROWS["openthoughts"]])
+    told = [{"from": "system", "value": "Mark your thoughts."}, *public.CONVERSATION]
+    (row,) = arrange([{**ROWS["openthoughts"], "conversations": told}])
     assert row["prompt"] == [{"role": "user", "content": "What is 6 + 1?"}]
 
 

@@ -52,6 +52,7 @@ GOOD = [
     "Set up the equation $a <b$ and $c> d$. What is the least sum?",
     "Ann skates a figure 8 in 12 seconds. How long do 5 of them take?",
     "A table costs $30. Two tables and a chair cost $75. What does a chair cost?",
+    "Prove that the sum of the first ten odd numbers is a square. What is its root?",
     "Find all integers $n$ such that (n+1) divides 12 and prove your answer is complete.",
 ]
 
@@ -219,13 +220,13 @@ def test_what_the_layout_cannot_read_ends_the_cleaning():
 def test_fine_tuning_needs_answers_instead_of_traces():
     row = {
         "problem": "What?",
-        "answer": "",
+        "answer": "1, 2",
         "generations": ["<think>a</think>b"],
         "correctness_math_verify": [True],
     }
     layout = named("openr1_math")
-    row["solution"] = "\\boxed{1} or so"
     assert clean([row], layout, "sft").dropped == []
+    assert clean([row], layout, "rl").dropped[0].reason == "several_answers"
     lost = clean([{**row, "generations": ["<think>a"]}], layout, "sft").dropped
     assert lost[0].reason == "unusable"
 

@@ -45,7 +45,8 @@ def test_boilerplate_counts_as_a_leak():
     found, empty, common = overlaps(data, held_out(f"Another one. {PHRASE}"))
     assert (found, empty) == ([], list(range(1, 13)))
     assert set(common.values()) == {13}
-    assert len(overlaps(data[:3], held_out(f"Another one. {PHRASE}"))[0]) == 3
+    assert overlaps(data[:9], held_out(f"Another one. {PHRASE}"))[1] == list(range(1, 10))
+    assert len(overlaps(data[:8], held_out(f"Another one. {PHRASE}"))[0]) == 8, "nine texts are not ten"
 
 
 def test_copies_of_a_leak_make_it_boilerplate():
