@@ -71,7 +71,8 @@ def _decontaminate(config: Any, rows: list[Row]) -> Outcome:
         )
     ]
     texts = asked(rows, config.prompt_column, config.layout)
-    return decontaminate(rows, texts, held_out, config.ngram, config.boilerplate, config.drop)
+    how = config.ngram, config.boilerplate, config.share, config.drop
+    return decontaminate(rows, texts, held_out, *how)
 
 
 def _dedup(config: Any, rows: list[Row]) -> Outcome:
@@ -186,11 +187,12 @@ def tell(verb: str, config: Any, outcome: Outcome) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("", "rows", "for example", title=f"{verb}: {config.data}")
+    table = Table("", "rows", "for example")
     for line in _lines(outcome):
         # As text: what stands in brackets would be taken for rich's own markup.
         table.add_row(*(Text(str(cell)) for cell in line))
     console = Console()
+    console.print(f"{verb}: {config.data}", soft_wrap=True, highlight=False, markup=False)
     console.print(table)
     for what, path in places(config.out).items():
         console.print(f"{what}: {path}", soft_wrap=True, highlight=False, markup=False)
@@ -218,7 +220,8 @@ def _lines(outcome: Outcome) -> Iterator[Line]:
 
 def _about_overlap(figures: dict[str, Any]) -> Iterator[Line]:
     yield "held out", f"{figures['held_out']:,}"
-    yield "overlapping", f"{figures['overlapping']:,}", "" if figures["flagged"] else "none"
+    yield "overlapping", f"{figures['overlapping']:,}"
+    yield "leaks", f"{figures['leaks']:,}"
     for item in figures["flagged"][:_SHOWN]:
         share = "the same text" if item["same"] else f"{item['shared']} of {item['of']} n-grams"
         where = f"{item['against']}, row {item['against_row']}"

@@ -86,8 +86,10 @@ class DecontaminateConfig(SourceSettings, OutputSettings):
     """Words in a row that two problems must share."""
     boilerplate: int = Field(10, ge=2)
     """An n-gram that stands in so many different texts says nothing."""
+    share: Share = 0.2
+    """A row with this share of a held-out problem's n-grams is a leak; 0: one shared n-gram is enough (Open-R1)."""
     drop: bool = False
-    """Leave out the rows that overlap; false: they stay, marked in the column overlap."""
+    """Leave the leaks out; false: all rows stay, marked in the column overlap."""
 
 
 class DedupConfig(SourceSettings, OutputSettings):

@@ -79,7 +79,7 @@ def test_decontaminate_reports_and_drops_when_asked(place, capsys):
     leak = "Ann has 6 eggs and buys 1 -- how many has she now?"
     write("test.jsonl", [{"prompt": leak}])
     do("decontaminate rows.jsonl out.jsonl --against test.jsonl")
-    assert [row["overlap"] for row in read("out.jsonl")] == [4, 0, 0, 0]
+    assert [row["overlap"] for row in read("out.jsonl")] == [4 / 5, 0, 0, 0]
     assert read("out.jsonl.report.json")["flagged"][0]["example"] == "ann has 6 eggs and buys 1 how"
     assert "4 of 5 n-grams" in capsys.readouterr().out
     do("decontaminate rows.jsonl out.jsonl --against test.jsonl --drop --overwrite")

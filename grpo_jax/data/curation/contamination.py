@@ -13,7 +13,7 @@ from grpo_jax.data.curation.outcome import Fault, Outcome, Row, sieved
 from grpo_jax.data.curation.words import ngrams, words
 
 COLUMN = "overlap"
-"""The column that a row gets: the telling n-grams that it shares with the held-out problem nearest to it."""
+"""The column that a row gets: its largest share of a held-out problem's n-grams, 1.0 where the texts are the same."""
 
 
 @dataclass(frozen=True)
@@ -29,78 +29,63 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What a row shares with held-out problems."""
+    """What a row shares with the held-out problem of which it has the largest share."""
 
     row: int
     against: str
-    """The data set of the nearest held-out problem: the one that it shares most with."""
     against_row: int
     shared: int
-    """Telling n-grams that both have; where the texts are the same, all n-grams, and at least 1."""
+    """Telling n-grams that both have."""
     of: int
-    """N-grams that the held-out problem has."""
+    """N-grams that the held-out problem has; 0 for one of fewer than n words."""
     same: bool
     """Word for word the same text."""
     example: str
     """One of the shared n-grams."""
 
+    @property
+    def share(self) -> float:
+        """Of the held-out problem's n-grams."""
+        return 1.0 if self.same else self.shared / self.of
 
-def overlaps(
-    questions: Sequence[str], held_out: Sequence[HeldOut], n: int = 8, boilerplate: int = 10
-) -> tuple[list[Overlap], list[int], dict[str, int]]:
-    """(rows that overlap; numbers of those that share boilerplate alone; boilerplate n-gram -> texts that have it).
+
+class Index:
+    """Held-out problems by their n-grams.
 
     Args:
-        boilerplate: an n-gram in so many different texts, the data's and the held-out ones together, tells nothing.
-            A text that is word for word the same is found whatever it consists of.
+        texts: of the data, to count in how many texts an n-gram stands: copies of one text count once.
+        boilerplate: an n-gram in so many texts, the data's and the held-out ones together, tells nothing. A text that
+            is word for word the same is found whatever it consists of.
     """
-    own = [words(text) for text in questions]
-    theirs = [words(item.text) for item in held_out]
-    index: dict[str, list[int]] = defaultdict(list)
-    whole: dict[str, int] = {}
-    for at, text in enumerate(theirs):
-        for gram in set(ngrams(text, n)):
-            index[gram].append(at)
-        if text:
-            whole.setdefault(" ".join(text), at)
-    common = _in_many(own, theirs, n, index, boilerplate)
-    found, empty = [], []
-    for number, text in enumerate(own, start=1):
-        shared = [gram for gram in dict.fromkeys(ngrams(text, n)) if gram in index]
-        telling = [gram for gram in shared if gram not in common]
-        same = whole.get(" ".join(text))
-        if same is not None or telling:
-            found.append(_overlap(number, shared, telling, same, held_out, theirs, index, n))
-        elif shared:
-            empty.append(number)
-    return found, empty, common
 
+    def __init__(self, held_out: Sequence[HeldOut], texts: Sequence[list[str]], n: int, boilerplate: int):
+        self.held_out, self.n = held_out, n
+        theirs = [words(item.text) for item in held_out]
+        self.sizes = [len(set(ngrams(text, n))) for text in theirs]
+        self.whole = {" ".join(text): at for at, text in reversed(list(enumerate(theirs))) if text}
+        self.places: dict[str, list[int]] = defaultdict(list)
+        for at, text in enumerate(theirs):
+            for gram in set(ngrams(text, n)):
+                self.places[gram].append(at)
+        different = {tuple(text) for text in (*texts, *theirs)}
+        counts = Counter(g for text in different for g in set(ngrams(text, n)) if g in self.places)
+        self.common = {gram: count for gram, count in counts.most_common() if count >= boilerplate}
 
-def _in_many(
-    own: Sequence[list[str]], theirs: Sequence[list[str]], n: int, index: dict[str, list[int]], limit: int
-) -> dict[str, int]:
-    """The held-out n-grams that `limit` different texts have: copies of one text count once."""
-    texts = {tuple(text) for text in (*own, *theirs)}
-    counts = Counter(gram for text in texts for gram in set(ngrams(text, n)) if gram in index)
-    return {gram: count for gram, count in counts.most_common() if count >= limit}
+    def shared(self, text: list[str]) -> list[str]:
+        """The n-grams of a text that held-out problems have, boilerplate included."""
+        return [gram for gram in dict.fromkeys(ngrams(text, self.n)) if gram in self.places]
 
-
-def _overlap(
-    number: int,
-    shared: list[str],
-    telling: list[str],
-    same: int | None,
-    held_out: Sequence[HeldOut],
-    theirs: Sequence[list[str]],
-    index: dict[str, list[int]],
-    n: int,
-) -> Overlap:
-    votes = Counter(at for gram in telling for at in index[gram])
-    nearest = votes.most_common(1)[0][0] if same is None else same
-    item, grams = held_out[nearest], len(set(ngrams(theirs[nearest], n)))
-    count = votes[nearest] if same is None else max(grams, 1)
-    inside = [gram for gram in telling if nearest in index[gram]] or shared or [" ".join(theirs[nearest])]
-    return Overlap(number, item.source, item.row, count, grams, same is not None, inside[0])
+    def nearest(self, row: int, text: list[str]) -> Overlap | None:
+        """The held-out problem of which the text has the largest share; None when it has nothing telling."""
+        telling = [gram for gram in self.shared(text) if gram not in self.common]
+        same = self.whole.get(" ".join(text))
+        if same is None and not telling:
+            return None
+        votes = Counter(at for gram in telling for at in self.places[gram])
+        at = max(votes, key=lambda at: (votes[at] / self.sizes[at], votes[at], -at)) if same is None else same
+        example = next((gram for gram in telling if at in self.places[gram]), " ".join(text[: self.n]))
+        item = self.held_out[at]
+        return Overlap(row, item.source, item.row, votes[at], self.sizes[at], same is not None, example)
 
 
 def decontaminate(
@@ -109,33 +94,37 @@ def decontaminate(
     held_out: Sequence[HeldOut],
     n: int = 8,
     boilerplate: int = 10,
+    share: float = 0.2,
     drop: bool = False,
 ) -> Outcome:
-    """Every row with a column `overlap`; with `drop`, those that overlap are left out."""
-    found, empty, common = overlaps(questions, held_out, n, boilerplate)
-    by_row = {item.row: item for item in found}
-    faults = [_fault(by_row.get(number)) if drop else None for number in range(1, len(rows) + 1)]
-    marked = [
-        {**row, COLUMN: by_row[number].shared if number in by_row else 0}
-        for number, row in enumerate(rows, start=1)
-    ]
+    """Every row with a column `overlap`; with `drop`, those that have `share` of a held-out problem are left out.
+
+    Open-R1 drops a row for one n-gram, which is `share` = 0 without boilerplate; between GSM8K's own splits that finds
+    phrases such as "how much money does she have left after".
+    """
+    texts = [words(text) for text in questions]
+    index = Index(held_out, texts, n, boilerplate)
+    nearest = [index.nearest(row, text) for row, text in enumerate(texts, start=1)]
+    found = [item for item in nearest if item is not None]
+    leaks = [item for item in found if item.share >= share]
+    faults = [_fault(item) if drop and item and item.share >= share else None for item in nearest]
+    marked = [{**row, COLUMN: item.share if item else 0.0} for row, item in zip(rows, nearest)]
+    flagged = sorted(found, key=lambda item: (-item.share, -item.shared, item.row))
+    empty = [row for row, text in enumerate(texts, 1) if nearest[row - 1] is None and index.shared(text)]
     figures: dict[str, Any] = {
         "held_out": len(held_out),
         "overlapping": len(found),
+        "leaks": len(leaks),
         "same_text": sum(item.same for item in found),
         "boilerplate_only": len(empty),
-        "flagged": [
-            asdict(item) for item in sorted(found, key=lambda item: (-item.same, -item.shared, item.row))
-        ],
+        "flagged": [{**asdict(item), "share": round(item.share, 4)} for item in flagged],
         "boilerplate_rows": empty,
-        "boilerplate": common,
+        "boilerplate": index.common,
     }
     return sieved(rows, faults, marked, figures)
 
 
-def _fault(item: Overlap | None) -> Fault | None:
-    if item is None:
-        return None
+def _fault(item: Overlap) -> Fault:
     where = f"{item.against}, row {item.against_row}"
     if item.same:
         return "same_text", where

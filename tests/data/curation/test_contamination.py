@@ -3,8 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_jax.data.curation.contamination import HeldOut, decontaminate, overlaps
+from grpo_jax.data.curation.contamination import HeldOut, Overlap, decontaminate
 from grpo_jax.data.curation.words import ngrams, words
+from grpo_jax.data.sources import load_rows
 
 PHRASE = "The answer can be written as m/n where m and n are relatively prime positive integers."
 TEST = "A farmer has seventeen sheep and sells all but nine of them at the spring market in Lund."
@@ -12,6 +13,15 @@ TEST = "A farmer has seventeen sheep and sells all but nine of them at the sprin
 
 def held_out(*texts):
     return [HeldOut("test", number, text) for number, text in enumerate(texts, start=1)]
+
+
+def overlaps(texts, test, n=8, boilerplate=10):
+    """(what overlaps, rows of boilerplate alone, boilerplate)."""
+    figures = decontaminate([{} for _ in texts], texts, test, n, boilerplate).figures
+    names = Overlap.__dataclass_fields__
+    found = [Overlap(**{name: item[name] for name in names}) for item in figures["flagged"]]
+    found.sort(key=lambda item: item.row)
+    return found, figures["boilerplate_rows"], figures["boilerplate"]
 
 
 def test_case_marks_and_line_breaks_hide_a_leak():
@@ -36,7 +46,7 @@ def test_the_nearest_problem_is_another_one():
 
 def test_a_short_leak_has_no_ngram():
     (found,), _, _ = overlaps(["What is 3 + 4?"], held_out("what is 3+4"))
-    assert (found.same, found.shared, found.of) == (True, 1, 0)
+    assert (found.same, found.share, found.of) == (True, 1.0, 0)
     assert overlaps(["", "?"], held_out("", "!"))[0] == []
 
 
@@ -61,16 +71,31 @@ def test_a_whole_text_of_boilerplate_escapes():
 
 
 def test_rows_are_dropped_unasked():
-    rows = [{"q": "fine"}, {"q": TEST}, {"q": TEST + " And more?"}]
+    rows = [
+        {"q": "fine"},
+        {"q": TEST},
+        {"q": TEST + " And more?"},
+        {"q": "So a farmer has seventeen sheep and sells all."},
+    ]
     texts = [row["q"] for row in rows]
     report = decontaminate(rows, texts, held_out(TEST))
-    assert [row["overlap"] for row in report.kept] == [0, 11, 11]
-    assert (report.figures["overlapping"], report.figures["same_text"]) == (2, 1)
+    assert [row["overlap"] for row in report.kept] == [0.0, 1.0, 1.0, 1 / 11]
+    figures = {name: report.figures[name] for name in ("overlapping", "leaks", "same_text")}
+    assert figures == {"overlapping": 3, "leaks": 2, "same_text": 1}
     dropped = decontaminate(rows, texts, held_out(TEST), drop=True)
-    assert dropped.kept == [{"q": "fine", "overlap": 0}]
+    assert [row["overlap"] for row in dropped.kept] == [0.0, 1 / 11]
     assert [(d.row, d.reason) for d in dropped.dropped] == [(2, "same_text"), (3, "overlap")]
     assert dropped.dropped[1].found.startswith("11 of 11 n-grams of test, row 1: a farmer has")
     assert dropped.dropped[1].columns is rows[2]
+    assert len(decontaminate(rows, texts, held_out(TEST), share=0, drop=True).kept) == 1
+
+
+def test_gsm8k_splits_leak_by_their_phrases(shared_data):
+    """One n-gram finds phrases of everyday language; a fifth of the problem finds what was written over."""
+    train, test = (load_rows(shared_data / "gsm8k", split) for split in ("train", "test"))
+    texts = [row["question"] for row in train]
+    figures = decontaminate(train, texts, held_out(*(row["question"] for row in test))).figures
+    assert (figures["overlapping"], figures["leaks"], figures["same_text"]) == (94, 4, 0)
 
 
 def test_chinese_is_one_word():
@@ -93,6 +118,7 @@ def test_an_index_finds_what_comparing_all_does_not(data, test, n, drop):
     ]
     assert [item.row for item in found] == expected
     for item in found:
-        assert item.same or item.shared == max(len(grams(data[item.row - 1]) & grams(t)) for t in test)
-    outcome = decontaminate([{"t": t} for t in data], data, held_out(*test), n, 10**6, drop)
+        own = grams(data[item.row - 1])
+        assert item.same or item.share == max(len(own & grams(t)) / len(grams(t)) for t in test if grams(t))
+    outcome = decontaminate([{"t": t} for t in data], data, held_out(*test), n, 10**6, 0.0, drop)
     assert len(outcome.dropped) == (len(expected) if drop else 0)
