@@ -239,7 +239,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "generate": ("sample from a model", generate),
     "export": ("write a checkpoint as a Hugging Face folder", export),
     "plan": ("say whether a run fits on chips that are not here, and how fast they could be", plan),
-    "data": ("look at, clean, grade and filter data: grpo-jax data --help", cli_data.data),
+    "data": ("look at, clean, grade and filter data, by verbs of its own", cli_data.data),
     "doctor": ("say what this machine can do, and what is missing", doctor),
     "recipes": ("list what can be run by name", recipes),
 }

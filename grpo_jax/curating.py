@@ -63,16 +63,18 @@ def _clean(config: Any, rows: list[Row]) -> Outcome:
 
 
 def _decontaminate(config: Any, rows: list[Row]) -> Outcome:
-    held_out = [
-        HeldOut(source, number, text)
-        for source in config.against
-        for number, text in enumerate(
-            asked(load_rows(source, config.against_split, seed=config.seed)), start=1
-        )
-    ]
+    held_out = [item for source in config.against for item in _held_out(config, source)]
     texts = asked(rows, config.prompt_column, config.layout)
     how = config.ngram, config.boilerplate, config.share, config.drop
     return decontaminate(rows, texts, held_out, *how)
+
+
+def _held_out(config: Any, source: str) -> list[HeldOut]:
+    rows = load_rows(source, config.against_split, seed=config.seed)
+    try:
+        return [HeldOut(source, number, text) for number, text in enumerate(asked(rows), start=1)]
+    except UserError as fault:
+        raise UserError(f"against = {source}: {fault}") from None
 
 
 def _dedup(config: Any, rows: list[Row]) -> Outcome:

@@ -1,6 +1,8 @@
 """`grpo-jax data ...`, as a person types it."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -125,7 +127,24 @@ def test_show_uses_the_models_template(place, tiny_model, capsys):
     assert "length in tokens" in out
 
 
+def test_looking_at_data_loads_jax(place):
+    program = """
+import sys
+from grpo_jax.cli import main
+for line in ("show rows.jsonl", "clean rows.jsonl a.jsonl", "filter rows.jsonl b.jsonl --column level --low 1"):
+    main(["data", *line.split()])
+print([m for m in ("jax", "flax", "transformers", "datasets", "torch") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 BAD = [
+    ("dedup rows.jsonl out.jsonl --rows -1", "rows = '-1': must be at least 0"),
+    (
+        "decontaminate rows.jsonl out.jsonl --against other.jsonl",
+        "against = other.jsonl: dataset: no column 'prompt'",
+    ),
     ("show nowhere.jsonl", "nowhere.jsonl': no such file or folder"),
     ("show rows.jsonl --layout gsm8", "layout = 'gsm8': no such layout (did you mean 'gsm8k'?)"),
     ("clean rows.jsonl out.jsonl --layout limo", "layout = 'limo': the data have no column 'solution'"),
@@ -154,6 +173,7 @@ BAD = [
 def test_bad_input_is_said_and_leaves_nothing(line, words, place, capsys):
     write("there.jsonl", [])
     write("half.jsonl.report.json", [])
+    write("other.jsonl", [{"text": "Hi"}])
     before = {file.name: file.read_bytes() for file in place.iterdir()}
     assert main(["data", *line.split()]) == 2
     out, err = capsys.readouterr()
