@@ -12,6 +12,7 @@ from grpo_jax.data.curation.cleaning import clean
 from grpo_jax.data.curation.contamination import HeldOut, decontaminate
 from grpo_jax.data.curation.difficulty import within
 from grpo_jax.data.curation.duplicates import dedup
+from grpo_jax.data.curation.faults import normal
 from grpo_jax.data.curation.outcome import Outcome
 from grpo_jax.data.layouts import Layout, arrange_one, recognise
 from grpo_jax.data.questions import questions
@@ -89,7 +90,7 @@ def _answer(row: Row, layout: Layout) -> str | None:
         answer = arrange_one(row, layout).get("answer")
     except ValueError:
         return None
-    return None if answer is None else "".join(str(answer).split())
+    return None if answer is None else normal(answer)
 
 
 def _grade(config: Any, rows: list[Row]) -> Outcome:

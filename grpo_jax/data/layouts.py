@@ -65,7 +65,7 @@ LAYOUTS = (
     # Knights and knaves: its `prompt` already holds another model's chat markup, so `quiz` is taken instead.
     _layout(
         "knights_and_knaves",
-        "knights-and-knaves (3 to 7 people)",
+        "knights and knaves, 2 to 8 people",
         "quiz names solution_text_format",
         "quiz",
         sets.ask_knights,
@@ -101,7 +101,7 @@ LAYOUTS = (
     ),
     _layout(
         "math",
-        "MATH, MATH-500, NuminaMath",
+        "MATH, MATH-500, NuminaMath-CoT",
         "problem solution",
         "problem",
         sets.ask_math,
@@ -110,7 +110,7 @@ LAYOUTS = (
     ),
     _layout(
         "deepscaler",
-        "DeepScaleR-Preview",
+        "DeepScaleR-Preview, NuminaMath-1.5",
         "problem solution answer",
         "problem",
         sets.ask_math,

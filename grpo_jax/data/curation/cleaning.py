@@ -116,10 +116,10 @@ def _conflicts(looked: Sequence[Case | Fault]) -> Iterator[Fault | None]:
     asked: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, case in enumerate(looked, start=1):
         if isinstance(case, Case) and case.answered and case.text:
-            asked[_same(case.text)]["".join(str(case.answer).split())].append(number)
+            asked[_same(case.text)][faults.normal(case.answer)].append(number)
     for case in looked:
         by_answer = asked.get(_same(case.text), {}) if isinstance(case, Case) and case.answered else {}
-        own = "".join(str(case.answer).split()) if isinstance(case, Case) else ""
+        own = faults.normal(case.answer) if isinstance(case, Case) else ""
         others = sorted(number for answer, at in by_answer.items() if answer != own for number in at)
         yield ("conflict", f"row {others[0]} asks the same with another answer") if others else None
 

@@ -40,8 +40,10 @@ _IMAGE = re.compile(
     r"!\[[^\]]*\]\(|<img\b|\\includegraphics|\[asy\]|\\begin\{(?:tikzpicture|asy|picture)\}|"
     r"\.(?:png|jpe?g|gif|svg|webp)\b|"
     rf"\b(?:see|refer to|consult)\s+(?:the\s+)?(?:attached\s+|following\s+|accompanying\s+)?(?:{_PICTURE}|graph|chart)|"
-    rf"\b(?:{_PICTURE}|graph|chart)s?\s+(?:shown\s+|given\s+|provided\s+)?(?:below|above|at (?:the )?(?:right|left)|"
-    r"(?:on|to) the (?:right|left))\b|"
+    # Not "the graph to the right by 3", nor "the picture above the door".
+    rf"\b(?:{_PICTURE}|graph|chart)s?\s+(?:shown\s+|given\s+|provided\s+)?(?:below|above)\b(?!\s+(?:the|a|an|its|\$))|"
+    rf"\b(?:{_PICTURE}|graph|chart)s?\s+(?:shown\s+)?(?:on the|at(?: the)?) (?:right|left)\b|"
+    rf"\b{_PICTURE}s?\s+(?:shown\s+)?to the (?:right|left)\b|"
     rf"\b(?:accompanying|attached|adjacent|adjoining|following)\s+{_PICTURE}|"
     rf"\b(?:shown|depicted|pictured|illustrated|as|seen)\s+in\s+(?:the\s+)?(?:following\s+|above\s+)?"
     rf"(?:{_PICTURE}|graph|chart)|"
@@ -96,6 +98,7 @@ _NOTHING = {
 }
 _OR = re.compile(r"\\(?:text|mathrm|quad)\s*\{\s*(?:,?\s*(or|and)\s*)\}|\b(or|and)\b", re.IGNORECASE)
 _LONGEST = 120  # characters of an answer that is looked into; longer ones are texts
+_WRITING = re.compile(r"\\left(?![a-z])|\\right(?![a-z])|\\[!,;]|\$")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
@@ -151,7 +154,7 @@ def no_answer(answer: object) -> str | None:
 
 def several_answers(answer: object) -> str | None:
     """`3 or 5`, `x = 1; y = 2`, `1, 2`: not a tuple, a set or an interval, and no list of words."""
-    text = str(answer).strip().strip("$")
+    text = str(answer).strip().strip("$").replace("\\!", "")
     if "\n" in text or len(text) > _LONGEST:
         return None
     pieces = [piece for piece in _at_top(_OR.sub(";", text)) if piece.strip(" .,\\")]
@@ -176,6 +179,17 @@ def contradiction(answer: object, boxed: str | None) -> str | None:
     """The answer and what its own solution boxes are two plain numbers, and not the same."""
     one, other = _number(str(answer)), _number(boxed or "")
     return None if one is None or other is None or one == other else f"answer {answer}, solution {boxed}"
+
+
+def normal(answer: object) -> str:
+    """The same text for answers that differ in their writing alone: 1,000 and 1000.0, \\dfrac and \\frac, spaces."""
+    text = str(answer)
+    number = _number(text)
+    return (
+        str(number)
+        if number is not None
+        else "".join(_WRITING.sub("", text).replace(r"\dfrac", r"\frac").split())
+    )
 
 
 def _number(text: str) -> Fraction | None:

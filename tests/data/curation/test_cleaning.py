@@ -52,6 +52,11 @@ GOOD = [
     "Set up the equation $a <b$ and $c> d$. What is the least sum?",
     "Ann skates a figure 8 in 12 seconds. How long do 5 of them take?",
     "A table costs $30. Two tables and a chair cost $75. What does a chair cost?",
+    "Shift the graph to the right by 3 units. What is its new vertex?",
+    "What is the area of the region under the graph above the $x$-axis?",
+    "The picture above the door is 40 cm wide. How many fit into 2 m?",
+    "Which is prime?\n(a) 4\n(b) 5\n(c) 6",
+    "1. Ann has 3 apples.\n2. Bob has 4 apples.\nHow many have they?",
     "Prove that the sum of the first ten odd numbers is a square. What is its root?",
     "Find all integers $n$ such that (n+1) divides 12 and prove your answer is complete.",
 ]
@@ -87,6 +92,9 @@ def test_several_answers_pass_as_one(answer):
             0,
             "-3.5",
             "1,234",
+            "10,\\!080",
+            "1{,}000",
+            "\\left( 3, \\frac{\\pi}{2} \\right)",
             "1,234,567",
             "(1, 2)",
             "\\{1, 2\\}",
@@ -118,6 +126,9 @@ def test_the_same_question_with_two_answers():
     assert [(d.row, d.reason) for d in outcome.dropped] == [(1, "conflict"), (3, "conflict")]
     assert outcome.dropped[0].found == "row 3 asks the same with another answer"
     assert clean([rows[0], {**rows[0]}], MATH).dropped == []
+    written = ["1,000", "$1000.0$"], ["\\dfrac12", "$\\frac 12$"], ["(1, 2)", "\\left(1,2\\right)"]
+    for pair in written:
+        assert clean([{"problem": "What?", "answer": answer} for answer in pair], MATH).dropped == []
 
 
 CODE = "Write a function that returns the sum of a list."
