@@ -69,7 +69,8 @@ class Index:
                 self.places[gram].append(at)
         different = {tuple(text) for text in (*texts, *theirs)}
         counts = Counter(g for text in different for g in set(ngrams(text, n)) if g in self.places)
-        self.common = {gram: count for gram, count in counts.most_common() if count >= boilerplate}
+        often = sorted(counts, key=lambda gram: (-counts[gram], gram))
+        self.common = {gram: counts[gram] for gram in often if counts[gram] >= boilerplate}
 
     def shared(self, text: list[str]) -> list[str]:
         """The n-grams of a text that held-out problems have, boilerplate included."""
