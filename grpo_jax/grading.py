@@ -145,6 +145,7 @@ def _prompts(config: GradeConfig, policy: Policy, rows: Sequence[Row]) -> Prompt
         policy.tokenizer,
         max_prompt_length=config.max_prompt_length,
         system_prompt=config.system_prompt,
+        prefill=config.prefill,
         pad_id=policy.vocabulary.pad_id,
         prompt_column=config.prompt_column,
         layout=config.layout,

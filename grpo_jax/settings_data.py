@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from grpo_jax import settings_checks as check
 from grpo_jax.config import ModelSettings, PromptSettings, RewardSettings, SamplingSettings
 from grpo_jax.errors import nearest
-from grpo_jax.settings_io import Count, Name, Names, Positive, Settings, Share
+from grpo_jax.settings_io import Count, Mapped, Name, Names, Positive, Settings, Share
 
 
 class SourceSettings(Settings):
@@ -47,9 +47,20 @@ class ShowConfig(SourceSettings):
     show: Count = 2
     """Rows shown as the model would see them, from the first."""
     model: Name | None = None
-    """A local folder or a hub id: its chat template and tokenizer are used; none: messages and characters."""
+    """A local folder or a hub id, whose chat template and tokenizer are used; none: messages and characters."""
     system_prompt: str | None = None
     """A system message put before every chat; none: the dataset's own, if any."""
+    prefill: Name | None = None
+    """What the assistant's turn begins with; none: nothing."""
+    chat_template_kwargs: Mapped | None = None
+    """Variables that the chat template sees, e.g. {enable_thinking: false}; none: none of its own."""
+
+    @model_validator(mode="after")
+    def _for_a_template(self) -> Self:
+        for name in ("system_prompt", "prefill", "chat_template_kwargs"):
+            if self.model is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: it is for a chat template; give --model")
+        return self
 
 
 class CleanConfig(SourceSettings, OutputSettings):

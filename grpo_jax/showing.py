@@ -41,7 +41,7 @@ class Reader:
     """Rows as a model reads them: through its template and tokenizer, or where none is given, in characters."""
 
     def __init__(self, config: ShowConfig):
-        self.system_prompt, self.tokenizer = config.system_prompt, None
+        self.config, self.tokenizer = config, None
         if config.model is not None:
             from grpo_jax.models import hf
 
@@ -54,7 +54,14 @@ class Reader:
     def text(self, prompt: Any) -> str:
         """What the model continues; without a model the messages, each under its role."""
         if self.tokenizer is not None:
-            return render(prompt, self.tokenizer, self.system_prompt)
+            given = self.config
+            return render(
+                prompt,
+                self.tokenizer,
+                given.system_prompt,
+                prefill=given.prefill,
+                chat_template_kwargs=given.chat_template_kwargs,
+            )
         if isinstance(prompt, str):
             return prompt
         return "\n".join(f"[{message['role']}] {message['content']}" for message in prompt)
@@ -64,7 +71,7 @@ class Reader:
         if self.tokenizer is None:
             return [len(p) if isinstance(p, str) else sum(len(m["content"]) for m in p) for p in prompts]
         texts = [self.text(prompt) for prompt in prompts]
-        chat = is_chat(prompts[0], self.system_prompt)
+        chat = is_chat(prompts[0], self.config.system_prompt)
         return [len(ids) for ids in encode(texts, self.tokenizer, chat=chat)]
 
 

@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from grpo_jax import grading
 from grpo_jax.cli import main
+from grpo_jax.config import PromptSettings
 from grpo_jax.data.files import read_file
 from grpo_jax.data.layouts import arrange
+from grpo_jax.settings_data import GradeConfig
 
 ROWS = [
     {
@@ -121,8 +124,10 @@ def test_show_says_what_the_model_reads(place, capsys):
 
 
 def test_show_uses_the_models_template(place, tiny_model, capsys):
-    do(f"show rows.jsonl --show 1 --model {tiny_model}")
+    do(f"show rows.jsonl --show 1 --model {tiny_model} --prefill <think> --system_prompt Count.")
     out = capsys.readouterr().out
+    assert "<|im_start|>system\nCount.<|im_end|>" in out
+    assert "<|im_start|>assistant\n<think>" in out
     assert "<|im_start|>user\nAnn has 6 eggs" in out
     assert "length in tokens" in out
 
@@ -148,6 +153,7 @@ BAD = [
     ("show nowhere.jsonl", "nowhere.jsonl': no such file or folder"),
     ("show rows.jsonl --layout gsm8", "layout = 'gsm8': no such layout (did you mean 'gsm8k'?)"),
     ("clean rows.jsonl out.jsonl --layout limo", "layout = 'limo': the data have no column 'solution'"),
+    ("show rows.jsonl --prefill <think>", "prefill = '<think>': it is for a chat template; give --model"),
     ("clean rows.jsonl out.csv", "out.csv: its name must end in .jsonl or .parquet"),
     ("clean rows.jsonl rows.jsonl --overwrite", "out = rows.jsonl: these are the data themselves"),
     ("clean rows.jsonl there.jsonl", "there.jsonl: is there already; give another file, or --overwrite"),
@@ -195,6 +201,13 @@ def test_values_that_json_has_no_form_for(place, capsys):
 
 
 # ---- grade ----
+
+
+def test_a_setting_of_prompts_has_no_effect_on_grading(monkeypatch):
+    config = GradeConfig(data="d", out="o.jsonl", model="m")
+    policy = types.SimpleNamespace(tokenizer=None, vocabulary=types.SimpleNamespace(pad_id=0))
+    monkeypatch.setattr(grading, "Prompts", lambda rows, tokenizer, **given: given)
+    assert PromptSettings.model_fields.keys() <= grading._prompts(config, policy, []).keys()
 
 
 @pytest.fixture(scope="module")

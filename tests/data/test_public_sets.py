@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import types
 
 import pytest
 
@@ -191,6 +192,17 @@ def test_a_layout_that_does_not_exist_or_fit():
         UserError, match=r"layout = 'limo': the data have no column 'solution' among question, answer"
     ):
         arrange([ROWS["gsm8k"]], layout="limo")
+
+
+def test_a_verb_forgets_the_layout(monkeypatch):
+    from grpo_jax import assembly, sft
+    from grpo_jax.config import GRPOConfig, SFTConfig
+
+    policy = types.SimpleNamespace(tokenizer=None, vocabulary=types.SimpleNamespace(pad_id=0, eos_ids=(1,)))
+    for module, name in ((assembly, "Prompts"), (sft, "Examples")):
+        monkeypatch.setattr(module, name, lambda rows, tokenizer, **given: given["layout"])
+    assert assembly._prompts(GRPOConfig(layout="math"), policy, []) == "math"
+    assert sft._examples(SFTConfig(model="m", dataset="d", layout="limo"), policy, []) == "limo"
 
 
 # ---- real rows ----

@@ -1,7 +1,7 @@
 """Cleaning: bad problems that pass, good ones that are lost, rows that vanish."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.data.curation.cleaning import REASONS, RULES, clean
@@ -258,6 +258,7 @@ texts = st.one_of(st.text(max_size=60), st.sampled_from([problem for _, problem 
 answers = st.one_of(st.none(), st.text(max_size=10), st.sampled_from(["7", "3 or 5"]))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.fixed_dictionaries({"problem": st.one_of(texts, st.none()), "answer": answers}), max_size=12)
 )

@@ -1,6 +1,6 @@
 """Contamination: a leak that is not found, a phrase of contests that counts as one."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.data.curation.contamination import HeldOut, Overlap, decontaminate
@@ -107,6 +107,7 @@ def test_chinese_is_one_word():
 short = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=9).map(" ".join)
 
 
+@settings(deadline=None)
 @given(st.lists(short, max_size=6), st.lists(short, max_size=4), st.integers(1, 4), st.booleans())
 def test_an_index_finds_what_comparing_all_does_not(data, test, n, drop):
     found = overlaps(data, held_out(*test), n, boilerplate=10**6)[0]

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.data.curation.difficulty import graded, level, within
@@ -55,6 +55,7 @@ def test_bounds_are_inclusive():
     assert reasons([0, 1], 0, None) == ["too_low"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=20), st.floats(0, 0.5), st.floats(0.5, 1))
 def test_a_row_vanishes_or_stays_outside(rates, low, high):
     rows = [{"id": number, "pass_rate": rate} for number, rate in enumerate(rates)]

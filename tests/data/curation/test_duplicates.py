@@ -1,6 +1,6 @@
 """Duplicates: found by an index exactly as by comparing every pair; different problems are never one."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.data.curation.duplicates import dedup, jaccard, nearest_earlier, shingles
@@ -50,6 +50,7 @@ def test_likeness():
 texts = st.lists(st.lists(st.sampled_from(["a", "b", "c"]), max_size=8).map(" ".join), max_size=10)
 
 
+@settings(deadline=None)
 @given(texts, st.sampled_from([0.1, 0.3, 0.5, 2 / 3, 0.75, 0.9, 1.0]), st.integers(1, 3))
 def test_the_index_loses_a_pair(data, threshold, n):
     sets = [shingles(text, n) for text in data]
