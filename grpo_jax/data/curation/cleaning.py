@@ -1,5 +1,6 @@
 """Clean a data set as SRPO does: strip what is noise, drop what cannot be learned from with a verifiable reward."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from grpo_jax.data.curation.outcome import Fault, Outcome, Row, sieved
 from grpo_jax.data.layouts import Layout, arrange_one
 from grpo_jax.data.questions import questions, with_questions
 from grpo_jax.data.traces import boxed_answer
+
+_SPACES = re.compile(r"\s+")
 
 Purpose = Literal["rl", "sft"]
 
@@ -102,7 +105,8 @@ def _look(row: Row, layout: Layout, purpose: Purpose) -> Case | Fault:
         arranged = arrange_one(row, layout, column)
     except ValueError as error:
         return "unusable", str(error)
-    text = "\n".join(questions(row, layout))
+    # One space where there are several: what is found does not depend on them, and the time to look does.
+    text = _SPACES.sub(lambda run: "\n" if "\n" in run[0] else " ", "\n".join(questions(row, layout)))
     code = any(row.get(name) for name in CODE_COLUMNS) or "```" in text
     return Case(row, arranged, text, code)
 

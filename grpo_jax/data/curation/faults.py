@@ -70,7 +70,7 @@ _NETWORK = re.compile(
 )
 _FILES = re.compile(
     r"\b(?:read|load|open|write|save|parse|append)(?:s|ing)?\b[^.\n]{0,40}\b(?:files?|csv|spreadsheet|director(?:y|ies)|folder)\b|"
-    r"\bopen\(\s*[\"']|\b[\w-]+\.(?:txt|csv|xlsx?|json|xml|dat|in|out)\b|\bpath to (?:a|the) file\b",
+    r"\bopen\(\s*[\"']|(?<![\w-])[\w-]{1,60}\.(?:txt|csv|xlsx?|json|xml|dat|in|out)\b|\bpath to (?:a|the) file\b",
     re.IGNORECASE,
 )
 _ENVIRONMENT = re.compile(
@@ -194,7 +194,8 @@ def normal(answer: object) -> str:
 
 def _number(text: str) -> Fraction | None:
     plain = text.strip().strip("$").replace("\\!", "").replace("{,}", ",").strip()
-    return Fraction(plain.replace(",", "")) if _NUMBER.fullmatch(plain) else None
+    short = len(plain) <= _LONGEST
+    return Fraction(plain.replace(",", "")) if short and _NUMBER.fullmatch(plain) else None
 
 
 def _found(pattern: re.Pattern[str], text: str) -> str | None:

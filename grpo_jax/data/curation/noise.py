@@ -1,5 +1,6 @@
 """What does not belong to a problem's text: links, markup, contest labels, numbering. It never drops a row."""
 
+import functools
 import html
 import re
 from collections.abc import Callable
@@ -13,13 +14,21 @@ _CONTEST = (
 )
 
 Change = str | Callable[[re.Match[str]], str]
+Rule = Callable[[str], str]
 
 
-def _rule(pattern: str, change: Change, flags: int = re.IGNORECASE) -> tuple[re.Pattern[str], Change]:
-    return re.compile(pattern, flags), change
+def _rule(pattern: str, change: Change, flags: int = re.IGNORECASE) -> Rule:
+    """What a pattern matches, changed. Repeats within are bounded: a text of 100,000 brackets takes no longer."""
+    return functools.partial(re.compile(pattern, flags).sub, change)
 
 
-STRIPPED: dict[str, list[tuple[re.Pattern[str], Change]]] = {
+def _trimmed(text: str) -> str:
+    """Without spaces at the ends of lines and of the text, and without runs of empty lines."""
+    lines = [line.rstrip(" \t") for line in text.strip().split("\n")]
+    return "\n".join(line for at, line in enumerate(lines) if line or lines[at - 1])
+
+
+STRIPPED: dict[str, list[Rule]] = {
     "invisible": [
         _rule("[\u00ad\u200b-\u200f\u2060\ufeff\x00-\x08\x0b\x0c\x0e-\x1f]", ""),
         _rule("\r\n?", "\n"),
@@ -27,7 +36,7 @@ STRIPPED: dict[str, list[tuple[re.Pattern[str], Change]]] = {
     ],
     "link": [
         _rule(r"(?<!!)\[([^\[\]]*)\]\(\s*" + _URL + r"\s*\)", r"\1"),
-        _rule(r"[ \t]*[(<\[]\s*" + _URL + r"\s*[)>\]]", ""),
+        _rule(r"[ \t]{0,4}[(<\[]\s{0,4}" + _URL + r"\s{0,4}[)>\]]", ""),
         # Not the address of an image: that row is dropped for it.
         _rule(r"(?<!\]\()" + _URL, ""),
     ],
@@ -35,7 +44,7 @@ STRIPPED: dict[str, list[tuple[re.Pattern[str], Change]]] = {
         _rule(r"<sup>([^<>]*)</sup>", r"^{\1}"),
         _rule(r"<sub>([^<>]*)</sub>", r"_{\1}"),
         # Letters alone only in pairs: `a <b> c` may be a chain of comparisons.
-        _rule(rf"<([biupas]){_ATTRIBUTES}>(.*?)</\1>", r"\2", re.IGNORECASE | re.DOTALL),
+        _rule(rf"<([biupas]){_ATTRIBUTES}>(.{{0,1000}}?)</\1>", r"\2", re.IGNORECASE | re.DOTALL),
         _rule(rf"<(?:br|/div|/li|/tr|/h[1-6]){_ATTRIBUTES}/?>", "\n"),
         _rule(rf"</?(?:{_TAGS}){_ATTRIBUTES}/?>", ""),
         _rule(
@@ -45,11 +54,11 @@ STRIPPED: dict[str, list[tuple[re.Pattern[str], Change]]] = {
     ],
     "label": [
         _rule(
-            rf"\s*[(\[【](?:19|20)\d\d\b[^()\[\]【】]{{0,80}}\b(?:{_CONTEST})\b[^()\[\]【】]{{0,60}}[)\]】]",
+            rf"[ \t]{{0,4}}[(\[【](?:19|20)\d\d\b[^()\[\]【】]{{0,80}}\b(?:{_CONTEST})\b[^()\[\]【】]{{0,60}}[)\]】]",
             "",
         ),
         _rule(
-            rf"\s*[(\[【][^()\[\]【】]{{0,60}}\b(?:{_CONTEST})\b[^()\[\]【】]{{0,60}}\b(?:19|20)\d\d[)\]】]",
+            rf"[ \t]{{0,4}}[(\[【][^()\[\]【】]{{0,60}}\b(?:{_CONTEST})\b[^()\[\]【】]{{0,60}}\b(?:19|20)\d\d[)\]】]",
             "",
         ),
         _rule(r"\A\s*[(\[]\s*\d+\s*(?:points?|pts\.?|marks?|分)\s*\.?\s*[)\]]", ""),
@@ -62,15 +71,15 @@ STRIPPED: dict[str, list[tuple[re.Pattern[str], Change]]] = {
     ],
     "numbering": [
         _rule(
-            r"\A\s*(?:problem|exercise|example|question|task)\s*[№#]?\s*(?:\d{1,4}|[A-Z])(?:[.-]\d+)*\s*[.:)]\s*",
+            r"\A\s*(?:problem|exercise|example|question|task)\s*(?:[№#]\s*)?(?:\d{1,4}|[A-Z])(?:[.-]\d+)*\s*[.:)]\s*",
             "",
         ),
         _rule(r"\A\s*[【\[](?:problem|exercise|example|question|task)\s*\d{1,4}[】\]]\s*", ""),
-        _rule(r"\A\s*№?\s*\d{1,4}(?:\.\d{1,3})*[.)]\s+(?=[A-Z$\\(\u4e00-\u9fff])", "", 0),
+        _rule(r"\A\s*(?:№\s*)?\d{1,4}(?:\.\d{1,3})*[.)]\s+(?=[A-Z$\\(\u4e00-\u9fff])", "", 0),
     ],
-    "spaces": [_rule(r"[ \t]+$", "", re.MULTILINE), _rule(r"\n{3,}", "\n\n"), _rule(r"\A\s+|\s+\Z", "")],
+    "spaces": [_trimmed],
 }
-"""Kind of noise -> (pattern, what takes its place), in the order in which they are tried."""
+"""Kind of noise -> what strips it, in the order in which they are tried."""
 
 IN_CODE = ("invisible",)
 """What is stripped of a programming problem: links, markup and spaces may be what it is about."""
@@ -81,9 +90,9 @@ def stripped(text: str, *, code: bool = False) -> tuple[str, list[str]]:
     found = []
     for kind, rules in STRIPPED.items():
         before = text
-        for pattern, change in rules if not code or kind in IN_CODE else ():
+        for strip in rules if not code or kind in IN_CODE else ():
             # Again, where markup stands within markup; what takes its place is never noise of the same kind.
-            while (rest := pattern.sub(change, text)) != text:
+            while (rest := strip(text)) != text:
                 text = rest
         if text != before:
             found.append(kind)

@@ -1,5 +1,7 @@
 """Cleaning: bad problems that pass, good ones that are lost, rows that vanish."""
 
+import time
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -252,6 +254,37 @@ def test_a_reason_without_a_case():
     tested = {why for why, _ in BAD} | {"network", "files", "environment"}
     tested |= {"no_answer", "several_answers", "contradiction", "conflict", "unusable"}
     assert tested == set(REASONS) == {"unusable", "conflict", *RULES}
+
+
+HOSTILE = (
+    *(
+        "a\n",
+        "( ",
+        "(2019 ",
+        "<b>",
+        "a-",
+        "a.b ",
+        "\t",
+        "7,",
+        "[a](https://a.b ",
+        "prove ",
+        "figure ",
+        "(a) ",
+        "--|",
+        "1",
+    ),
+    *("<b x=1 ", "the ", "?", "$", ". ", "task 1. ", "read ", "(1)", "https://a", "&#", "\\boxed{"),
+)
+
+
+@pytest.mark.parametrize("code", [False, True])
+def test_a_hostile_text_takes_quadratic_time(code):
+    """Each takes some hundredths of a second, and many seconds where a pattern starts over at every place."""
+    rows = [{"problem": part * (30_000 // len(part)) + "x", "answer": part * 9_000} for part in HOSTILE]
+    rows = [{**row, "tests": "x"} for row in rows] if code else rows
+    started = time.process_time()
+    assert clean(rows, MATH).read == len(HOSTILE)
+    assert time.process_time() - started < 20
 
 
 texts = st.one_of(st.text(max_size=60), st.sampled_from([problem for _, problem in BAD] + GOOD))
