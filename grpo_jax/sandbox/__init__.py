@@ -1,0 +1,31 @@
+"""A sandbox: one Python program that nobody trusts, with its input, in a process of its own. No jax; Linux first.
+
+`run` and `Limits` are for here, `open_sandbox` takes what a user wrote: `local`, `strict` or a URL. The walls, from the
+outside in: namespaces and a file system of its own (`walls.py`), a user of its own, Landlock, seccomp, and limits.
+What the kernel refuses is left out and said (`protections.py`). docs/code_execution.md says what it is good for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Limits": "grpo_jax.sandbox.outcome",
+    "Outcome": "grpo_jax.sandbox.outcome",
+    "SandboxError": "grpo_jax.sandbox.outcome",
+    "open_sandbox": "grpo_jax.sandbox.choose",
+    "run": "grpo_jax.sandbox.local",
+}
+__all__ = ["Limits", "Outcome", "SandboxError", "open_sandbox", "run"]
+
+if TYPE_CHECKING:
+    from grpo_jax.sandbox.choose import open_sandbox
+    from grpo_jax.sandbox.local import run
+    from grpo_jax.sandbox.outcome import Limits, Outcome, SandboxError
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use (PEP 562): the keeper of a program starts once a program, and needs little."""
+    import importlib
+
+    if name not in _HOME:
+        raise AttributeError(f"module 'grpo_jax.sandbox' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,0 +1,59 @@
+"""The few system calls that the standard library of Python 3.11 does not have. Each raises OSError.
+
+Numbers and constants are the kernel's own (its uapi headers); system calls are looked up by the machine's name.
+"""
+
+import ctypes
+import os
+
+NEW_MOUNTS, NEW_UTS, NEW_IPC, NEW_USER = 0x00020000, 0x04000000, 0x08000000, 0x10000000
+NEW_PROCESSES, NEW_NETWORK, NEW_CGROUP = 0x20000000, 0x40000000, 0x02000000
+
+READ_ONLY, NO_SUID, NO_DEVICES, NO_EXEC, REMOUNT, BIND, RECURSIVE, PRIVATE = (
+    1, 2, 4, 8, 0x20, 0x1000, 0x4000, 0x40000,
+)  # fmt: skip
+_DETACH = 2
+
+DEATH_SIGNAL, DUMPABLE, SECCOMP, NO_NEW_PRIVILEGES, SUBREAPER = 1, 4, 22, 38, 36
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def checked(result: int, what: str) -> int:
+    """The result, or the error that errno tells."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def syscall(number: int, *arguments: object) -> int:
+    wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    return checked(_LIBC.syscall(ctypes.c_long(number), *wide), f"system call {number}")
+
+
+def prctl(option: int, value: int, more: object = 0) -> None:
+    last = ctypes.c_ulong(more) if isinstance(more, int) else more
+    checked(_LIBC.prctl(option, ctypes.c_ulong(value), last, 0, 0), f"prctl {option}")
+
+
+def unshare(flags: int) -> None:
+    checked(_LIBC.unshare(flags), "unshare")
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    texts = (source.encode(), target.encode(), kind.encode() or None)
+    checked(_LIBC.mount(*texts, ctypes.c_ulong(flags), data.encode() or None), f"mount {target}")
+
+
+def change_root(folder: str) -> None:
+    """Make a mount point the root of this mount namespace; what was mounted is gone from it."""
+    os.chdir(folder)
+    checked(_LIBC.pivot_root(b".", b"."), "pivot_root")
+    checked(_LIBC.umount2(b".", _DETACH), "umount")
+    os.chdir("/")
+
+
+def machine() -> str:
+    """`x86_64`, `aarch64`, ... of this interpreter; empty where it is a 32-bit one on a 64-bit kernel."""
+    return os.uname().machine if ctypes.sizeof(ctypes.c_void_p) == 8 else ""

@@ -1,0 +1,223 @@
+"""Run one program on this machine: starts its keeper, feeds and reads the pipes, keeps the bounds of output."""
+
+import contextlib
+import json
+import math
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import grpo_jax
+from grpo_jax.sandbox.keeper import environment, remove
+from grpo_jax.sandbox.outcome import Ended, Limits, Outcome, SandboxError
+from grpo_jax.sandbox.protections import KEEPERS, WALLS
+
+BACKSTOP_SECONDS = 10.0
+"""What a keeper gets beyond its program's time, to start, to clean up and to tell, before it is killed itself."""
+_CHUNK = 2**16
+_MAIN = (
+    "import sys; sys.path.append(sys.argv[1]); from grpo_jax.sandbox.keeper import main; "
+    "main(*map(int, sys.argv[2:]))"
+)
+
+
+def run(
+    code: str,
+    stdin: str = "",
+    limits: Limits | None = None,
+    *,
+    strict: bool = False,
+    walls: Iterable[str] = WALLS,
+) -> Outcome:
+    """Run a Python program to its end, or to that of a limit; when this returns, nothing of it is left.
+
+    Args:
+        code: the program, as its file's text. Only the standard library is there.
+        stdin: all that it can read.
+        strict: run nothing where a program could reach files, the network or processes of the machine.
+        walls: the walls to put up where the kernel permits it.
+
+    Raises:
+        SandboxError: the program was not run, or it is not known how it ended.
+    """
+    limits = limits or Limits()
+    begun = time.monotonic()
+    folder = os.path.join(tempfile.gettempdir(), f"grpo-sandbox-{os.getpid()}-{os.urandom(6).hex()}")
+    wanted = request(code, limits, folder, strict, walls)
+    try:
+        talk = _Talk(_start(wanted), stdin, limits.output)
+        talk.until(begun + limits.patience + BACKSTOP_SECONDS)
+    finally:
+        if os.path.lexists(folder):
+            remove(folder)
+    return _outcome(talk, limits, time.monotonic() - begun)
+
+
+def request(
+    code: str, limits: Limits, folder: str, strict: bool = False, walls: Iterable[str] = WALLS
+) -> dict[str, Any]:
+    """What the keeper is told. `folder` is where the program lives if it gets no file system of its own."""
+    bounds = {name: getattr(limits, name) for name in ("memory", "processes", "threads", "files", "open_files")}
+    times = {"cpu": math.ceil(limits.cpu), "wall": limits.patience}
+    required = list(KEEPERS) if strict else []
+    return {"code": code, "folder": folder, "walls": list(walls), "required": required, **bounds, **times}
+
+
+class _Start:
+    """A keeper that runs, and our ends of its pipes."""
+
+    def __init__(self, process: subprocess.Popen[bytes], report: int):
+        self.process, self.report = process, report
+
+
+def _start(wanted: dict[str, Any]) -> _Start:
+    root = str(Path(grpo_jax.__file__).absolute().parents[1])
+    python = os.path.realpath(sys.executable)
+    ours, theirs = os.pipe()
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(json.dumps(wanted).encode())
+            file.seek(0)
+            fds = (file.fileno(), theirs)
+            process = subprocess.Popen(
+                [python, "-I", "-S", "-c", _MAIN, root, str(fds[0]), str(fds[1]), str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=fds,
+                start_new_session=True,
+                env=environment("/"),
+                bufsize=0,
+            )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return _Start(process, ours)
+
+
+class _Talk:
+    """All that passes between us, the program and its keeper. At most `most` bytes of each output are kept."""
+
+    def __init__(self, start: _Start, stdin: str, most: int):
+        self.process, self.most = start.process, most
+        self.left = memoryview(stdin.encode("utf-8", "replace"))
+        self.report, self.stdout, self.stderr = bytearray(), bytearray(), bytearray()
+        self.overran = self.abandoned = False
+        pipes = self.process
+        assert pipes.stdin and pipes.stdout and pipes.stderr
+        self.input = pipes.stdin.fileno()
+        self.outputs = {start.report: self.report, pipes.stdout.fileno(): self.stdout}
+        self.outputs[pipes.stderr.fileno()] = self.stderr
+        self.told = start.report
+
+    def until(self, deadline: float) -> None:
+        """Feed and read until keeper and program have ended, at the latest at the deadline."""
+        try:
+            with selectors.DefaultSelector() as pipes:
+                for descriptor in (*self.outputs, self.input):
+                    os.set_blocking(descriptor, False)
+                    write = descriptor == self.input
+                    pipes.register(descriptor, selectors.EVENT_WRITE if write else selectors.EVENT_READ)
+                while self.told in pipes.get_map() and not self.abandoned:
+                    self._pass_on(pipes, deadline)
+                for descriptor in self.outputs:
+                    while descriptor in pipes.get_map() and self._read(descriptor, pipes):
+                        pass
+        finally:
+            self._end()
+
+    def _pass_on(self, pipes: selectors.BaseSelector, deadline: float) -> None:
+        ready = pipes.select(max(deadline - time.monotonic(), 0.0))
+        self.abandoned = not ready and time.monotonic() >= deadline
+        for key, _ in ready:
+            if key.fd == self.input:
+                self._write(pipes)
+            else:
+                self._read(key.fd, pipes)
+
+    def _write(self, pipes: selectors.BaseSelector) -> None:
+        try:
+            self.left = self.left[os.write(self.input, self.left[:_CHUNK]) :]
+        except BlockingIOError:
+            return
+        except OSError:  # the program reads no more
+            self.left = self.left[:0]
+        if not self.left:
+            pipes.unregister(self.input)
+            assert self.process.stdin
+            self.process.stdin.close()
+
+    def _read(self, descriptor: int, pipes: selectors.BaseSelector) -> bool:
+        """Take what is there; whether there may be more at once."""
+        try:
+            data = os.read(descriptor, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            pipes.unregister(descriptor)
+            return False
+        kept = self.outputs[descriptor]
+        room = self.most - len(kept) if descriptor != self.told else _CHUNK
+        kept += data[:room]
+        if len(data) > room and not self.overran:
+            self.overran = True
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(signal.SIGTERM)
+        return True
+
+    def _end(self) -> None:
+        """Leave no process of the keeper's, and no descriptor."""
+        # Its report has ended, so it has nothing left to do but to go; else it has missed its deadline.
+        if self.told in self.outputs and not self.abandoned:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(BACKSTOP_SECONDS)
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert pipe
+            with contextlib.suppress(OSError):
+                pipe.close()
+        os.close(self.told)
+
+
+def _outcome(talk: _Talk, limits: Limits, seconds: float) -> Outcome:
+    told: dict[str, Any] = {}
+    for line in talk.report.splitlines():
+        told |= json.loads(line)
+    if "failed" in told:
+        raise SandboxError(f"the program was not run: {told['failed']}")
+    stdout, stderr = (bytes(kept).decode("utf-8", "replace") for kept in (talk.stdout, talk.stderr))
+    if "status" not in told and not talk.overran:
+        raise SandboxError("its keeper ended before the program; " + (stderr.strip()[-300:] or "it said nothing"))
+    status = told.get("status", -signal.SIGKILL)
+    ended = "output" if talk.overran else _ended(status, told, limits, stderr)
+    return Outcome(
+        stdout=stdout,
+        stderr=stderr,
+        exit_code=status if status >= 0 else None,
+        signal=-status if status < 0 else None,
+        ended=ended,
+        seconds=seconds,
+        walls=tuple(told.get("walls", ())),
+    )
+
+
+def _ended(status: int, told: dict[str, Any], limits: Limits, stderr: str) -> Ended:
+    if told["stopped"]:
+        return "wall"
+    if status == -signal.SIGXCPU or (status == -signal.SIGKILL and told["cpu"] >= limits.cpu):
+        return "cpu"
+    if status != 0 and stderr.rstrip().rpartition("\n")[2].startswith("MemoryError"):
+        return "memory"
+    return "signal" if status < 0 else "exit"

@@ -1,0 +1,124 @@
+"""System calls that a program does not get: a filter in the kernel (seccomp), which needs no rights to install.
+
+It is a second wall where there are namespaces, and where there are none it is what keeps a program from the network and
+from other processes. A list of what is refused, not of what is allowed: it closes ways out, and leaves Python whole.
+"""
+
+import ctypes
+import errno
+import os
+import struct
+
+from grpo_jax.sandbox import linux
+
+_REFUSED = {  # name: (x86_64, aarch64); None where the machine has no such call
+    # the network
+    "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201), "accept": (43, 202),
+    "accept4": (288, 242), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
+    # other processes
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
+    "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424), "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "setpriority": (141, 140),
+    "ioprio_set": (251, 30), "process_madvise": (440, 440), "move_pages": (279, 239), "migrate_pages": (256, 238),
+    # namespaces and mounts
+    "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
+    "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
+    "fsmount": (432, 432), "mount_setattr": (442, 442), "open_by_handle_at": (304, 265),
+    # memory that no limit counts, or that outlives the program
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
+    "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
+    # parts of the kernel that programs need not and attacks do use
+    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219),
+    "add_key": (248, 217), "request_key": (249, 218), "kexec_load": (246, 104), "init_module": (175, 105),
+    "finit_module": (313, 273), "delete_module": (176, 106), "acct": (163, 89), "swapon": (167, 224),
+    "quotactl": (179, 60), "personality": (135, 92), "modify_ldt": (154, None), "uselib": (134, None),
+    "iopl": (172, None), "ioperm": (173, None), "fanotify_init": (300, 262), "syslog": (103, 116),
+}  # fmt: skip
+_OF_ITSELF_ONLY = {  # the first argument is a process: itself (or 0) is fine, another is not
+    "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261), "sched_setaffinity": (203, 122),
+    "sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
+}  # fmt: skip
+_FORKS = {"fork": (57, None), "vfork": (58, None)}
+_CLONE, _CLONE3, _SOCKETPAIR = (56, 220), (435, 435), (53, 199)
+
+_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+"""Name -> (column of the tables, the kernel's own number for it)."""
+_X32 = 0x40000000
+_THREAD = 0x00010000
+_DATAGRAM = 2
+_NEW_NAMESPACES = 0x7E020000
+"""clone's flags for namespaces of every kind."""
+
+_LOAD, _EQUAL, _ABOVE, _SET, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+_NUMBER, _MACHINE, _FIRST, _SECOND = 0, 4, 16, 24
+"""Where in the kernel's record of a call its number, the machine and the low halves of its arguments stand."""
+_ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
+_FILTER = 2
+
+Step = tuple[int, int, int, int]
+"""One instruction: code, value, steps to skip if true, steps to skip if not."""
+
+
+def install(processes: int, alone: bool) -> None:
+    """Refuse, from now on, in this process and all it becomes or starts.
+
+    Args:
+        processes: with 1 it may start threads and no process.
+        alone: its process table holds nothing but its own, so that signals may go wherever they reach.
+
+    Raises:
+        OSError: the kernel has no such filters, or the machine is not among those known.
+    """
+    code = b"".join(struct.pack("=HBBI", op, yes, no, value) for op, value, yes, no in program(processes, alone))
+    buffer = ctypes.create_string_buffer(code)
+    header = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer)))
+    linux.prctl(linux.SECCOMP, _FILTER, header)
+
+
+def program(processes: int, alone: bool) -> list[Step]:
+    """The filter's instructions."""
+    if linux.machine() not in _MACHINES:
+        raise OSError(errno.ENOSYS, f"no list of system calls for {linux.machine() or 'this machine'}")
+    column, number = _MACHINES[linux.machine()]
+    steps: list[Step] = [(_LOAD, _MACHINE, 0, 0), (_EQUAL, number, 1, 0), (_RETURN, _KILL, 0, 0)]
+    steps += [(_LOAD, _NUMBER, 0, 0)]
+    if column == 0:
+        steps += [(_ABOVE, _X32, 0, 1), _refusal()]
+    refused = _REFUSED | (_FORKS if processes == 1 else {})
+    for numbers in refused.values():
+        steps += _on(numbers[column], [_refusal()])
+    # Its flags are in memory, where a filter cannot look; without it C libraries use clone.
+    steps += _on(_CLONE3[column], [_refusal(errno.ENOSYS)])
+    steps += _on(_CLONE[column], _clone(processes))
+    steps += _on(_SOCKETPAIR[column], _pair())
+    if not alone:
+        for numbers in _OF_ITSELF_ONLY.values():
+            steps += _on(numbers[column], _of_itself())
+    return [*steps, (_RETURN, _ALLOW, 0, 0)]
+
+
+def _on(number: int | None, then: list[Step]) -> list[Step]:
+    """Do `then`, which ends with an answer, for one system call."""
+    return [] if number is None else [(_EQUAL, number, 0, len(then)), *then]
+
+
+def _refusal(number: int = errno.EPERM) -> Step:
+    return (_RETURN, _REFUSE | number, 0, 0)
+
+
+def _clone(processes: int) -> list[Step]:
+    """No namespaces; and where there may be one process only, nothing but threads."""
+    no_namespace = [(_LOAD, _FIRST, 0, 0), (_SET, _NEW_NAMESPACES, 0, 1), _refusal()]
+    thread = [(_SET, _THREAD, 1, 0), _refusal()] if processes == 1 else []
+    return [*no_namespace, *thread, (_RETURN, _ALLOW, 0, 0)]
+
+
+def _pair() -> list[Step]:
+    """Two ends that know each other are harmless (asyncio has such), but those of datagrams may write elsewhere."""
+    return [(_LOAD, _SECOND, 0, 0), (_SET, _DATAGRAM, 0, 1), _refusal(), (_RETURN, _ALLOW, 0, 0)]
+
+
+def _of_itself() -> list[Step]:
+    """The process that installs the filter is the one that the program runs in."""
+    answer = [_refusal(), (_RETURN, _ALLOW, 0, 0)]
+    return [(_LOAD, _FIRST, 0, 0), (_EQUAL, 0, 2, 0), (_EQUAL, os.getpid(), 1, 0), *answer]
