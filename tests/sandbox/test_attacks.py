@@ -1,0 +1,451 @@
+"""Programs that attack what is around them. `ways.attack` sees after each that nothing outside was harmed."""
+
+import socket
+import textwrap
+
+import pytest
+from tests.sandbox.ways import EVERY, IS_ROOT, WAYS, Way, attack
+
+from grpo_jax.sandbox import run
+
+HERE = WAYS[0]
+BARE = Way("limits-only", ())
+MIB = 2**20
+_PROBE = run("")
+pytestmark = pytest.mark.skipif("seccomp" not in _PROBE.walls, reason="this kernel has no seccomp for us")
+
+
+def program(text):
+    return textwrap.dedent(text)
+
+
+@pytest.fixture(params=WAYS, ids=str)
+def way(request):
+    return request.param
+
+
+# ---- processes ----
+
+FORKS = program("""
+    import os, time
+    made = 0
+    for _ in range(40):
+        try:
+            if os.fork() == 0:
+                time.sleep(60)
+            made += 1
+        except OSError as fault:
+            print(made, fault.errno, flush=True)
+            break
+    time.sleep(60)
+""")
+# 32 processes at most, whatever the walls: this bomb goes off on the machine of whoever runs the tests.
+BOMB = program("""
+    import os, time
+    for _ in range(5):
+        try:
+            os.fork()
+        except OSError:
+            pass
+    print("x", end="", flush=True)
+    while True:
+        time.sleep(60)
+""")
+
+
+def test_a_program_cannot_fork(way):
+    assert attack(way, FORKS, wall=1.0)["stdout"] == "0 1\n"
+
+
+@pytest.mark.parametrize("walls", [EVERY, ("user", "landlock")], ids=["all", "no-namespaces"])
+def test_a_program_that_may_fork_can_do_so_only_so_often(way, walls):
+    walls = [wall for wall in walls if wall in way.walls]
+    found = attack(way, FORKS, wall=1.0, processes=16, threads=1, walls=walls)
+    assert found["ended"] == "wall"
+    made, error = map(int, found["stdout"].split())
+    assert (made, error) == (16, 11)
+
+
+@pytest.mark.parametrize("walls", [EVERY, ("user", "landlock"), ()], ids=["all", "no-namespaces", "bare"])
+def test_all_of_a_fork_bomb_ends(way, walls):
+    found = attack(way, BOMB, wall=1.0, processes=32, walls=[wall for wall in walls if wall in way.walls])
+    assert found["ended"] == "wall"
+    assert len(found["stdout"]) > 8
+
+
+def test_threads_are_bounded(way):
+    code = """
+        import threading, time
+        threading.stack_size(32768)
+        for count in range(100):
+            try:
+                threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+            except RuntimeError:
+                break
+        print(count)
+    """
+    assert int(attack(way, program(code), threads=8)["stdout"]) <= 16
+
+
+DAEMON = program("""
+    import os, sys, time
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for descriptor in (0, 1, 2):
+                os.close(descriptor)
+            time.sleep(60)
+        os._exit(0)
+    print("left")
+    time.sleep(0.2)
+""")
+
+
+@pytest.mark.parametrize("walls", [EVERY, ("user", "landlock"), ()], ids=["all", "no-namespaces", "bare"])
+def test_a_daemon_does_not_outlive_its_program(way, walls):
+    found = attack(way, DAEMON, processes=8, walls=[wall for wall in walls if wall in way.walls])
+    assert found["stdout"] == "left\n"
+    assert found["ended"] == "exit"
+
+
+def test_a_daemon_that_holds_stdout_open_delays_nothing():
+    code = DAEMON.replace("(0, 1, 2)", "(0,)")
+    for walls in (EVERY, ()):
+        assert attack(HERE, code, processes=8, walls=walls)["took"] < 3
+
+
+KILL = """
+    import ctypes, os, resource, signal
+    libc = ctypes.CDLL(None, use_errno=True)
+    parent = os.getppid()
+    tries = {
+        "kill": lambda: os.kill(@PARENT@, signal.SIGKILL),
+        "keeper": lambda: os.kill(parent, signal.SIGKILL) if parent > 1 else os.kill(1, signal.SIGKILL),
+        "group": lambda: os.killpg(os.getpgid(@PARENT@), signal.SIGKILL),
+        "limit": lambda: resource.prlimit(@PARENT@, resource.RLIMIT_CPU, (0, 0)),
+        "trace": lambda: libc.ptrace(16, @PARENT@, None, None) and os.open("/none", 0),
+    }
+    for name, do in tries.items():
+        try:
+            do()
+            print(name, "done")
+        except OSError as fault:
+            print(name, "refused")
+"""
+
+
+def test_a_program_cannot_kill_limit_or_trace_the_process_that_asked_for_it(way):
+    found = attack(way, program(KILL))
+    lines = found["stdout"].split("\n")
+    assert found["exit_code"] == 0
+    # The first process of a namespace cannot be killed from within, though the kernel does not say so.
+    assert [line for line in lines if line.endswith("done")] in ([], ["keeper done"])
+
+
+def test_a_program_that_kills_all_that_it_can_reach_kills_nothing_outside():
+    # Only where it is known to reach nobody: in a namespace of its own, and as a user of its own.
+    code = "import os\nif os.getpid() < 10: os.kill(-1, 9)\nprint('alone')"
+    for way in [way for way in WAYS if "namespaces" in way.walls]:
+        assert attack(way, code)["stdout"] == "alone\n"
+
+
+def test_a_program_that_kills_its_own_group_kills_itself(way):
+    found = attack(way, "import os; os.kill(0, 9)")
+    assert (found["ended"], found["signal"]) == ("signal", 9)
+
+
+# ---- time ----
+
+
+@pytest.mark.parametrize("walls", [EVERY, ()], ids=["all", "bare"])
+def test_sleeping_past_the_limit(way, walls):
+    found = attack(way, "import time; print('on', flush=True); time.sleep(60)", wall=1.0, walls=walls)
+    assert (found["ended"], found["signal"], found["stdout"]) == ("wall", 9, "on\n")
+    assert 1.0 <= found["took"] < 6
+
+
+def test_spinning_past_the_limit(way):
+    found = attack(way, "while True: pass", cpu=1, wall=8.0)
+    assert found["ended"] == "cpu"
+
+
+def test_ignoring_every_signal_that_can_be_ignored():
+    code = """
+        import signal
+        for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_IGN)
+        while True: pass
+    """
+    found = attack(HERE, program(code), cpu=1, wall=8.0)
+    assert (found["ended"], found["signal"]) == ("cpu", 9)
+
+
+def test_stopping_itself():
+    assert attack(HERE, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", wall=1.0)["ended"] == "wall"
+
+
+# ---- memory and output ----
+
+
+def test_a_memory_bomb_gets_a_memory_error(way):
+    found = attack(way, "x = bytearray(2**20)\nwhile True: x += bytes(2**24)", memory=200 * MIB)
+    assert (found["ended"], found["exit_code"]) == ("memory", 1)
+
+
+def test_memory_cannot_be_had_in_other_ways(way):
+    code = """
+        import ctypes, errno, os
+        libc = ctypes.CDLL(None, use_errno=True)
+        print(libc.shmget(0, 2**20, 0o1600))
+        try:
+            os.memfd_create("a")
+        except OSError as fault:
+            print(fault.errno == errno.EPERM)
+    """
+    assert attack(way, program(code))["stdout"] == "-1\nTrue\n"
+
+
+def test_endless_output_is_cut_and_ended(way):
+    for stream in ("stdout", "stderr"):
+        found = attack(way, f"import sys\nwhile True: sys.{stream}.write('x' * 10_000)", output=100_000)
+        assert found["ended"] == "output"
+        assert len(found[stream]) == 100_000
+
+
+def test_output_of_just_the_limit_is_whole():
+    found = attack(HERE, "print('x' * 99_999)", output=100_000)
+    assert (found["ended"], found["exit_code"], len(found["stdout"])) == ("exit", 0, 100_000)
+
+
+def test_bytes_that_are_no_text_come_back_as_such(way):
+    found = attack(way, r"import os; os.write(1, b'a\xff\xfe\x00b')")
+    assert found["stdout"] == "a\ufffd\ufffd\x00b"
+
+
+def test_closing_its_outputs():
+    code = "import os, time\nfor d in (0, 1, 2): os.close(d)\ntime.sleep(0.3)\nos._exit(5)"
+    found = attack(HERE, code)
+    assert (found["exit_code"], found["ended"]) == (5, "exit")
+
+
+def test_input_that_is_never_read(way):
+    found = attack(way, "print('done')", stdin="x" * 1_000_000)
+    assert (found["stdout"], found["exit_code"]) == ("done\n", 0)
+
+
+def test_input_larger_than_a_pipe_arrives():
+    assert attack(HERE, "import sys; print(len(sys.stdin.read()))", stdin="x" * 1_000_000)["stdout"] == "1000000\n"
+
+
+# ---- files ----
+
+
+def test_files_outside_cannot_be_written(way):
+    code = """
+        import os
+        for path in ("@MARKER@", "/etc/passwd", os.__file__, "/usr/lib/harm", "/dev/shm/harm", "/harm", "/proc/self/comm"):
+            try:
+                open(path, "a").write("harm")
+                if not path.startswith("/proc"):
+                    print("wrote", path)
+            except OSError:
+                pass
+        for path in ("@MARKER@", os.__file__):
+            for act in (os.unlink, lambda p: os.chmod(p, 0), lambda p: os.rename(p, p + "x"), lambda p: os.truncate(p, 0)):
+                try:
+                    act(path)
+                    print("harmed", path)
+                except OSError:
+                    pass
+    """
+    assert attack(way, program(code))["stdout"] == ""
+
+
+def test_files_outside_cannot_be_read(way):
+    code = """
+        import os
+        for path in ("@MARKER@", "/etc/passwd", "/etc/shadow", "/proc/@PARENT@/environ", "/proc/1/environ",
+                     f"/proc/{os.getppid()}/environ", "/root/.bashrc", "/root/.ssh", "/home"):
+            for read in (lambda p: open(p, "rb").read(), os.listdir):
+                try:
+                    if found := read(path):
+                        print("read", path, found[:80])
+                except OSError:
+                    pass
+    """
+    assert attack(way, program(code))["stdout"] == ""
+
+
+def test_links_and_dots_lead_nowhere(way):
+    code = """
+        import os
+        os.symlink("@MARKER@", "link")
+        os.symlink("/", "slash")
+        for path in ("link", "slash@MARKER@", "../" * 20 + "@MARKER@"[1:], "/proc/self/root@MARKER@", "/proc/1/root@MARKER@",
+                     "/proc/@PARENT@/root@MARKER@", "/proc/@PARENT@/cwd/../../..@MARKER@"):
+            try:
+                print("read", path, open(path).read())
+            except OSError:
+                pass
+        try:
+            os.link("@MARKER@", "hard")
+            print("linked")
+        except OSError:
+            pass
+    """
+    assert attack(way, program(code))["stdout"] == ""
+
+
+@pytest.mark.parametrize("walls", [EVERY, ()], ids=["all", "bare"])
+def test_what_it_makes_of_its_folder_goes_with_it(way, walls):
+    # In the folder: links to outside, what nobody may read, and folders deeper than a path can be long.
+    code = """
+        import os
+        os.symlink("@MARKER@", "link"); os.symlink("/", "slash")
+        os.makedirs("closed/inside"); open("closed/inside/file", "w").close()
+        os.chmod("closed/inside", 0); os.chmod("closed", 0)
+        home = os.getcwd()
+        try:
+            for depth in range(1500):
+                os.mkdir("deeper"); os.chdir("deeper")
+        except OSError:
+            pass
+        open("-rf", "w").close()
+        print("made")
+    """
+    walls = [wall for wall in way.walls if walls]
+    assert attack(way, program(code), walls=walls)["stdout"] == "made\n"
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root has another user to run it as")
+def test_its_folder_cannot_be_replaced_by_a_link(way):
+    if way.user:
+        pytest.skip("as the same user it could, and would harm no more than it may anyway")
+    code = """
+        import os
+        here = os.getcwd()
+        for act in (lambda: os.rename(here, here + "x"), lambda: os.rmdir(here)):
+            try:
+                act()
+                os.symlink(os.path.dirname("@MARKER@"), here)
+                print("replaced")
+            except OSError:
+                pass
+    """
+    assert attack(way, program(code), walls=["user"])["stdout"] == ""
+
+
+def test_a_file_has_a_largest_size(way):
+    code = """
+        import errno, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            with open("big", "wb") as file:
+                for _ in range(64):
+                    file.write(bytes(2**20))
+        except OSError as fault:
+            print(fault.errno in (errno.EFBIG, errno.ENOSPC))
+    """
+    assert attack(way, program(code), files=4 * MIB)["stdout"] == "True\n"
+
+
+def test_all_its_files_have_a_largest_size_where_the_file_system_is_its_own():
+    code = """
+        try:
+            for number in range(64):
+                open(str(number), "wb").write(bytes(2**20))
+        except OSError:
+            print(number)
+    """
+    found = attack(HERE, program(code), files=8 * MIB)
+    if "root" in found["walls"]:
+        assert int(found["stdout"]) <= 8
+
+
+# ---- what it inherits ----
+
+
+def test_nothing_is_inherited(way):
+    code = """
+        import os
+        print("SECRET" in os.environ, sorted(os.environ))
+        for descriptor in range(3, 60):
+            try:
+                os.fstat(descriptor)
+                print("open", descriptor)
+            except OSError:
+                pass
+        try:
+            os.write(@FILE@, b"harm")
+            print("wrote")
+        except OSError:
+            pass
+        print(os.getsid(0) == os.getpid())
+    """
+    names = ["HOME", "LANG", "MALLOC_ARENA_MAX", "PATH", "PYTHONHASHSEED", "TMPDIR"]
+    assert attack(way, program(code))["stdout"] == f"False {names}\nTrue\n"
+
+
+def test_it_has_no_rights(way):
+    code = """
+        import os
+        print([line.split()[1] for line in open("/proc/self/status") if line.startswith(("CapEff", "CapPrm", "NoNewPrivs"))]
+              if os.path.exists("/proc/self/status") and os.access("/proc/self/status", os.R_OK) else None)
+        for act in (lambda: os.setuid(0), lambda: os.chroot("."), lambda: os.mknod("d", 0o20600, os.makedev(1, 1))):
+            try:
+                act()
+                print("did")
+            except OSError:
+                pass
+    """
+    try:
+        found = attack(way, program(code))["stdout"]
+    except AssertionError:
+        raise
+    if "namespaces" in way.walls:
+        assert found == f"{['0' * 16, '0' * 16, '1']}\n"
+    else:
+        assert "did" not in found
+
+
+# ---- the network ----
+
+
+@pytest.mark.parametrize("only", [None, "namespaces", "seccomp"])
+def test_no_connection_is_made(way, only):
+    if only and only not in way.walls:
+        pytest.skip("not among the walls of this way")
+    walls = way.walls if only is None else [only] if IS_ROOT and not way.user else [only]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        code = f"""
+            import socket
+            for family, address in ((socket.AF_INET, ("127.0.0.1", {listener.getsockname()[1]})), (socket.AF_UNIX, "\\0x")):
+                try:
+                    with socket.socket(family) as s:
+                        s.settimeout(1)
+                        s.connect(address)
+                        s.sendall(b"secret")
+                        print("connected")
+                except OSError as fault:
+                    print("refused")
+        """
+        assert attack(way, program(code), walls=walls)["stdout"] == "refused\n" * 2
+        listener.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+def test_asyncio_works_without_a_network(way):
+    code = """
+        import asyncio
+        async def main():
+            print(await asyncio.to_thread(lambda: 7))
+        asyncio.run(main())
+    """
+    found = attack(way, program(code))
+    assert found["stdout"] == "7\n", found["stderr"]
+
+
+def test_datagrams_of_a_pair_go_nowhere_else(way):
+    code = "import socket\ntry: socket.socketpair(type=socket.SOCK_DGRAM)\nexcept OSError: print('refused')"
+    assert attack(way, code)["stdout"] == "refused\n"

@@ -1,0 +1,50 @@
+"""A process that uses the sandbox as a worker does, with things in it that a program must not get at.
+
+Reads {"code", "stdin", "limits", "walls", "strict"} as JSON, runs the program, and writes how it fared and what became
+of the surroundings. Orphans come to it, so that none is overlooked.
+"""
+
+import ctypes
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+
+from grpo_jax.sandbox import Limits, SandboxError, run
+
+
+def main() -> None:
+    wanted = json.load(sys.stdin)
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    file = os.open(wanted["marker"], os.O_RDWR)
+    os.set_inheritable(file, True)
+    bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    code = wanted["code"].replace("@PARENT@", str(os.getpid())).replace("@FILE@", str(file))
+    begun = time.monotonic()
+    try:
+        limits = Limits(**wanted["limits"])
+        outcome = dataclasses.asdict(
+            run(code, wanted["stdin"], limits, strict=wanted["strict"], walls=wanted["walls"])
+        )
+    except SandboxError as fault:
+        outcome = {"error": str(fault)}
+    outcome["took"] = time.monotonic() - begun
+    outcome["bystander"] = bystander.poll()
+    bystander.kill()
+    bystander.wait()
+    outcome["survivors"] = survivors()
+    outcome["folders"] = os.listdir(os.environ["TMPDIR"])
+    outcome["descriptors"] = sorted(int(name) for name in os.listdir("/proc/self/fd"))[:-1]
+    outcome["file"] = file
+    print(json.dumps(outcome))
+
+
+def survivors() -> list[str]:
+    with open(f"/proc/self/task/{os.getpid()}/children") as children:
+        return children.read().split()
+
+
+if __name__ == "__main__":
+    main()
