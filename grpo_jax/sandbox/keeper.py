@@ -153,10 +153,10 @@ class Keeper:
                 linux.prctl(linux.NO_NEW_PRIVILEGES, 1)
             if "root" not in self.walls:
                 self._wall("landlock", lambda: landlock.restrict(folder))
-            alone = "namespaces" in self.walls
-            self._wall("seccomp", lambda: seccomp.install(self.request["processes"], alone))
-            if missing := set(self.request["required"]) & set(open_to(self.walls)):
-                raise OSError(f"nothing keeps a program from {', '.join(sorted(missing))} here")
+            alone, own_files = "namespaces" in self.walls, "root" in self.walls
+            self._wall("seccomp", lambda: seccomp.install(self.request["processes"], alone, own_files))
+            if missing := self.request["strict"] and open_to(self.walls):
+                raise OSError(f"nothing keeps a program from {', '.join(missing)} here")
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             for number in (signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(number, signal.SIG_DFL)
@@ -171,9 +171,10 @@ class Keeper:
     def _limit(self) -> None:
         request = self.request
         seconds = request["cpu"]
-        # Tasks are counted by user: one of its own has no others, and since 5.14 nor has one in a namespace of its own.
-        apart = "namespaces" in self.walls and _kernel() >= (5, 14)
-        tasks = request["threads"] + request["processes"] + (0 if apart else self.others)
+        # Tasks are counted by user, since Linux 5.14 by user and namespace. One of its own has no others; in a user
+        # namespace there are the keeper and the first process.
+        apart = self.user is None and "namespaces" in self.walls and _kernel() >= (5, 14)
+        tasks = request["threads"] + request["processes"] + (2 if apart else self.others)
         bounds = {
             "RLIMIT_CPU": (seconds, seconds + 1),
             "RLIMIT_AS": request["memory"],

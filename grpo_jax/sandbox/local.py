@@ -17,7 +17,7 @@ from typing import Any
 import grpo_jax
 from grpo_jax.sandbox.keeper import environment, remove
 from grpo_jax.sandbox.outcome import Ended, Limits, Outcome, SandboxError
-from grpo_jax.sandbox.protections import KEEPERS, WALLS
+from grpo_jax.sandbox.protections import WALLS
 
 BACKSTOP_SECONDS = 10.0
 """What a keeper gets beyond its program's time, to start, to clean up and to tell, before it is killed itself."""
@@ -66,8 +66,7 @@ def request(
     """What the keeper is told. `folder` is where the program lives if it gets no file system of its own."""
     bounds = {name: getattr(limits, name) for name in ("memory", "processes", "threads", "files", "open_files")}
     times = {"cpu": math.ceil(limits.cpu), "wall": limits.patience}
-    required = list(KEEPERS) if strict else []
-    return {"code": code, "folder": folder, "walls": list(walls), "required": required, **bounds, **times}
+    return {"code": code, "folder": folder, "walls": list(walls), "strict": strict, **bounds, **times}
 
 
 class _Start:

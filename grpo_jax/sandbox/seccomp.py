@@ -38,19 +38,28 @@ _OF_ITSELF_ONLY = {  # the first argument is a process: itself (or 0) is fine, a
     "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261), "sched_setaffinity": (203, 122),
     "sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
 }  # fmt: skip
+_OF_FILES = {  # what Landlock does not look at: changes of a file's marks, and cutting it short (until Linux 6.2)
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
+    "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "truncate": (76, 45),
+}  # fmt: skip
 _FORKS = {"fork": (57, None), "vfork": (58, None)}
 _CLONE, _CLONE3, _SOCKETPAIR = (56, 220), (435, 435), (53, 199)
+_OPEN, _OPENAT, _OPENAT2 = (2, None), (257, 56), (437, 437)
 
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Name -> (column of the tables, the kernel's own number for it)."""
 _X32 = 0x40000000
 _THREAD = 0x00010000
 _DATAGRAM = 2
+_CUT, _FOR_WRITING = 0o1000, 0o3
 _NEW_NAMESPACES = 0x7E020000
 """clone's flags for namespaces of every kind."""
 
-_LOAD, _EQUAL, _ABOVE, _SET, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
-_NUMBER, _MACHINE, _FIRST, _SECOND = 0, 4, 16, 24
+_LOAD, _EQUAL, _ABOVE, _SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _MACHINE, _FIRST, _SECOND, _THIRD = 0, 4, 16, 24, 32
 """Where in the kernel's record of a call its number, the machine and the low halves of its arguments stand."""
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 _FILTER = 2
@@ -59,23 +68,24 @@ Step = tuple[int, int, int, int]
 """One instruction: code, value, steps to skip if true, steps to skip if not."""
 
 
-def install(processes: int, alone: bool) -> None:
+def install(processes: int, alone: bool, own_files: bool) -> None:
     """Refuse, from now on, in this process and all it becomes or starts.
 
     Args:
         processes: with 1 it may start threads and no process.
         alone: its process table holds nothing but its own, so that signals may go wherever they reach.
+        own_files: it sees no files of the machine that it could write.
 
     Raises:
         OSError: the kernel has no such filters, or the machine is not among those known.
     """
-    code = b"".join(struct.pack("=HBBI", op, yes, no, value) for op, value, yes, no in program(processes, alone))
+    code = b"".join(struct.pack("=HBBI", op, yes, no, value) for op, value, yes, no in program(processes, alone, own_files))
     buffer = ctypes.create_string_buffer(code)
     header = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer)))
     linux.prctl(linux.SECCOMP, _FILTER, header)
 
 
-def program(processes: int, alone: bool) -> list[Step]:
+def program(processes: int, alone: bool, own_files: bool) -> list[Step]:
     """The filter's instructions."""
     if linux.machine() not in _MACHINES:
         raise OSError(errno.ENOSYS, f"no list of system calls for {linux.machine() or 'this machine'}")
@@ -84,11 +94,15 @@ def program(processes: int, alone: bool) -> list[Step]:
     steps += [(_LOAD, _NUMBER, 0, 0)]
     if column == 0:
         steps += [(_ABOVE, _X32, 0, 1), _refusal()]
-    refused = _REFUSED | (_FORKS if processes == 1 else {})
+    refused = _REFUSED | (_FORKS if processes == 1 else {}) | ({} if own_files else _OF_FILES)
     for numbers in refused.values():
         steps += _on(numbers[column], [_refusal()])
-    # Its flags are in memory, where a filter cannot look; without it C libraries use clone.
+    # Their flags are in memory, where a filter cannot look; without them C libraries use the older calls.
     steps += _on(_CLONE3[column], [_refusal(errno.ENOSYS)])
+    steps += _on(_OPENAT2[column], [_refusal(errno.ENOSYS)])
+    if not own_files:
+        steps += _on(_OPEN[column], _opened(_SECOND))
+        steps += _on(_OPENAT[column], _opened(_THIRD))
     steps += _on(_CLONE[column], _clone(processes))
     steps += _on(_SOCKETPAIR[column], _pair())
     if not alone:
@@ -111,6 +125,12 @@ def _clone(processes: int) -> list[Step]:
     no_namespace = [(_LOAD, _FIRST, 0, 0), (_SET, _NEW_NAMESPACES, 0, 1), _refusal()]
     thread = [(_SET, _THREAD, 1, 0), _refusal()] if processes == 1 else []
     return [*no_namespace, *thread, (_RETURN, _ALLOW, 0, 0)]
+
+
+def _opened(flags: int) -> list[Step]:
+    """Not cut short by who opens it for reading only."""
+    cut = [(_LOAD, flags, 0, 0), (_SET, _CUT, 0, 2), (_SET, _FOR_WRITING, 1, 0), _refusal()]
+    return [*cut, (_RETURN, _ALLOW, 0, 0)]
 
 
 def _pair() -> list[Step]:

@@ -144,9 +144,17 @@ def test_a_program_cannot_kill_limit_or_trace_the_process_that_asked_for_it(way)
 
 def test_a_program_that_kills_all_that_it_can_reach_kills_nothing_outside():
     # Only where it is known to reach nobody: in a namespace of its own, and as a user of its own.
-    code = "import os\nif os.getpid() < 10: os.kill(-1, 9)\nprint('alone')"
+    code = """
+        import os
+        assert os.getpid() < 10
+        try:
+            os.kill(-1, 9)
+        except OSError:
+            pass
+        print("alone")
+    """
     for way in [way for way in WAYS if "namespaces" in way.walls]:
-        assert attack(way, code)["stdout"] == "alone\n"
+        assert attack(way, program(code))["stdout"] == "alone\n"
 
 
 def test_a_program_that_kills_its_own_group_kills_itself(way):
@@ -250,8 +258,13 @@ def test_files_outside_cannot_be_written(way):
                     print("wrote", path)
             except OSError:
                 pass
+        acts = (
+            os.unlink, os.utime, lambda p: os.chmod(p, 0), lambda p: os.rename(p, p + "x"), lambda p: os.truncate(p, 0),
+            lambda p: os.open(p, os.O_TRUNC), lambda p: os.setxattr(p, "user.harm", b"1"),
+            lambda p: os.fchmod(os.open(p, os.O_RDONLY), 0), lambda p: os.chown(p, -1, -1),
+        )
         for path in ("@MARKER@", os.__file__):
-            for act in (os.unlink, lambda p: os.chmod(p, 0), lambda p: os.rename(p, p + "x"), lambda p: os.truncate(p, 0)):
+            for act in acts:
                 try:
                     act(path)
                     print("harmed", path)
@@ -303,10 +316,13 @@ def test_what_it_makes_of_its_folder_goes_with_it(way, walls):
         import os
         os.symlink("@MARKER@", "link"); os.symlink("/", "slash")
         os.makedirs("closed/inside"); open("closed/inside/file", "w").close()
-        os.chmod("closed/inside", 0); os.chmod("closed", 0)
+        try:
+            os.chmod("closed/inside", 0); os.chmod("closed", 0)
+        except OSError:
+            os.mkdir("shut", 0)
         home = os.getcwd()
         try:
-            for depth in range(1500):
+            for depth in range(700):
                 os.mkdir("deeper"); os.chdir("deeper")
         except OSError:
             pass
@@ -398,10 +414,7 @@ def test_it_has_no_rights(way):
             except OSError:
                 pass
     """
-    try:
-        found = attack(way, program(code))["stdout"]
-    except AssertionError:
-        raise
+    found = attack(way, program(code))["stdout"]
     if "namespaces" in way.walls:
         assert found == f"{['0' * 16, '0' * 16, '1']}\n"
     else:
@@ -415,7 +428,7 @@ def test_it_has_no_rights(way):
 def test_no_connection_is_made(way, only):
     if only and only not in way.walls:
         pytest.skip("not among the walls of this way")
-    walls = way.walls if only is None else [only] if IS_ROOT and not way.user else [only]
+    walls = way.walls if only is None else [only]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         code = f"""
             import socket
