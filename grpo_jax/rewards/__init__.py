@@ -2,7 +2,7 @@
 
 A reward has TRL's signature, `f(prompts, completions, completion_ids=None, **columns) -> list[float | None]`:
 lists of equal length, one entry a row; `None` says that the reward does not apply to that row. It may also take
-`trainer_state`, `log_extra` and `log_metric`: see `logs.py`.
+`trainer_state`, `log_extra`, `log_metric` and `reward_timeout`: see `logs.py`.
 
 docs/rewards.md lists them all. TRL's ready rewards are here under TRL's names. The package math-verify is needed where
 mathematics is judged.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 BUILTIN = {
     "accuracy_reward": "grpo_jax.rewards.accuracy:accuracy_reward",
     "boxed_math": "grpo_jax.rewards.boxed:boxed_math",
+    "code": "grpo_jax.rewards.code:code",
     "code_format": "grpo_jax.rewards.open_r1:code_format",
     "cosine_scaled_reward": "grpo_jax.rewards.cosine:cosine_scaled_reward",
     "countdown": "grpo_jax.rewards.countdown:countdown",

@@ -11,12 +11,14 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from grpo_jax.errors import UserError
-from grpo_jax.rewards.code_tests import COLUMNS, Test, tests_of
+from grpo_jax.rewards.code_tests import COLUMNS, Test, read_tests
 from grpo_jax.rewards.text import prefill_of, text_of
 from grpo_jax.sandbox.choose import Run, open_sandbox
 from grpo_jax.sandbox.outcome import MIB, Limits
 
 LABELS = {"python", "python3", "py"}
+LEAST_MEMORY = 64
+"""MiB; with less an interpreter may not start, and every program would fail."""
 SHARE_OF_DEADLINE = 0.9
 """Of a call's deadline, what programs may use; the rest is for the pool to hear of it in time."""
 
@@ -58,11 +60,13 @@ def code(
     """
     if sandbox == "none":
         raise UserError(UNASKED)
+    if memory < LEAST_MEMORY:
+        raise ValueError(f"memory={memory} MiB: Python does not start in it; use {LEAST_MEMORY} at least")
     limits = Limits(cpu=seconds, memory=memory * MIB)
     judge = Judge(open_sandbox(sandbox), limits, score == "all", _deadline(reward_timeout), len(completions) == 1)
     known = {name: columns[name] for name in COLUMNS if name in columns}
     return [
-        judge.score(program_of(text_of(completion), prefill_of(prompt)), tests_of(_row(known, i)))
+        judge.score(program_of(text_of(completion), prefill_of(prompt)), read_tests(_row(known, i)))
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
     ]
 

@@ -145,7 +145,7 @@ def same(value: Any, expected: Any) -> bool:
 # ---- from columns ----
 
 
-def tests_of(row: Mapping[str, Any]) -> list[Test]:
+def read_tests(row: Mapping[str, Any]) -> list[Test]:
     """The tests of one row, from those of `COLUMNS` that it has; none where they are empty.
 
     Raises:

@@ -97,13 +97,13 @@ def _with_options(
     if not bound:
         return function
     made = Bound(function, **bound)
-    if values and everything:
+    if everything:
         _check_range(spec, made)
     return made
 
 
 def _check_range(spec: str, function: Bound) -> None:
-    """UserError when a built-in function refuses its options: it says so before any row."""
+    """UserError when a built-in function refuses its options, given or not: it says so before any row."""
     try:
         columns = inspect.signature(function.func).parameters.values()
         function(**{p.name: [] for p in columns if p.kind is not p.VAR_KEYWORD and p.name not in ALWAYS})
@@ -127,6 +127,14 @@ def parameters(function: Callable[..., Any]) -> tuple[set[str], set[str] | None]
     required = {p.name for p in named if p.default is p.empty}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in found)
     return required, None if takes_all else {p.name for p in named}
+
+
+def has_parameter(function: Callable[..., Any], name: str) -> bool:
+    """Whether it names a parameter so; `**columns` does not count."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def is_async(function: Callable[..., Any]) -> bool:

@@ -6,6 +6,10 @@ A function that names them, or takes `**columns`, gets these keyword arguments (
     log_extra(column, values)   values for a column of the completions table, one a row
     log_metric(name, value)     a number; a metric is the mean of all numbers given for it in a step
 
+One that names it also gets
+
+    reward_timeout              seconds after which this call is given up (for an async function: its waiting)
+
 A function is called on one group of rows at a time, so a metric had better be a mean than a sum. What a call
 that failed had logged is dropped with its scores; the rows then tried one by one log for themselves.
 """
@@ -16,7 +20,7 @@ from typing import Any
 
 from grpo_jax.rewards.entries import entry, kind_of
 
-ALWAYS = frozenset({"trainer_state", "log_extra", "log_metric"})
+ALWAYS = frozenset({"trainer_state", "log_extra", "log_metric", "reward_timeout"})
 """Arguments that every function may ask for, whatever the columns of the data."""
 
 

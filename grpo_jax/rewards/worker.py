@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from grpo_jax.rewards.load import parameters
+from grpo_jax.rewards.load import has_parameter, parameters
 from grpo_jax.rewards.packing import unpack
 from grpo_jax.rewards.replies import LISTENING, OFFER, Call, failed
 
@@ -91,6 +91,8 @@ class Server:
         assert function is not None, "a function that did not load was asked for"
         call.rows = len(arguments["completions"])
         arguments |= {"trainer_state": self.state} | call.logs.callables
+        if has_parameter(function, "reward_timeout"):
+            arguments["reward_timeout"] = self.timeout
         if names is not None:
             arguments = {name: value for name, value in arguments.items() if name in names}
         return function(**arguments)

@@ -1,0 +1,369 @@
+"""The reward `code`: programs are found, run on their row's tests, and compared exactly; and only if asked."""
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grpo_jax.errors import UserError
+from grpo_jax.rewards import RewardPool, load_reward
+from grpo_jax.rewards.code import Judge, code, fenced, program_of
+from grpo_jax.rewards.code_tests import Asserted, Printed, Returned, lines, same, read_tests
+from grpo_jax.sandbox import Limits, run
+
+INF = float("inf")
+
+
+def fence(program, label="python"):
+    return f"So:\n```{label}\n{program}\n```\n"
+
+
+def score(program, share=False, **row):
+    completions = [fence(program)]
+    columns = {name: [value] for name, value in row.items()}
+    how = "share" if share else "all"
+    return code(["p"], completions, sandbox="local", score=how, seconds=2, **columns)[0]
+
+
+# ---- only if asked ----
+
+
+def test_nothing_runs_unless_asked():
+    for asked in ("code", "code:score=share", "code:sandbox=none"):
+        with pytest.raises(UserError, match=r"runs programs that the model wrote.*sandbox=strict"):
+            load_reward(asked)
+    with pytest.raises(UserError, match="code:sandbox=strict"):
+        RewardPool(["code"])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("sandbox=here", "sandbox = here: write local, strict, or a URL"),
+        ("sandbox=local,seconds=0", "cpu = 0.0: a limit must be above 0"),
+        ("sandbox=local,memory=10", "memory=10 MiB: Python does not start"),
+        ("sandbox=local,score=some", "must be one of all, share"),
+    ],
+)
+def test_options_that_make_no_sense_are_told_before_any_row(options, why):
+    with pytest.raises(UserError, match=why):
+        load_reward(f"code:{options}")
+
+
+def test_a_column_cannot_switch_it_on():
+    with pytest.raises(UserError, match="unless asked"):
+        load_reward("code")
+    function = load_reward("code:sandbox=local").function
+    row = {"test_list": [["assert f() == 1"]], "sandbox": ["http://127.0.0.1:9/"], "seconds": ["x"]}
+    assert function(["p"], [fence("f = lambda: 1")], **row) == [1.0]
+
+
+# ---- the program ----
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("```python\na\n```\nand\n```python\nb\n```", "b\n"),
+        ("```python\na\n```\noutput:\n```\n7\n```", "a\n"),
+        ("```\na\n```", "a\n"),
+        ("```Python3\na\n```", "a\n"),
+        ("```python\na\n\nb\n```  ", "a\n\nb\n"),
+        ("````python\ns = '''\n```\n'''\n````", "s = '''\n```\n'''\n"),
+        ("<think>```python\na\n```</think>```python\nb\n```", "b\n"),
+        ("<think>```python\na\n```</think> no block", None),
+        ("<think>```python\na\n```", None),
+        ("```python\na", None),
+        ("a", None),
+        ("", None),
+        ("</think></think>\n```py\na\n```", "a\n"),
+    ],
+)
+def test_the_program_is_the_last_closed_block_behind_the_reasoning(text, program):
+    assert program_of(text) == program
+
+
+def test_a_prompt_that_opens_the_reasoning_counts():
+    block = "```python\na\n```"
+    assert program_of(block, prefill="x<think>\n") is None
+    assert program_of("hm</think>" + block, prefill="<think>\n") == "a\n"
+
+
+@given(st.lists(st.text("ab`\n ", max_size=20)))
+def test_any_blocks_come_back_as_they_were_fenced(insides):
+    insides = [f"x{inside}" for inside in insides]
+    longest = "`" * (3 + max((inside.count("`") for inside in insides), default=0))
+    text = "\n".join(f"{longest}python\n{inside}\n{longest}" for inside in insides)
+    assert fenced(text) == [("python", inside + "\n") for inside in insides]
+
+
+def test_a_hundred_thousand_fences_cost_nothing():
+    begun = time.monotonic()
+    assert program_of("```python\n" * 100_000) is None
+    assert time.monotonic() - begun < 2
+
+
+# ---- what is compared ----
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "equal"),
+    [
+        ("1 2\n", "1 2", True),
+        ("1 2  \n3\t\n\n\n", "1 2\n3", True),
+        ("1\r\n2\r\n", "1\n2\n", True),
+        ("1\n", "1\n2\n", False),
+        ("1\n2\n", "1\n", False),
+        ("", "1\n", False),
+        ("1\n\n2", "1\n2", False),
+        (" 1", "1", False),
+        ("\n1", "1", False),
+        ("1.0", "1", False),
+        ("yes", "YES", False),
+        ("", "", True),
+    ],
+)
+def test_printed_text_is_compared_line_by_line(printed, expected, equal):
+    assert (lines(printed) == lines(expected)) is equal
+
+
+@given(st.lists(st.text("ab ", max_size=3), min_size=1), st.data())
+def test_a_prefix_of_the_right_lines_fails(right, data):
+    right = [*right, "end"]
+    cut = data.draw(st.integers(0, len(right) - 1))
+    assert lines("\n".join(right[:cut])) != lines("\n".join(right))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "equal"),
+    [
+        (1, 1.0, True), (True, 1, False), (0, False, False), (True, True, True), ([1, 2], [1], False), ([1], [1, 2], False),
+        ([1, [2]], [1, [2]], True), ({"a": 1}, {"a": 1, "b": 2}, False), ("1", 1, False), (None, None, True), ([], None, False),
+    ],
+)  # fmt: skip
+def test_returned_values_are_compared_whole(value, expected, equal):
+    assert same(value, expected) is equal
+
+
+# ---- shapes of tests ----
+
+PAIRS = {"inputs": ["1\n", "2\n"], "outputs": ["2\n", "4\n"]}
+CASES = [{"input": "1\n", "output": "2\n", "type": "stdin_stdout"}, {"input": "2\n", "output": "4\n"}]
+DOUBLED = [Printed("1\n", "2\n"), Printed("2\n", "4\n")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input_output": PAIRS},
+        {"input_output": json.dumps(PAIRS)},
+        {"input_output": {"inputs": [["1", ""], ["2", ""]], "outputs": [["2", ""], ["4", ""]]}},
+        {"verification_info": {"language": "python", "test_cases": CASES}},
+        {"verification_info": json.dumps({"test_cases": CASES})},
+        {"verification_info": {"test_cases": json.dumps(CASES)}},
+        {"test_cases": CASES},
+        {"test_cases": PAIRS, "input_output": ""},
+        {"public_test_cases": json.dumps(CASES[:1]), "private_test_cases": CASES[1:]},
+    ],
+)
+def test_pairs_of_input_and_output_in_their_published_shapes(row):
+    assert read_tests(row) == DOUBLED
+
+
+def test_calls_in_their_published_shapes():
+    apps = {"inputs": [[[1, 2], 3]], "outputs": [[6]], "fn_name": "add"}
+    wrapped = Returned("add", [[1, 2], 3], [6], wrapped=True)
+    assert read_tests({"input_output": apps}) == [wrapped]
+    assert read_tests({"test_cases": [{"input": "[[1, 2], 3]", "output": [6], "fn_name": "add"}]}) == [wrapped]
+    case = {"input": "[1, 2]\n3", "output": "6", "testtype": "functional"}
+    live = {"public_test_cases": [case], "metadata": '{"func_name": "add"}'}
+    assert read_tests(live) == [Returned("add", [[1, 2], 3], 6)]
+
+
+def test_assertions_in_their_published_shapes():
+    mbpp = {"test_list": ["assert f(1)", "assert f(2)"], "test_setup_code": "x = 1", "test_imports": ["import math"]}
+    assert read_tests(mbpp) == [
+        Asserted("import math\nx = 1\nassert f(1)"),
+        Asserted("import math\nx = 1\nassert f(2)"),
+    ]
+    human = {"test": "def check(candidate):\n    assert candidate(1)", "entry_point": "f"}
+    assert read_tests(human) == [Asserted(human["test"] + "\ncheck(f)")]
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"input_output": ""}, {"input_output": None}, {"input_output": "{}"}, {"test_list": []}]
+)
+def test_a_row_without_tests_does_not_apply(row):
+    assert read_tests(row) == []
+    assert score("print(1)", **row) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({"input_output": "{"}, "input_output is no JSON"),
+        ({"input_output": {"inputs": ["1"], "outputs": []}}, "1 inputs and 0 outputs"),
+        ({"input_output": {"input": "1"}}, r"has \['input'\]; must have inputs and outputs"),
+        ({"verification_info": {"test_cases": [{"input": "1"}]}}, "must be mappings with input and output"),
+        ({"private_test_cases": "eJxr"}, "unpack them first"),
+        ({"test_list": "[1]"}, "must be a list of texts"),
+    ],
+)
+def test_tests_in_no_known_shape_are_an_error_that_names_the_column(row, why):
+    with pytest.raises(ValueError, match=why):
+        read_tests(row)
+
+
+# ---- programs that run ----
+
+
+@pytest.mark.parametrize(
+    ("program", "all_", "share"),
+    [
+        ("print(2 * int(input()))", 1.0, 1.0),
+        ("print(2)", 0.0, 0.5),
+        ("print(2 * int(input()))\nraise SystemExit(1)", 0.0, 0.0),
+        ("print(2 *", 0.0, 0.0),
+        ("print(2 * int(input())); exit()", 1.0, 1.0),
+        ("print(7)", 0.0, 0.0),
+    ],
+)
+def test_programs_that_print(program, all_, share):
+    assert score(program, input_output=PAIRS) == all_
+    assert score(program, share=True, input_output=PAIRS) == share
+
+
+def test_a_correct_prefix_of_the_output_fails():
+    tests = {"inputs": [""], "outputs": ["1\n2\n3\n"]}
+    assert score("print(1); print(2)", share=True, input_output=tests) == 0.0
+
+
+def test_an_open_program_and_none_score_zero():
+    for text in ("```python\nprint(2)", "2", "<think>```python\nprint(2)\n```"):
+        assert code(["p"], [text], sandbox="local", input_output=[PAIRS]) == [0.0]
+
+
+CALLS = {"inputs": [[1, 2], [3, 4]], "outputs": [[3], 7], "fn_name": "add"}
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("def add(a, b): return a + b", 1.0),
+        ("class Solution:\n    def add(self, a: List[int], b) -> int: return a + b", 1.0),
+        ("def add(a, b):\n    print('noise')\n    return a + b\nif __name__ == '__main__':\n    1 / 0", 1.0),
+        ("def add(a, b): return 3", 0.5),
+        ("def add(a, b): return [3] if a == 1 else {7}", 0.5),
+        ("def sub(a, b): return a - b", 0.0),
+        ("def add(a, b): return pow(a + b, 1, 100)", 1.0),
+        ("raise SystemExit(0)", 0.0),
+        ("import os; os._exit(0)", 0.0),
+    ],
+)
+def test_programs_that_are_called(program, expected):
+    assert score(program, share=True, input_output=CALLS) == expected
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("def f(x): return x + 1", 1.0),
+        ("def f(x): return 2", 0.5),
+        ("raise SystemExit(0)", 0.0),
+        ("import os; os._exit(0)", 0.0),
+        ("import sys; f = lambda x: sys.exit(0)", 0.0),
+    ],
+)
+def test_programs_with_assertions(program, expected):
+    tests = ["assert f(1) == 2", "assert f(math.floor(2.5)) == 3"]
+    assert score(program, share=True, test_list=tests, test_imports=["import math"]) == expected
+
+
+def test_what_is_expected_is_not_where_the_program_runs():
+    for test in (Printed("1", "expected-secret"), Returned("f", [1], "expected-secret")):
+        assert "expected-secret" not in "".join(test.script("def f(x): return x"))
+
+
+@pytest.mark.parametrize("answer", ["[" * 100_000, "9" * 5_000, "NaN", "{", ""])
+def test_whatever_stands_in_the_place_of_a_value_is_only_wrong(answer):
+    test = Returned("f", [], 1)
+    script = ("", "word")
+    outcome = run(f"print('word' + {answer!r})")
+    assert test.passed(outcome, script) is False
+
+
+# ---- time ----
+
+
+class Recorded:
+    """A sandbox that takes so many seconds a program and tells what it was asked."""
+
+    def __init__(self, ended="exit", stdout="", seconds=0.0):
+        self.ended, self.stdout, self.seconds, self.asked = ended, stdout, seconds, []
+
+    def __call__(self, code, stdin, limits):
+        from grpo_jax.sandbox import Outcome
+
+        self.asked.append((code, stdin, limits))
+        time.sleep(self.seconds)
+        return Outcome(self.stdout, "", 0 if self.ended == "exit" else None, None, self.ended, self.seconds)
+
+
+def judge(sandbox, whole=True, deadline=INF, alone=True):
+    return Judge(sandbox, Limits(), whole, deadline, alone)
+
+
+def test_all_or_nothing_stops_at_the_first_failure():
+    sandbox = Recorded(stdout="4")
+    assert judge(sandbox).score("x", DOUBLED) == 0.0
+    assert len(sandbox.asked) == 1
+    assert judge(sandbox, whole=False).score("x", DOUBLED) == 0.5
+
+
+def test_a_program_that_is_too_slow_once_is_not_run_again():
+    for ended in ("cpu", "wall"):
+        sandbox = Recorded(ended)
+        assert judge(sandbox, whole=False).score("x", DOUBLED) == 0.0
+        assert len(sandbox.asked) == 1
+
+
+def test_a_row_alone_fails_what_it_does_not_come_to_in_time():
+    sandbox = Recorded(stdout="2", seconds=0.2)
+    deadline = time.monotonic() + 0.1
+    assert judge(sandbox, whole=False, deadline=deadline).score("x", DOUBLED) == 0.5
+    assert sandbox.asked[0][2].wall < 0.1
+
+
+def test_rows_together_ask_for_more_time_instead():
+    with pytest.raises(TimeoutError):
+        judge(Recorded(), deadline=time.monotonic() - 1, alone=False).score("x", DOUBLED)
+    with pytest.raises(TimeoutError):
+        judge(Recorded("wall"), deadline=time.monotonic() + 1, alone=False).score("x", DOUBLED)
+
+
+def test_no_program_is_started_for_a_row_without_one():
+    sandbox = Recorded()
+    assert judge(sandbox).score(None, DOUBLED) == 0.0
+    assert sandbox.asked == []
+
+
+# ---- in the pool ----
+
+
+def test_slow_rows_score_zero_in_the_pool_and_the_others_are_judged():
+    slow = fence("while True: pass")
+    right = fence("print(2 * int(input()))")
+    with RewardPool(["code:sandbox=local,seconds=60,score=share"], workers=2, timeout=3.0) as pool:
+        scores = pool.score(["p"] * 3, [right, slow, right], {"input_output": [PAIRS] * 3})
+    assert scores.values[:, 0].tolist() == [1.0, 0.0, 1.0]
+    assert scores.retried == {"code": 1}
+    assert scores.errors == scores.timeouts == {"code": 0}
+
+
+def test_a_sandbox_that_does_not_work_is_an_error_that_is_counted_and_told():
+    with RewardPool(["code:sandbox=http://127.0.0.1:9/"], workers=1, timeout=30) as pool:
+        scores = pool.score(["p"], [fence("print(1)")], {"input_output": [PAIRS]})
+    assert scores.errors == {"code": 1}
+    assert "http://127.0.0.1:9/" in pool.messages["code"]["errors"]
