@@ -30,7 +30,9 @@ class Finding:
 
 def doctor() -> int:
     """Print every finding; 0 if training can run here, 1 if not."""
-    findings = [finding for check in (versions, devices, memory, extras) for finding in guarded(check)]
+    findings = [
+        finding for check in (versions, devices, memory, extras, sandbox) for finding in guarded(check)
+    ]
     for finding in findings:
         print(MARKS[finding.level] + finding.text)
     broken = any(finding.level == "broken" for finding in findings)
@@ -183,6 +185,18 @@ def nvidia_driver() -> int | None:
         return int(answer.split(".")[0])
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
+
+
+# ---- sandbox ----
+
+
+def sandbox() -> Iterator[Finding]:
+    """What would stand around the programs of the reward `code` on this machine."""
+    from grpo_jax.sandbox.choose import here
+
+    stands = here()
+    level = "note" if "nothing keeps" in stands or stands.startswith("none") else "ok"
+    yield Finding(f"programs of the reward code would run with {stands}", level)
 
 
 # ---- memory ----

@@ -1,8 +1,8 @@
 """Code: does the program that the completion ends with pass its row's tests? It runs, in a sandbox, and only if asked.
 
 The program is the last closed block fenced with ```python (or ```py; any fence where there is none such) behind the
-reasoning. Each of its tests (see `code_tests.py`) gets an interpreter of its own. docs/code_execution.md says what keeps
-such a program from doing harm.
+reasoning. Each of its tests (see `code_tests.py`) gets an interpreter of its own. docs/code_execution.md says what
+keeps such a program from doing harm.
 """
 
 import time
@@ -25,7 +25,8 @@ SHARE_OF_DEADLINE = 0.9
 UNASKED = (
     "rewards: 'code' runs programs that the model wrote, on this machine, and so does nothing unless asked: write "
     "code:sandbox=strict (here, refused where a program could reach files, the network or other processes), "
-    "code:sandbox=local (here, with what protection there is) or code:sandbox=URL (elsewhere); see docs/code_execution.md"
+    "code:sandbox=local (here, with what protection there is) or code:sandbox=URL (elsewhere); "
+    "see docs/code_execution.md"
 )
 
 
@@ -40,15 +41,17 @@ def code(
     reward_timeout: float | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """1.0 where the program passes all tests, else 0.0; with `score=share` the share it passes. None: a row without tests.
+    """1.0 where the program passes all tests, else 0.0; with `score=share` the share that it passes.
+
+    None where a row has no tests.
 
     Args:
         sandbox: where programs run: `none`, `local`, `strict` or a URL. See `sandbox.choose`.
         score: `all` is the default because a share pays for guessing: "-1" or "YES" passes many a test.
         seconds: of processor time, a test.
         memory: MiB, a test.
-        reward_timeout: the pool's own deadline for this call, in seconds (None: none). A row that is judged alone has it
-            for all its tests, and has failed those that it did not come to.
+        reward_timeout: the pool's own deadline for this call, in seconds (None: none). A row that is judged alone has
+            it for all its tests, and has failed those that it did not come to.
 
     A program that is too slow for a test is not run on those after it: they count as failed.
 
@@ -63,7 +66,9 @@ def code(
     if memory < LEAST_MEMORY:
         raise ValueError(f"memory={memory} MiB: Python does not start in it; use {LEAST_MEMORY} at least")
     limits = Limits(cpu=seconds, memory=memory * MIB)
-    judge = Judge(open_sandbox(sandbox), limits, score == "all", _deadline(reward_timeout), len(completions) == 1)
+    judge = Judge(
+        open_sandbox(sandbox), limits, score == "all", _deadline(reward_timeout), len(completions) == 1
+    )
     known = {name: columns[name] for name in COLUMNS if name in columns}
     return [
         judge.score(program_of(text_of(completion), prefill_of(prompt)), read_tests(_row(known, i)))
@@ -94,8 +99,10 @@ class Judge:
         """One row's."""
         if not tests:
             return None
+        if program is None:
+            return 0.0
         passed = 0
-        for test in tests if program is not None else ():
+        for test in tests:
             success, slow = self._try(program, test)
             passed += success
             if slow or (self.whole and not success):
@@ -117,7 +124,7 @@ class Judge:
 
 def program_of(text: str, prefill: str = "") -> str | None:
     """The program that a completion ends with, or None: it still reasons, or has no closed block."""
-    before, end, answer = text.rpartition("</think>")
+    _, end, answer = text.rpartition("</think>")
     reasons = "<think>" in text or prefill.rstrip().endswith("<think>")
     if not end and reasons:
         return None

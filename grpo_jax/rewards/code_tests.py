@@ -109,7 +109,17 @@ print("\\n" + sys.stdin.readline().strip() + json.dumps(answer), flush=True)
 """
 _NAMES = "\n".join(
     f"from {module} import *"
-    for module in ("typing", "collections", "math", "itertools", "functools", "heapq", "bisect", "string", "re")
+    for module in (
+        "typing",
+        "collections",
+        "math",
+        "itertools",
+        "functools",
+        "heapq",
+        "bisect",
+        "string",
+        "re",
+    )
 )
 _CALL = """\
 owner = space["Solution"]() if "Solution" in space else module
@@ -172,7 +182,9 @@ def _parsed(name: str, value: Any) -> Any:
     try:
         return json.loads(value)
     except ValueError:
-        packed = " (LiveCodeBench packs them with pickle; unpack them first)" if name.startswith("private") else ""
+        packed = (
+            " (LiveCodeBench packs them with pickle; unpack them first)" if name.startswith("private") else ""
+        )
         raise ValueError(f"{name} is no JSON{packed}: {value[:60]!r}") from None
 
 
@@ -196,7 +208,7 @@ def _pairs(name: str, value: Any) -> list[Test]:
 
 def _cases(name: str, cases: Any, function: str | None, of_lines: bool = False) -> list[Test]:
     """Tests from a list of mappings with input and output; with `of_lines` arguments are JSON, one a line."""
-    found = []
+    found: list[Test] = []
     for case in cases:
         if not isinstance(case, Mapping) or not ({"input", "output"} <= case.keys()):
             raise ValueError(f"{name} holds {case!r:.60}; must be mappings with input and output")

@@ -35,7 +35,9 @@ def open_sandbox(name: str) -> Run:
     try:
         walls = run("", strict=name == "strict").walls
     except SandboxError as fault:
-        raise UserError(f"sandbox = {name}: {fault}; use a container with a server in it, and its URL") from None
+        raise UserError(
+            f"sandbox = {name}: {fault}; use a container with a server in it, and its URL"
+        ) from None
     if open_to(walls):
         warnings.warn(f"sandbox = local: {described(walls)}; better run in a container", stacklevel=2)
     return functools.partial(run, strict=name == "strict")

@@ -113,9 +113,7 @@ class Keeper:
         stopped = False
         while not _ended(process):
             left = min(max(deadline - time.monotonic(), 0.0), 3600.0)
-            told = signal.sigtimedwait(_TOLD, left) if hasattr(signal, "sigtimedwait") else _doze(left)
-            late = time.monotonic() >= deadline
-            if late or (told and told.si_signo == signal.SIGTERM):
+            if _told_to_end(left) or time.monotonic() >= deadline:
                 stopped, deadline = True, float("inf")
                 os.kill(process, signal.SIGKILL)
         return stopped
@@ -237,6 +235,8 @@ def remove(folder: str) -> None:
     """
     fresh = (f"{folder}/{os.getpid()}-{count}" for count in itertools.count())
     with contextlib.suppress(OSError):
+        if os.path.islink(folder):
+            os.unlink(folder)
         while inside := list(os.scandir(folder)):
             for entry in inside:
                 _empty(entry.path, fresh) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
@@ -293,8 +293,13 @@ def _ended(process: int) -> bool:
     return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _doze(seconds: float) -> None:
+def _told_to_end(seconds: float) -> bool:
+    """Sleep until a child has ended or a word came, no longer than so many seconds; whether it was the word to end."""
+    if hasattr(signal, "sigtimedwait"):
+        told = signal.sigtimedwait(_TOLD, seconds)
+        return told is not None and told.si_signo == signal.SIGTERM
     time.sleep(min(seconds, 0.02))
+    return signal.SIGTERM in signal.sigpending()
 
 
 def _lower(which: int, bound: Any) -> None:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpo_jax
 from grpo_jax.sandbox.keeper import environment, remove
@@ -64,7 +64,9 @@ def request(
     code: str, limits: Limits, folder: str, strict: bool = False, walls: Iterable[str] = WALLS
 ) -> dict[str, Any]:
     """What the keeper is told. `folder` is where the program lives if it gets no file system of its own."""
-    bounds = {name: getattr(limits, name) for name in ("memory", "processes", "threads", "files", "open_files")}
+    bounds = {
+        name: getattr(limits, name) for name in ("memory", "processes", "threads", "files", "open_files")
+    }
     times = {"cpu": math.ceil(limits.cpu), "wall": limits.patience}
     return {"code": code, "folder": folder, "walls": list(walls), "strict": strict, **bounds, **times}
 
@@ -111,12 +113,12 @@ class _Talk:
         self.left = memoryview(stdin.encode("utf-8", "replace"))
         self.report, self.stdout, self.stderr = bytearray(), bytearray(), bytearray()
         self.overran = self.abandoned = False
-        pipes = self.process
-        assert pipes.stdin and pipes.stdout and pipes.stderr
-        self.input = pipes.stdin.fileno()
-        self.outputs = {start.report: self.report, pipes.stdout.fileno(): self.stdout}
-        self.outputs[pipes.stderr.fileno()] = self.stderr
+        self.input, output, error = (pipe.fileno() for pipe in self._pipes())
+        self.outputs = {start.report: self.report, output: self.stdout, error: self.stderr}
         self.told = start.report
+
+    def _pipes(self) -> list[IO[bytes]]:
+        return [pipe for pipe in (self.process.stdin, self.process.stdout, self.process.stderr) if pipe]
 
     def until(self, deadline: float) -> None:
         """Feed and read until keeper and program have ended, at the latest at the deadline."""
@@ -152,8 +154,7 @@ class _Talk:
             self.left = self.left[:0]
         if not self.left:
             pipes.unregister(self.input)
-            assert self.process.stdin
-            self.process.stdin.close()
+            self._pipes()[0].close()
 
     def _read(self, descriptor: int, pipes: selectors.BaseSelector) -> bool:
         """Take what is there; whether there may be more at once."""
@@ -183,8 +184,7 @@ class _Talk:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            assert pipe
+        for pipe in self._pipes():
             with contextlib.suppress(OSError):
                 pipe.close()
         os.close(self.told)
@@ -198,7 +198,9 @@ def _outcome(talk: _Talk, limits: Limits, seconds: float) -> Outcome:
         raise SandboxError(f"the program was not run: {told['failed']}")
     stdout, stderr = (bytes(kept).decode("utf-8", "replace") for kept in (talk.stdout, talk.stderr))
     if "status" not in told and not talk.overran:
-        raise SandboxError("its keeper ended before the program; " + (stderr.strip()[-300:] or "it said nothing"))
+        raise SandboxError(
+            "its keeper ended before the program; " + (stderr.strip()[-300:] or "it said nothing")
+        )
     status = told.get("status", -signal.SIGKILL)
     ended = "output" if talk.overran else _ended(status, told, limits, stderr)
     return Outcome(

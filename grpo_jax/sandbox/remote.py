@@ -109,7 +109,9 @@ def _read_fusion(answer: Mapping[str, Any], limits: Limits, seconds: float) -> O
     if result["status"] not in ("Finished", "TimeLimitExceeded"):
         raise ValueError(result["status"])
     texts = (_text(result.get("stdout") or ""), _text(result.get("stderr") or ""))
-    return Outcome(*texts, None if late else int(result["return_code"]), None, "wall" if late else "exit", seconds)
+    return Outcome(
+        *texts, None if late else int(result["return_code"]), None, "wall" if late else "exit", seconds
+    )
 
 
 # ---- Piston's execute ----

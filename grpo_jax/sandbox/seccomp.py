@@ -79,7 +79,10 @@ def install(processes: int, alone: bool, own_files: bool) -> None:
     Raises:
         OSError: the kernel has no such filters, or the machine is not among those known.
     """
-    code = b"".join(struct.pack("=HBBI", op, yes, no, value) for op, value, yes, no in program(processes, alone, own_files))
+    code = b"".join(
+        struct.pack("=HBBI", op, yes, no, value)
+        for op, value, yes, no in program(processes, alone, own_files)
+    )
     buffer = ctypes.create_string_buffer(code)
     header = ctypes.create_string_buffer(struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer)))
     linux.prctl(linux.SECCOMP, _FILTER, header)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from grpo_jax.errors import UserError
 from grpo_jax.rewards import RewardPool, load_reward
 from grpo_jax.rewards.code import Judge, code, fenced, program_of
-from grpo_jax.rewards.code_tests import Asserted, Printed, Returned, lines, same, read_tests
+from grpo_jax.rewards.code_tests import Asserted, Printed, Returned, lines, read_tests, same
 from grpo_jax.sandbox import Limits, run
 
 INF = float("inf")
@@ -139,8 +139,9 @@ def test_a_prefix_of_the_right_lines_fails(right, data):
 @pytest.mark.parametrize(
     ("value", "expected", "equal"),
     [
-        (1, 1.0, True), (True, 1, False), (0, False, False), (True, True, True), ([1, 2], [1], False), ([1], [1, 2], False),
-        ([1, [2]], [1, [2]], True), ({"a": 1}, {"a": 1, "b": 2}, False), ("1", 1, False), (None, None, True), ([], None, False),
+        (1, 1.0, True), (True, 1, False), (0, False, False), (True, True, True), ([1, 2], [1], False),
+        ([1], [1, 2], False), ([1, [2]], [1, [2]], True), ({"a": 1}, {"a": 1, "b": 2}, False), ("1", 1, False),
+        (None, None, True), ([], None, False),
     ],
 )  # fmt: skip
 def test_returned_values_are_compared_whole(value, expected, equal):
@@ -176,14 +177,20 @@ def test_calls_in_their_published_shapes():
     apps = {"inputs": [[[1, 2], 3]], "outputs": [[6]], "fn_name": "add"}
     wrapped = Returned("add", [[1, 2], 3], [6], wrapped=True)
     assert read_tests({"input_output": apps}) == [wrapped]
-    assert read_tests({"test_cases": [{"input": "[[1, 2], 3]", "output": [6], "fn_name": "add"}]}) == [wrapped]
+    assert read_tests({"test_cases": [{"input": "[[1, 2], 3]", "output": [6], "fn_name": "add"}]}) == [
+        wrapped
+    ]
     case = {"input": "[1, 2]\n3", "output": "6", "testtype": "functional"}
     live = {"public_test_cases": [case], "metadata": '{"func_name": "add"}'}
     assert read_tests(live) == [Returned("add", [[1, 2], 3], 6)]
 
 
 def test_assertions_in_their_published_shapes():
-    mbpp = {"test_list": ["assert f(1)", "assert f(2)"], "test_setup_code": "x = 1", "test_imports": ["import math"]}
+    mbpp = {
+        "test_list": ["assert f(1)", "assert f(2)"],
+        "test_setup_code": "x = 1",
+        "test_imports": ["import math"],
+    }
     assert read_tests(mbpp) == [
         Asserted("import math\nx = 1\nassert f(1)"),
         Asserted("import math\nx = 1\nassert f(2)"),

@@ -4,9 +4,9 @@ import socket
 import textwrap
 
 import pytest
-from tests.sandbox.ways import EVERY, IS_ROOT, WAYS, Way, attack
 
 from grpo_jax.sandbox import run
+from tests.sandbox.ways import EVERY, IS_ROOT, WAYS, Way, attack
 
 HERE = WAYS[0]
 BARE = Way("limits-only", ())
@@ -189,7 +189,9 @@ def test_ignoring_every_signal_that_can_be_ignored():
 
 
 def test_stopping_itself():
-    assert attack(HERE, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", wall=1.0)["ended"] == "wall"
+    assert (
+        attack(HERE, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", wall=1.0)["ended"] == "wall"
+    )
 
 
 # ---- memory and output ----
@@ -242,7 +244,10 @@ def test_input_that_is_never_read(way):
 
 
 def test_input_larger_than_a_pipe_arrives():
-    assert attack(HERE, "import sys; print(len(sys.stdin.read()))", stdin="x" * 1_000_000)["stdout"] == "1000000\n"
+    assert (
+        attack(HERE, "import sys; print(len(sys.stdin.read()))", stdin="x" * 1_000_000)["stdout"]
+        == "1000000\n"
+    )
 
 
 # ---- files ----
@@ -251,11 +256,10 @@ def test_input_larger_than_a_pipe_arrives():
 def test_files_outside_cannot_be_written(way):
     code = """
         import os
-        for path in ("@MARKER@", "/etc/passwd", os.__file__, "/usr/lib/harm", "/dev/shm/harm", "/harm", "/proc/self/comm"):
+        for path in ("@MARKER@", "/etc/passwd", os.__file__, "/usr/lib/harm", "/dev/shm/harm", "/harm"):
             try:
                 open(path, "a").write("harm")
-                if not path.startswith("/proc"):
-                    print("wrote", path)
+                print("wrote", path)
             except OSError:
                 pass
         acts = (
@@ -294,8 +298,8 @@ def test_links_and_dots_lead_nowhere(way):
         import os
         os.symlink("@MARKER@", "link")
         os.symlink("/", "slash")
-        for path in ("link", "slash@MARKER@", "../" * 20 + "@MARKER@"[1:], "/proc/self/root@MARKER@", "/proc/1/root@MARKER@",
-                     "/proc/@PARENT@/root@MARKER@", "/proc/@PARENT@/cwd/../../..@MARKER@"):
+        for path in ("link", "slash@MARKER@", "../" * 20 + "@MARKER@"[1:], "/proc/self/root@MARKER@",
+                     "/proc/1/root@MARKER@", "/proc/@PARENT@/root@MARKER@", "/proc/@PARENT@/cwd/../../..@MARKER@"):
             try:
                 print("read", path, open(path).read())
             except OSError:
@@ -405,8 +409,11 @@ def test_nothing_is_inherited(way):
 def test_it_has_no_rights(way):
     code = """
         import os
-        print([line.split()[1] for line in open("/proc/self/status") if line.startswith(("CapEff", "CapPrm", "NoNewPrivs"))]
-              if os.path.exists("/proc/self/status") and os.access("/proc/self/status", os.R_OK) else None)
+        names = ("CapEff", "CapPrm", "NoNewPrivs")
+        try:
+            print([line.split()[1] for line in open("/proc/self/status") if line.startswith(names)])
+        except OSError:
+            pass
         for act in (lambda: os.setuid(0), lambda: os.chroot("."), lambda: os.mknod("d", 0o20600, os.makedev(1, 1))):
             try:
                 act()
@@ -432,7 +439,8 @@ def test_no_connection_is_made(way, only):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         code = f"""
             import socket
-            for family, address in ((socket.AF_INET, ("127.0.0.1", {listener.getsockname()[1]})), (socket.AF_UNIX, "\\0x")):
+            listener = ("127.0.0.1", {listener.getsockname()[1]})
+            for family, address in ((socket.AF_INET, listener), (socket.AF_UNIX, "\\0x")):
                 try:
                     with socket.socket(family) as s:
                         s.settimeout(1)

@@ -61,7 +61,12 @@ if not IS_ROOT:
 
 
 def attack(
-    way: Way, code: str, stdin: str = "", strict: bool = False, walls: Sequence[str] | None = None, **limits: Any
+    way: Way,
+    code: str,
+    stdin: str = "",
+    strict: bool = False,
+    walls: Sequence[str] | None = None,
+    **limits: Any,
 ) -> dict[str, Any]:
     """Let a program loose; how it fared, after it has been seen that nothing outside was harmed."""
     folder = tempfile.mkdtemp(prefix="victim-")
