@@ -158,8 +158,10 @@ class Keeper:
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             for number in (signal.SIGPIPE, signal.SIGXFSZ):
                 signal.signal(number, signal.SIG_DFL)
-            self._say({"walls": self.walls})
             python = os.path.realpath(sys.executable)
+            if not os.access(python, os.X_OK):
+                raise OSError(f"user {os.getuid()} cannot reach {python}; install Python where all can")
+            self._say({"walls": self.walls})
             os.execve(python, [python, "-s", "-P", "-B", "-X", "utf8", "main.py"], environment(folder))
         except BaseException as fault:
             self._say({"failed": f"{type(fault).__name__}: {fault}"})

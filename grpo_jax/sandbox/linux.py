@@ -41,6 +41,10 @@ def unshare(flags: int) -> None:
     checked(_LIBC.unshare(flags), "unshare")
 
 
+def name_host(name: str) -> None:
+    checked(_LIBC.sethostname(name.encode(), len(name)), "sethostname")
+
+
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
     texts = (source.encode(), target.encode(), kind.encode() or None)
     checked(_LIBC.mount(*texts, ctypes.c_ulong(flags), data.encode() or None), f"mount {target}")

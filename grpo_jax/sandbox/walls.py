@@ -59,6 +59,7 @@ def enter_root(size: int, user: int) -> None:
     """Have a file system of its own, `/work` with `size` bytes in it for `user`. Raises OSError, half done: the mounts
     are this process's own, and the old root is left last."""
     linux.mount("none", "/", flags=linux.RECURSIVE | linux.PRIVATE)
+    linux.name_host("sandbox")
     sources = readable()
     root = _mount_point(sources)
     linux.mount("tmpfs", root, "tmpfs", linux.NO_SUID, "size=1m,mode=755")
@@ -129,13 +130,17 @@ def _devices(root: str) -> None:
 
 
 def _processes(root: str) -> None:
-    """The table of its own processes; where the kernel does not show it, only `/dev/stdin` and the like are missed."""
-    try:
-        linux.mount(
-            "proc", root + "/proc", "proc", linux.NO_SUID | linux.NO_DEVICES | linux.NO_EXEC | linux.READ_ONLY
-        )
-    except OSError:
-        return
+    """The table of its own processes, and from Linux 5.8 on nothing else of the machine.
+
+    A container may not be allowed to have it; then only `/dev/stdin` and the like are missed.
+    """
+    flags = linux.NO_SUID | linux.NO_DEVICES | linux.NO_EXEC | linux.READ_ONLY
+    for options in ("subset=pid", ""):
+        try:
+            linux.mount("proc", root + "/proc", "proc", flags, options)
+            return
+        except OSError:
+            continue
 
 
 def _write(path: str, text: str) -> None:

@@ -80,7 +80,7 @@ def test_the_reward_runs_there(ours):
      b'{"code": "", "language": "cobol"}', b'{"code": "", "limits": 3}'],
 )  # fmt: skip
 def test_our_server_says_what_is_wrong_with_a_request(ours, asked):
-    with pytest.raises(SandboxError, match='status 400: {"error"'):
+    with pytest.raises(SandboxError, match=r'status 400: \{"error"'):
         Remote(url(ours))._post(asked, 5)
 
 
@@ -132,7 +132,7 @@ def test_a_server_that_hangs_is_given_up(other, monkeypatch):
 
 def test_no_server(monkeypatch):
     monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.01)
-    with pytest.raises(SandboxError, match="127.0.0.1:9"):
+    with pytest.raises(SandboxError, match=r"127\.0\.0\.1:9"):
         open_sandbox("http://127.0.0.1:9/")("x")
 
 

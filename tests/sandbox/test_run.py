@@ -137,7 +137,7 @@ def test_a_kernel_without_anything_is_told_or_refused(monkeypatch):
     choose.open_sandbox.cache_clear()
     with pytest.warns(UserWarning, match="nothing keeps a program from the machine's files"):
         assert open_sandbox("local")("print(1)").stdout == "1\n"
-    with pytest.raises(UserError, match="sandbox = strict: .* use a container"):
+    with pytest.raises(UserError, match=r"sandbox = strict: .* use a container"):
         open_sandbox("strict")
     assert "nothing keeps a program from" in choose.here()
     choose.open_sandbox.cache_clear()
@@ -154,6 +154,14 @@ def test_the_doctor_says_what_stands_here():
         "programs of the reward code would run with limits on time, memory and output"
     )
     assert (finding.level == "note") == bool(open_to(run("").walls))
+
+
+def test_a_python_that_the_programs_user_cannot_reach_is_told():
+    python = os.path.realpath(sys.executable)
+    if os.geteuid() or all(p.stat().st_mode & 0o001 for p in Path(python).parents):
+        pytest.skip("everybody can reach this Python")
+    with pytest.raises(SandboxError, match=r"user \d+ cannot reach .*; install Python where all can"):
+        run("print(1)", walls=["user", "landlock", "seccomp"])
 
 
 # ---- folders ----
