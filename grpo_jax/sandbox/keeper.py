@@ -29,6 +29,14 @@ OWN_USERS = 2**30
 """Where user ids begin that nobody has: a program of root's gets this one plus its keeper's process id."""
 _TOLD = {signal.SIGTERM, signal.SIGCHLD}
 _SWEEP_SECONDS = 5.0
+_PROGRAM = """\
+import builtins, sys, _sitebuiltins
+builtins.exit = builtins.quit = _sitebuiltins.Quitter("exit", "the end of stdin")
+sys.argv[:] = [__file__ := "main.py"]
+del builtins, sys, _sitebuiltins
+exec(compile(open("main.py", "rb").read(), "main.py", "exec"))
+"""
+"""Without `site`, and so without the machine's packages and what their .pth files run, but with its `exit`."""
 
 
 class Keeper:
@@ -162,7 +170,8 @@ class Keeper:
             if not os.access(python, os.X_OK):
                 raise OSError(f"user {os.getuid()} cannot reach {python}; install Python where all can")
             self._say({"walls": self.walls})
-            os.execve(python, [python, "-s", "-P", "-B", "-X", "utf8", "main.py"], environment(folder))
+            command = [python, "-S", "-s", "-P", "-B", "-X", "utf8", "-c", _PROGRAM]
+            os.execve(python, command, environment(folder))
         except BaseException as fault:
             self._say({"failed": f"{type(fault).__name__}: {fault}"})
         finally:

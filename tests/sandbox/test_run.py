@@ -52,6 +52,21 @@ def test_limits_are_above_zero(field):
         Limits(**{field: float("nan")})
 
 
+def test_a_program_is_the_main_module_of_a_bare_interpreter():
+    code = """
+import sys, __main__
+print(__name__, __file__, sys.argv, __main__.__dict__ is globals(), sorted(n for n in globals() if n[0] != "_"))
+print([path for path in sys.path if "site-packages" in path or "dist-packages" in path])
+if input():
+    exit()
+"""
+    outcome = run(code, "yes")
+    assert outcome.stdout == "__main__ main.py ['main.py'] True ['sys']\n[]\n"
+    assert outcome.ok
+    assert run("quit(4)").exit_code == 4
+    assert 'File "main.py", line 2' in run("\nboom").stderr
+
+
 def test_no_descriptor_is_lost():
     run("")
     before = os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else []
