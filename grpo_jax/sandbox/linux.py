@@ -50,11 +50,15 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
     checked(_LIBC.mount(*texts, ctypes.c_ulong(flags), data.encode() or None), f"mount {target}")
 
 
+def unmount(folder: str) -> None:
+    checked(_LIBC.umount2(folder.encode(), _DETACH), f"umount {folder}")
+
+
 def change_root(folder: str) -> None:
     """Make a mount point the root of this mount namespace; what was mounted is gone from it."""
     os.chdir(folder)
     checked(_LIBC.pivot_root(b".", b"."), "pivot_root")
-    checked(_LIBC.umount2(b".", _DETACH), "umount")
+    unmount(".")
     os.chdir("/")
 
 

@@ -56,13 +56,23 @@ def readable() -> list[str]:
 
 
 def enter_root(size: int, user: int) -> None:
-    """Have a file system of its own, `/work` with `size` bytes in it for `user`. Raises OSError, half done: the mounts
-    are this process's own, and the old root is left last."""
+    """Have a file system of its own, `/work` with `size` bytes in it for `user`. Raises OSError, having changed nothing
+    that a program sees."""
     linux.mount("none", "/", flags=linux.RECURSIVE | linux.PRIVATE)
-    linux.name_host("sandbox")
     sources = readable()
     root = _mount_point(sources)
     linux.mount("tmpfs", root, "tmpfs", linux.NO_SUID, "size=1m,mode=755")
+    try:
+        _furnish(root, sources, size, user)
+        linux.change_root(root)
+    except OSError:
+        linux.unmount(root)
+        raise
+
+
+def _furnish(root: str, sources: list[str], size: int, user: int) -> None:
+    """All that is in it; afterwards nothing but `/work` can be written."""
+    linux.name_host("sandbox")
     for source in sources:
         _show(source, root)
     _only_read(root)
@@ -74,7 +84,6 @@ def enter_root(size: int, user: int) -> None:
     options = f"size={size},nr_inodes={_FILES},mode=700,uid={user},gid={user}"
     linux.mount("tmpfs", root + WORK, "tmpfs", linux.NO_SUID | linux.NO_DEVICES | linux.NO_EXEC, options)
     linux.mount("none", root, flags=linux.REMOUNT | linux.BIND | linux.READ_ONLY | linux.NO_SUID)
-    linux.change_root(root)
 
 
 def _mount_point(sources: list[str]) -> str:

@@ -382,6 +382,43 @@ def test_all_its_files_have_a_largest_size_where_the_file_system_is_its_own():
         assert int(found["stdout"]) <= 8
 
 
+INSIDE = {"landlock", "seccomp"}
+
+
+@pytest.mark.parametrize(
+    ("denied", "walls"),
+    [
+        (["unshare"], INSIDE),
+        (["mount"], INSIDE | {"namespaces"}),
+        (["pivot_root"], INSIDE | {"namespaces"}),
+        (["mount_setattr"], {"namespaces", "root", "seccomp"}),
+    ],
+    ids=lambda value: "-".join(sorted(value)),
+)
+def test_what_the_kernel_or_a_container_denies_other_walls_make_up_for(way, denied, walls):
+    if "root" not in way.walls:
+        pytest.skip("this way has no namespaces to begin with")
+    code = """
+        import os, socket
+        acts = {
+            "read": lambda: open("@MARKER@").read(), "write": lambda: open("@MARKER@", "w"),
+            "etc": lambda: open("/etc/passwd").read(), "environ": lambda: open("/proc/@PARENT@/environ").read(),
+            "kill": lambda: os.kill(@PARENT@, 9), "socket": lambda: socket.socket(), "fork": lambda: os.fork(),
+            "temporary": lambda: open("/tmp/../tmp/victim-harm", "w") if os.getcwd() != "/work" else 1 / 0,
+        }
+        for name, act in acts.items():
+            try:
+                act()
+                print(name)
+            except (OSError, ZeroDivisionError):
+                pass
+        open("own", "w").write("fine")
+    """
+    found = attack(way, program(code), strict=True, denied=denied)
+    assert (found.get("error"), found["stdout"], found["exit_code"]) == (None, "", 0), found["stderr"]
+    assert set(found["walls"]) - {"user"} == walls
+
+
 # ---- what it inherits ----
 
 

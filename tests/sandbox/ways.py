@@ -66,6 +66,7 @@ def attack(
     stdin: str = "",
     strict: bool = False,
     walls: Sequence[str] | None = None,
+    denied: Sequence[str] = (),
     **limits: Any,
 ) -> dict[str, Any]:
     """Let a program loose; how it fared, after it has been seen that nothing outside was harmed."""
@@ -84,6 +85,7 @@ def attack(
             "strict": strict,
             "walls": list(way.walls if walls is None else walls),
             "marker": str(marker),
+            "denied": list(denied),
             "limits": {"cpu": 2, "wall": 4.0, "memory": 256 * 2**20} | limits,
         }
         found = _victim(way, wanted, scratch)
