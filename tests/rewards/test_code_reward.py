@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.errors import UserError
@@ -91,7 +91,8 @@ def test_a_prompt_that_opens_the_reasoning_counts():
     assert program_of("hm</think>" + block, prefill="<think>\n") == "a\n"
 
 
-@given(st.lists(st.text("ab`\n ", max_size=20)))
+@given(st.lists(st.text("ab`\n ", max_size=20), max_size=4))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_blocks_come_back_as_they_were_fenced(insides):
     insides = [f"x{inside}" for inside in insides]
     longest = "`" * (3 + max((inside.count("`") for inside in insides), default=0))
@@ -129,7 +130,8 @@ def test_printed_text_is_compared_line_by_line(printed, expected, equal):
     assert (lines(printed) == lines(expected)) is equal
 
 
-@given(st.lists(st.text("ab ", max_size=3), min_size=1), st.data())
+@given(st.lists(st.text("ab ", max_size=3), min_size=1, max_size=5), st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_prefix_of_the_right_lines_fails(right, data):
     right = [*right, "end"]
     cut = data.draw(st.integers(0, len(right) - 1))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grpo_jax import doctor
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=200))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 def test_text_goes_in_and_comes_out(text):
     outcome = run("import sys; sys.stdout.write(sys.stdin.read()); sys.exit(3)", text)
     assert (outcome.stdout, outcome.stderr, outcome.exit_code, outcome.ended) == (text, "", 3, "exit")
