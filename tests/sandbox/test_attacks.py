@@ -278,6 +278,22 @@ def test_files_outside_cannot_be_written(way):
     assert attack(way, program(code))["stdout"] == ""
 
 
+def test_what_python_needs_cannot_be_written_even_by_its_owner():
+    code = """
+        import errno, os
+        for path in (os.__file__, os.path.dirname(os.__file__) + "/lib-dynload", "/", "/dev"):
+            try:
+                os.close(os.open(path, os.O_WRONLY if os.path.isfile(path) else os.O_WRONLY | os.O_TMPFILE))
+                print("opened", path)
+            except OSError as fault:
+                if fault.errno != errno.EROFS:
+                    print(path, fault)
+    """
+    if "root" in _PROBE.walls:
+        # Without a user of its own it is whoever runs the tests: perhaps root, perhaps Python's owner.
+        assert attack(HERE, program(code), walls=["namespaces", "root"])["stdout"] == ""
+
+
 def test_files_outside_cannot_be_read(way):
     code = """
         import os
@@ -291,6 +307,18 @@ def test_files_outside_cannot_be_read(way):
                     pass
     """
     assert attack(way, program(code))["stdout"] == ""
+
+
+def test_the_keeper_cannot_be_looked_into_even_by_the_same_user():
+    code = """
+        import os
+        try:
+            print(open(f"/proc/{os.getppid()}/environ").read())
+        except OSError:
+            print("refused")
+    """
+    for way in [way for way in WAYS if way.user or not IS_ROOT]:
+        assert attack(way, program(code), walls=())["stdout"] == "refused\n"
 
 
 def test_links_and_dots_lead_nowhere(way):

@@ -85,9 +85,11 @@ def test_many_at_a_time_from_threads():
 
 def test_a_program_dies_with_the_process_that_asked_for_it(tmp_path):
     code = "import time; time.sleep(47.11)"
-    script = f"from grpo_jax.sandbox import run; print('go', flush=True); run({code!r})"
     for walls in ("", ", walls=()"):
-        script = script.replace("')", f"'{walls})") if walls else script
+        script = (
+            "from grpo_jax.sandbox import Limits, run; print('go', flush=True); "
+            f"run({code!r}, limits=Limits(wall=60){walls})"
+        )
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
         asking = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
         asking.stdout.readline()
@@ -96,7 +98,7 @@ def test_a_program_dies_with_the_process_that_asked_for_it(tmp_path):
         asking.kill()
         asking.wait()
         asking.stdout.close()
-        wait(lambda members=members: not any(alive(pid) for pid in members))
+        wait(lambda members=members: not any(alive(pid) for pid in members), seconds=6)
         wait(lambda: os.listdir(tmp_path) == [])
 
 
@@ -113,8 +115,8 @@ def alive(pid):
         return False
 
 
-def wait(condition):
-    until = time.monotonic() + 15
+def wait(condition, seconds=15):
+    until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
