@@ -17,7 +17,7 @@ from grpo_jax.data.prompts import Prompts
 from grpo_jax.data.sources import is_single_file, load_rows
 from grpo_jax.drawing import evaluation_of, stop_of
 from grpo_jax.errors import UserError
-from grpo_jax.evaluate import Evaluator
+from grpo_jax.evaluation.evaluator import Evaluator
 from grpo_jax.learner.learner import Learner
 from grpo_jax.learning import lora_of, optimizer_of, passes_of, schedule_of, with_clipping
 from grpo_jax.lessons import Lesson, configs_of, lessons_of

@@ -15,7 +15,7 @@ from grpo_jax.assembly import Stages, assemble, open_run
 from grpo_jax.callbacks import TrainerState
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
-from grpo_jax.evaluate import Evaluation
+from grpo_jax.evaluation.evaluator import Evaluation
 from grpo_jax.keeping import keep_completions
 from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.lessons import set_base, set_reference

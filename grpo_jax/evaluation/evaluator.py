@@ -1,0 +1,157 @@
+"""Sample and score a fixed set of prompts. What a prompt gets depends on neither the batch nor the mesh it is in."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.capacity import demand_of
+from grpo_jax.data.prompts import PromptBatch, Prompts
+from grpo_jax.evaluation.statistics import standard_error
+from grpo_jax.policy import Policy
+from grpo_jax.rollout.budget import Demand
+from grpo_jax.rollout.generate import Rollout
+from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.stopping import Stop
+from grpo_jax.scoring import Scored, Scorer
+from grpo_jax.sharding.mesh import row_shards
+
+# The sampler's stream of random numbers; training uses 0.
+EVALUATION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Results on P problems with N samples each. A sample succeeds when the first reward function that is asked about
+    it gives it 1 or more: put the one that judges correctness first."""
+
+    names: list[str]
+    """Of the R reward functions."""
+    values: np.ndarray
+    """[P,N,R] float32, what each gave; NaN for None."""
+    rewards: np.ndarray
+    """[P,N] float32, their weighted sum; NaN where no function applied."""
+    successes: np.ndarray
+    """[P,N] bool."""
+    lengths: np.ndarray
+    """[P,N] tokens."""
+    finished: np.ndarray
+    """[P,N] bool; False: cut off at the longest length."""
+    uids: np.ndarray
+    """[P] uint32, the row that each problem is in its data set."""
+    texts: list[str]
+    """P prompts as the model saw them."""
+    completions: list[str]
+    """P * N texts."""
+    extras: dict[str, list[Any]]
+    """What functions logged for each completion: P * N values a column."""
+    failures: dict[str, int]
+    """Rows lost to faults of reward functions, by "rewards/{name}/{kind}"."""
+    metrics: dict[str, float]
+    """What reward functions logged."""
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The first few problems' first completions, for people."""
+        N = self.rewards.shape[1]
+        return [
+            {"prompt": text, "completion": self.completions[p * N], "reward": float(self.rewards[p, 0])}
+            for p, text in enumerate(self.texts[:4])
+        ]
+
+    def summary(self) -> dict[str, float]:
+        """Means over problems; `success_stderr` is the standard error over problems."""
+        return {
+            "success": float(self.successes.mean()),
+            "success_stderr": standard_error(self.successes.mean(1)),
+            "reward": mean(self.rewards),
+            "length": float(self.lengths.mean()),
+            "clipped_ratio": float(1 - self.finished.mean()),
+            "prompts": len(self.successes),
+            **self.failures,
+            **self.metrics,
+        }
+
+
+def mean(rewards: np.ndarray) -> float:
+    """Of those that are not NaN; NaN where all are."""
+    return float(np.nanmean(rewards)) if not np.isnan(rewards).all() else math.nan
+
+
+class Evaluator:
+    """Samples and scores a fixed set of prompts. UserError for a reward whose column they do not have."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Prompts,
+        scorer: Scorer,
+        how: Sampling,
+        *,
+        samples: int,
+        width: int,
+        seed: int,
+        at_a_time: int = 64,
+        segment: int = 64,
+        stop: Stop | None = None,
+    ):
+        scorer.check(prompts)
+        self.policy, self.prompts, self.scorer = policy, prompts, scorer
+        shards = row_shards(policy.mesh)
+        wanted = max(min(at_a_time, len(prompts)), 1)
+        self.at_a_time = math.ceil(wanted / shards) * shards
+        self.sampler = Sampler(
+            policy.cfg,
+            policy.vocabulary,
+            how,
+            samples=samples,
+            width=width,
+            mesh=policy.mesh,
+            seed=seed,
+            purpose=EVALUATION,
+            segment=segment,
+            stop=stop,
+            cache=policy.rollout_cache,
+            attention=policy.attention,
+        )
+
+    @property
+    def demand(self) -> Demand:
+        """What a batch of prompts asks of the memory."""
+        return demand_of(self.policy, self.at_a_time, self.sampler, self.prompts.max_prompt_length)
+
+    def __call__(self, params: Any, trainer_state: Any = None) -> Evaluation:
+        """Evaluate weights in the rollout's dtype and layout, inside the policy's mesh. `trainer_state` goes to the
+        reward functions that ask for it."""
+        parts = list(self._parts(params, trainer_state))
+        real = np.concatenate([np.arange(len(part[0].texts)) < part[1] for part in parts])
+        join = lambda pick: np.concatenate([pick(*part) for part in parts])[real]
+        scored = Scored.join([part[3] for part in parts])
+        kept = scored.take(np.flatnonzero(real))
+        return Evaluation(
+            names=self.scorer.pool.names,
+            values=kept.values,
+            rewards=kept.base,
+            successes=kept.successes == 1,
+            lengths=join(lambda batch, real, rollout, scored: rollout.lengths),
+            finished=join(lambda batch, real, rollout, scored: rollout.finished),
+            uids=join(lambda batch, real, rollout, scored: batch.uids),
+            texts=[text for batch, real, *_ in parts for text in batch.texts[:real]],
+            completions=kept.completions,
+            extras=kept.extras,
+            failures=dict(sum((Counter(part[3].failures) for part in parts), Counter())),
+            metrics=scored.metrics,
+        )
+
+    def _parts(self, params: Any, trainer_state: Any) -> Iterator[tuple[PromptBatch, int, Rollout, Scored]]:
+        """Each batch with the number of its real prompts: the last may be filled up with repeats."""
+        for batch, real in self.prompts.batches_in_order(self.at_a_time):
+            with self.scorer.stream(batch, self.sampler.samples, trainer_state) as scoring:
+                arrays = batch.tokens, batch.lengths, batch.uids
+                rollout = self.sampler(params, *arrays, step=0, on_group=scoring.add)
+                scored = scoring.finish(rollout)
+            yield batch, real, rollout, scored
