@@ -45,7 +45,7 @@ def _score(text: str, right: dict[str, str]) -> float:
 
 
 def _gold(answer: str) -> dict[str, str]:
-    found = _identities(answer)
+    found = identities(answer)
     if found is None:
         raise ValueError(f"the gold answer {answer[:60]!r} says of nobody that they are a knight or a knave")
     return found
@@ -54,10 +54,11 @@ def _gold(answer: str) -> dict[str, str]:
 def _told(text: str) -> dict[str, str] | None:
     """Who is said to be what in the last answer; None where there is none, or somebody is said to be both."""
     block = last_block(text, "answer")
-    return None if block is None else _identities(block[1])
+    return None if block is None else identities(block[1])
 
 
-def _identities(text: str) -> dict[str, str] | None:
+def identities(text: str) -> dict[str, str] | None:
+    """Who is said to be what; None where nobody is, or somebody is said to be both."""
     found: dict[str, str] = {}
     for name, kind in _SAID.findall(text):
         if found.setdefault(name.lower(), kind.lower()) != kind.lower():

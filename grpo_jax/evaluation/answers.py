@@ -1,0 +1,309 @@
+r"""What a completion answers: found strictly, where the prompt asks for it, or flexibly, wherever it may stand; and when
+two answers are the same one. No jax in here.
+
+Strict is what follows the thinking, in the one place that the prompt names (`PLACES`). Flexible is the last of all
+such places in the text, and without any what the kind of answer looks like: the last number, the last formula.
+
+Same answers have one key, or are equal in a way that only a comparison finds (`\frac{1}{2}` and `0.5`): a vote counts
+them together, and an answer that is the same as the gold one is right.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_jax.rewards.expressions import parse
+from grpo_jax.rewards.gsm8k import _last_box as last_box
+from grpo_jax.rewards.gsm8k import final_number, gold_number, hash_number
+from grpo_jax.rewards.knights import identities
+from grpo_jax.rewards.numbers import last_number, parse_number, plain
+from grpo_jax.rewards.text import last_block
+
+Found = tuple[int, str]  # where it starts, what is inside
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that was read."""
+
+    text: str
+    """As it was written, without what stands around it."""
+    key: str
+    """Answers with equal keys are the same."""
+
+
+# ---- places ----
+
+
+def last_hash(text: str) -> Found | None:
+    """What follows the last `####` in its line."""
+    start = text.rfind("####")
+    return None if start < 0 else (start, text[start + 4 :].partition("\n")[0])
+
+
+def last_fence(text: str) -> Found | None:
+    """The last closed block of code between lines of three backquotes."""
+    last = None
+    for last in re.finditer(r"```[^\n`]*\n(.*?)```", text, re.DOTALL):  # noqa: B007
+        pass
+    return (last.start(), last[1]) if last else None
+
+
+PLACES: dict[str, Callable[[str], Found | None]] = {
+    "tag": lambda text: last_block(text, "answer"),
+    "box": last_box,
+    "hash": last_hash,
+    "fence": last_fence,
+}
+"""Where a prompt may ask for the answer: `<answer>..</answer>`, `\\boxed{..}`, behind `####`, in a block of code."""
+
+_WRITTEN = {"tag": "<answer>{}</answer>", "box": "\\boxed{{{}}}", "hash": "#### {}", "fence": "```\n{}\n```"}
+
+
+def written(place: str, text: str) -> str:
+    """A completion that says nothing but this answer, in this place."""
+    return _WRITTEN[place].format(text)
+
+
+def after_thought(text: str) -> str | None:
+    """What follows the last `</think>`; the whole text where nobody thinks aloud; None where a thought never ends."""
+    thought, mark, rest = text.rpartition("</think>")
+    return rest if mark else None if "<think>" in text else text
+
+
+# ---- kinds ----
+
+
+class Kind:
+    """One kind of answer. `read` turns what stands in a place into an answer, `find` looks for one in a text."""
+
+    votes = True
+    """Whether equal answers can be told, so that a majority means something."""
+    places = ("tag", "box", "hash")
+    """Where a flexible reader looks."""
+
+    def read(self, inside: str, place: str) -> Answer | None:
+        """The answer in a place; None where what stands there is none."""
+        raise NotImplementedError
+
+    def find(self, text: str) -> Answer | None:
+        """The answer of a text without any such place."""
+        raise NotImplementedError
+
+    def gold(self, value: Any) -> Answer:
+        """The right answer, as the data have it. ValueError where it is none."""
+        found = self.read(str(value), "tag")
+        if found is None:
+            raise ValueError(f"the gold answer {str(value)[-60:]!r} is no {type(self).__name__.lower()}")
+        return found
+
+    def same(self, one: Answer, other: Answer) -> bool:
+        """Whether two answers are the same."""
+        return one.key == other.key
+
+    def strict(self, text: str, place: str) -> Answer | None:
+        """The answer where the prompt asks for it, behind the thinking."""
+        said = after_thought(text)
+        found = None if said is None else PLACES[place](said)
+        return self.read(found[1], place) if found else None
+
+    def flexible(self, text: str) -> Answer | None:
+        """The answer wherever it may stand: in the last place that holds one, else as it looks."""
+        places = [(*found, name) for name in self.places if (found := PLACES[name](text))]
+        for _, inside, name in sorted(places, reverse=True):
+            if answer := self.read(inside, name):
+                return answer
+        return self.find(text)
+
+
+class Number(Kind):
+    """Compared exactly, as fractions; read as the rewards `gsm8k` (flexible) and `gsm8k_strict` (behind `####`) do."""
+
+    def read(self, inside: str, place: str) -> Answer | None:
+        said = written(place if place == "hash" else "tag", inside)
+        return self._answer(hash_number(plain(said)) if place == "hash" else final_number(said))
+
+    def find(self, text: str) -> Answer | None:
+        return self._answer(last_number(plain(text)))
+
+    def flexible(self, text: str) -> Answer | None:
+        return self._answer(final_number(text))
+
+    def gold(self, value: Any) -> Answer:
+        return Answer(*[str(gold_number(value))] * 2)
+
+    @staticmethod
+    def _answer(number: Any) -> Answer | None:
+        return None if number is None else Answer(*[str(number)] * 2)
+
+
+class Math(Kind):
+    r"""A formula: a number exactly, else the same once spelling is put aside, else equal for math-verify."""
+
+    def read(self, inside: str, place: str) -> Answer | None:
+        text = inside.strip().strip("$").strip()
+        return Answer(text, _key(text)) if text else None
+
+    def find(self, text: str) -> Answer | None:
+        formulas = re.findall(r"\$([^$\n]{1,300})\$", text) or re.findall(r"\\\((.{1,300}?)\\\)", text)
+        if formulas:
+            return self.read(formulas[-1].rpartition("=")[2], "box")
+        number = last_number(plain(text))
+        return None if number is None else Answer(*[str(number)] * 2)
+
+    def gold(self, value: Any) -> Answer:
+        text = str(value).rpartition("####")[2]
+        box = last_box(text)
+        return super().gold(box[1] if box else text)
+
+    def same(self, one: Answer, other: Answer) -> bool:
+        if one.key == other.key:
+            return True
+        plainly = all(parse_number(a.key) is not None or a.key.isalpha() for a in (one, other))
+        return not plainly and _equal(one.text, other.text)
+
+
+class Choice(Kind):
+    """A letter among those offered."""
+
+    def read(self, inside: str, place: str) -> Answer | None:
+        text = re.sub(r"\\text\s*|[{}*$]", "", inside).strip()
+        found = re.match(r"\(?([A-Ja-j])\)?(?![A-Za-z])", text)
+        return Answer(*[found[1].upper()] * 2) if found else None
+
+    def find(self, text: str) -> Answer | None:
+        for pattern in (r"(?i:answer)(?:\s+(?:is|:)|:)\s*\**\(?([A-J])\b", r"\(([A-J])\)", r"\b([A-J])\W*$"):
+            if found := re.findall(pattern, text):
+                return Answer(*[found[-1]] * 2)
+        return None
+
+
+class Expression(Kind):
+    """Arithmetic, as Countdown asks for it. Two expressions are the same with the same value and the same numbers:
+    nothing else decides whether they are right."""
+
+    def read(self, inside: str, place: str) -> Answer | None:
+        text, equals, claim = inside.strip().partition("=")
+        found = parse(text)
+        if found is None:
+            return None
+        claimed = parse(claim) if equals else found
+        false = "" if claimed and claimed.value == found.value else f", said to be {claim.strip()}"
+        return Answer(inside.strip(), f"{found.value} of {sorted(found.numbers)}{false}")
+
+    def find(self, text: str) -> Answer | None:
+        for sign, ours in (("×", "*"), ("\\times", "*"), ("\\cdot", "*"), ("÷", "/"), ("−", "-")):
+            text = text.replace(sign, ours)
+        spans = re.findall(r"[0-9(][0-9+*/() \t-]{1,200}", text)
+        read = (self.read(_balanced(span), "tag") for span in reversed(spans) if re.search(r"[0-9] *[-+*/]", span))
+        return next(filter(None, read), None)
+
+
+class People(Kind):
+    """Who is a knight and who is a knave."""
+
+    def read(self, inside: str, place: str) -> Answer | None:
+        return self._answer(identities(inside))
+
+    def find(self, text: str) -> Answer | None:
+        """The last that is said of each, from the end back to the first name that comes again."""
+        told: dict[str, str] = {}
+        for sentence in reversed(re.split(r"[\n.;,]", text)):
+            said = identities(sentence) or {}
+            if said.keys() & told.keys():
+                break
+            told = said | told
+        return self._answer(told or None)
+
+    @staticmethod
+    def _answer(told: dict[str, str] | None) -> Answer | None:
+        return Answer(*[", ".join(f"{name} is a {told[name]}" for name in sorted(told))] * 2) if told else None
+
+
+class Code(Kind):
+    """A program. Which programs do the same nobody can tell, so there is no vote."""
+
+    votes, places = False, ("fence",)
+
+    def read(self, inside: str, place: str) -> Answer | None:
+        return Answer(*[inside.strip("\n")] * 2) if inside.strip() else None
+
+    def find(self, text: str) -> Answer | None:
+        return self.read(after_thought(text) or "", "fence")
+
+
+class Text(Kind):
+    """Words: the same but for case, spaces and a full stop."""
+
+    def read(self, inside: str, place: str) -> Answer | None:
+        key = " ".join(inside.split()).rstrip(".").casefold()
+        return Answer(inside.strip(), key) if key else None
+
+    def find(self, text: str) -> Answer | None:
+        lines = [line for line in text.splitlines() if line.strip()]
+        return self.read(lines[-1], "tag") if lines else None
+
+
+KINDS: dict[str, Kind] = {
+    "number": Number(),
+    "math": Math(),
+    "choice": Choice(),
+    "expression": Expression(),
+    "people": People(),
+    "code": Code(),
+    "text": Text(),
+}
+
+
+def elected(kind: Kind, answers: Iterable[Answer | None]) -> list[str | None]:
+    """What each of a problem's answers votes for: the key of the first answer that is the same."""
+    heads: list[Answer] = []
+    votes: dict[str, str] = {}
+    return [None if answer is None else _vote(kind, answer, heads, votes) for answer in answers]
+
+
+def _vote(kind: Kind, answer: Answer, heads: list[Answer], votes: dict[str, str]) -> str:
+    if answer.key not in votes:
+        head = next((head for head in heads if kind.same(head, answer)), None)
+        if head is None:
+            heads.append(head := answer)
+        votes[answer.key] = head.key
+    return votes[answer.key]
+
+
+def _balanced(span: str) -> str:
+    """An expression without what prose left at its ends: signs, spaces, a parenthesis too many."""
+    span = span.strip(" \t+*/-")
+    while span.count(")") > span.count("(") and span.endswith(")"):
+        span = span[:-1].rstrip(" \t+*/-")
+    while span.count("(") > span.count(")") and span.startswith("("):
+        span = span[1:].lstrip()
+    return span
+
+
+_SPELLING = re.compile(r"\\(?:left|right|displaystyle|[,;!: ])|\^\\circ|\^\{\\circ\}|\\?%|\s|\\?\$")
+_WORDING = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
+
+
+def _key(formula: str) -> str:
+    """A number's exact value; else the formula without what does not change its meaning."""
+    number = parse_number(formula)
+    if number is not None:
+        return str(number)
+    text = _SPELLING.sub("", _WORDING.sub(r"\1", formula))
+    text = text.replace("dfrac", "frac").replace("tfrac", "frac").rstrip(".")
+    return text.casefold() if text.isalpha() else text
+
+
+def _equal(one: str, other: str) -> bool:
+    """Whether math-verify calls two formulas equal, both read as what stands in a box. There is no time limit but the
+    reward pool's."""
+    import logging
+
+    from math_verify import parse as understand
+    from math_verify import verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off
+    left, right = (understand(written("box", text), parsing_timeout=None) for text in (one, other))
+    return bool(left and right and verify(left, right, timeout_seconds=None))

@@ -1,0 +1,120 @@
+"""Where an answer is found, strictly and flexibly; which answers are the same."""
+
+import pytest
+
+from grpo_jax.evaluation.answers import KINDS, PLACES, after_thought, elected, written
+from grpo_jax.rewards.gsm8k import gsm8k, gsm8k_strict
+
+# kind, place, text, the strict and the flexible answer
+READ = [
+    ("number", "hash", "16 - 7 = 9. 9 * 2\n#### 18", "18", "18"),
+    ("number", "hash", "so it is $1,080.", None, "1080"),
+    ("number", "hash", r"\boxed{7}, not 8", None, "7"),
+    ("number", "hash", "#### 1. Add them up\n3 + 4 is 7", None, "7"),
+    ("number", "tag", "<answer>3 1/2</answer>", "7/2", "7/2"),
+    ("number", "tag", "no idea", None, None),
+    ("math", "box", r"so \boxed{\frac{1}{2}}", r"\frac{1}{2}", r"\frac{1}{2}"),
+    ("math", "box", r"<think>\boxed{1}</think> It is $x = \sqrt{2}$.", None, "1"),
+    ("math", "box", r"<think>\boxed{1}", None, "1"),
+    ("math", "box", r"It is $x = \sqrt{2}$.", None, r"\sqrt{2}"),
+    ("math", "box", "the answer is 12", None, "12"),
+    ("choice", "tag", "<answer>(c)</answer>", "C", "C"),
+    ("choice", "tag", "<answer>C) the third</answer>", "C", "C"),
+    ("choice", "tag", "<answer>Carbon</answer>", None, None),
+    ("choice", "tag", "A is out. The answer is **B**, not (D)", None, "B"),
+    ("choice", "tag", r"\boxed{\text{D}}", None, "D"),
+    ("expression", "tag", "<think>9+5</think><answer>9 + 3 - 5</answer>", "9 + 3 - 5", "9 + 3 - 5"),
+    ("expression", "tag", "first 9+5=14, then (9 + 3) - 5 = 7.", None, "(9 + 3) - 5"),
+    ("expression", "tag", "I tried 3 × 4 and gave up", None, "3 * 4"),
+    ("expression", "tag", "<answer>__import__('os')</answer>", None, None),
+    ("people", "tag", "<answer>(1) Zoey is a knight</answer>", "zoey is a knight", "zoey is a knight"),
+    (
+        "people",
+        "tag",
+        "If Zoey is a knave, Ava lies. So:\n(1) Zoey is a knight\n(2) Ava is a knave",
+        None,
+        "ava is a knave, zoey is a knight",
+    ),
+    ("code", "fence", "Try\n```python\nprint(1)\n```\nor\n```python\nprint(2)\n```", "print(2)", "print(2)"),
+    ("code", "fence", "print(3)", None, "print(3)"),
+    ("text", "tag", "It is\nblue.", None, "blue."),
+]
+
+
+@pytest.mark.parametrize(("kind", "place", "text", "strict", "flexible"), READ)
+def test_an_answer_is_found_elsewhere(kind, place, text, strict, flexible):
+    found = [KINDS[kind].strict(text, place), KINDS[kind].flexible(text)]
+    assert [answer and answer.text for answer in found] == [strict, flexible]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["", " ", "<answer></answer>", r"\boxed{", "####", "```\n```", "</think>", "("])
+def test_what_holds_nothing_holds_an_answer(kind, text):
+    for place in PLACES:
+        assert KINDS[kind].strict(text, place) is None
+    assert KINDS[kind].find("") is None
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_written_in_a_place_is_not_read_there(place):
+    assert PLACES[place](f"then {written(place, '3+4')}")[1].strip() == "3+4"
+
+
+def test_a_thought_counts_as_an_answer():
+    assert [after_thought(text) for text in ("a", "<think>a", "<think>a</think>b", "a</think>b")] == [
+        "a",
+        None,
+        "b",
+        "b",
+    ]
+
+
+SAME = [
+    ("math", r"\frac{1}{2}", "0.5", True),
+    ("math", r"\dfrac{1}{2}", r"\frac12", True),
+    ("math", r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)", True),
+    ("math", r"\sqrt{8}", r"2\sqrt{2}", True),
+    ("math", "90^\\circ", "90", True),
+    ("math", r"\text{Evelyn}", "evelyn", True),
+    ("math", "listen", "silent", False),
+    ("math", "2", "3", False),
+    ("math", r"(1,2)", "(2,1)", False),
+    ("expression", "9+3-5", "(3 + 9) - 5", True),
+    ("expression", "9+3-5", "9-2", False),
+    ("expression", "9+3-5", "9+3-5=7", True),
+    ("expression", "9+3-5", "9+3-5=8", False),
+    ("people", "Zoey is a knight, Ava is a knave", "ava is a knave; zoey is a knight", True),
+    ("text", "Blue.", "blue", True),
+]
+
+
+@pytest.mark.parametrize(("kind", "one", "other", "same"), SAME)
+def test_the_same_answer_is_another(kind, one, other, same):
+    kind = KINDS[kind]
+    one, other = kind.read(one, "box"), kind.read(other, "box")
+    assert kind.same(one, other) is kind.same(other, one) is same
+    votes = elected(kind, [one, None, other, one])
+    assert votes[1] is None
+    assert votes[0] == votes[3]
+    assert (votes[0] == votes[2]) is same
+
+
+TEXTS = [text for kind, _, text, *_ in READ if kind == "number"] + ["-7", "", "#### -3", r"#### 5 \boxed{6}"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_scores_are_not_those_of_the_rewards(text):
+    """Strict and flexible are `gsm8k_strict` and `gsm8k`, where nobody thinks aloud."""
+    number = KINDS["number"]
+    for gold in ("18", "7", "-3", "5", "6", "1080", "3.5"):
+        ours = [
+            answer is not None and number.same(number.gold(gold), answer)
+            for answer in (number.strict(text, "hash"), number.flexible(text))
+        ]
+        assert ours == [bool(reward([""], [text], [gold])[0]) for reward in (gsm8k_strict, gsm8k)]
+
+
+@pytest.mark.parametrize(("kind", "gold"), [("number", "many"), ("choice", "none"), ("people", "nobody")])
+def test_a_gold_answer_that_is_none_passes(kind, gold):
+    with pytest.raises(ValueError, match="gold answer"):
+        KINDS[kind].gold(gold)
