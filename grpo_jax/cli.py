@@ -146,10 +146,16 @@ def add_plan(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def add_eval(verb: argparse.ArgumentParser) -> None:
+    add_settings(verb, EvalConfig)
+    group = verb.add_argument_group("Tasks")
+    group.add_argument("--list", action="store_true", help="list the tasks by name, and nothing else")
+
+
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": lambda verb: add_recipe(verb, GRPOConfig, "demo, or with --model the defaults below"),
     "sft": lambda verb: add_recipe(verb, SFTConfig, "the defaults below"),
-    "eval": lambda verb: add_settings(verb, EvalConfig),
+    "eval": add_eval,
     "generate": lambda verb: add_settings(verb, GenerateConfig),
     "export": add_export,
     "plan": add_plan,
@@ -186,6 +192,10 @@ def sft(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    if args.list:
+        from grpo_jax.evaluation.tasks import list_tasks
+
+        return list_tasks()
     config = settings(EvalConfig, args)
     from grpo_jax.evaluate import evaluate_command
 

@@ -16,6 +16,7 @@ from grpo_jax.settings_curriculum import CurriculumSettings, Datasets
 from grpo_jax.settings_curriculum import problems as curriculum_problems
 from grpo_jax.settings_io import (
     Count,
+    Counts,
     Mapped,
     Name,
     Positive,
@@ -294,21 +295,39 @@ class EvalConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettings
     """Evaluation."""
 
     model: Name
-    """A local folder or a hub id in Hugging Face format."""
+    """A local folder or a hub id in Hugging Face format; with run: that run's own, unless it is given."""
+    run: Name | None = None
+    """A run's folder: the results are kept there, too, in evaluations/."""
     task: Name = "countdown"
-    """What is evaluated: a file or folder, a hub id, tfds:name, or a task."""
+    """What is evaluated: a task by name (--list shows them) or a task file (FILE.yaml); or a file or folder, a hub id,
+    tfds:name of rows that rewards judge."""
+    data: Name | None = None
+    """Where a task's rows lie, a file, folder or hub id; none: where the task says."""
     split: Name = "test"
-    """The split of it."""
+    """The split of it; a task may say another."""
     prompts: Count = 0
     """Prompts used, from the first; 0: all."""
     samples: Count = 8
-    """Sampled completions of each prompt, for avg@N and pass@k; 0: none."""
+    """Sampled completions of each prompt, the N of avg@N, pass@k and maj@N; 0: none. A task may say another N."""
+    other_samples: bool = False
+    """Take another N than the one that a task's published figures average over."""
+    pass_k: Counts | None = None
+    """The k of pass@k, at most samples; none: 1, 2, 4, ... and N."""
     greedy: bool = True
-    """Also decode each prompt greedily."""
+    """Also decode each prompt greedily; a task may say not to."""
     prompts_per_step: Positive = 8
     """Prompts that are sampled at a time, over all devices."""
     output: Name | None = None
-    """A JSON file for the results; none: only the table."""
+    """A JSON file for the results, with the completions beside it as .parquet; none: only the table."""
+    compare: Name | None = None
+    """The JSON file of another model's results on the same prompts with the same N: shows the differences."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_runs_own_model(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("run") and not values.get("model"):
+            return {**values, "model": f"{values['run']}/hf"}
+        return values
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -98,6 +98,7 @@ Specs = Annotated[list[Name], BeforeValidator(split_specs), Field(min_length=1)]
 Texts = Annotated[list[Name], BeforeValidator(one_or_list)]
 Tokens = Annotated[list[int | str], BeforeValidator(texts_or_ids)]
 Numbers = Annotated[list[float], BeforeValidator(split_list)]
+Counts = Annotated[list[Positive], BeforeValidator(split_list), Field(min_length=1)]
 Mapped = Annotated[dict[str, Any], BeforeValidator(read_mapping)]
 
 

@@ -1,5 +1,5 @@
-r"""What a completion answers: found strictly, where the prompt asks for it, or flexibly, wherever it may stand; and when
-two answers are the same one. No jax in here.
+r"""What a completion answers: found strictly, where the prompt asks for it, or flexibly, wherever it may stand; and
+when two answers are the same one. No jax in here.
 
 Strict is what follows the thinking, in the one place that the prompt names (`PLACES`). Flexible is the last of all
 such places in the text, and without any what the kind of answer looks like: the last number, the last formula.
@@ -58,6 +58,12 @@ PLACES: dict[str, Callable[[str], Found | None]] = {
 }
 """Where a prompt may ask for the answer: `<answer>..</answer>`, `\\boxed{..}`, behind `####`, in a block of code."""
 
+IN_WORDS = {
+    "tag": "<answer> </answer>",
+    "box": r"\boxed{}",
+    "hash": "a line behind ####",
+    "fence": "a block of code",
+}
 _WRITTEN = {"tag": "<answer>{}</answer>", "box": "\\boxed{{{}}}", "hash": "#### {}", "fence": "```\n{}\n```"}
 
 
@@ -68,7 +74,7 @@ def written(place: str, text: str) -> str:
 
 def after_thought(text: str) -> str | None:
     """What follows the last `</think>`; the whole text where nobody thinks aloud; None where a thought never ends."""
-    thought, mark, rest = text.rpartition("</think>")
+    _, mark, rest = text.rpartition("</think>")
     return rest if mark else None if "<think>" in text else text
 
 
@@ -80,7 +86,7 @@ class Kind:
 
     votes = True
     """Whether equal answers can be told, so that a majority means something."""
-    places = ("tag", "box", "hash")
+    places: tuple[str, ...] = ("tag", "box", "hash")
     """Where a flexible reader looks."""
 
     def read(self, inside: str, place: str) -> Answer | None:
@@ -196,7 +202,9 @@ class Expression(Kind):
         for sign, ours in (("×", "*"), ("\\times", "*"), ("\\cdot", "*"), ("÷", "/"), ("−", "-")):
             text = text.replace(sign, ours)
         spans = re.findall(r"[0-9(][0-9+*/() \t-]{1,200}", text)
-        read = (self.read(_balanced(span), "tag") for span in reversed(spans) if re.search(r"[0-9] *[-+*/]", span))
+        read = (
+            self.read(_balanced(span), "tag") for span in reversed(spans) if re.search(r"[0-9] *[-+*/]", span)
+        )
         return next(filter(None, read), None)
 
 
@@ -218,7 +226,9 @@ class People(Kind):
 
     @staticmethod
     def _answer(told: dict[str, str] | None) -> Answer | None:
-        return Answer(*[", ".join(f"{name} is a {told[name]}" for name in sorted(told))] * 2) if told else None
+        return (
+            Answer(*[", ".join(f"{name} is a {told[name]}" for name in sorted(told))] * 2) if told else None
+        )
 
 
 class Code(Kind):

@@ -90,7 +90,9 @@ class Grader:
     ) -> list[float | None]:
         rows = [i for i, answer in enumerate(found) if answer]
         said = [found[i] for i in rows]
-        some = {name: [values[i] for i in rows] for name, values in columns.items() if _is_column(values, found)}
+        some = {
+            name: [values[i] for i in rows] for name, values in columns.items() if _is_column(values, found)
+        }
         scores: list[float | None] = [0.0] * len(found)
         for i, score in zip(rows, self._judged([prompts[i] for i in rows], said, some) if rows else ()):
             scores[i] = score

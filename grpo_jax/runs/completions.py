@@ -61,7 +61,7 @@ def write_completions(
         "truncated": pa.array(~np.asarray(finished, bool)),
     }
     for name, values in (extras or {}).items():
-        columns[f"extra/{name}" if name in columns else name] = _free(values)
+        columns[f"extra/{name}" if name in columns else name] = free_column(values)
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
     write_atomically(run.completions_file(step), buffer.getvalue())
@@ -71,7 +71,7 @@ def _column(reward: str) -> str:
     return f"reward/{reward}" if reward in _FIXED else reward
 
 
-def _free(values: Sequence[Any]) -> "pyarrow.Array":
+def free_column(values: Sequence[Any]) -> "pyarrow.Array":
     """A column of whatever a reward function gave."""
     import pyarrow as pa
 

@@ -48,7 +48,9 @@ def test_an_answer_is_found_elsewhere(kind, place, text, strict, flexible):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("text", ["", " ", "<answer></answer>", r"\boxed{", "####", "```\n```", "</think>", "("])
+@pytest.mark.parametrize(
+    "text", ["", " ", "<answer></answer>", r"\boxed{", "####", "```\n```", "</think>", "("]
+)
 def test_what_holds_nothing_holds_an_answer(kind, text):
     for place in PLACES:
         assert KINDS[kind].strict(text, place) is None

@@ -1,0 +1,100 @@
+"""Where results are kept: a JSON file, and beside it the completions as Parquet. Whole files or none."""
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from grpo_jax.errors import UserError
+from grpo_jax.evaluation.evaluator import Evaluation
+from grpo_jax.runs.completions import free_column
+from grpo_jax.runs.files import check_writable, write_atomically
+
+
+def places_of(name: str, samples: int, output: str | None, run: str | None, model: str) -> list[epath.Path]:
+    """The JSON files to write: `output`, and one in the run's folder that `run` names or that the model is the export
+    of. Results of another N have another name there, so that none is mistaken for another's.
+
+    Raises:
+        UserError: a file cannot be written, or there is no run.
+    """
+    if output is not None and output.endswith(".parquet"):
+        raise UserError(
+            f"output = {output}: the completions go there; name the JSON file, {output[:-8]}.json"
+        )
+    folder = _run_of(run, model)
+    kept = [] if folder is None else [folder / "evaluations" / f"{_plain(name)}_n{samples}.json"]
+    given = [] if output is None else [epath.Path(output)]
+    for place in given + kept:
+        check_writable(place)
+    return given + kept
+
+
+def write(place: epath.PathLike, results: Mapping[str, Any], ways: Mapping[str, Evaluation]) -> None:
+    """`results` as JSON at `place`, and the completions beside it, which come first: the JSON says that both are
+    there."""
+    place = epath.Path(place)
+    write_atomically(place.with_suffix(".parquet"), samples_bytes(ways))
+    write_atomically(place, json.dumps(results, indent=2) + "\n")
+
+
+def samples_bytes(ways: Mapping[str, Evaluation]) -> bytes:
+    """A Parquet file with a row for each completion: `way` (greedy, sampled, or the held-out set), `row` in the data
+    set, `sample`, `prompt` and `completion`; what each reward gave; what it logged (`strict/answer`, `strict/vote`);
+    `length` in tokens, and whether it was `truncated`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = [pa.table(_columns(way, result)) for way, result in ways.items()]
+    buffer = io.BytesIO()
+    pq.write_table(pa.concat_tables(tables, promote_options="permissive"), buffer)
+    return buffer.getvalue()
+
+
+def _columns(way: str, result: Evaluation) -> dict[str, Any]:
+    import pyarrow as pa
+
+    P, N, _ = result.values.shape
+    columns = {
+        "way": pa.array([way] * (P * N), pa.string()),
+        "row": pa.array(np.repeat(result.uids, N).astype(np.int64)),
+        "sample": pa.array(np.tile(np.arange(N, dtype=np.int32), P)),
+        "prompt": pa.array(_repeated(result.texts, N), pa.string()),
+        "completion": pa.array(result.completions, pa.string()),
+        "length": pa.array(result.lengths.ravel().astype(np.int32)),
+        "truncated": pa.array(~result.finished.ravel()),
+    }
+    for i, name in enumerate(result.names):
+        values = pa.array(result.values[..., i].ravel().astype(np.float64), from_pandas=True)
+        columns[f"reward/{name}" if name in columns else name] = values
+    for name, values in result.extras.items():
+        columns[f"extra/{name}" if name in columns else name] = free_column(values)
+    return columns
+
+
+def _repeated(texts: Sequence[str], N: int) -> list[str]:
+    return [text for text in texts for _ in range(N)]
+
+
+def _run_of(run: str | None, model: str) -> Path | epath.Path | None:
+    """The run's folder. A folder `hf` beside a run's settings is that run's export."""
+    if run is not None:
+        folder = epath.Path(run)
+        if not (folder / "config.yaml").exists():
+            raise UserError(
+                f"run = {run}: no run there (no config.yaml); give the output_dir of a run, or --output FILE"
+            )
+        return folder
+    folder = epath.Path(model).expanduser().parent
+    is_export = epath.Path(model).name in ("hf", "hf/") and (folder / "run.json").exists()
+    return folder if is_export else None
+
+
+def _plain(name: str) -> str:
+    """A file's name for a task, which may be a path."""
+    return re.sub(r"[^\w.+-]+", "_", Path(name).stem if name.endswith((".yaml", ".yml")) else name).strip("_")

@@ -1,0 +1,130 @@
+"""Settings of `eval` -> what is evaluated: a task file's word and the user's put together, and refused where they do
+not agree. Nothing is read but the rows, and no jax is needed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_jax.config import EvalConfig
+from grpo_jax.data.sources import TASKS, load_rows
+from grpo_jax.errors import UserError, nearest
+from grpo_jax.evaluation import tasks
+from grpo_jax.evaluation.statistics import powers_of_two
+from grpo_jax.evaluation.tasks import ASKED, Task
+
+
+@dataclass(frozen=True)
+class Setup:
+    """An evaluation that is ready for a model."""
+
+    config: EvalConfig
+    """With what the task says where nobody typed otherwise."""
+    task: Task | None
+    """None: rows that the rewards of the settings judge."""
+    dataset: str
+    """Where the rows come from."""
+
+    @property
+    def name(self) -> str:
+        """What the results are called."""
+        return self.config.task
+
+    @property
+    def rewards(self) -> list[Any]:
+        """The reward functions: those of the task first, and of the settings where there is none or they are asked
+        for."""
+        if self.task is None:
+            return list(self.config.rewards)
+        return [
+            *self.task.graders,
+            *(self.config.rewards if "rewards" in self.config.model_fields_set else ()),
+        ]
+
+    @property
+    def ks(self) -> list[int]:
+        """The k of pass@k."""
+        return sorted(set(self.config.pass_k or powers_of_two(self.config.samples)))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What is asked, with the prompt in the column `prompt_column`."""
+        config = self.config
+        try:
+            rows = load_rows(self.dataset, config.split, seed=config.seed)[: config.prompts or None]
+        except UserError as fault:
+            hint = (
+                f"; --data PATH says where the rows of {self.name} lie"
+                if self.task and not config.data
+                else ""
+            )
+            raise UserError(f"{fault}{hint}") from None
+        return self.task.rows(rows, config.prompt_column, config.layout) if self.task else rows
+
+    @property
+    def prompt_column(self) -> str:
+        """Where they have it."""
+        return ASKED if self.task else self.config.prompt_column
+
+
+def setup_of(config: EvalConfig) -> Setup:
+    """What `config` asks for. UserError for an unknown task, and for numbers of samples that do not go together."""
+    task, dataset = _task(config)
+    if task is not None:
+        _check_samples(config, task)
+        config = _with_words_of(task, config)
+    elif config.data is not None:
+        raise UserError(
+            f"data = {config.data}: {config.task} is no task with rows to be found elsewhere; write --task "
+            f"{config.data}, or one of {', '.join(tasks.names())}"
+        )
+    largest = max(config.pass_k or [1])
+    if largest > max(config.samples, 1):
+        raise UserError(
+            f"pass_k = {config.pass_k}: pass@{largest} needs {largest} samples of each prompt, and samples is "
+            f"{config.samples}; raise samples, or ask for a smaller k"
+        )
+    return Setup(config, task, dataset)
+
+
+def _task(config: EvalConfig) -> tuple[Task | None, str]:
+    """(the task file, the data set). `countdown:numbers=3` is the task countdown on such rows."""
+    name, _, options = config.task.partition(":")
+    if config.task in tasks.names() or config.task.endswith((".yaml", ".yml")):
+        task = tasks.load_task(config.task)
+        return task, config.data or task.dataset
+    if name in TASKS and name in tasks.names():
+        return tasks.load_task(name), config.task
+    if "/" not in config.task and "." not in config.task and not _is_here(config.task) and not options:
+        known = tasks.names()
+        raise UserError(
+            f"task = {config.task}: no such task{nearest(config.task, known)}; tasks are {', '.join(known)} (see "
+            "grpo-jax eval --list); a task file ends in .yaml, rows of your own are a path"
+        )
+    return None, config.task
+
+
+def _is_here(path: str) -> bool:
+    from pathlib import Path
+
+    return Path(path).expanduser().exists()
+
+
+def _check_samples(config: EvalConfig, task: Task) -> None:
+    """Figures of different N do not compare, so another one is never taken by accident."""
+    published, given = task.published_samples, "samples" in config.model_fields_set
+    if not published or not given or config.samples in (0, published) or config.other_samples:
+        return
+    raise UserError(
+        f"samples = {config.samples}: published figures of {config.task} average over {published} samples of each "
+        "prompt, and other N do not compare; leave it out, or add --other_samples"
+    )
+
+
+def _with_words_of(task: Task, config: EvalConfig) -> EvalConfig:
+    said = {
+        **task.sampling(),
+        "split": task.split,
+        "samples": task.usual_samples,
+        "system_prompt": task.system_prompt,
+    }
+    return config.replace(
+        **{name: value for name, value in said.items() if name not in config.model_fields_set}
+    )

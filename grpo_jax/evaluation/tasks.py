@@ -1,0 +1,220 @@
+"""Task files: what is asked, where the rows come from, how an answer is found and judged. One YAML file a task.
+
+Those in `tasks/` go by their name; any other by its path, `mine.yaml`. No jax in here.
+"""
+
+import hashlib
+import json
+import string
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from grpo_jax import settings_checks as check
+from grpo_jax.data.layouts import arrange
+from grpo_jax.errors import UserError, nearest
+from grpo_jax.evaluation.answers import KINDS
+from grpo_jax.evaluation.grading import SCORINGS, Grader
+from grpo_jax.settings_io import Count, Mapped, Name, Positive, Settings, parse_yaml, placed, read_file
+
+Row = dict[str, Any]
+
+LETTERS = "ABCDEFGHIJ"
+
+ASKED = "asked"
+"""The column of the prompt as the task words it; not `prompt`, which a known layout may replace."""
+
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "max_completion_length",
+    "max_prompt_length",
+    "greedy",
+)
+"""What a task may say of the settings of `eval`; what is typed there comes first."""
+
+
+class Choices(Settings):
+    """A question with options: one of them is right, and the order in which they are shown follows from the question
+    alone."""
+
+    right: Name
+    """The column with the right one."""
+    wrong: list[Name] = Field(min_length=1, max_length=len(LETTERS) - 1)
+    """The columns with the others."""
+
+
+class Task(Settings):
+    """A task file."""
+
+    about: Name
+    """One line for people."""
+    source: Name
+    """Whose protocol this is, and what is our own choice."""
+    dataset: Name
+    """A file or folder, a hub id, tfds:name, or a task that makes itself."""
+    split: Name = "test"
+    """The split of it."""
+    prompt: Name | None = None
+    """The question, with columns in braces, such as {problem}; none: as the data set's layout asks."""
+    system_prompt: Name | None = None
+    """A system message before it."""
+    columns: Mapped | None = None
+    """Our name of a column -> theirs, or several spellings of which the first that is there counts."""
+    choices: Choices | None = None
+    """The columns with the options: {choices} in the prompt shows them, and `answer` becomes the right one's letter."""
+    answer: Literal["number", "math", "choice", "expression", "people", "code", "text"]
+    """What an answer is: how it is read, and when two are the same."""
+    place: Literal["tag", "box", "hash", "fence"]
+    """Where the prompt asks for it: strict scoring looks there only."""
+    reward: Name | None = None
+    """Which reward judges an answer; none: right is what is the same as the column `answer`."""
+    samples: Positive | None = None
+    """Completions of each prompt, where nobody has published how many."""
+    published_samples: Positive | None = None
+    """As many as the published figures average over: any other number is refused unless it is asked for."""
+    temperature: float | None = Field(None, ge=0)
+    """Of the samples."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Of the samples."""
+    top_k: Count | None = None
+    """Of the samples."""
+    min_p: float | None = Field(None, ge=0, lt=1)
+    """Of the samples."""
+    greedy: bool | None = None
+    """Whether each prompt is decoded greedily, too."""
+    max_prompt_length: Positive | None = None
+    """Tokens."""
+    max_completion_length: Positive | None = None
+    """Tokens."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        both = f"samples = {self.samples}: published_samples is {self.published_samples} already; keep one"
+        neither = (
+            "samples: must be given, or published_samples, the number that published figures average over"
+        )
+        given = (self.samples is not None) + (self.published_samples is not None)
+        check.first((neither, None, both)[given], self._unknown_place())
+        return self
+
+    def _unknown_place(self) -> str | None:
+        if self.place in KINDS[self.answer].places or self.answer == "text":
+            return None
+        places = ", ".join(KINDS[self.answer].places)
+        return f"place = {self.place}: an answer that is {self.answer} stands in one of {places}"
+
+    @property
+    def usual_samples(self) -> int:
+        """N."""
+        return self.published_samples or self.samples or 1
+
+    @property
+    def graders(self) -> list[Grader]:
+        """The reward functions `strict` and `flexible`."""
+        return [Grader(scoring, self.answer, self.place, self.reward) for scoring in SCORINGS]
+
+    @property
+    def votes(self) -> bool:
+        """Whether a majority means something."""
+        return KINDS[self.answer].votes
+
+    def sampling(self) -> dict[str, Any]:
+        """What this task says of the settings of `eval`."""
+        return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+
+    def rows(
+        self, rows: Sequence[Row], prompt_column: str = "prompt", layout: str | None = None
+    ) -> list[Row]:
+        """The data set's rows as this task asks them: the prompt in the column `ASKED`, and the columns that its judge
+        needs. `prompt_column` and `layout` are the data's own, where the task has no wording.
+
+        Raises:
+            UserError: a column is missing, with those there are.
+        """
+        named = [self._renamed(row, number) for number, row in enumerate(rows, start=1)]
+        if self.prompt is None:
+            return [{**row, ASKED: row["prompt"]} for row in arrange(named, prompt_column, layout)]
+        return [{**row, ASKED: [self._ask(row, number)]} for number, row in enumerate(named, start=1)]
+
+    def _renamed(self, row: Row, number: int) -> Row:
+        found = dict(row)
+        for ours, theirs in (self.columns or {}).items():
+            spellings = [theirs] if isinstance(theirs, str) else list(theirs)
+            name = next((name for name in spellings if name in row), None)
+            if name is None:
+                raise UserError(_lacks(row, number, spellings, f"columns: {{{ours}: THEIRS}} in a task file"))
+            found[ours] = row[name]
+        return found if self.choices is None else found | self._offered(row, number)
+
+    def _offered(self, row: Row, number: int) -> Row:
+        """`choices`, a line each, and the letter of the right one. Where they stand is drawn from what they say."""
+        assert self.choices is not None
+        columns = [self.choices.right, *self.choices.wrong]
+        if missing := [name for name in columns if name not in row]:
+            raise UserError(_lacks(row, number, missing[:1], "choices: {right, wrong} in a task file"))
+        said = [str(row[name]).strip() for name in columns]
+        drawn = lambda text: hashlib.sha256(json.dumps([sorted(said), text]).encode()).digest()
+        order = sorted(said, key=drawn)
+        lines = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, order))
+        return {"choices": lines, "answer": LETTERS[order.index(said[0])]}
+
+    def _ask(self, row: Row, number: int) -> dict[str, str]:
+        assert self.prompt is not None
+        needed = [name for _, name, _, _ in string.Formatter().parse(self.prompt) if name]
+        if missing := [name for name in needed if name not in row]:
+            raise UserError(_lacks(row, number, missing[:1], "the prompt of a task file"))
+        return {"role": "user", "content": self.prompt.format(**{name: row[name] for name in needed})}
+
+
+def _lacks(row: Row, number: int, names: Sequence[str], mend: str) -> str:
+    wanted = " or ".join(f"'{name}'" for name in names)
+    near = nearest(names[0], row)
+    have = ", ".join(row)
+    return (
+        f"dataset, row {number}: no column {wanted}{near} among {have}; name the one that is meant in {mend}"
+    )
+
+
+def names() -> list[str]:
+    """Names of the tasks that come along, sorted."""
+    return sorted(
+        file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml")
+    )
+
+
+def load_task(name: str) -> Task:
+    """The task of a name or a file. Raises UserError, with file and line where it comes from one."""
+    known = name in names()
+    text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8") if known else read_file(name)
+    values, places = parse_yaml(text, f"task {name}" if known else name)
+    try:
+        return Task(**values)
+    except UserError as fault:
+        raise UserError("\n".join(placed(line, places) for line in str(fault).splitlines())) from None
+
+
+def describe() -> list[tuple[str, Task]]:
+    """Every task that comes along, by name."""
+    return [(name, load_task(name)) for name in names()]
+
+
+def list_tasks() -> int:
+    """Print them: `grpo-jax eval --list`."""
+    for name, task in describe():
+        whose = "published" if task.published_samples else "ours"
+        print(f"{name}: {task.about}")
+        print(f"    rows     {task.dataset} ({task.split})")
+        print(f"    samples  {task.usual_samples} ({whose})")
+        print(f"    answer   {task.answer}, asked for in {IN_WORDS[task.place]}")
+        print(f"    source   {' '.join(task.source.split())}")
+    print("Run one with: grpo-jax eval --model M --task NAME [--data PATH]")
+    return 0
+
+
+def _folder() -> Any:
+    return files("grpo_jax.evaluation") / "tasks"
