@@ -95,7 +95,7 @@ def _task(config: EvalConfig) -> tuple[Task | None, str]:
     if "/" not in config.task and "." not in config.task and not _is_here(config.task) and not options:
         known = tasks.names()
         raise UserError(
-            f"task = {config.task}: no such task{nearest(config.task, known)}; tasks are {', '.join(known)} (see "
+            f"task = {config.task}: no such task{nearest(config.task.lower(), known)}; tasks are {', '.join(known)} (see "
             "grpo-jax eval --list); a task file ends in .yaml, rows of your own are a path"
         )
     return None, config.task

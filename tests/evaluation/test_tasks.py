@@ -1,0 +1,173 @@
+"""Task files: those that come along, and what is said of a wrong one."""
+
+import pytest
+
+from grpo_jax.config import EvalConfig
+from grpo_jax.data.sources import TASKS, load_rows
+from grpo_jax.errors import UserError
+from grpo_jax.evaluation import tasks
+from grpo_jax.evaluation.setup import setup_of
+from grpo_jax.evaluation.tasks import ASKED, load_task
+
+PUBLISHED = {"aime24": 64, "aime25": 64, "math500": 4, "gpqa": 8, "livecodebench": 16}
+
+# As the public sets have their columns.
+ROWS = {
+    "aime24": {"ID": "2024-I-1", "Problem": "Find $x$.", "Solution": "So 204.", "Answer": 204},
+    "aime25": {"problem": "Find $x$.", "answer": "70", "id": "0"},
+    "arithmetic": None,
+    "countdown": {"nums": [3, 5, 9], "target": 7},
+    "gpqa": {
+        "Question": "Which one?",
+        "Correct Answer": "gold",
+        **{f"Incorrect Answer {i}": f"lead {i}" for i in (1, 2, 3)},
+    },
+    "gsm8k": {"question": "How many?", "answer": "9 * 2 = 18\n#### 18"},
+    "knights_and_knaves": {
+        "quiz": "Zoey says..",
+        "names": ["Zoey"],
+        "solution_text_format": "(1) Zoey is a knight",
+        "prompt": "<|im_start|>",
+    },
+    "livecodebench": {"question_content": "Add.", "starter_code": "", "public_test_cases": "[]"},
+    "math500": {"problem": "Find $x$.", "solution": "..", "answer": r"\frac{1}{2}", "level": 3},
+    "tiny_countdown": None,
+}
+
+
+def test_every_task_has_rows_here():
+    assert set(ROWS) == set(tasks.names())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_task_cannot_ask_its_rows(name):
+    task = load_task(name)
+    rows = [ROWS[name]] if ROWS[name] else load_rows(task.dataset, task.split)[:1]
+    (row,) = task.rows(rows)
+    asked = row[ASKED]
+    text = asked if isinstance(asked, str) else asked[0]["content"]
+    assert text.strip()
+    assert "{" not in text.replace(r"\boxed{}", "")
+    assert task.usual_samples == PUBLISHED.get(name, task.samples)
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if load_task(name).reward is None])
+def test_the_gold_answer_of_a_task_is_none(name):
+    task = load_task(name)
+    rows = [ROWS[name]] if ROWS[name] else load_rows(task.dataset, task.split)[:1]
+    gold = task.graders[0].kind.gold(task.rows(rows)[0]["answer"])
+    assert gold.key
+
+
+def test_tasks_that_make_themselves_need_a_hub():
+    assert set(TASKS) <= set(tasks.names())
+
+
+def test_options_stand_in_an_order_that_tells():
+    """The right one comes at each place about equally often, and the order depends on the question alone."""
+    task = load_task("gpqa")
+    rows = [ROWS["gpqa"] | {"Correct Answer": f"gold {i}"} for i in range(200)]
+    made = task.rows(rows)
+    letters = [row["answer"] for row in made]
+    assert all(30 <= letters.count(letter) <= 70 for letter in "ABCD")
+    for row, source in zip(made, rows):
+        assert f"({row['answer']}) {source['Correct Answer']}" in row[ASKED][0]["content"]
+    assert task.rows(rows[::-1]) == made[::-1]
+
+
+GOOD = {
+    "about": "mine",
+    "source": "me",
+    "dataset": "rows.jsonl",
+    "prompt": "{q}!",
+    "answer": "number",
+    "place": "tag",
+    "samples": 2,
+}
+BAD = [
+    ({"samples": None}, "samples: must be given, or published_samples"),
+    ({"published_samples": 3}, "samples = 2: published_samples is 3 already; keep one"),
+    ({"place": "fence"}, "place = fence: an answer that is number stands in one of tag, box, hash"),
+    ({"answer": "numbr"}, r"FILE:5: answer = 'numbr': .* \(did you mean 'number'"),
+    ({"smples": 3}, r"FILE:8: smples: no such setting \(did you mean 'samples'"),
+    ({"about": None}, "about"),
+]
+
+
+def written(folder, **changes):
+    import yaml
+
+    file = folder / "mine.yaml"
+    values = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    return str(file)
+
+
+@pytest.mark.parametrize(("changes", "said"), BAD)
+def test_a_wrong_task_file_passes(changes, said, tmp_path):
+    file = written(tmp_path, **changes)
+    with pytest.raises(UserError, match=said.replace("FILE", file)):
+        load_task(file)
+
+
+def test_a_column_is_missing_and_nobody_says_which(tmp_path):
+    task = load_task(written(tmp_path))
+    assert task.rows([{"q": "why"}])[0][ASKED] == [{"role": "user", "content": "why!"}]
+    with pytest.raises(UserError, match=r"dataset, row 2: no column 'q' .* among qu, answer; .*the prompt"):
+        task.rows([{"q": 1}, {"qu": 2, "answer": 3}])
+    with pytest.raises(UserError, match=r"no column 'problem' or 'Problem' .* among x; .*columns"):
+        load_task("aime24").rows([{"x": 1}])
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(UserError, match=r"nowhere.yaml: not found"):
+        load_task("nowhere.yaml")
+
+
+# ---- with the settings of eval ----
+
+
+def setup(**settings):
+    return setup_of(EvalConfig(model="m", **settings))
+
+
+def test_what_is_typed_gives_way_to_the_task():
+    config = setup(task="math500", top_p=0.5, prompts_per_step=3).config
+    assert (config.samples, config.temperature, config.top_p) == (4, 0.6, 0.5)
+    assert (config.greedy, config.max_completion_length) == (False, 32768)
+
+
+def test_another_n_than_the_published_one_is_taken_by_accident():
+    with pytest.raises(UserError, match=r"samples = 8: published figures of aime24 average over 64"):
+        setup(task="aime24", samples=8)
+    assert setup(task="aime24", samples=8, other_samples=True).config.samples == 8
+    assert setup(task="aime24", samples=64).config.samples == 64
+    assert setup(task="gsm8k", samples=7).config.samples == 7, "nobody has published an N"
+
+
+def test_pass_at_more_than_there_are():
+    with pytest.raises(UserError, match=r"pass_k = \[1, 16\]: pass@16 needs 16 samples .* samples is 4"):
+        setup(task="math500", pass_k=[1, 16])
+    assert setup(task="math500", pass_k="4,2").ks == [2, 4]
+    assert setup(task="math500").ks == [1, 2, 4]
+
+
+def test_greedy_samples_are_averaged_over():
+    with pytest.raises(UserError, match=r"samples = 4: greedy samples are all the same"):
+        setup(task="gsm8k", samples=4, temperature=0)
+
+
+@pytest.mark.parametrize("name", ["gsm8", "GSM8K"])
+def test_a_misspelt_task_is_looked_for_as_a_file(name):
+    with pytest.raises(UserError, match=rf"task = {name}: no such task \(did you mean 'gsm8k'.*tasks are aime24"):
+        setup(task=name)
+
+
+def test_rows_elsewhere_need_a_task(tmp_path):
+    assert setup(task="gsm8k", data="/x/gsm8k").dataset == "/x/gsm8k"
+    assert setup(task="countdown:numbers=3").dataset == "countdown:numbers=3"
+    assert setup(task="owner/rows").task is None
+    with pytest.raises(UserError, match=r"data = x: a/b is no task"):
+        setup(task="a/b", data="x")
+    with pytest.raises(UserError, match=r"--data PATH says where the rows of gsm8k lie"):
+        setup(task="gsm8k").rows()
