@@ -100,9 +100,12 @@ class Scorer:
         with self.stream(batch, rollout.lengths.shape[1], trainer_state) as scoring:
             return scoring.finish(rollout)
 
-    def stream(self, batch: PromptBatch, samples: int, trainer_state: Any = None) -> "Scoring":
-        """The same for a rollout of `samples` completions a prompt that is not there yet: see `Scoring`."""
-        return Scoring(self, batch, samples, trainer_state)
+    def stream(
+        self, batch: PromptBatch, samples: int, trainer_state: Any = None, real: int | None = None
+    ) -> "Scoring":
+        """The same for a rollout of `samples` completions a prompt that is not there yet: see `Scoring`. Prompts after
+        the first `real` (None: all) only fill the batch up: no function is asked about them."""
+        return Scoring(self, batch, samples, trainer_state, len(batch.prompts) if real is None else real)
 
     def scored(self, batch: PromptBatch, rollout: Rollout, texts: list[str], scores: Scores) -> Scored:
         """The whole rollout's rewards from this host's share of the scores. Every process must call it."""
@@ -187,8 +190,8 @@ class Scoring:
     Every process must tell of every prompt in the same order and finish together: each scores its own share.
     """
 
-    def __init__(self, scorer: Scorer, batch: PromptBatch, samples: int, trainer_state: Any):
-        self._scorer, self._batch, self._samples = scorer, batch, samples
+    def __init__(self, scorer: Scorer, batch: PromptBatch, samples: int, trainer_state: Any, real: int):
+        self._scorer, self._batch, self._samples, self._real = scorer, batch, samples, real
         self._own = hosts.own_share(len(batch.prompts))
         self._texts: dict[int, list[str]] = {}  # G of each own prompt that was added
         self._fault: UserError | None = None
@@ -213,12 +216,17 @@ class Scoring:
         assert len(completion_ids) == self._samples, f"{len(completion_ids)} completions, not {self._samples}"
         self._texts[p] = self._scorer.texts(completion_ids)
         try:
-            first, idle = (p - self._own.start) * self._samples, self._scorer.pool.idle(self._batch.lacks[p])
-            self._rows.add(first, *self._arguments(p), completion_ids, idle=idle)
+            first = (p - self._own.start) * self._samples
+            self._rows.add(first, *self._arguments(p), completion_ids, idle=self._idle(p))
         except UserError as fault:
             if jax.process_count() == 1:
                 raise
             self._fault = fault
+
+    def _idle(self, p: int) -> frozenset[int]:
+        """The functions that are not asked about a prompt."""
+        pool = self._scorer.pool
+        return pool.idle(self._batch.lacks[p]) if p < self._real else frozenset(range(len(pool.names)))
 
     def finish(self, rollout: Rollout) -> Scored:
         """Score what was not added, and wait. `rollout` is on the host. A collective, as `Scorer.__call__`."""

@@ -1,11 +1,11 @@
 """Sample and score a fixed set of prompts. What a prompt gets depends on neither the batch nor the mesh it is in."""
 
 import math
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from grpo_jax.capacity import demand_of
@@ -127,31 +127,30 @@ class Evaluator:
     def __call__(self, params: Any, trainer_state: Any = None) -> Evaluation:
         """Evaluate weights in the rollout's dtype and layout, inside the policy's mesh. `trainer_state` goes to the
         reward functions that ask for it."""
-        parts = list(self._parts(params, trainer_state))
-        real = np.concatenate([np.arange(len(part[0].texts)) < part[1] for part in parts])
-        join = lambda pick: np.concatenate([pick(*part) for part in parts])[real]
-        scored = Scored.join([part[3] for part in parts])
-        kept = scored.take(np.flatnonzero(real))
+        batches, rollouts, scores = zip(*self._parts(params, trainer_state))
+        scored = Scored.join(scores)
         return Evaluation(
             names=self.scorer.pool.names,
-            values=kept.values,
-            rewards=kept.base,
-            successes=kept.successes == 1,
-            lengths=join(lambda batch, real, rollout, scored: rollout.lengths),
-            finished=join(lambda batch, real, rollout, scored: rollout.finished),
-            uids=join(lambda batch, real, rollout, scored: batch.uids),
-            texts=[text for batch, real, *_ in parts for text in batch.texts[:real]],
-            completions=kept.completions,
-            extras=kept.extras,
-            failures=dict(sum((Counter(part[3].failures) for part in parts), Counter())),
+            values=scored.values,
+            rewards=scored.base,
+            successes=scored.successes == 1,
+            lengths=np.concatenate([rollout.lengths for rollout in rollouts]),
+            finished=np.concatenate([rollout.finished for rollout in rollouts]),
+            uids=np.concatenate([batch.uids for batch in batches]),
+            texts=[text for batch in batches for text in batch.texts],
+            completions=scored.completions,
+            extras=scored.extras,
+            failures=scored.failures,
             metrics=scored.metrics,
         )
 
-    def _parts(self, params: Any, trainer_state: Any) -> Iterator[tuple[PromptBatch, int, Rollout, Scored]]:
-        """Each batch with the number of its real prompts: the last may be filled up with repeats."""
+    def _parts(self, params: Any, trainer_state: Any) -> Iterator[tuple[PromptBatch, Rollout, Scored]]:
+        """Batch by batch. The last may be filled up with repeats, which are neither scored nor given out."""
         for batch, real in self.prompts.batches_in_order(self.at_a_time):
-            with self.scorer.stream(batch, self.sampler.samples, trainer_state) as scoring:
+            with self.scorer.stream(batch, self.sampler.samples, trainer_state, real) as scoring:
                 arrays = batch.tokens, batch.lengths, batch.uids
                 rollout = self.sampler(params, *arrays, step=0, on_group=scoring.add)
                 scored = scoring.finish(rollout)
-            yield batch, real, rollout, scored
+            which = np.arange(real)
+            kept = replace(scored.take(which), failures=scored.failures, metrics=scored.metrics)
+            yield batch.take(which), jax.tree.map(lambda x: x[:real], rollout), kept  # noqa: B023

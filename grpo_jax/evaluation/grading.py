@@ -28,12 +28,14 @@ class Grader:
         place: where the prompt asks for it, of `PLACES`.
         judge: the name of the reward that judges; it sees a completion that holds the answer in its place and nothing
             else. None: right is what is the same as the column `answer`.
+        prefill: what every completion goes on from, beside what its own prompt says.
     """
 
     scoring: Literal["strict", "flexible"]
     answer: str
     place: str
     judge: str | None = None
+    prefill: str | None = None
 
     @property
     def __name__(self) -> str:
@@ -67,7 +69,7 @@ class Grader:
 
     def find(self, prompt: Any, text: str) -> Answer | None:
         """The answer in a completion; a thought that the prompt has opened belongs to it."""
-        if prefill_of(prompt).rstrip().endswith("<think>"):
+        if (self.prefill or prefill_of(prompt)).rstrip().endswith("<think>"):
             text = "<think>" + text
         return self.kind.strict(text, self.place) if self.scoring == "strict" else self.kind.flexible(text)
 

@@ -34,10 +34,8 @@ class Setup:
         for."""
         if self.task is None:
             return list(self.config.rewards)
-        return [
-            *self.task.graders,
-            *(self.config.rewards if "rewards" in self.config.model_fields_set else ()),
-        ]
+        others = self.config.rewards if "rewards" in self.config.model_fields_set else ()
+        return [*self.task.graders(self.config.prefill), *others]
 
     @property
     def ks(self) -> list[int]:
@@ -95,8 +93,8 @@ def _task(config: EvalConfig) -> tuple[Task | None, str]:
     if "/" not in config.task and "." not in config.task and not _is_here(config.task) and not options:
         known = tasks.names()
         raise UserError(
-            f"task = {config.task}: no such task{nearest(config.task.lower(), known)}; tasks are {', '.join(known)} (see "
-            "grpo-jax eval --list); a task file ends in .yaml, rows of your own are a path"
+            f"task = {config.task}: no such task{nearest(config.task.lower(), known)}; tasks are {', '.join(known)} "
+            "(see grpo-jax eval --list); a task file ends in .yaml, rows of your own are a path"
         )
     return None, config.task
 
@@ -124,6 +122,7 @@ def _with_words_of(task: Task, config: EvalConfig) -> EvalConfig:
         "split": task.split,
         "samples": task.usual_samples,
         "system_prompt": task.system_prompt,
+        "prefill": task.prefill,
     }
     return config.replace(
         **{name: value for name, value in said.items() if name not in config.model_fields_set}

@@ -63,6 +63,8 @@ class Task(Settings):
     """The question, with columns in braces, such as {problem}; none: as the data set's layout asks."""
     system_prompt: Name | None = None
     """A system message before it."""
+    prefill: Name | None = None
+    """What the assistant's turn begins with, e.g. <think>."""
     columns: Mapped | None = None
     """Our name of a column -> theirs, or several spellings of which the first that is there counts."""
     choices: Choices | None = None
@@ -113,10 +115,9 @@ class Task(Settings):
         """N."""
         return self.published_samples or self.samples or 1
 
-    @property
-    def graders(self) -> list[Grader]:
-        """The reward functions `strict` and `flexible`."""
-        return [Grader(scoring, self.answer, self.place, self.reward) for scoring in SCORINGS]
+    def graders(self, prefill: str | None = None) -> list[Grader]:
+        """The reward functions `strict` and `flexible`, of completions that go on from `prefill`."""
+        return [Grader(scoring, self.answer, self.place, self.reward, prefill) for scoring in SCORINGS]
 
     @property
     def votes(self) -> bool:

@@ -55,7 +55,7 @@ def test_a_task_cannot_ask_its_rows(name):
 def test_the_gold_answer_of_a_task_is_none(name):
     task = load_task(name)
     rows = [ROWS[name]] if ROWS[name] else load_rows(task.dataset, task.split)[:1]
-    gold = task.graders[0].kind.gold(task.rows(rows)[0]["answer"])
+    gold = task.graders()[0].kind.gold(task.rows(rows)[0]["answer"])
     assert gold.key
 
 
@@ -159,7 +159,9 @@ def test_greedy_samples_are_averaged_over():
 
 @pytest.mark.parametrize("name", ["gsm8", "GSM8K"])
 def test_a_misspelt_task_is_looked_for_as_a_file(name):
-    with pytest.raises(UserError, match=rf"task = {name}: no such task \(did you mean 'gsm8k'.*tasks are aime24"):
+    with pytest.raises(
+        UserError, match=rf"task = {name}: no such task \(did you mean 'gsm8k'.*tasks are aime24"
+    ):
         setup(task=name)
 
 
