@@ -109,7 +109,7 @@ def rows_of(name: str, dataset: Any) -> Rows | None:
 
 
 def domains_of(name: str, dataset: Any) -> Rows | dict[str, Rows] | None:
-    """As `rows_of`; or of each of several data sets by name, the domains of a mixture."""
+    """As `rows_of`; or of each of several data sets by name: the domains of a mixture, or held-out sets."""
     if (
         not isinstance(dataset, Mapping) or "train" in dataset or not dataset
     ):  # the splits of one are no domains
@@ -183,23 +183,28 @@ def adapters_of(peft_config: Any) -> dict[str, Any]:
 
 
 def resolved(
-    args: GRPOConfig, model: str | Path, rows: Rows | dict[str, Rows] | None, eval_rows: Rows | None
+    args: GRPOConfig,
+    model: str | Path,
+    rows: Rows | dict[str, Rows] | None,
+    eval_rows: Rows | dict[str, Rows] | None,
 ) -> GRPOConfig:
     """The settings with the model and the rows that are really used: what resuming compares."""
     if not isinstance(args, GRPOConfig):
         raise UserError(f"args: a {type(args).__module__}.{type(args).__name__}; give a grpo_jax.GRPOConfig")
     changes: dict[str, Any] = {"model": str(model)}
     if rows is not None:
-        changes["dataset"] = (
-            {name: _described(part) for name, part in rows.items()}
-            if isinstance(rows, dict)
-            else _described(rows)
-        )
+        changes["dataset"] = _all_described(rows)
         if eval_rows is None and args.eval_dataset is None:
             changes |= {"eval_prompts": 0, "eval_steps": 0}  # nothing is held out
     if eval_rows is not None:
-        changes["eval_dataset"] = _described(eval_rows)
+        changes["eval_dataset"] = _all_described(eval_rows)
     return args.replace(**changes)
+
+
+def _all_described(rows: Rows | dict[str, Rows]) -> str | dict[str, str]:
+    if isinstance(rows, dict):
+        return {name: _described(part) for name, part in rows.items()}
+    return _described(rows)
 
 
 def _described(rows: Rows) -> str:

@@ -15,7 +15,7 @@ from grpo_jax.curriculum import course_of
 from grpo_jax.data.course import Course
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.data.sources import is_single_file, load_rows
-from grpo_jax.drawing import evaluation_of, stop_of
+from grpo_jax.drawing import held_out_of, stop_of
 from grpo_jax.errors import UserError
 from grpo_jax.evaluation.evaluator import Evaluator
 from grpo_jax.learner.learner import Learner
@@ -62,7 +62,7 @@ def assemble(
     model: str | Path,
     pool: RewardPool,
     train_rows: Rows | Mapping[str, Rows] | None = None,
-    eval_rows: Rows | None = None,
+    eval_rows: Rows | Mapping[str, Rows] | None = None,
     tokenizer: Any = None,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Stages:
@@ -152,16 +152,19 @@ def _held_out(config: GRPOConfig) -> Any:
     return _load(config, usable if several else usable[""], config.eval_split)
 
 
-def _first(rows: Any, count: int) -> Any:
-    """So many rows from the first; of several data sets equally many of each, as far as that goes."""
+def _first(rows: Any, count: int, each: bool = False) -> Any:
+    """So many rows from the first; of several data sets as many of `each`, or as many of all together, equally many of
+    each as far as that goes."""
     if not isinstance(rows, dict):
         return rows[:count]
-    each, rest = divmod(count, len(rows))
-    some = {name: part[: each + (number < rest)] for number, (name, part) in enumerate(rows.items())}
+    if each:
+        return {name: part[:count] for name, part in rows.items()}
+    share, rest = divmod(count, len(rows))
+    some = {name: part[: share + (number < rest)] for number, (name, part) in enumerate(rows.items())}
     return {name: part for name, part in some.items() if part}
 
 
-def _evaluator(policy: Policy, lesson: Lesson, rows: Rows | None) -> Evaluator | None:
+def _evaluator(policy: Policy, lesson: Lesson, rows: Rows | Mapping[str, Rows] | None) -> Evaluator | None:
     """Held-out prompts: the rows given, or those of `eval_dataset`, or another split of the training data; with the
     lengths of this lesson, the widest."""
     config = lesson.config
@@ -173,13 +176,17 @@ def _evaluator(policy: Policy, lesson: Lesson, rows: Rows | None) -> Evaluator |
             return None
     if not rows:
         raise UserError("eval_dataset: no rows; give some, or eval_prompts = 0")
+    longest = config.eval_max_completion_length or config.max_completion_length
+    policy.check_positions(
+        "max_prompt_length + eval_max_completion_length", config.max_prompt_length + longest
+    )
     evaluator = Evaluator(
         policy,
-        _prompts(config, policy, _first(rows, config.eval_prompts)),
+        _prompts(config, policy, _first(rows, config.eval_prompts, each=config.eval_dataset is not None)),
         lesson.scorer,
-        evaluation_of(config, policy, config.eval_temperature),
+        held_out_of(config, policy),
         samples=config.eval_samples,
-        width=config.max_completion_length,
+        width=longest,
         seed=config.seed,
         segment=config.rollout_segment,
         stop=stop_of(config, policy),

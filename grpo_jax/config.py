@@ -113,18 +113,27 @@ class DataSettings(Settings):
 class EvalSettings(Settings):
     """Evaluation on held-out prompts."""
 
-    eval_dataset: Name | None = None
-    """Where held-out prompts come from; none: the training dataset."""
+    eval_dataset: Datasets | None = None
+    """Where held-out prompts come from; or several sets by name, {name: data set}, each with figures of its own under
+    eval/NAME/; none: the training dataset."""
     eval_split: Name = "test"
     """The split that is held out."""
     eval_steps: Count = 0
     """Evaluate every so many steps; 0: before and after training only."""
     eval_prompts: Count = 64
-    """Held-out prompts used, from the first; 0: no evaluation."""
+    """Held-out prompts used, from the first, of each named set; 0: no evaluation."""
     eval_samples: Positive = 1
     """Completions for each held-out prompt."""
     eval_temperature: float = Field(0.0, ge=0)
     """Temperature of the evaluation; 0: greedy."""
+    eval_top_p: float = Field(1.0, gt=0, le=1)
+    """Its top_p, which is not the training's; 1: all tokens."""
+    eval_top_k: Count = 0
+    """Its top_k; 0: all tokens."""
+    eval_min_p: float = Field(0.0, ge=0, lt=1)
+    """Its min_p; 0: all tokens."""
+    eval_max_completion_length: Positive | None = None
+    """Tokens of a held-out completion at most; none: max_completion_length."""
 
 
 class RewardSettings(Settings):
@@ -244,6 +253,7 @@ class GRPOConfig(
             check.distinct_samples(self, "eval_samples", "eval_temperature"),
             check.exploration(self),
             check.shortest(self),
+            check.shortest(self, "eval_max_completion_length"),
             *check.adapters(self),
             *objective_problems(self),
             *curriculum_problems(self),

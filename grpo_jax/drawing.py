@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from grpo_jax.config import SamplingSettings
+from grpo_jax.config import GRPOConfig, SamplingSettings
 from grpo_jax.errors import UserError
 from grpo_jax.policy import Policy
 from grpo_jax.rollout.sampling import Sampling
@@ -19,6 +19,13 @@ def sampling_of(config: SamplingSettings, policy: Policy) -> Sampling:
 def evaluation_of(config: SamplingSettings, policy: Policy, temperature: float) -> Sampling:
     """At a temperature without filters; what a completion may be is still as the settings say."""
     return Sampling(temperature, banned=_banned(config, policy), min_tokens=config.min_tokens)
+
+
+def held_out_of(config: GRPOConfig, policy: Policy) -> Sampling:
+    """How a training's held-out prompts are answered: by settings of their own, `eval_...`; what a completion may be
+    is as the training has it."""
+    filters = config.eval_temperature, config.eval_top_k, config.eval_top_p, config.eval_min_p
+    return Sampling(*filters, banned=_banned(config, policy), min_tokens=config.min_tokens)
 
 
 def stop_of(config: SamplingSettings, policy: Policy) -> Stop | None:

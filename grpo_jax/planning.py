@@ -169,9 +169,15 @@ def _evaluation(stages: Stages) -> str:
     if stages.evaluator is None:
         return "none (no held-out prompts)"
     how = "greedy" if c.eval_temperature == 0 else f"at temperature {c.eval_temperature:g}"
+    filters = (("top-p", c.eval_top_p, 1), ("top-k", c.eval_top_k, 0), ("min-p", c.eval_min_p, 0))
+    how += "".join(f", {name} {value:g}" for name, value, all_of_them in filters if value != all_of_them)
+    if c.eval_max_completion_length:
+        how += f", up to {c.eval_max_completion_length} tokens"
+    sets = [domain.name for domain in stages.evaluator.prompts.domains if domain.name]
+    among = f" ({', '.join(sets)})" if sets else ""
     every = f", and every {_count(c.eval_steps, 'step')}" if 0 < c.eval_steps < c.max_steps else ""
     return (
-        f"{_count(len(stages.evaluator.prompts), 'held-out prompt')} x "
+        f"{_count(len(stages.evaluator.prompts), 'held-out prompt')}{among} x "
         f"{_count(c.eval_samples, 'completion')}, {how}: before and after the training{every}"
     )
 

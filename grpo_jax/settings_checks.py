@@ -130,9 +130,12 @@ def weights(c: Any) -> str | None:
 
 
 def evaluation(c: Any) -> str | None:
-    """Evaluating every so many steps needs prompts."""
+    """Evaluating every so many steps needs prompts, and choosing among tokens a temperature."""
     if c.eval_steps and not c.eval_prompts:
         return f"eval_steps = {c.eval_steps}: eval_prompts is 0, so nothing is evaluated; set one of them"
+    idle = [name for name in ("eval_top_p", "eval_top_k", "eval_min_p") if changed(c, name)]
+    if idle and c.eval_temperature == 0:
+        return f"{idle[0]} = {getattr(c, idle[0])}: eval_temperature is 0, which is greedy; set it above 0"
     return None
 
 
@@ -144,13 +147,11 @@ def distinct_samples(c: Any, samples: str = "samples", temperature: str = "tempe
     return None
 
 
-def shortest(c: Any) -> str | None:
+def shortest(c: Any, longest: str = "max_completion_length") -> str | None:
     """A completion can be as long as it must be."""
-    if c.min_tokens > c.max_completion_length:
-        return (
-            f"min_tokens = {c.min_tokens}: completions have at most max_completion_length = "
-            f"{c.max_completion_length} tokens; use at most that"
-        )
+    most = getattr(c, longest)
+    if most is not None and c.min_tokens > most:
+        return f"min_tokens = {c.min_tokens}: completions have at most {longest} = {most} tokens; use at most that"
     return None
 
 

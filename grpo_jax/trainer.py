@@ -16,6 +16,7 @@ from grpo_jax.callbacks import TrainerState
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.evaluation.evaluator import Evaluation
+from grpo_jax.evaluation.keeping import keep_step
 from grpo_jax.keeping import keep_completions
 from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.lessons import set_base, set_reference
@@ -39,9 +40,9 @@ class GRPOTrainer:
         reward_funcs: one or several functions with TRL's signature (async ones too), built-in names, or
             `file.py:function`.
         args: the settings.
-        train_dataset, eval_dataset: rows (dicts with a `prompt`), instead of what the settings name; for training
-            also several by name, {name: rows}, which are mixed. Without `eval_dataset`, rows given here are not
-            evaluated on.
+        train_dataset, eval_dataset: rows (dicts with a `prompt`), instead of what the settings name; also several by
+            name, {name: rows}: for training they are mixed, held out each has figures of its own. Without
+            `eval_dataset`, rows given here are not evaluated on.
         processing_class: a tokenizer, instead of the model's own.
         callbacks: objects with methods of `grpo_jax.TrainerCallback`.
         optimizers: an optax transformation, instead of AdamW and its schedule; gradients come to it clipped at
@@ -69,7 +70,7 @@ class GRPOTrainer:
     ):
         arguments.check(model, processing_class, unsupported)
         train_rows = arguments.domains_of("train_dataset", train_dataset)
-        eval_rows = arguments.rows_of("eval_dataset", eval_dataset)
+        eval_rows = arguments.domains_of("eval_dataset", eval_dataset)
         config = arguments.resolved(args or GRPOConfig(), model, train_rows, eval_rows)
         config = config.replace(**arguments.adapters_of(peft_config))
         self.pool = RewardPool(
@@ -138,11 +139,11 @@ class GRPOTrainer:
         done, state, notes = self._start(run)
         self.watch.begin(done, notes, run.metrics.read())
         if "before" not in notes:
-            notes["before"] = self._evaluate(state.params)
+            notes["before"] = self._evaluate(state.params, run, done)
         done, state = self.train_loop(run, done, state, notes)
         self.trained = state
         if "after" not in notes:
-            notes["after"] = self._evaluate(state.params)
+            notes["after"] = self._evaluate(state.params, run, done)
         self.watch.end(self.stages.course.standing(notes.get("course")).over)
         return self._finish(run, done, notes)
 
@@ -167,7 +168,7 @@ class GRPOTrainer:
             metrics |= learned | step_metrics(stages, stage, sampled, clock, notes, done)
             watch.step_ends(done, notes)
             if watch.evaluation_is_due(done):
-                metrics |= evaluation_metrics(self._evaluate(state.params))
+                metrics |= evaluation_metrics(self._evaluate(state.params, run, done))
             run.log(done, metrics)
             watch.logged(metrics)
             keep_completions(stages, run, done, groups, advantages, notes)
@@ -196,11 +197,13 @@ class GRPOTrainer:
     def _sampler_weights(self, params: Params) -> Params:
         return self.stages.policy.rollout_copy(self.stages.learner.whole(params))
 
-    def _evaluate(self, params: Params) -> dict[str, Any] | None:
-        """The held-out summary with a few samples; None without held-out prompts."""
+    def _evaluate(self, params: Params, run: Run | None = None, done: int = 0) -> dict[str, Any] | None:
+        """The held-out summary with a few samples; None without held-out prompts. All of it is kept in the run."""
         if self.stages.evaluator is None:
             return None
         result: Evaluation = self.stages.evaluator(self._sampler_weights(params), self.watch.for_rewards())
+        if run is not None:
+            keep_step(run.folder, done, result)
         evaluation = {"summary": result.summary(), "samples": result.samples}
         self.watch.evaluated(evaluation_metrics(evaluation))
         return evaluation

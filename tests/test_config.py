@@ -71,6 +71,12 @@ BAD = [
     ({"reward_weights": "x"}, "reward_weights[0] = 'x': must be a number"),
     ({"reward_weights": [0]}, "every reward would be 0"),
     ({"eval_steps": 5, "eval_prompts": 0}, "eval_steps = 5: eval_prompts is 0"),
+    ({"eval_top_p": 0.9}, "eval_top_p = 0.9: eval_temperature is 0, which is greedy; set it above 0"),
+    (
+        {"min_tokens": 9, "eval_max_completion_length": 8},
+        "min_tokens = 9: completions have at most eval_max_completion_length = 8 tokens",
+    ),
+    ({"eval_dataset": {}}, "eval_dataset = {}: must be a data set, or several as {name: data set}"),
     ({"eval_samples": 4}, "eval_samples = 4: greedy samples are all the same; set eval_temperature above 0"),
     ({"mesh": "fdsp=8"}, "mesh = 'fdsp=8': no axis 'fdsp' (did you mean 'fsdp'?)"),
     ({"mesh": "fsdp=0"}, "fsdp needs a whole number above 0"),

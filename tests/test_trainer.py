@@ -96,6 +96,7 @@ def test_a_runs_folder_holds_what_the_readme_says(run):
         "metrics.jsonl",
         "completions",
         "checkpoints",
+        "evaluations",
         "summary.json",
         "hf",
     }

@@ -43,6 +43,8 @@ class Evaluation:
     """[P,N] bool; False: cut off at the longest length."""
     uids: np.ndarray
     """[P] uint32, the row that each problem is in its data set."""
+    sets: list[str]
+    """P names of held-out sets, where there are several; else empty ones."""
     texts: list[str]
     """P prompts as the model saw them."""
     completions: list[str]
@@ -64,16 +66,24 @@ class Evaluation:
         ]
 
     def summary(self) -> dict[str, float]:
-        """Means over problems; `success_stderr` is the standard error over problems."""
+        """Means over problems; `success_stderr` is the standard error over problems. Of named sets the same, under
+        their names, follows."""
+        sets = np.array(self.sets)
+        figures = self._means(np.ones(len(sets), bool)) | self.failures | self.metrics
+        for name in filter(None, dict.fromkeys(self.sets)):
+            figures |= {f"{name}/{figure}": value for figure, value in self._means(sets == name).items()}
+        return figures
+
+    def _means(self, which: np.ndarray) -> dict[str, float]:
+        """Over the problems of a mask."""
+        successes = self.successes[which]
         return {
-            "success": float(self.successes.mean()),
-            "success_stderr": standard_error(self.successes.mean(1)),
-            "reward": mean(self.rewards),
-            "length": float(self.lengths.mean()),
-            "clipped_ratio": float(1 - self.finished.mean()),
-            "prompts": len(self.successes),
-            **self.failures,
-            **self.metrics,
+            "success": float(successes.mean()),
+            "success_stderr": standard_error(successes.mean(1)),
+            "reward": mean(self.rewards[which]),
+            "length": float(self.lengths[which].mean()),
+            "clipped_ratio": float(1 - self.finished[which].mean()),
+            "prompts": len(successes),
         }
 
 
@@ -129,6 +139,7 @@ class Evaluator:
         reward functions that ask for it."""
         batches, rollouts, scores = zip(*self._parts(params, trainer_state))
         scored = Scored.join(scores)
+        uids = np.concatenate([batch.uids for batch in batches])
         return Evaluation(
             names=self.scorer.pool.names,
             values=scored.values,
@@ -136,7 +147,8 @@ class Evaluator:
             successes=scored.successes == 1,
             lengths=np.concatenate([rollout.lengths for rollout in rollouts]),
             finished=np.concatenate([rollout.finished for rollout in rollouts]),
-            uids=np.concatenate([batch.uids for batch in batches]),
+            uids=uids,
+            sets=[self.prompts.domains[self.prompts.domain_of(row)].name for row in uids.tolist()],
             texts=[text for batch in batches for text in batch.texts],
             completions=scored.completions,
             extras=scored.extras,

@@ -14,6 +14,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.evaluation.evaluator import Evaluation
 from grpo_jax.runs.completions import free_column
 from grpo_jax.runs.files import check_writable, write_atomically
+from grpo_jax.runs.folder import RunFolder
 
 
 def places_of(name: str, samples: int, output: str | None, run: str | None, model: str) -> list[epath.Path]:
@@ -43,10 +44,17 @@ def write(place: epath.PathLike, results: Mapping[str, Any], ways: Mapping[str, 
     write_atomically(place, json.dumps(results, indent=2) + "\n")
 
 
+def keep_step(run: RunFolder, step: int, result: Evaluation) -> None:
+    """What came of the held-out prompts after `step` steps, in the run's folder."""
+    if run.is_writer:
+        figures = {"step": step, "samples": result.rewards.shape[1], **result.summary()}
+        write(run.path / "evaluations" / f"step_{step:05d}.json", figures, {"held_out": result})
+
+
 def samples_bytes(ways: Mapping[str, Evaluation]) -> bytes:
-    """A Parquet file with a row for each completion: `way` (greedy, sampled, or the held-out set), `row` in the data
-    set, `sample`, `prompt` and `completion`; what each reward gave; what it logged (`strict/answer`, `strict/vote`);
-    `length` in tokens, and whether it was `truncated`."""
+    """A Parquet file with a row for each completion: `way` (greedy, sampled or held_out), `set` where several are held
+    out, `row` in the data, `sample`, `prompt` and `completion`; what each reward gave; what it logged (`strict/answer`,
+    `strict/vote`); `length` in tokens, and whether it was `truncated`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -62,6 +70,7 @@ def _columns(way: str, result: Evaluation) -> dict[str, Any]:
     P, N, _ = result.values.shape
     columns = {
         "way": pa.array([way] * (P * N), pa.string()),
+        **({"set": pa.array(_repeated(result.sets, N), pa.string())} if any(result.sets) else {}),
         "row": pa.array(np.repeat(result.uids, N).astype(np.int64)),
         "sample": pa.array(np.tile(np.arange(N, dtype=np.int32), P)),
         "prompt": pa.array(_repeated(result.texts, N), pa.string()),

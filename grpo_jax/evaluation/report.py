@@ -98,11 +98,13 @@ WAYS = ("greedy", "sampled")
 
 def show(results: Mapping[str, Any]) -> None:
     """Print the table on stdout: a column for each way of drawing, and in it for each scoring."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     columns = _columns(results)
-    table = Table("", *columns, title=f"{results['model']} on {results['task']} ({results['split']})")
+    title = f"{results['model']} on {results['task']} ({results['split']})"
+    table = Table("", *columns, title=title, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     names = {name: None for figures in columns.values() for name in figures if not name.endswith("_stderr")}
     for name in names:
         table.add_row(name, *(_cell(figures, name) for figures in columns.values()))
@@ -116,7 +118,7 @@ def _columns(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         shared = {name: value for name, value in results[way].items() if not isinstance(value, Mapping)}
         scorings = {name: value for name, value in results[way].items() if isinstance(value, Mapping)}
         for name, figures in scorings.items():
-            columns[f"{way}, {name}"] = {**figures, **shared}
+            columns[f"{way}\n{name}"] = {**figures, **shared}
         if not scorings:
             columns[way] = shared
     return columns
