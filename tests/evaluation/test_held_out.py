@@ -1,11 +1,14 @@
 """Held-out prompts of a training: sets by name, settings of their own, and what is kept of them."""
 
 import json
+import pathlib
 
 import pyarrow.parquet as pq
 import pytest
 
-from grpo_jax import GRPOConfig, GRPOTrainer, load_settings
+from grpo_jax import GRPOConfig, GRPOTrainer
+from grpo_jax.config import load_settings
+from grpo_jax.drawing import held_out_of
 from grpo_jax.errors import UserError
 
 ROWS = [{"prompt": f"{i}: say a", "letter": "aeiou"[i % 5]} for i in range(16)]
@@ -51,7 +54,7 @@ def trainer(tiny_model, tmp_path_factory):
 
 
 def folder_of(trainer):
-    return trainer.stages.policy and __import__("pathlib").Path(trainer.args.output_dir)
+    return pathlib.Path(trainer.args.output_dir)
 
 
 def test_each_set_has_no_figures_of_its_own(trainer):
@@ -84,7 +87,7 @@ def test_nothing_is_kept_of_an_evaluation(trainer):
 def test_held_out_completions_are_as_long_as_the_trainings(trainer):
     lengths = pq.read_table(folder_of(trainer) / "evaluations" / "step_00000.parquet")["length"].to_pylist()
     assert 8 < max(lengths) <= 12
-    how = trainer.stages.evaluator.sampler.programs.of.how
+    how = held_out_of(trainer.args, trainer.stages.policy)
     assert (how.temperature, how.top_p, how.top_k) == (0.7, 0.9, 0)
 
 
