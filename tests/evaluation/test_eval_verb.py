@@ -1,0 +1,178 @@
+"""The verb `eval` with task files, as a person types it: what is kept, that it depends on nothing but the problem, and
+what is refused before a weight is read."""
+
+import json
+import re
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from grpo_jax.cli import main
+from grpo_jax.models import hf
+
+TASK = """
+about: numbers, wherever they may come from
+source: the tests
+dataset: nowhere
+split: test
+prompt: "{question} a number, please"
+system_prompt: Numbers.
+answer: number
+place: hash
+samples: 3
+temperature: 1.5
+max_prompt_length: 128
+max_completion_length: 12
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a task file and its rows, in which the verb is typed."""
+    rows = [{"question": f"{i}?", "answer": str(i), "letter": "a"} for i in range(9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.yaml").write_text(TASK)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def typed(place, tiny_model, tiny_settings, options, capsys):
+    """`typed(**settings)`: (exit code, stdout, stderr) of `eval`."""
+    usual = {
+        "model": tiny_model,
+        "task": "task.yaml",
+        "data": "rows.jsonl",
+        "reward_workers": 1,
+        "rewards": tiny_settings["rewards"],
+        "mesh": "data=1",
+        "output": "out/results.json",
+    }
+
+    def run(**settings):
+        given = {name: value for name, value in (usual | settings).items() if value is not None}
+        code = main(["eval", *options(given)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def kept(place, name="out/results"):
+    table = pq.read_table(place / f"{name}.parquet").to_pydict()
+    return json.loads((place / f"{name}.json").read_text()), table
+
+
+HOW = [
+    {"mesh": "data=1", "prompts_per_step": 1},
+    {"mesh": "data=1", "prompts_per_step": 4},
+    {"mesh": "data=8", "prompts_per_step": 8},
+    {"mesh": "fsdp=4,tensor=2", "prompts_per_step": 4},
+]
+
+
+def test_figures_depend_on_the_batch_or_the_mesh(typed, place):
+    """Every completion, to the letter, and every figure."""
+    found = []
+    for how in HOW:
+        assert typed(**how, prompts=7)[0] == 0
+        found.append(kept(place))
+    results, table = found[0]
+    assert results["sampled"]["prompts"] == 7
+    assert len(set(table["completion"])) > 20
+    assert 0 < results["sampled"]["flexible"]["answered"] < 1
+    assert results["sampled"]["rewards/vowels/mean"] > 0
+    for other in found[1:]:
+        assert other == found[0]
+
+
+def test_what_is_kept_does_not_hold_together(typed, place):
+    code, out, _ = typed(pass_k="2,3")
+    assert code == 0
+    results, table = kept(place)
+    assert (results["samples"], results["temperature"], results["data"]) == (3, 1.5, "rows.jsonl")
+    assert len(table["way"]) == 9 + 9 * 3
+    assert set(table) >= {"prompt", "strict", "flexible", "vowels", "strict/answer", "flexible/vote"}
+    assert "<|im_start|>system\nNumbers." in table["prompt"][0]
+    sampled = slice(9, None)
+    figures = results["sampled"]["flexible"]
+    assert set(figures) == {
+        *("avg@3", "pass@2", "pass@3", "maj@3", "answered"),
+        *("avg@3_stderr", "pass@2_stderr", "pass@3_stderr", "maj@3_stderr"),
+    }
+    assert sum(table["flexible"][sampled]) / 27 == pytest.approx(figures["avg@3"])
+    found = [answer is not None for answer in table["flexible/answer"][sampled]]
+    assert sum(found) / 27 == pytest.approx(figures["answered"])
+    assert results["problems"]["sampled"]["flexible"] == [
+        sum(table["flexible"][9 + 3 * p : 12 + 3 * p]) for p in range(9)
+    ]
+    assert set(results["greedy"]["strict"]) == {"success", "success_stderr", "answered"}
+    assert re.search(r"maj@3 .*\d ± ", out)
+
+
+def test_two_results_are_compared_as_if_apart(typed, place):
+    assert typed(greedy=False)[0] == 0
+    (place / "out/results.json").rename(place / "first.json")
+    code, out, _ = typed(greedy=False, compare="first.json", top_k=3)
+    assert code == 0
+    results, _ = kept(place)
+    before = json.loads((place / "first.json").read_text())
+    difference = results["difference"]["sampled"]["flexible"]
+    means = [each["sampled"]["flexible"]["avg@3"] for each in (before, results)]
+    assert difference["avg@3"] == pytest.approx(means[1] - means[0])
+    assert "sampled, flexible: avg@3" in out
+    for changes, said in (
+        ({"samples": 4}, r"averages over 3 samples of each prompt, here 4; .* write --samples 3"),
+        ({"split": "train"}, r"its split is 'test', here 'train'; only results on the same problems"),
+    ):
+        code, _, error = typed(greedy=False, compare="first.json", **changes)
+        assert code == 2
+        assert re.search(said, error), error
+
+
+def test_a_runs_export_keeps_its_results_elsewhere(typed, place, tiny_model):
+    run = place / "run"
+    shutil.copytree(tiny_model, run / "hf")
+    for name in ("config.yaml", "run.json"):
+        (run / name).write_text("{}")
+    for how in ({"model": run / "hf"}, {"model": None, "run": run, "samples": 2}):
+        assert typed(output=None, greedy=False, prompts=2, **how)[0] == 0
+    assert sorted(file.name for file in (run / "evaluations").iterdir()) == [
+        *("task_n2.json", "task_n2.parquet", "task_n3.json", "task_n3.parquet"),
+    ]
+
+
+REFUSED = [
+    ({"task": "gsm8"}, r"task = gsm8: no such task \(did you mean 'gsm8k'"),
+    ({"task": "nowhere.yaml"}, r"nowhere.yaml: not found"),
+    ({"data": None}, r"neither a task .* nor a file .*; --data PATH says where the rows of task.yaml lie"),
+    ({"task": "aime24", "samples": 8}, r"published figures of aime24 average over 64"),
+    ({"pass_k": 4}, r"pass_k = \[4\]: pass@4 needs 4 samples of each prompt, and samples is 3"),
+    ({"temperature": 0, "samples": 3}, r"samples = 3: greedy samples are all the same"),
+    (
+        {"task": "math500", "max_completion_length": 8, "max_prompt_length": 64},
+        r"row 1: no column .problem. among",
+    ),
+    ({"run": "nowhere"}, r"run = nowhere: no run there"),
+    ({"compare": "rows.jsonl"}, r"compare = rows.jsonl: "),
+    ({"output": "x.parquet"}, r"output = x.parquet: the completions go there; name the JSON file, x.json"),
+    ({"max_completion_length": 9999}, r"has 1024 positions"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), REFUSED)
+def test_a_wrong_evaluation_reads_weights(changes, said, typed, place, monkeypatch):
+    monkeypatch.setattr(hf, "load_params", lambda *_: pytest.fail("weights were read"))
+    code, out, error = typed(**changes)
+    assert code == 2
+    assert re.search(said, error), error
+    assert len(error.splitlines()) <= 2
+    assert out == ""
+    assert {path.name for path in place.iterdir()} <= {"rows.jsonl", "task.yaml", "out"}
+    assert not list(place.glob("out/*"))
+
+
+def test_a_task_is_not_listed(capsys):
+    assert main(["eval", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"aime24: .*\n    rows .*\n    samples  64 \(published\)\n    answer   number", out)
