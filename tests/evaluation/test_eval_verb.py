@@ -26,26 +26,34 @@ max_prompt_length: 128
 max_completion_length: 12
 """
 
+REWARD = """
+def vowels(completions, log_metric, **columns):
+    counts = [float(sum(letter in "aeiou" for letter in said[0]["content"])) for said in completions]
+    log_metric("most", max(counts))
+    return counts
+"""
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with a task file and its rows, in which the verb is typed."""
-    rows = [{"question": f"{i}?", "answer": str(i), "letter": "a"} for i in range(9)]
+    rows = [{"question": f"{i}?", "answer": str(i)} for i in range(9)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "task.yaml").write_text(TASK)
+    (tmp_path / "mine.py").write_text(REWARD)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def typed(place, tiny_model, tiny_settings, options, capsys):
+def typed(place, tiny_model, options, capsys):
     """`typed(**settings)`: (exit code, stdout, stderr) of `eval`."""
     usual = {
         "model": tiny_model,
         "task": "task.yaml",
         "data": "rows.jsonl",
         "reward_workers": 1,
-        "rewards": tiny_settings["rewards"],
+        "rewards": "mine.py:vowels",
         "mesh": "data=1",
         "output": "out/results.json",
     }
@@ -82,6 +90,7 @@ def test_figures_depend_on_the_batch_or_the_mesh(typed, place):
     assert len(set(table["completion"])) > 20
     assert 0 < results["sampled"]["flexible"]["answered"] < 1
     assert results["sampled"]["rewards/vowels/mean"] > 0
+    assert results["sampled"]["most"] > results["sampled"]["rewards/vowels/mean"]
     for other in found[1:]:
         assert other == found[0]
 
@@ -168,7 +177,13 @@ def test_a_wrong_evaluation_reads_weights(changes, said, typed, place, monkeypat
     assert re.search(said, error), error
     assert len(error.splitlines()) <= 2
     assert out == ""
-    assert {path.name for path in place.iterdir()} <= {"rows.jsonl", "task.yaml", "out"}
+    assert {path.name for path in place.iterdir()} <= {
+        "rows.jsonl",
+        "task.yaml",
+        "mine.py",
+        "__pycache__",
+        "out",
+    }
     assert not list(place.glob("out/*"))
 
 
