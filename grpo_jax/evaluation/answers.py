@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_jax.rewards.expressions import parse
-from grpo_jax.rewards.gsm8k import _last_box as last_box
-from grpo_jax.rewards.gsm8k import final_number, gold_number, hash_number
+from grpo_jax.rewards.gsm8k import final_number, gold_number, hash_number, last_box
 from grpo_jax.rewards.knights import identities
 from grpo_jax.rewards.numbers import last_number, parse_number, plain
 from grpo_jax.rewards.text import last_block
