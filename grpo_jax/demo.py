@@ -80,11 +80,11 @@ def _check(config: GRPOConfig) -> None:
     for task, options in lessons:
         task.options_of(options)
     known = list(dict.fromkeys(task.NAME for task, _ in lessons))
-    if config.eval_dataset is not None and config.eval_dataset.partition(":")[0] not in known:
-        raise UserError(
-            f"eval_dataset = {config.eval_dataset}: this 'demo' knows the symbols of {', '.join(known)} only; "
-            "evaluate it on that"
-        )
+    for spec in _parts(config.eval_dataset):
+        if spec.partition(":")[0] not in known:
+            raise UserError(
+                f"eval_dataset = {spec}: this 'demo' knows the symbols of {', '.join(known)} only; evaluate it on that"
+            )
     if jax.process_count() > 1:
         raise UserError("model = demo: it is made by one process; start one, or give another model")
     if "://" in (config.output_dir or ""):
@@ -95,7 +95,14 @@ def _check(config: GRPOConfig) -> None:
 
 def _specs(config: GRPOConfig) -> list[str]:
     """The data set, or the parts of a mixture."""
-    return [config.dataset] if isinstance(config.dataset, str) else list(config.dataset.values())
+    return _parts(config.dataset)
+
+
+def _parts(dataset: str | Mapping[str, str] | None) -> list[str]:
+    """Of one data set, or of several by name."""
+    if dataset is None:
+        return []
+    return [dataset] if isinstance(dataset, str) else list(dataset.values())
 
 
 def lessons_for(specs: Sequence[str]) -> list[Lesson]:
