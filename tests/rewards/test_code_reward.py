@@ -364,7 +364,7 @@ def test_no_program_is_started_for_a_row_without_one():
 def test_slow_rows_score_zero_in_the_pool_and_the_others_are_judged():
     slow = fence("while True: pass")
     right = fence("print(2 * int(input()))")
-    with RewardPool(["code:sandbox=local,seconds=60,score=share"], workers=2, timeout=3.0) as pool:
+    with RewardPool(["code:sandbox=local,seconds=60,score=share"], workers=2, timeout=4.5) as pool:
         scores = pool.score(["p"] * 3, [right, slow, right], {"input_output": [PAIRS] * 3})
     assert scores.values[:, 0].tolist() == [1.0, 0.0, 1.0]
     assert scores.retried == {"code": 1}
