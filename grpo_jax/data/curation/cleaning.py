@@ -105,6 +105,8 @@ def _look(row: Row, layout: Layout, purpose: Purpose) -> Case | Fault:
         arranged = arrange_one(row, layout, column)
     except ValueError as error:
         return "unusable", str(error)
+    if purpose == "sft" and not arranged.get("completion"):
+        return "unusable", "there is no column completion"
     # One space where there are several: what is found does not depend on them, and the time to look does.
     text = _SPACES.sub(lambda run: "\n" if "\n" in run[0] else " ", "\n".join(questions(row, layout)))
     code = any(row.get(name) for name in CODE_COLUMNS) or "```" in text
@@ -129,8 +131,8 @@ def _conflicts(looked: Sequence[Case | Fault]) -> Iterator[Fault | None]:
 
 
 def _same(text: str) -> str:
-    """Equal for questions that differ in spaces and case alone: words would lose the signs of formulas."""
-    return " ".join(text.casefold().split())
+    """Equal for questions that differ in spaces alone: `a` and `A` may be two things, and signs are all of a formula."""
+    return " ".join(text.split())
 
 
 def _strip(

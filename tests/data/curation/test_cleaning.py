@@ -122,7 +122,7 @@ def test_an_answer_that_its_solution_contradicts():
 
 def test_the_same_question_with_two_answers():
     rows = [
-        {"problem": text, "answer": answer} for text, answer in (("A  b?", "1"), ("c?", "1"), ("a B?", "2"))
+        {"problem": text, "answer": answer} for text, answer in (("A  b?", "1"), ("c?", "1"), ("A b?", "2"))
     ]
     outcome = clean(rows, MATH)
     assert [(d.row, d.reason) for d in outcome.dropped] == [(1, "conflict"), (3, "conflict")]
@@ -240,6 +240,8 @@ def test_fine_tuning_needs_answers_instead_of_traces():
     layout = named("openr1_math")
     assert clean([row], layout, "sft").dropped == []
     assert clean([row], layout, "rl").dropped[0].reason == "several_answers"
+    assert clean([{"prompt": "a", "completion": "b"}], plain(), "sft").dropped == []
+    assert clean([{"prompt": "a"}], plain(), "sft").dropped[0].reason == "unusable"
     lost = clean([{**row, "generations": ["<think>a"]}], layout, "sft").dropped
     assert lost[0].reason == "unusable"
 
