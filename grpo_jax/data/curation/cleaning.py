@@ -131,7 +131,7 @@ def _conflicts(looked: Sequence[Case | Fault]) -> Iterator[Fault | None]:
 
 
 def _same(text: str) -> str:
-    """Equal for questions that differ in spaces alone: `a` and `A` may be two things, and signs are all of a formula."""
+    """Equal for questions that differ in spaces alone: `a` and `A` may be two things, and signs make a formula."""
     return " ".join(text.split())
 
 
