@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_jax.rewards.expressions import parse
-from grpo_jax.rewards.gsm8k import final_number, gold_number, hash_number, last_box
+from grpo_jax.rewards.gsm8k import final_number, gold_number, hash_number
 from grpo_jax.rewards.knights import identities
 from grpo_jax.rewards.numbers import last_number, parse_number, plain
-from grpo_jax.rewards.text import last_block
+from grpo_jax.rewards.text import last_block, last_box
 
 Found = tuple[int, str]  # where it starts, what is inside
 
@@ -158,9 +158,9 @@ class Math(Kind):
         return None if number is None else Answer(*[str(number)] * 2)
 
     def gold(self, value: Any) -> Answer:
-        text = str(value).rpartition("####")[2]
-        box = last_box(text)
-        return super().gold(box[1] if box else text)
+        from grpo_jax.rewards.boxed import gold_of
+
+        return super().gold(gold_of(value))
 
     def same(self, one: Answer, other: Answer) -> bool:
         if one.key == other.key:
@@ -306,13 +306,10 @@ def _key(formula: str) -> str:
 
 
 def _equal(one: str, other: str) -> bool:
-    """Whether math-verify calls two formulas equal, both read as what stands in a box. There is no time limit but the
-    reward pool's."""
-    import logging
+    """Whether math-verify calls two formulas equal, both read as the reward `boxed_math` reads a box. There is no time
+    limit but the reward pool's."""
+    from grpo_jax.rewards.accuracy import judged
+    from grpo_jax.rewards.boxed import in_box
 
-    from math_verify import parse as understand
-    from math_verify import verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own limits are off
-    left, right = (understand(written("box", text), parsing_timeout=None) for text in (one, other))
-    return bool(left and right and verify(left, right, timeout_seconds=None))
+    left, right = in_box(one), in_box(other)
+    return bool(left and right and judged(left, right)[0])

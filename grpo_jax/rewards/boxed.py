@@ -57,7 +57,7 @@ def gold_of(answer: Any) -> str:
 
 
 def _judge(text: str, gold: str, think: bool) -> Judgement:
-    understood = _in_box(gold)
+    understood = in_box(gold)
     if not understood or isinstance(understood[0], str):
         return None, "[unparseable]", "[skipped]"
     behind = after_reasoning(text, ["</think>"])
@@ -69,10 +69,10 @@ def _judge(text: str, gold: str, think: bool) -> Judgement:
     words, said = _plain_words(gold), _plain_words(box[1])
     if words or said:
         return float(words == said), gold, box[1]
-    return judged(understood, _in_box(box[1]))
+    return judged(understood, in_box(box[1]))
 
 
-def _in_box(formula: str) -> list[Any]:
+def in_box(formula: str) -> list[Any]:
     """What math-verify understands of a box's inside. A mixed number it would take for a product: `3 1/2`."""
     formula = formula.replace(r"\$", "")  # money
     if any(mark in formula for mark in _FORMULA):
