@@ -30,7 +30,9 @@ from grpo_jax.settings_io import (
 from grpo_jax.settings_learner import AdapterSettings, MemorySettings, ObjectiveSettings, OptimizerSettings
 from grpo_jax.settings_objectives import corrected
 from grpo_jax.settings_objectives import problems as objective_problems
-from grpo_jax.settings_translation import accept
+from grpo_jax.settings_sft import HeldOutSettings, MixtureSettings, SequenceSettings
+from grpo_jax.settings_sft import problems as sft_problems
+from grpo_jax.settings_translation import accept, length_in_epochs
 
 __all__ = ["EvalConfig", "GRPOConfig", "GenerateConfig", "SFTConfig", "load_settings", "parse_mesh"]
 
@@ -265,7 +267,17 @@ class GRPOConfig(
         return super().written() | ({} if self.num_train_epochs is None else {"max_steps": -1})
 
 
-class SFTConfig(RunSettings, ModelSettings, DataSettings, OptimizerSettings, AdapterSettings, MemorySettings):
+class SFTConfig(
+    RunSettings,
+    ModelSettings,
+    DataSettings,
+    MixtureSettings,
+    SequenceSettings,
+    HeldOutSettings,
+    OptimizerSettings,
+    AdapterSettings,
+    MemorySettings,
+):
     """Supervised rows."""
 
     output_dir: Name | None = "runs/sft"
@@ -282,23 +294,33 @@ class SFTConfig(RunSettings, ModelSettings, DataSettings, OptimizerSettings, Ada
     """What the columns are, by name, such as openr1_math or limo (docs/data.md); none: recognised by the columns."""
     system_prompt: str | None = None
     """A system message put before every chat; none: the dataset's own, if any."""
-    max_length: Positive = 1024
-    """Tokens of prompt and completion; longer rows are dropped and counted, never cut."""
-    rows_per_step: Positive = 16
-    """Rows of a step, over all devices."""
+    chat_template_kwargs: Mapped | None = None
+    """Variables that the chat template sees, e.g. {enable_thinking: false}; none: none of its own."""
 
     model: Name
     """A local folder or a hub id in Hugging Face format."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_epochs(cls, values: Any) -> Any:
+        return length_in_epochs(dict(values)) if isinstance(values, Mapping) else values
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         check.first(
+            check.length(self),
             check.warmup(self),
             check.micro_batch(self, self.rows_per_step),
             check.layout(self),
+            check.template_variables(self.chat_template_kwargs or {}),
+            *sft_problems(self),
             *check.adapters(self),
         )
         return self
+
+    def written(self) -> dict[str, Any]:
+        """A length given in epochs is not one in steps too."""
+        return super().written() | ({} if self.num_train_epochs is None else {"max_steps": -1})
 
 
 class EvalConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettings):

@@ -24,7 +24,7 @@ def accept(values: Mapping[str, Any]) -> dict[str, Any]:
     are refused stay, for pydantic to find them with all other faults."""
     kept = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
     kept |= {name: ours for name, ours in NONE_IS.items() if name in kept and kept[name] is None}
-    for reword in (_length, _warmup, _precision, _evaluation, _seed, _batch):
+    for reword in (length_in_epochs, _warmup, _precision, _evaluation, _seed, _batch):
         kept = reword(kept)
     for name in [name for name in kept if name in RULES]:
         rule, value = RULES[name], kept[name]
@@ -50,7 +50,7 @@ def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
 
-def _length(values: dict[str, Any]) -> dict[str, Any]:
+def length_in_epochs(values: dict[str, Any]) -> dict[str, Any]:
     """TRL writes max_steps = -1 beside the number of epochs."""
     by_epochs = values.get("num_train_epochs") is not None and str(values.get("max_steps")) == "-1"
     return _without(values, "max_steps") if by_epochs else values

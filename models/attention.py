@@ -21,11 +21,12 @@ from grpo_jax.models.kernels import Kernel, causal_attention
 Attend = Callable[[Any, Array, Array, Array, Cache | None], tuple[Array, Cache | None]]
 
 
-def whole_rows(kernel: Kernel) -> Attend:
-    """Rows padded on the right: the causal mask alone keeps padding out of every real token's sight."""
+def whole_rows(kernel: Kernel, segments: Array | None = None) -> Attend:
+    """Rows padded on the right: the causal mask alone keeps padding out of every real token's sight. `segments` [B,T]:
+    a row is several rows packed, and a token sees those of its own segment only."""
 
     def attend(layer: Any, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
-        return causal_attention(q, k, v, kernel), cache
+        return causal_attention(q, k, v, kernel, segments), cache
 
     return attend
 

@@ -22,14 +22,21 @@ _LANES = 128  # splash attention takes rows in blocks of these
 _BLOCK = 512  # tokens of a block at most: 4 arrays of [512,512] float32 fit a core's own memory with room
 
 
-def causal_attention(q: Array, k: Array, v: Array, kernel: Kernel = "auto") -> Array:
-    """[B,T,N,H] from q [B,T,N,H] and k, v [B,T,K,H]; token t sees tokens 0..t of its row."""
+def causal_attention(
+    q: Array, k: Array, v: Array, kernel: Kernel = "auto", segments: Array | None = None
+) -> Array:
+    """[B,T,N,H] from q [B,T,N,H] and k, v [B,T,K,H]; token t sees tokens 0..t of its row.
+
+    `segments` [B,T] int32: of these only the ones with its own number, as where a row is several rows packed. `cudnn`
+    then reads a mask [B,1,T,T] in half precision and wants an even T; the others build no more than without.
+    """
     chosen = _best(q) if kernel == "auto" else kernel
     if chosen == "cudnn" and _partly_manual():
         chosen = "xla"
     if chosen == "splash":
-        return _over_mesh(splash, q, k, v)
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=chosen)
+        return _over_mesh(splash, q, k, v, segments)
+    mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=chosen)
 
 
 def check_kernel(kernel: Kernel, platform: str, dtype: str) -> None:
@@ -45,7 +52,7 @@ def check_kernel(kernel: Kernel, platform: str, dtype: str) -> None:
         )
 
 
-def splash(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
+def splash(q: Array, k: Array, v: Array, segments: Array | None = None, *, interpret: bool = False) -> Array:
     """The kernel that ships with JAX. Rows are padded on the right to whole blocks, which no token before them sees.
 
     `interpret` runs it on CPU, for tests.
@@ -65,7 +72,12 @@ def splash(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
     )
     heads_first = lambda x: jnp.pad(x, [(0, 0), (0, width - T), (0, 0), (0, 0)]).swapaxes(1, 2)
     scaled = q * jnp.asarray(H**-0.5, q.dtype)
-    return jax.vmap(attend)(*map(heads_first, (scaled, k, v))).swapaxes(1, 2)[:, :T]
+    ids = None
+    if segments is not None:
+        # Padding sees itself: a token without anything in sight has no softmax.
+        padded = jnp.pad(segments, [(0, 0), (0, width - T)], constant_values=-1)
+        ids = kernels.SegmentIds(padded, padded)
+    return jax.vmap(attend)(*map(heads_first, (scaled, k, v)), ids).swapaxes(1, 2)[:, :T]
 
 
 def _best(q: Array) -> Literal["xla", "cudnn", "splash"]:
@@ -91,15 +103,16 @@ def _partly_manual() -> bool:
     return bool(mesh.manual_axes) and set(mesh.manual_axes) != set(mesh.axis_names)
 
 
-def _over_mesh(attend, q: Array, k: Array, v: Array) -> Array:
+def _over_mesh(attend, q: Array, k: Array, v: Array, segments: Array | None) -> Array:
     """`attend` on every device for its own rows and heads: the compiler cannot split a kernel by itself."""
     mesh = jax.sharding.get_abstract_mesh()
     left = [axis for axis in mesh.axis_names if axis not in mesh.manual_axes]
     if not left:
-        return attend(q, k, v)
+        return attend(q, k, v, segments)
     rows = tuple(axis for axis in ROWS if axis in left)
     heads = "tensor" if "tensor" in left and k.shape[2] % mesh.shape["tensor"] == 0 else None
     spec = PartitionSpec(rows or None, None, heads)
-    return jax.shard_map(attend, in_specs=(spec,) * 3, out_specs=spec, axis_names=set(left), check_vma=False)(
-        q, k, v
+    specs = (spec, spec, spec, None if segments is None else PartitionSpec(rows or None, None))
+    return jax.shard_map(attend, in_specs=specs, out_specs=spec, axis_names=set(left), check_vma=False)(
+        q, k, v, segments
     )

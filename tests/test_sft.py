@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from grpo_jax.cli import main
 from grpo_jax.config import SFTConfig
+from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.objective import SFT
+from grpo_jax.learner.update import accumulate
 from grpo_jax.models.qwen import head_logits, hidden_states
 from grpo_jax.policy import open_policy
 from grpo_jax.sft import FineTuner
@@ -45,7 +50,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def by_hand(policy, params, row):
+def log_probs(policy, params, row):
     """Log-probs of the completion's tokens, the end included, by one forward pass over an unpadded row."""
     prompt = policy.tokenizer(row["prompt"])["input_ids"]
     completion = [*policy.tokenizer(row["completion"])["input_ids"], policy.vocabulary.eos_ids[0]]
@@ -53,7 +58,7 @@ def by_hand(policy, params, row):
     hidden, _ = hidden_states(policy.cfg, params, tokens, np.arange(tokens.shape[1])[None])
     logits = head_logits(policy.cfg, params, hidden, policy.vocabulary.num_tokens)
     logprobs = jax.nn.log_softmax(logits)[0, np.arange(tokens.shape[1] - 1), tokens[0, 1:]]
-    return np.asarray(logprobs)[len(prompt) - 1 :]
+    return logprobs[len(prompt) - 1 :]
 
 
 def test_loss_of_other_tokens_than_the_completions(settings):
@@ -64,11 +69,54 @@ def test_loss_of_other_tokens_than_the_completions(settings):
     tuner = FineTuner(config, policy, rows)
     params = load_trained(policy, 0)
     with jax.set_mesh(policy.mesh):
-        wanted = -np.concatenate([by_hand(policy, params, row) for row in rows]).mean()
+        wanted = -np.concatenate([log_probs(policy, params, row) for row in rows]).mean()
         _, metrics = tuner(tuner.start(), 0)
     assert metrics["nll"] == pytest.approx(wanted, rel=1e-5)
     assert metrics["loss"] == pytest.approx(wanted, rel=1e-5)
     assert metrics["perplexity"] == pytest.approx(np.exp(wanted), rel=1e-4)
+
+
+def gradients(settings, rows, **changes):
+    """Loss, gradients and metrics over `rows` as one batch."""
+    defaults = {"shuffle_dataset": False, "mesh": "data=1", "max_length": 40}
+    config = SFTConfig(**settings | defaults | changes)
+    policy = open_policy(config)
+    tuner = FineTuner(config, policy, rows)
+    how = Scoring(num_tokens=policy.vocabulary.num_tokens, chunk=8, remat="full")
+    with jax.set_mesh(policy.mesh):
+        batch = tuner.batch(*tuner._on_devices(tuner.examples(0)))
+        work = jax.jit(partial(accumulate, policy.cfg, SFT(), how, 1))
+        grads, metrics, _ = work(load_trained(policy, 0), batch)
+    return jax.tree.map(np.asarray, grads), metrics, tuner.examples(0)
+
+
+def test_packed_rows_teach_what_rows_of_their_own_teach(settings):
+    """The same rows, six sequences or two: the same loss and gradient, up to rounding in float32."""
+    apart, one, _ = gradients(settings, ROWS, rows_per_step=6)
+    together, other, batch = gradients(settings, ROWS, rows_per_step=2, packing=True)
+    assert batch.rows == 6
+    assert batch.segments.max(axis=1).tolist() == [3, 3], "several rows in each"
+    assert float(other["loss"]) == pytest.approx(float(one["loss"]), rel=1e-6)
+    assert float(other["nll"]) == pytest.approx(float(one["nll"]), rel=1e-6)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(apart))
+    for mine, wanted in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(mine, wanted, atol=2e-6 * largest)
+
+
+@pytest.mark.parametrize("how", [{"rows_per_step": 6}, {"rows_per_step": 2, "packing": True}])
+def test_a_prompt_that_is_learned(settings, how):
+    """The gradient is that of the completions' log-probs by hand: tokens of prompts are predicted for nothing."""
+    found, _, _ = gradients(settings, ROWS, **how)
+    policy = open_policy(SFTConfig(**settings | {"mesh": "data=1"}))
+
+    def wanted(params):
+        return -jnp.concatenate([log_probs(policy, params, row) for row in ROWS]).mean()
+
+    with jax.set_mesh(policy.mesh):
+        by_hand = jax.jit(jax.grad(wanted))(load_trained(policy, 0))
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(found))
+    for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(by_hand), strict=True):
+        np.testing.assert_allclose(mine, other, atol=5e-6 * largest)
 
 
 def test_a_run_that_learns_nothing_or_leaves_no_model(settings, tmp_path, capsys):
@@ -95,6 +143,75 @@ def test_resumed_run_that_ends_elsewhere(settings, tmp_path):
     assert weights(folder) == weights(other)
 
 
+HELD_OUT = [{"prompt": f"say {word}", "completion": word * 2} for word in ("xy", "yz", "za")]
+
+
+@pytest.fixture
+def looked_at(settings, tmp_path):
+    """Settings of a packed run with held-out rows; three of them, of which a batch has more."""
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HELD_OUT))
+    return settings | {
+        "eval_dataset": tmp_path / "held.jsonl",
+        "eval_steps": 2,
+        "eval_samples": 2,
+        "max_completion_length": 8,
+        "max_steps": 4,
+        "packing": True,
+        "max_length": 40,
+    }
+
+
+def test_held_out_rows_are_measured_and_answered(looked_at, tmp_path, capsys):
+    assert run(looked_at) == 0
+    policy = open_policy(SFTConfig(**looked_at | {"eval_dataset": "x", "output_dir": None, "mesh": "data=1"}))
+    with jax.set_mesh(policy.mesh):
+        params = load_trained(policy, 0)
+        wanted = -np.concatenate([log_probs(policy, params, row) for row in HELD_OUT]).mean()
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["before"]["perplexity"] == pytest.approx(np.exp(wanted), rel=1e-4)
+    assert (summary["before"]["rows"], summary["before"]["completion_tokens"]) == (3, 15)
+    measured = [line.get("eval/perplexity") for line in lines(tmp_path / "run")]
+    assert [value is not None for value in measured] == [False, True, False, True]
+    assert measured[3] == summary["after"]["perplexity"]
+    files = sorted((tmp_path / "run/samples").iterdir())
+    assert [file.name for file in files] == [f"samples_{step:05d}.jsonl" for step in (0, 2, 4)]
+    last = [json.loads(line) for line in files[-1].read_text().splitlines()]
+    assert [sample["prompt"] for sample in last] == ["say xy", "say yz"]
+    shown = capsys.readouterr()
+    assert "step 2: held-out perplexity" in shown.err
+    assert "Held-out samples, step 4" in shown.err
+    assert last[0]["completion"][:4] in shown.err
+    assert "% full)" in shown.out
+    assert summary["fill_rate"] == 63 / 80
+
+
+def test_a_resumed_packed_run_that_ends_elsewhere(looked_at, tmp_path):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    assert run(looked_at) == 0
+    shutil.copytree(folder, other)
+    for name in ("checkpoints/4", "hf", "samples"):
+        shutil.rmtree(other / name)
+    assert run(looked_at, output_dir=other) == 0
+    assert weights(folder) == weights(other)
+    ends = [json.loads((place / "summary.json").read_text()) for place in (folder, other)]
+    assert [end["before"] for end in ends] == [ends[0]["before"]] * 2
+    assert [end["after"] for end in ends] == [ends[0]["after"]] * 2
+    assert (other / "samples/samples_00004.jsonl").read_text() == (
+        folder / "samples/samples_00004.jsonl"
+    ).read_text()
+
+
+def test_passes_over_the_rows_of_several_data_sets(settings, tmp_path):
+    """6 rows and, of the others, each twice: 12 rows, 8 a step, two passes: three steps."""
+    more = tmp_path / "more.csv"
+    more.write_text("question,reply\na,b\nc,d\ne,f\n")
+    entry = {"dataset": str(more), "weight": 2, "prompt_column": "question", "completion_column": "reply"}
+    settings = {name: value for name, value in settings.items() if name != "max_steps"}
+    assert run(settings, extra_datasets=json.dumps([entry]), num_train_epochs=2) == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["rows"], summary["steps"]) == (12, 3)
+
+
 def test_rows_left_out_without_a_word(settings, tmp_path, capsys):
     assert run(settings, max_length=11, max_steps=1) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rows_dropped"] == 1
@@ -109,6 +226,14 @@ def test_rows_left_out_without_a_word(settings, tmp_path, capsys):
         ({"rows_per_step": 7}, "rows_per_step = 7 does not divide over the mesh's 8 row shards"),
         ({"micro_batch_size": 4}, "micro_batch_size = 4 does not divide over the mesh's 8 row shards"),
         ({"max_length": 3}, "max_length = 3: all 6 rows are longer"),
+        ({"num_train_epochs": 2}, "num_train_epochs = 2.0: max_steps is 6 already"),
+        ({"packing_strategy": "bfd"}, "packing_strategy = bfd: packing is off"),
+        ({"packing_strategy": "wrapped"}, "packing_strategy = 'wrapped': must be 'ffd' or 'bfd'"),
+        ({"eval_steps": 2}, "eval_steps = 2: no eval_dataset is given"),
+        ({"extra_datasets": "[{data: x}]"}, "extra_datasets: no 'data' (did you mean 'dataset'?)"),
+        ({"extra_datasets": "[{limit: 3}]"}, "names no dataset"),
+        ({"extra_datasets": "[{dataset: x, weight: 0}]"}, "weight = 0: must be a number above 0"),
+        ({"extra_datasets": "[{dataset: absent.jsonl}]"}, "no such file or folder"),
     ],
 )
 def test_bad_input_that_leaves_a_folder(settings, tmp_path, capsys, changes, why):

@@ -32,12 +32,15 @@ class Scoring:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rows:
-    """Right-padded rows [prompt | completion | pad]: a plain causal mask is exact on them."""
+    """Right-padded rows [prompt | completion | pad]: a plain causal mask is exact on them. Or sequences of several such
+    rows each, packed: then `segments` and `before` say which token belongs to which."""
 
     tokens: Array  # [B,T] int32
     prompt_lengths: Array  # [B] int32
     completions: Array  # [B,Tc] int32
     mask: Array  # [B,Tc] float32, 1 for the completion's tokens
+    segments: Array | None = None  # [B,T] int32, the same number for the tokens of a row
+    before: Array | None = None  # [B,Tc] int32, where in `tokens` each completion token's predecessor stands
 
 
 def make_rows(prompts: Array, prompt_lengths: Array, completions: Array, mask: Array) -> Rows:
@@ -80,10 +83,20 @@ def completion_logprobs(
 def _by_row(cfg: ModelConfig, params: Params, rows: Rows, how: Scoring) -> Array:
     """Hidden states [B,Tc,D] of each completion token's predecessor."""
     positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
-    attend = whole_rows(how.attention)
+    if rows.segments is not None:
+        positions = restarted(positions, rows.segments)
+    attend = whole_rows(how.attention, rows.segments)
     hidden, _ = hidden_states(cfg, params, over_rows(rows.tokens), positions, attend, remat=how.remat)
-    before = rows.prompt_lengths[:, None] - 1 + jnp.arange(rows.completions.shape[1])
+    before = rows.before
+    if before is None:
+        before = rows.prompt_lengths[:, None] - 1 + jnp.arange(rows.completions.shape[1])
     return jnp.take_along_axis(hidden, before[..., None], axis=1)
+
+
+def restarted(positions: Array, segments: Array) -> Array:
+    """Positions [B,T] that begin at 0 with every segment of `segments` [B,T]."""
+    begins = jnp.diff(segments, axis=1, prepend=segments[:, :1]) != 0
+    return positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=1)
 
 
 def _by_group(cfg: ModelConfig, params: Params, rows: Rows, how: Scoring) -> Array:

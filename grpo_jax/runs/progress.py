@@ -37,7 +37,7 @@ class TrainingProgress:
         silent: bool = False,
         console: Console | None = None,
     ):
-        self._console = console or Console(stderr=True, quiet=silent)
+        self.console = console or Console(stderr=True, quiet=silent)
         self._total, self._every = total, every or max(1, total // 20)
         self._bar = Progress(
             TextColumn("step"),
@@ -45,8 +45,8 @@ class TrainingProgress:
             BarColumn(),
             TextColumn("{task.fields[numbers]}", markup=False),
             TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
+            console=self.console,
+            disable=not self.console.is_terminal,
         )
         self._task = self._bar.add_task("", total=total, completed=first, numbers="")
 
@@ -64,14 +64,14 @@ class TrainingProgress:
             for name, (label, shape) in _SHOWN.items()
             if name in metrics
         )
-        if self._console.is_terminal:
+        if self.console.is_terminal:
             self._bar.update(self._task, completed=step, numbers=numbers)
         elif step % self._every == 0 or step == self._total:
             self.say(f"step {step}/{self._total}  {numbers}")
 
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""
-        self._console.print(plain(text), soft_wrap=True)
+        self.console.print(plain(text), soft_wrap=True)
 
 
 def closing_table(

@@ -147,6 +147,30 @@ def test_splash_attention_equals_the_plain_one(heads, H, T):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
 
+SEGMENTS = np.array([[1] * 3 + [2] * 4 + [0] * 2, [1] * 8 + [0]], np.int32)
+
+
+@pytest.mark.parametrize("kernel", [partial(causal_attention, kernel="xla"), partial(splash, interpret=True)])
+def test_a_token_that_sees_the_row_packed_before_its_own(kernel):
+    """Values and gradients are those of each row by itself."""
+    q, k, v = (jnp.asarray(random(2, 9, n, 16, seed=n)) for n in (4, 2, 2))
+    weights = jnp.asarray(random(2, 9, 4, 16, seed=7))
+    spans = [(b, SEGMENTS[b] == number) for b in (0, 1) for number in (1, 2) if (SEGMENTS[b] == number).any()]
+
+    def together(q, k, v):
+        out = kernel(q, k, v, segments=jnp.asarray(SEGMENTS))
+        return jnp.where((SEGMENTS > 0)[..., None, None], out * weights, 0).sum()
+
+    def apart(q, k, v):
+        one = lambda b, real: causal_attention(*(x[b, real][None] for x in (q, k, v)), kernel="xla")[0]
+        return sum((one(b, real) * weights[b, real]).sum() for b, real in spans)
+
+    ours, theirs = (jax.value_and_grad(f, argnums=(0, 1, 2))(q, k, v) for f in (together, apart))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    for mine, wanted in zip(ours[1], theirs[1]):
+        np.testing.assert_allclose(mine, wanted, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

@@ -161,6 +161,22 @@ def test_every_head_layout_has_its_kernel_and_gradient(target, size, kernel):
     assert not re.findall("all-gather|all-to-all|collective-permute", text)
 
 
+def test_packed_rows_have_the_kernels_too(target):
+    """With their gradients, rows split over the mesh: a device needs nobody else's segments."""
+    mesh = topology_mesh(target, SIZES)
+    on = lambda *axes: NamedSharding(mesh, PartitionSpec(ROWS, None, *axes))
+    array = lambda n: jax.ShapeDtypeStruct((8, 300, n, 64), jnp.bfloat16, sharding=on("tensor"))
+    segments = jax.ShapeDtypeStruct((8, 300), jnp.int32, sharding=on())
+    total = lambda *qkv, segments: causal_attention(*qkv, "auto", segments).astype(jnp.float32).sum()
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(
+            array(4), array(2), array(2), segments=segments
+        )
+    text = lowered.compile(compiler_options=compiler_options(target)).as_text()
+    assert ("__cudnn$fmha" in text, "splash_mha" in text) == (target.startswith("h"), target.startswith("v"))
+    assert not re.findall("all-gather|all-to-all|collective-permute", text)
+
+
 def test_a_rollout_reads_long_prompts_with_splash_where_tensor_is_split(tiny):
     """Rows are split by `jax.shard_map` already there, and the heads by another one within."""
     try:

@@ -1,0 +1,40 @@
+"""One line of `extra_datasets`: a data set of a mixture. Nothing is read here, so that bad settings answer at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from grpo_jax.errors import nearest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A data set of a mixture."""
+
+    dataset: str
+    split: str = "train"
+    limit: int = 0
+    """Rows at most; 0: all."""
+    weight: float = 1.0
+    """How often each row is there; 0.5: half of the rows."""
+    prompt_column: str = "prompt"
+    completion_column: str = "completion"
+    layout: str | None = None
+
+
+def entry(given: Mapping[str, Any]) -> Entry:
+    """One line of `extra_datasets`. ValueError, in words, for what cannot be."""
+    names = [field.name for field in fields(Entry)]
+    if unknown := next((name for name in given if name not in names), None):
+        raise ValueError(
+            f"extra_datasets: no {unknown!r}{nearest(str(unknown), names)} in {dict(given)}; "
+            f"an entry has {', '.join(names)}"
+        )
+    made = Entry(**given) if given.get("dataset") else None
+    if made is None:
+        raise ValueError(f"extra_datasets: {dict(given)} names no dataset; write {{dataset: ROWS}}")
+    if type(made.limit) is not int or made.limit < 0:
+        raise ValueError(f"extra_datasets: limit = {made.limit!r}: must be a whole number, 0 for all rows")
+    if not isinstance(made.weight, int | float) or not 0 < made.weight <= 1000:
+        raise ValueError(f"extra_datasets: weight = {made.weight!r}: must be a number above 0, 1000 at most")
+    return made
