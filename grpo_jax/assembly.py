@@ -109,10 +109,14 @@ def _with_steps(config: GRPOConfig, prompts: Prompts) -> GRPOConfig:
 
 def open_run(config: GRPOConfig | SFTConfig, policy: Policy) -> Run:
     """The run of these settings on this model, new or resumed. UserError when its folder holds another."""
+    return Run(config.model_dump(mode="json"), fingerprint_of(policy), is_writer=hosts.is_writer())
+
+
+def fingerprint_of(policy: Policy) -> dict[str, str]:
+    """What tells the policy's model from another."""
     identity = json.loads((policy.folder / "config.json").read_text(encoding="utf-8"))
     fingerprint = model_fingerprint(identity, abstract_params(policy.cfg))
-    fingerprint["weights"] = sampled_digest(policy.folder)
-    return Run(config.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer())
+    return fingerprint | {"weights": sampled_digest(policy.folder)}
 
 
 def _prompts(config: GRPOConfig, policy: Policy, rows: Rows | Mapping[str, Rows]) -> Prompts:

@@ -38,17 +38,25 @@ def render(
     `enable_thinking`.
     UserError: a conversation without a chat template, or one that the template refuses.
     """
-    if not is_chat(prompt, system_prompt):
-        return str(prompt) + (prefill or "")
+    asked = as_asked(prompt, system_prompt, prefill)
+    if isinstance(asked, str):
+        return asked
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             "model: its tokenizer has no chat template, which conversations (and system_prompt) need; "
             "use an instruction-tuned model, or text prompts through prompt_column"
         )
+    return _apply(asked, tokenizer, chat_template_kwargs or {})
+
+
+def as_asked(prompt: Prompt, system_prompt: str | None = None, prefill: str | None = None) -> Prompt:
+    """The prompt with what settings add to it: text, or the messages that the chat template sees."""
+    if not is_chat(prompt, system_prompt):
+        return str(prompt) + (prefill or "")
     messages = _messages(prompt, system_prompt)
     if prefill is not None and messages[-1]["role"] != "assistant":
         messages = [*messages, {"role": "assistant", "content": prefill}]
-    return _apply(messages, tokenizer, chat_template_kwargs or {})
+    return messages
 
 
 def _messages(prompt: Prompt, system_prompt: str | None) -> list[dict[str, str]]:

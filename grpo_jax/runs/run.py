@@ -38,7 +38,7 @@ class Run:
         self._open = ExitStack()
         path = settings["output_dir"] or self._open.enter_context(tempfile.TemporaryDirectory())
         self.folder: RunFolder = self._open.enter_context(
-            _open_together(path, settings, fingerprint, is_writer=is_writer)
+            open_together(path, settings, fingerprint, is_writer=is_writer)
         )
         self.checkpoints: Checkpoints | None = None
         if settings["output_dir"]:
@@ -127,7 +127,7 @@ class Run:
             self.progress.__exit__()
 
 
-def _open_together(*given: Any, is_writer: bool) -> RunFolder:
+def open_together(*given: Any, is_writer: bool) -> RunFolder:
     """`open_run` on every process: the writer first, as the others must not look at a folder half-made. Refused
     by one is refused by all, or they would wait for it."""
     folder, fault = None, None
