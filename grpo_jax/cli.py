@@ -17,9 +17,9 @@ from grpo_jax import cli_data
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.settings_io import S, Settings, sections, unknown
+from grpo_jax.settings_reject import RejectConfig
 
-NOT_OPTIONS = {"verb", "source", "run", "out", "data", "data_verb"}
-HOSTS = ("coordinator", "num_processes", "process_id")
+NOT_OPTIONS = {"verb", "source", "file", "run", "out", "data", "data_verb"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +83,11 @@ def add_settings(verb: argparse.ArgumentParser, cls: type[Settings]) -> None:
         group = verb.add_argument_group(title)
         for name in names:
             add_setting(group, cls, name)
+    add_hosts(verb)
+
+
+def add_hosts(verb: argparse.ArgumentParser) -> None:
+    """Which of several processes this is."""
     hosts = verb.add_argument_group("Many hosts", "TPU pods and Slurm are recognised without these.")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     hosts.add_argument("--num_processes", type=int, metavar="N", help="processes of the whole run")
@@ -131,6 +136,17 @@ def add_export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest)")
 
 
+def add_pipeline(verb: argparse.ArgumentParser) -> None:
+    text = "a pipeline's name (see `grpo-jax recipes`) or a YAML file of stages"
+    verb.add_argument("file", metavar="NAME|FILE.yaml", help=text)
+    verb.add_argument("--output_dir", metavar="TEXT", help="in place of the file's: a folder for all stages")
+    verb.add_argument(
+        "--tiny", action="store_true", help="with the file's tiny settings: small enough for a CPU"
+    )
+    verb.add_argument("--dry-run", "--dry_run", action="store_true", help="print the stages, and run none")
+    add_hosts(verb)
+
+
 def add_plan(verb: argparse.ArgumentParser) -> None:
     add_recipe(verb, GRPOConfig, "the defaults below")
     group = verb.add_argument_group("Plan")
@@ -157,6 +173,8 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "sft": lambda verb: add_recipe(verb, SFTConfig, "the defaults below"),
     "eval": add_eval,
     "generate": lambda verb: add_settings(verb, GenerateConfig),
+    "reject": lambda verb: add_recipe(verb, RejectConfig, "the defaults below"),
+    "pipeline": add_pipeline,
     "export": add_export,
     "plan": add_plan,
     "data": lambda verb: cli_data.add_data(verb, add_setting),
@@ -171,8 +189,13 @@ def settings(cls: type[S], args: argparse.Namespace) -> S:
     config = load_settings(cls, getattr(args, "source", None), given, tiny=getattr(args, "tiny", False))
     from grpo_jax.sharding.hosts import initialize
 
-    initialize(*(getattr(args, name) for name in HOSTS))
+    initialize(*_hosts(args))
     return config
+
+
+def _hosts(args: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
+    """What was said of this process and the others: address of process 0, how many, which one."""
+    return args.coordinator, args.num_processes, args.process_id
 
 
 def train(args: argparse.Namespace) -> int:
@@ -207,6 +230,21 @@ def generate(args: argparse.Namespace) -> int:
     from grpo_jax.generate import generate_command
 
     return generate_command(config)
+
+
+def reject(args: argparse.Namespace) -> int:
+    config = settings(RejectConfig, args)
+    from grpo_jax.reject import reject_command
+
+    return reject_command(config)
+
+
+def pipeline(args: argparse.Namespace) -> int:
+    from grpo_jax.pipelines.command import pipeline_command
+
+    return pipeline_command(
+        args.file, output_dir=args.output_dir, tiny=args.tiny, dry_run=args.dry_run, hosts=_hosts(args)
+    )
 
 
 def export(args: argparse.Namespace) -> int:
@@ -247,6 +285,8 @@ VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "sft": ("fine-tune a model on given completions", sft),
     "eval": ("measure a model on held-out prompts", evaluate),
     "generate": ("sample from a model", generate),
+    "reject": ("sample completions, and keep the verified ones as rows for sft", reject),
+    "pipeline": ("run the stages of a file one after another", pipeline),
     "export": ("write a checkpoint as a Hugging Face folder", export),
     "plan": ("say whether a run fits on chips that are not here, and how fast they could be", plan),
     "data": ("look at, clean, grade and filter data, by verbs of its own", cli_data.data),

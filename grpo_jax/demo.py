@@ -75,6 +75,18 @@ def starting_model(config: GRPOConfig) -> Iterator[Path]:
     yield start
 
 
+def blank_model(folder: Path, seed: int = 0) -> None:
+    """Make `folder`, unless it is there: the demo's model before its cold start, random weights and the tokenizer."""
+    if jax.process_count() > 1:
+        raise UserError("inputs: demo is made by one process; start one, or give another model")
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".start.") as place:
+        _write_blank(Path(place) / "start", {"seed": seed, "steps": 0})
+        (Path(place) / "start").rename(folder)
+
+
 def _check(config: GRPOConfig) -> None:
     lessons = lessons_for(_specs(config))
     for task, options in lessons:

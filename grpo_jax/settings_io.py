@@ -207,6 +207,8 @@ def load_settings(
     Raises `UserError`; for a value that came from a file the message begins with the file and the line.
     """
     values, places = read_source(source) if source else ({}, {})
+    if "stages" in values:
+        raise UserError(f"{source}: a pipeline of several stages; run it with grpo-jax pipeline {source}")
     values.pop("recipe", None)  # what the recipe says about itself is no setting
     small, line = values.pop("tiny", None), places.pop("tiny", f"{source}: ")
     if tiny:

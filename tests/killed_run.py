@@ -68,7 +68,24 @@ def while_exporting():
     kill_before(os, "replace", when=lambda source, target: str(target).endswith("/hf"))
 
 
+def before_a_piece(number):
+    """The pieces before it are whole; of this one nothing is there."""
+    from grpo_jax import reject
+
+    kill_before(reject, "write_atomically", when=lambda path, _: path.name == f"piece_{number:05d}.jsonl")
+
+
+def before_the_record_of(nth):
+    """A stage is done, and nobody has noted it."""
+    from grpo_jax.pipelines.record import Record
+
+    kill_before(Record, "add", nth)
+
+
 POINTS = {
+    "after the rollout of step 3": lambda: after_the_rollout(3),
+    "before the second piece": lambda: before_a_piece(1),
+    "before a stage is noted": lambda: before_the_record_of(1),
     "while weights load": while_weights_load,
     "in the middle of a line": in_the_middle_of_a_line,
     "while saving the first checkpoint": lambda: while_saving(2),

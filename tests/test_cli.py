@@ -9,6 +9,7 @@ import pytest
 from grpo_jax import cli
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig
 from grpo_jax.errors import UserError
+from grpo_jax.settings_reject import RejectConfig
 
 BAD = [
     # arguments                                  what stderr must say
@@ -180,7 +181,13 @@ def test_no_words_at_all_print_the_help(capsys):
 
 @pytest.mark.parametrize(
     ("verb", "cls"),
-    [("train", GRPOConfig), ("sft", SFTConfig), ("eval", EvalConfig), ("generate", GenerateConfig)],
+    [
+        ("train", GRPOConfig),
+        ("sft", SFTConfig),
+        ("eval", EvalConfig),
+        ("generate", GenerateConfig),
+        ("reject", RejectConfig),
+    ],
 )
 def test_help_shows_every_setting(verb, cls, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -191,7 +198,8 @@ def test_help_shows_every_setting(verb, cls, capsys):
 
 
 @pytest.mark.parametrize(
-    "line", ["--help", "train --help", "train --lerning_rate 3", "recipes", "eval --samples x"]
+    "line",
+    ["--help", "train --help", "train --lerning_rate 3", "recipes", "eval --samples x", "pipeline r1 --dry"],
 )
 def test_help_and_bad_input_load_nothing_heavy(line):
     program = f"""

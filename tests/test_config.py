@@ -11,12 +11,15 @@ from hypothesis import settings as hypothesis_settings
 from grpo_jax import recipes
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings, parse_mesh
 from grpo_jax.errors import UserError
+from grpo_jax.pipelines.stages import load_pipeline
 from grpo_jax.settings_io import from_text, sections
 from grpo_jax.settings_objectives import CLIPPED, NEEDS, warnings_of
+from grpo_jax.settings_reject import RejectConfig
 
-CONFIGS = [GRPOConfig, SFTConfig, EvalConfig, GenerateConfig]
+CONFIGS = [GRPOConfig, SFTConfig, EvalConfig, GenerateConfig, RejectConfig]
 NEEDED = {
     SFTConfig: {"model": "m", "dataset": "rows.jsonl"},
+    RejectConfig: {"model": "m", "dataset": "rows.jsonl"},
     EvalConfig: {"model": "m"},
     GenerateConfig: {"model": "m", "prompt": "Hello"},
 }
@@ -169,7 +172,7 @@ def test_a_bad_setting_is_refused_in_words(given_values, words):
         (EvalConfig, {"model": None}, "model"),
         (SFTConfig, {"dataset": "x", "micro_batch_size": 5}, "16 rows do not divide by it; use 4 or 8"),
         (SFTConfig, {"dataset": "x", "prompts_per_step": 5}, "write rows_per_step"),
-        (SFTConfig, {"dataset": "x", "num_train_epochs": 5}, "write max_steps"),
+        (SFTConfig, {"dataset": "x", "num_train_epochs": 5, "max_steps": 9}, "keep one of them"),
         (SFTConfig, {"dataset": "x", "warmup_steps": 201}, "use at most max_steps, 200"),
         (EvalConfig, {"samples": 0, "greedy": False}, "samples = 0: greedy is off too"),
         (EvalConfig, {"samples": 4, "temperature": 0}, "samples = 4: greedy samples are all the same"),
@@ -485,7 +488,12 @@ def test_none_stays_a_word_where_a_field_is_not_optional():
 def test_every_recipe_is_valid_and_says_what_to_expect(name):
     account = {recipe.name: recipe for recipe in recipes.describe()}[name]
     assert all(isinstance(value, str | bool) and value != "" for value in vars(account).values())
-    if account.verb != "pipeline":
+    if account.verb == "pipeline":
+        assert load_pipeline(name).output_dir == f"runs/{name}"
+        assert load_pipeline(name, tiny=True).stages
+        with pytest.raises(UserError, match=f"run it with grpo-jax pipeline {name}"):
+            load_settings(GRPOConfig, name)
+    else:
         cls = {"train": GRPOConfig, "sft": SFTConfig}[account.verb]
         assert load_settings(cls, name).output_dir == f"runs/{name}"
         if account.tiny:

@@ -26,6 +26,7 @@ TASKS: dict[str, Callable[[str, str, int], list[Row]]] = {
     "countdown": countdown.make_rows,
     knights.NAME: knights.make_rows,
     tiny_countdown.NAME: tiny_countdown.make_tiny_rows,
+    tiny_countdown.TRACES: tiny_countdown.make_traces,
     tiny_knights.NAME: tiny_knights.make_tiny_rows,
     tiny_math.NAME: tiny_math.make_tiny_rows,
 }

@@ -24,6 +24,8 @@ from grpo_jax.data.tiny_words import LARGEST, NUMBERS, TAGS, shuffled
 from grpo_jax.errors import UserError
 
 NAME = "tiny_countdown"
+TRACES = "tiny_countdown_traces"
+"""Worked examples as a task of their own, for `sft`."""
 DEFAULTS = "numbers=3,max=9,target=27,ops=+-"
 SYMBOLS = (*TAGS, " vs ", " yes", " no", *NUMBERS, "+", "-", "=", ":", "\n", " ")
 _OPENED = "opened"
@@ -68,14 +70,28 @@ def ask(numbers: Sequence[int], target: int) -> str:
     return f"{' '.join(map(str, numbers))}={target}:"
 
 
+def make_traces(options: str, split: str, seed: int) -> list[dict[str, Any]]:
+    """The rows of a split with a `completion`: the options of `tiny_countdown`, and `patience=0.15`."""
+    parts = [part for part in options.split(",") if part]
+    patience = next((part.partition("=")[2] for part in parts if part.startswith("patience=")), "1")
+    try:
+        share = float(patience)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"{TRACES}: patience={patience} must be a share, from 0 to 1")
+    rest = ",".join(part for part in parts if not part.startswith("patience="))
+    return list(worked_examples(rest, seed, options_of(rest).size, share, split=split))
+
+
 def worked_examples(
-    options: str, seed: int, count: int, patience: float = 1.0, care: float = 1.0
+    options: str, seed: int, count: int, patience: float = 1.0, care: float = 1.0, split: str = "train"
 ) -> list[dict[str, str]]:
-    """`count` training problems with `prompt` and `completion`. A share of them, `patience`, tries on until the
+    """`count` problems of a split with `prompt` and `completion`. A share of them, `patience`, tries on until the
     target is reached; the others make one trial, and answer with it even when they saw it fail. Where prompts are
     opened, a share of `care` answers inside tags."""
-    rng = random.Random(f"worked/{seed}/{patience}")
-    rows = make_tiny_rows(f"{options},size={count}", "train", seed)
+    rng = random.Random(f"worked/{seed}/{patience}" + ("" if split == "train" else f"/{split}"))
+    rows = make_tiny_rows(f"{options},size={count}", split, seed)
     return [_worked(rng, row, is_opened(options), patience, care) for row in rows]
 
 

@@ -1,0 +1,259 @@
+"""A pipeline that was killed in several of its stages ends with the bits of one never killed; and a whole R1."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from grpo_jax.cli import main
+
+TESTS = pathlib.Path(__file__).parents[1]
+POINTS = (
+    "while exporting",
+    "before a stage is noted",
+    "after the rollout of step 3",
+    "before the second piece",
+    "never",
+)
+
+
+def stages(tiny_settings, home):
+    """SFT, RL, rejection sampling and SFT from the base, of a few steps each."""
+    reward = {name: tiny_settings[name] for name in ("dataset", "rewards", "reward_workers")}
+    short = {"max_prompt_length": 32, "max_completion_length": 8}
+    learn = {"rows_per_step": 2, "max_steps": 2, "save_steps": 1, "max_length": 48, "packing": True}
+    learn["learning_rate"] = 1e-2
+    rl = {
+        "model": "${cold.model}",
+        "prompts_per_step": 4,
+        "num_generations": 2,
+        "max_steps": 3,
+        "save_steps": 1,
+        "eval_prompts": 4,
+        "learning_rate": 1e-2,
+    }
+    pick = {
+        "model": "${rl.model}",
+        "dataset_split": "test",
+        "samples": 4,
+        "prompts_per_step": 4,
+        "stop_strings": ["a", "e", "i"],
+        "max_completion_length": 32,
+    }
+    listed = [
+        ("cold", "sft", learn | {"model": "${inputs.base}", "dataset": "${inputs.traces}"}),
+        ("rl", "train", reward | short | rl),
+        ("pick", "reject", reward | short | pick),
+        ("again", "sft", learn | {"model": "${inputs.base}", "dataset": "${pick.rows}"}),
+    ]
+    return {
+        "output_dir": "out",
+        "inputs": {"base": tiny_settings["model"], "traces": str(home / "traces.jsonl")},
+        "stages": [{"name": name, "verb": verb, "settings": given} for name, verb, given in listed],
+    }
+
+
+@pytest.fixture(scope="module")
+def start():
+    """`start(point, home)`: one process of the command in the folder `home`, on one device, killed at the point."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(TESTS.parent / ".cache" / "jax")}
+    quick = {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(TESTS.parent),
+    }
+
+    def run(point, home):
+        words = [sys.executable, str(TESTS / "killed_run.py"), point, "pipeline", "mine.yaml"]
+        return subprocess.run(words, env=os.environ | cache | quick, capture_output=True, text=True, cwd=home)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(start, tiny_settings, tmp_path_factory):
+    """(an uninterrupted pipeline, one that was killed at every point in turn, that one's processes)."""
+    homes = []
+    for name in ("whole", "killed"):
+        home = tmp_path_factory.mktemp(name)
+        traces = [{"prompt": f"say {i}", "completion": "aeiou"[i % 5] * 3} for i in range(12)]
+        (home / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in traces))
+        homes.append(home)
+    content = yaml.safe_dump(stages(tiny_settings, homes[0]), sort_keys=False)
+    for home in homes:
+        (home / "mine.yaml").write_text(content)
+    whole = start("never", homes[0])
+    assert whole.returncode == 0, whole.stderr
+    return homes[0] / "out", homes[1] / "out", [start(point, homes[1]) for point in POINTS]
+
+
+def files_of(folder):
+    """What a stage hands on, and what it was measured by."""
+    names = ("*/hf/*", "*/rows.jsonl", "*/pieces/*", "*/samples/*")
+    return {str(file.relative_to(folder)): file.read_bytes() for name in names for file in folder.glob(name)}
+
+
+def test_every_kill_came(killed):
+    codes = {point: start.returncode for point, start in zip(POINTS, killed[2])}
+    assert codes == dict.fromkeys(POINTS, -signal.SIGKILL) | {"never": 0}, killed[2][-1].stderr
+
+
+def test_a_killed_pipeline_ends_with_the_bits_of_one_never_killed(killed):
+    whole, other, _ = killed
+    found, wanted = files_of(other), files_of(whole)
+    assert found.keys() == wanted.keys()
+    assert {name.partition("/")[0] for name in found} == {"01-cold", "02-rl", "03-pick", "04-again"}
+    assert [name for name in found if found[name] != wanted[name]] == []
+    left = [path.name for path in other.rglob("*") if "tmp" in path.name or "partial" in path.name]
+    assert left == []
+
+
+def test_finished_stages_are_not_run_twice(killed):
+    outs = [start.stdout for start in killed[2]]
+    begun = [
+        [line.split(": ")[1].split(" ")[0] for line in out.splitlines() if line.startswith("== ")]
+        for out in outs
+    ]
+    assert begun == [["cold"], ["cold"], ["cold", "rl"], ["rl", "pick"], ["pick", "again"]]
+    # The checkpoint of step 2 may have been under way; it waited for that of step 1.
+    assert "step 1/3" not in killed[2][3].stderr
+    assert "step 3/3" in killed[2][3].stderr
+    assert "finished" in outs[-1]
+
+
+def test_the_record_names_inputs_outputs_and_times(killed):
+    there = json.loads((killed[1] / "pipeline.json").read_text())["stages"]
+    assert list(there) == ["cold", "rl", "pick", "again"]
+    again = there["again"]
+    assert again["inputs"] == ["inputs.base", "pick.rows"]
+    assert again["outputs"] == {"model": "hf"}
+    assert again["settings"]["dataset"] == "${pick.rows}"
+    assert again["seconds"] > 0
+    assert len(again["settings_digest"]) == 64
+    assert there["pick"]["result"].startswith("kept ")
+
+
+@pytest.fixture
+def finished(killed, tmp_path, monkeypatch):
+    """A copy of the finished pipeline, in whose folder we are; `finished(stage, **changes)` changes its file."""
+    home = shutil.copytree(killed[0].parent, tmp_path / "home")
+    monkeypatch.chdir(home)
+    file = home / "mine.yaml"
+    content = yaml.safe_load(file.read_text())
+
+    def change(stage, **changes):
+        for one in content["stages"]:
+            if one["name"] == stage:
+                one["settings"] |= changes
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
+        return content, file
+
+    return change
+
+
+def test_a_finished_pipeline_started_again_changes_nothing(finished, capsys):
+    before = files_of(pathlib.Path("out"))
+    assert main(["pipeline", "mine.yaml"]) == 0
+    assert "== stage" not in (shown := capsys.readouterr().out)
+    assert "kept" in shown
+    assert files_of(pathlib.Path("out")) == before
+    finished("rl", reward_workers=2)
+    assert main(["pipeline", "mine.yaml"]) == 0, "what changes no result may change"
+
+
+def test_changed_settings_of_a_finished_stage(finished, capsys):
+    finished("rl", learning_rate=0.5)
+    assert main(["pipeline", "mine.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "stage rl: finished with other settings: learning_rate is 0.01 there and 0.5 here" in said
+
+
+def test_a_stage_that_moved_or_went(finished, capsys):
+    content, file = finished("rl")
+    content["stages"][2:3] = []
+    content["stages"][2]["settings"]["dataset"] = content["inputs"]["traces"]
+    file.write_text(yaml.safe_dump(content))
+    assert main(["pipeline", "mine.yaml"]) == 2
+    assert "stage pick is finished as number 3, and is not there in mine.yaml" in capsys.readouterr().err
+
+
+def test_outputs_that_were_lost(finished, capsys):
+    shutil.rmtree("out/02-rl/hf")
+    assert main(["pipeline", "mine.yaml"]) == 2
+    assert "stage rl: finished, but out/02-rl/hf is gone" in capsys.readouterr().err
+
+
+def test_a_broken_record(finished, capsys):
+    pathlib.Path("out/pipeline.json").write_text('{"stages": ')
+    assert main(["pipeline", "mine.yaml"]) == 2
+    assert "out/pipeline.json: not readable" in capsys.readouterr().err
+
+
+def test_a_stage_that_fails_is_named(finished, capsys):
+    content, file = finished("again")
+    content["output_dir"], content["inputs"]["traces"] = "other", "absent.jsonl"
+    file.write_text(yaml.safe_dump(content))
+    assert main(["pipeline", "mine.yaml"]) == 2
+    assert "error: stage cold: dataset 'absent.jsonl': no such file" in capsys.readouterr().err
+
+
+# ---- DeepSeek-R1's, made tiny ----
+
+
+@pytest.fixture(scope="module")
+def r1(tmp_path_factory):
+    """The recipe's tiny form, on one device."""
+    home = tmp_path_factory.mktemp("r1") / "out"
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(TESTS.parent / ".cache" / "jax"), "XLA_FLAGS": ""}
+    words = [sys.executable, "-m", "grpo_jax", "pipeline", "r1", "--tiny", "--output_dir", str(home)]
+    env = os.environ | cache | {"PYTHONPATH": str(TESTS.parent)}
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return home, done
+
+
+def test_r1_runs_to_the_end(r1):
+    home, done = r1
+    there = json.loads((home / "pipeline.json").read_text())["stages"]
+    assert [entry["verb"] for entry in there.values()] == ["sft", "train", "reject", "sft", "train"]
+    assert "what was done" in done.stdout
+    before, after = (
+        json.loads((home / "01-cold-start/summary.json").read_text())[w] for w in ("before", "after")
+    )
+    assert after["perplexity"] < 2 < before["perplexity"]
+
+
+def test_r1_learns_from_the_base_again(r1):
+    """Its second fine-tuning begins where the first one did, and reads what was verified."""
+    first, second = (r1[0] / name for name in ("01-cold-start", "04-from-the-base"))
+    settings = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second)]
+    assert settings[0]["model"] == settings[1]["model"] == str(r1[0] / "start")
+    assert settings[1]["dataset"] == str(r1[0] / "03-rejection/rows.jsonl")
+    assert (first / "run.json").read_text() == (second / "run.json").read_text(), "the same weights"
+
+
+def test_r1_keeps_only_what_is_right(r1):
+    from grpo_jax.rewards.countdown import countdown
+
+    home, _ = r1
+    rows = [json.loads(line) for line in (home / "03-rejection/rows.jsonl").read_text().splitlines()]
+    assert rows
+    for row in rows:
+        numbers, _, target = row["prompt"].rstrip(":").partition("=")
+        given = {"numbers": [list(map(int, numbers.split()))], "target": [int(target)]}
+        assert countdown([row["prompt"]], [row["completion"]], **given) == [1.0]
+        assert row["provenance"]["run"] == str(home / "02-reasoning")
+        assert row["provenance"]["step"] == 4
+
+
+def test_r1_ends_with_a_model_that_loads(r1, capsys):
+    home, _ = r1
+    words = ["--prompt", "3 5 9=7:", "--chat", "false", "--max_completion_length", "48", "--temperature", "0"]
+    assert main(["generate", "--model", str(home / "05-all-scenarios/hf"), *words]) == 0
+    assert capsys.readouterr().out.strip()
