@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.learner.logprobs import Scoring, completion_logprobs, make_rows
+from grpo_jax.learner.logprobs import Scoring, completion_logprobs, make_rows, restarted
 from grpo_jax.models.qwen import head_logits, hidden_states
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -34,6 +34,13 @@ def test_rows_close_the_gap_between_prompt_and_completion():
     assert rows.tokens[0, :5].tolist() == [1, 2, 3, 5, 6]
     assert rows.tokens[1, :5].tolist() == [4, 7, 8, 9, 10]
     assert rows.tokens.shape == (2, 7)
+
+
+def test_positions_go_on_from_the_row_packed_before():
+    """Rotary positions are relative, so that nothing but this would show it."""
+    segments = jnp.asarray([[1, 1, 1, 2, 3, 3, 0], [1, 1, 1, 1, 1, 1, 1]])
+    positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+    assert restarted(positions, segments).tolist() == [[0, 1, 2, 0, 0, 1, 0], [0, 1, 2, 3, 4, 5, 6]]
 
 
 @pytest.fixture(scope="module")
