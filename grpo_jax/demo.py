@@ -83,7 +83,8 @@ def blank_model(folder: Path, seed: int = 0) -> None:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".start.") as place:
-        _write_blank(Path(place) / "start", {"seed": seed, "steps": 0})
+        note = {_NOTE: {"seed": seed, "steps": 0}}
+        write_blank(Path(place) / "start", [tiny_countdown.NAME], seed, note)
         (Path(place) / "start").rename(folder)
 
 
