@@ -1,6 +1,7 @@
 """Supervised fine-tuning, the verb `sft`: rows -> update -> (checkpoint, report, export). The demo's cold start
 uses the same `FineTuner`."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -146,14 +147,28 @@ def _packed_batch(completions: Array, mask: Array, sequences: Array, segments: A
 
 def sft(config: SFTConfig) -> int:
     """The verb `sft`: train to `max_steps`, from the newest checkpoint in `output_dir` if there is one."""
-    if config.model == "demo":
-        raise UserError("model = demo: sft needs a model to start from; give a local folder or a hub id")
-    policy = open_policy(config, lora=lora_of(config), base_weights=config.base_weights)
+    model = _blank(config) if config.model == "demo" else config.model
+    policy = open_policy(config, model, lora=lora_of(config), base_weights=config.base_weights)
     tuner = FineTuner(config, policy, *_load(config))
     with open_run(tuner.config, policy) as run, jax.set_mesh(policy.mesh):
         state, notes = _train(run, tuner)
         _finish(run, tuner, state, notes)
     return 0
+
+
+def _blank(config: SFTConfig) -> Path:
+    """The tiny model of random weights that `model: demo` means here, kept beside the run that begins with it."""
+    from grpo_jax.demo import blank_model
+
+    if config.output_dir is None or "://" in config.output_dir:
+        raise UserError(
+            f"output_dir = {config.output_dir}: sft makes the model 'demo' there; give a local folder, or another model"
+        )
+    place = Path(config.output_dir)
+    if (place / "config.yaml").exists() and not (place / "start").exists():
+        raise UserError(f"output_dir = {place}: holds a run of another model than 'demo'; give another one")
+    blank_model(place / "start", config.seed)
+    return place / "start"
 
 
 def _load(config: SFTConfig) -> tuple[list[Row], list[Row] | None]:

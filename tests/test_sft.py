@@ -221,7 +221,7 @@ def test_rows_left_out_without_a_word(settings, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"model": "demo"}, "model = demo: sft needs a model to start from"),
+        ({"model": "demo", "output_dir": "none"}, "output_dir = None: sft makes the model 'demo' there"),
         ({"completion_column": "answer"}, "no column 'answer' among prompt, completion"),
         ({"rows_per_step": 7}, "rows_per_step = 7 does not divide over the mesh's 8 row shards"),
         ({"micro_batch_size": 4}, "micro_batch_size = 4 does not divide over the mesh's 8 row shards"),
