@@ -335,6 +335,8 @@ class EvalConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettings
     tfds:name of rows that rewards judge."""
     data: Name | None = None
     """Where a task's rows lie, a file, folder or hub id; none: where the task says."""
+    judge: Name | None = None
+    """The reward that judges a task's answers in place of its own: programs run only if asked, code:sandbox=strict."""
     split: Name = "test"
     """The split of it; a task may say another."""
     prompts: Count = 0

@@ -10,6 +10,7 @@ from grpo_jax.errors import UserError, nearest
 from grpo_jax.evaluation import tasks
 from grpo_jax.evaluation.statistics import powers_of_two
 from grpo_jax.evaluation.tasks import ASKED, Task
+from grpo_jax.rewards.load import load_reward
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ def setup_of(config: EvalConfig) -> Setup:
     if task is not None:
         _check_samples(config, task)
         config = _with_words_of(task, config)
+        task = _judged(task, config)
+    elif config.judge is not None:
+        raise UserError(
+            f"judge = {config.judge}: {config.task} is no task with answers to judge; write --rewards {config.judge}, "
+            f"or one of {', '.join(tasks.names())}"
+        )
     elif config.data is not None:
         raise UserError(
             f"data = {config.data}: {config.task} is no task with rows to be found elsewhere; write --task "
@@ -88,8 +95,8 @@ def _task(config: EvalConfig) -> tuple[Task | None, str]:
     if config.task in tasks.names() or config.task.endswith((".yaml", ".yml")):
         task = tasks.load_task(config.task)
         return task, config.data or task.dataset
-    if name in TASKS and name in tasks.names():
-        return tasks.load_task(name), config.task
+    if name in TASKS:
+        return tasks.load_task(name) if name in tasks.names() else None, config.task
     if "/" not in config.task and "." not in config.task and not _is_here(config.task) and not options:
         known = tasks.names()
         raise UserError(
@@ -97,6 +104,19 @@ def _task(config: EvalConfig) -> tuple[Task | None, str]:
             "(see grpo-jax eval --list); a task file ends in .yaml, rows of your own are a path"
         )
     return None, config.task
+
+
+def _judged(task: Task, config: EvalConfig) -> Task:
+    """The task with the judge that is asked for. UserError, before there is a model, for one that cannot judge."""
+    task = task.replace(reward=config.judge) if config.judge else task
+    if task.reward is None:
+        return task
+    try:
+        load_reward(task.reward)
+    except UserError as fault:
+        hint = "" if config.judge else f"; write that as --judge {task.reward}:..."
+        raise UserError(f"{fault}{hint}") from None
+    return task
 
 
 def _is_here(path: str) -> bool:

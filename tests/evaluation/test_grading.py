@@ -84,3 +84,12 @@ def test_a_judge_of_ones_own_travels(scores, tmp_path):
     assert pickle.loads(pickle.dumps(grader)) == grader
     found = scores([grader], ["<answer>a</answer>", "<answer>a longer answer</answer>", "neither"])
     assert found.values[:, 0].tolist() == [0, 1, 0]
+
+
+def test_programs_are_not_judged(scores):
+    """By the sandbox, with a row's tests in the columns of LiveCodeBench."""
+    tests = '[{"input": "2 3", "output": "5", "testtype": "stdin"}]'
+    program = "a, b = map(int, input().split())\nprint(a {} b)"
+    texts = [f"```python\n{program.format(sign)}\n```" for sign in "+*"] + [program.format("+")]
+    found = scores(both("code", "fence", "code:sandbox=local"), texts, public_test_cases=tests)
+    assert found.values.tolist() == [[1, 1], [0, 0], [0, 1]]

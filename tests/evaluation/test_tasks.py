@@ -4,6 +4,7 @@ import pytest
 
 from grpo_jax.config import EvalConfig
 from grpo_jax.data.sources import TASKS, load_rows
+from grpo_jax.data.tiny_countdown import TRACES
 from grpo_jax.errors import UserError
 from grpo_jax.evaluation import tasks
 from grpo_jax.evaluation.setup import setup_of
@@ -32,6 +33,8 @@ ROWS = {
     "livecodebench": {"question_content": "Add.", "starter_code": "", "public_test_cases": "[]"},
     "math500": {"problem": "Find $x$.", "solution": "..", "answer": r"\frac{1}{2}", "level": 3},
     "tiny_countdown": None,
+    "tiny_knights": None,
+    "tiny_math": None,
 }
 
 
@@ -60,7 +63,8 @@ def test_the_gold_answer_of_a_task_is_none(name):
 
 
 def test_tasks_that_make_themselves_need_a_hub():
-    assert set(TASKS) <= set(tasks.names())
+    """All but worked examples, which are for `sft`."""
+    assert set(TASKS) - set(tasks.names()) == {TRACES}
 
 
 def test_options_stand_in_an_order_that_tells():
@@ -169,7 +173,29 @@ def test_rows_elsewhere_need_a_task(tmp_path):
     assert setup(task="gsm8k", data="/x/gsm8k").dataset == "/x/gsm8k"
     assert setup(task="countdown:numbers=3").dataset == "countdown:numbers=3"
     assert setup(task="owner/rows").task is None
+    rows = setup(task=f"{TRACES}:numbers=3", rewards=["format"])
+    assert (rows.task, rows.dataset) == (None, f"{TRACES}:numbers=3"), (
+        "rows that make themselves, and a reward"
+    )
     with pytest.raises(UserError, match=r"data = x: a/b is no task"):
         setup(task="a/b", data="x")
     with pytest.raises(UserError, match=r"--data PATH says where the rows of gsm8k lie"):
         setup(task="gsm8k").rows()
+
+
+def test_programs_run_unasked():
+    with pytest.raises(UserError, match=r"does nothing unless asked: .*; write that as --judge code:\.\.\.$"):
+        setup(task="livecodebench")
+    asked = setup(task="livecodebench", judge="code:sandbox=local")
+    assert [grader.judge for grader in asked.rewards] == ["code:sandbox=local"] * 2
+    with pytest.raises(UserError, match=r"rewards: nothing is called 'cod'"):
+        setup(task="livecodebench", judge="cod")
+    with pytest.raises(
+        UserError, match=r"judge = gsm8k: a/b is no task with answers to judge; write --rewards"
+    ):
+        setup(task="a/b", judge="gsm8k")
+
+
+def test_a_judge_of_ones_own_is_not_heard():
+    assert setup(task="gsm8k", judge="boxed_math").task.reward == "boxed_math"
+    assert setup(task="gsm8k").task.reward is None
