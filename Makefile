@@ -8,9 +8,9 @@ BIN := .venv/bin
 demo: .venv/demo.stamp
 	$(BIN)/grpo-jax train demo
 
-# Everything, oracles (torch, TRL) included.
+# Everything, oracles (torch, TRL) included. A process that dies ends it, where xdist would wait for another one.
 test: .venv/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 check: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -1,8 +1,10 @@
 """Shared fixtures. Eight virtual CPU devices, a compilation cache, and data beyond the shipped ones."""
 
+import gc
 import json
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,6 +23,16 @@ def compilation_cache():
 
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """A process keeps what it has compiled, each program in several memory mappings (a module of tests: up to 29,000).
+    Linux allows 65,530, and past that a compilation crashes instead of failing."""
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
