@@ -163,7 +163,7 @@ BAD = {
     "unreadable row": (lambda p: p.rows(GOOD, '{"prompt": "say'), r"train.jsonl:2: not valid JSON"),
     "row without a prompt": (
         lambda p: p.rows(GOOD, '{"letter": "a"}'),
-        r"1 of 2 rows cannot be used; row 2 has no column 'prompt'",
+        r"1 of 2 rows cannot be used; row 2: there is no column 'prompt'",
     ),
     "empty prompt": (lambda p: p.rows(GOOD, '{"prompt": " "}'), r"row 2: the prompt is empty"),
     "prompts all too long": (

@@ -198,11 +198,14 @@ def test_a_verb_forgets_the_layout(monkeypatch):
     from grpo_jax import assembly, sft
     from grpo_jax.config import GRPOConfig, SFTConfig
 
-    policy = types.SimpleNamespace(tokenizer=None, vocabulary=types.SimpleNamespace(pad_id=0, eos_ids=(1,)))
-    for module, name in ((assembly, "Prompts"), (sft, "Examples")):
-        monkeypatch.setattr(module, name, lambda rows, tokenizer, **given: given["layout"])
+    policy = types.SimpleNamespace(tokenizer=None, vocabulary=types.SimpleNamespace(pad_id=0))
+    monkeypatch.setattr(assembly, "Prompts", lambda rows, tokenizer, **given: given["layout"])
     assert assembly._prompts(GRPOConfig(layout="math"), policy, []) == "math"
-    assert sft._examples(SFTConfig(model="m", dataset="d", layout="limo"), policy, []) == "limo"
+    row = lambda question: [{"question": question, "solution": "2", "answer": "2"}]
+    rows = {"train": row("1+1?"), "test": row("0+2?")}
+    monkeypatch.setattr(sft, "load_rows", lambda name, split, seed: rows[split])
+    learned, held_out = sft._load(SFTConfig(model="m", dataset="d", eval_dataset="d", layout="limo"))
+    assert [row["prompt"][0]["content"] for row in learned + held_out] == ["1+1?", "0+2?"]
 
 
 # ---- real rows ----

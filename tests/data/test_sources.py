@@ -112,7 +112,7 @@ def test_bytes_that_are_not_text_are_a_traceback(tmp_path):
         ("{}/nowhere/train.jsonl", "no such file or folder$"),
         (
             "countdwn:size=3",
-            r"neither a task \(arithmetic, countdown, .*, tiny_countdown\) .*\(did you mean 'countdown'\?\)",
+            r"neither a task \(arithmetic, countdown, .*, tiny_math\) .*\(did you mean 'countdown'\?\)",
         ),
         ("", "dataset '': neither"),
     ],

@@ -198,7 +198,7 @@ def test_no_device_attends_over_the_rows_of_others(target, tiny):
 def test_cpu_never_traces_cudnn(monkeypatch):
     """cuDNN's attention raises while it is traced where the library is absent."""
 
-    def attention(q, k, v, *, is_causal, implementation):
+    def attention(q, k, v, *, mask, is_causal, implementation):
         assert implementation == "xla"
         return q
 
