@@ -12,11 +12,11 @@ from etils import epath
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.models.peft import ONLY
+from grpo_jax.rewards.by_model import PREFIX
 
 Rows = Sequence[dict[str, Any]]
 
 INSTEAD = {  # arguments of TRL's trainer -> what to do here
-    "reward_processing_classes": "reward functions here are Python functions; wrap a reward model in one",
     "quantization_config": "leave it out; rollout_weights = int8 quantises what is sampled from",
     "tools": "completions are not interrupted by tools here; leave it out",
     "rollout_func": "sampling is compiled here; leave it out",
@@ -58,11 +58,11 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_tokenizer(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: Any, name: str = "processing_class") -> None:
     """UserError for what is no tokenizer, such as a name."""
     if tokenizer is not None and not callable(getattr(tokenizer, "batch_decode", None)):
         raise UserError(
-            f"processing_class: {tokenizer!r:.60} is no tokenizer; give one of transformers, or leave it out for the "
+            f"{name}: {tokenizer!r:.60} is no tokenizer; give one of transformers, or leave it out for the "
             "model's own"
         )
 
@@ -125,7 +125,8 @@ def functions_of(config: GRPOConfig, reward_funcs: Any) -> list[Any]:
         raise UserError("reward_funcs: an empty list; give at least one function")
     if model := next((f for f in functions if _is_from(f, "torch", "Module")), None):
         raise UserError(
-            f"reward_funcs: {type(model).__name__} is a PyTorch model; call it within a function that returns scores"
+            f"reward_funcs: {type(model).__name__} is a PyTorch model; save it by save_pretrained(folder), its "
+            "tokenizer beside it, and give 'model:FOLDER'"
         )
     if config.reward_weights is not None and len(config.reward_weights) != len(functions):
         raise UserError(
@@ -133,6 +134,26 @@ def functions_of(config: GRPOConfig, reward_funcs: Any) -> list[Any]:
             "give one weight for each"
         )
     return functions
+
+
+def reward_tokenizers_of(functions: Sequence[Any], given: Any) -> list[Any] | None:
+    """TRL's `reward_processing_classes`: a tokenizer for each reward, or None where the model's own is meant, as it is
+    for functions, which read no tokens."""
+    if given is None:
+        return None
+    tokenizers = list(given) if isinstance(given, list | tuple) else [given]
+    if len(tokenizers) != len(functions):
+        raise UserError(
+            f"reward_processing_classes: {len(tokenizers)} of them, and {len(functions)} reward functions; give one "
+            "for each, None for those that are no model"
+        )
+    for function, tokenizer in zip(functions, tokenizers):
+        check_tokenizer(tokenizer, "reward_processing_classes")
+        if tokenizer is not None and not str(function).startswith(PREFIX):
+            raise UserError(
+                f"reward_processing_classes: a tokenizer for {function!r:.60}, which is no reward model; give None"
+            )
+    return tokenizers
 
 
 def optimizer_of(optimizers: Any) -> optax.GradientTransformation | None:

@@ -25,6 +25,7 @@ from grpo_jax.models.qwen import abstract_params
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.reflection import Reflection, load_reflection
+from grpo_jax.reward_models import open_reward_models
 from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.folder import model_fingerprint
 from grpo_jax.runs.run import Run
@@ -65,8 +66,9 @@ def assemble(
     eval_rows: Rows | Mapping[str, Rows] | None = None,
     tokenizer: Any = None,
     optimizer: optax.GradientTransformation | None = None,
+    reward_tokenizers: Sequence[Any] | None = None,
 ) -> Stages:
-    """Open the model and the data that `config` names, or take the rows, the tokenizer and the optimizer given, and
+    """Open the model and the data that `config` names, or take the rows, the tokenizers and the optimizer given, and
     build every stage. UserError for what is wrong with any of them."""
     policy = open_policy(
         config,
@@ -77,6 +79,7 @@ def assemble(
         lora_of(config),
         config.base_weights,
     )
+    models = open_reward_models(pool, policy, config, reward_tokenizers)
     check_rows(policy.mesh, "prompts_per_step", config.prompts_per_step)
     configs = configs_of(config, policy)
     if train_rows is None:
@@ -86,7 +89,7 @@ def assemble(
     course = course_of(config, prompts)
     schedule = schedule_of(config, passes_of(config).updates)
     chosen = with_clipping(config, optimizer) if optimizer else optimizer_of(config, schedule)
-    lessons = lessons_of(configs, policy, pool, course, chosen)
+    lessons = lessons_of(configs, policy, pool, models, course, chosen)
     return Stages(
         config=config if config.curriculum else configs[0],
         policy=policy,

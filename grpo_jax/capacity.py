@@ -35,15 +35,16 @@ def _demand(policy: Policy, prompts: int, samples: int, width: int, prompt_width
     return Demand(policy.cfg, policy.dtype, *shape, policy.rollout_cache)
 
 
-def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any) -> int | None:
+def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any, reward_models: int = 0) -> int | None:
     """Bytes on each device: what the settings say, or what is left of the smallest device beside weights, optimizer,
-    reference and the sampler's copy; None where nobody knows, as on CPU. Every process must ask, and hears the same."""
+    reference, reward models and the sampler's copy; None where nobody knows, as on CPU. Every process must ask, and
+    hears the same."""
     if config.rollout_memory is not None:
         return int(config.rollout_memory * 2**30)
     smallest = smallest_device(policy)
     if smallest is None:
         return None
-    held = sum(held_always(config, policy, state).values()) + copy_bytes(policy)
+    held = sum(held_always(config, policy, state, reward_models).values()) + copy_bytes(policy)
     return int(USABLE * smallest) - held
 
 
@@ -67,8 +68,8 @@ def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> in
     return rows
 
 
-def held_always(config: GRPOConfig, policy: Policy, state: Any) -> dict[str, int]:
-    """Bytes on each device from the first step to the last, by what they are for."""
+def held_always(config: GRPOConfig, policy: Policy, state: Any, reward_models: int = 0) -> dict[str, int]:
+    """Bytes on each device from the first step to the last, by what they are for; those of reward models are given."""
     weights, here = bytes_of(state.params), config.beta > 0 and config.reference_memory == "device"
     return {
         **(
@@ -78,6 +79,7 @@ def held_always(config: GRPOConfig, policy: Policy, state: Any) -> dict[str, int
         ),
         "optimizer": bytes_of(state.opt_state),
         "reference": int(weights / 4 * jnp.dtype(policy.dtype).itemsize) if here else 0,
+        **({"reward models": reward_models} if reward_models else {}),
     }
 
 

@@ -14,6 +14,7 @@ from grpo_jax.evaluation.report import figures_of, problems_of, scored_figures, 
 from grpo_jax.evaluation.setup import Setup, setup_of
 from grpo_jax.evaluation.statistics import pass_at_k, standard_error
 from grpo_jax.policy import Policy, open_policy
+from grpo_jax.reward_models import open_reward_models
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.scoring import Scorer
@@ -60,7 +61,8 @@ def _measured(setup: Setup, policy: Policy, prompts: Prompts) -> dict[str, Evalu
         on_error=config.on_reward_error,
     )
     with pool, jax.set_mesh(policy.mesh):
-        scorer = Scorer(pool, None, policy.tokenizer)
+        models = open_reward_models(pool, policy, config)
+        scorer = Scorer(pool, None, policy.tokenizer, models=models)
         ways = {
             name: _evaluator(config, policy, prompts, scorer, how, samples)
             for name, how, samples in _ways(config, policy)

@@ -20,6 +20,7 @@ from grpo_jax.drawing import sampling_of, stop_of
 from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluator
 from grpo_jax.policy import Policy, open_policy
+from grpo_jax.reward_models import open_reward_models
 from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.files import write_atomically
 from grpo_jax.scoring import Scorer
@@ -60,7 +61,9 @@ def grade(config: GradeConfig, rows: Sequence[Row]) -> Outcome:
         on_error=config.on_reward_error,
     )
     with pool, jax.set_mesh(policy.mesh):
-        evaluator = _evaluator(config, policy, prompts, Scorer(pool, None, policy.tokenizer))
+        models = open_reward_models(pool, policy, config)
+        scorer = Scorer(pool, None, policy.tokenizer, models=models)
+        evaluator = _evaluator(config, policy, prompts, scorer)
         try:
             _sample(evaluator, load_sampler(policy), notes)
         finally:

@@ -4,7 +4,7 @@ Weights, moments, the reference and the place in the data are one for all of the
 a lesson, so that a stage costs one more compilation of the rollout and of the update, and only where it must.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import optax
@@ -21,6 +21,7 @@ from grpo_jax.models.lora import Base
 from grpo_jax.models.qwen import Params
 from grpo_jax.plans.fitting import with_micro_batch
 from grpo_jax.policy import Policy
+from grpo_jax.reward_models import RewardModel
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.scoring import Scorer
@@ -75,14 +76,15 @@ def lessons_of(
     configs: Sequence[GRPOConfig],
     policy: Policy,
     pool: RewardPool,
+    models: Mapping[int, RewardModel],
     course: Course,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Lesson, ...]:
-    """The lesson of each stage; stages with one object of settings share one."""
+    """The lesson of each stage; stages with one object of settings share one. `models`: those of the pool."""
     made: dict[int, Lesson] = {}
     for config in configs:
         if id(config) not in made:
-            made[id(config)] = _lesson(config, policy, pool, course, optimizer)
+            made[id(config)] = _lesson(config, policy, pool, models, course, optimizer)
     return tuple(made[id(config)] for config in configs)
 
 
@@ -90,13 +92,14 @@ def _lesson(
     config: GRPOConfig,
     policy: Policy,
     pool: RewardPool,
+    models: Mapping[int, RewardModel],
     course: Course,
     optimizer: optax.GradientTransformation,
 ) -> Lesson:
-    scorer = Scorer(pool, config.reward_weights, policy.tokenizer, _overlong(config))
+    scorer = Scorer(pool, config.reward_weights, policy.tokenizer, _overlong(config), models)
     scorer.check(course.prompts)
     learner = learner_of(config, policy, optimizer)
-    memory = capacity.memory_for_rollouts(config, policy, learner.abstract_state)
+    memory = capacity.memory_for_rollouts(config, policy, learner.abstract_state, scorer.model_bytes)
     rows = capacity.rows_at_a_time(capacity.training_demand(config, policy), memory, config)
     sampler = _sampler(config, policy, rows)
     return Lesson(

@@ -17,6 +17,7 @@ ALWAYS = (
     "adapters",
     "optimizer",
     "reference",
+    "reward models",
 )  # on each device, as they are listed
 
 
@@ -131,7 +132,11 @@ def _passes(stages: Stages) -> str:
     if c.top_entropy_quantile < 1 and stages.learner.micro_batches > 1:
         parts.append(f"for the entropies{times}")
     parts.append(f"forward and backward{times}")
-    return f"beside the sampling, each row goes through the model {', '.join(parts)}"
+    scorer = stages.lessons[0].scorer
+    others = "".join(
+        f"; once through {scorer.pool.names[column]}, a reward model" for column in scorer.models
+    )
+    return f"beside the sampling, each row goes through the model {', '.join(parts)}{others}"
 
 
 def _loss(c: GRPOConfig) -> str:
@@ -227,7 +232,8 @@ def _memory(stages: Stages) -> str:
 def bytes_held(stages: Stages) -> dict[str, int]:
     """Bytes on each device, by what they are for; not all of them at the same time."""
     c, policy, state = stages.config, stages.policy, stages.learner.abstract_state
-    always, evaluator = capacity.held_always(c, policy, state), stages.evaluator
+    models, evaluator = stages.lessons[0].scorer.model_bytes, stages.evaluator
+    always = capacity.held_always(c, policy, state, models)
     cache = lambda demand, sampler: demand.cache_bytes(demand.size(sampler.rows))
     return {
         **always,

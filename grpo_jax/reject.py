@@ -26,6 +26,7 @@ from grpo_jax.drawing import sampling_of, stop_of
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.policy import Policy, open_policy
+from grpo_jax.reward_models import open_reward_models
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.generate import Rollout
 from grpo_jax.rollout.sampler import Sampler
@@ -54,7 +55,8 @@ def reject_command(config: RejectConfig) -> int:
         on_error=config.on_reward_error,
     ) as pool:
         standards = _standards(config, pool.names)
-        scorer = Scorer(pool, None, policy.tokenizer)
+        models = open_reward_models(pool, policy, config)
+        scorer = Scorer(pool, None, policy.tokenizer, models=models)
         scorer.check(prompts)
         settings = config.model_dump(mode="json")
         with open_together(

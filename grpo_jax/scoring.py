@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.errors import UserError
+from grpo_jax.reward_models import RewardModel
 from grpo_jax.rewards import RewardPool, Scores, Stream, combine
 from grpo_jax.rewards.overlong import soft_overlong
 from grpo_jax.rollout.generate import Rollout
@@ -68,7 +69,8 @@ class Scored:
 class Scorer:
     """Scores rollouts with the functions of a pool, `weights` [n].
 
-    `overlong` = (limit, buffer) adds DAPO's punishment of long completions (`soft_overlong`) with weight 1.
+    `overlong` = (limit, buffer) adds DAPO's punishment of long completions (`soft_overlong`) with weight 1. `models`
+    are the reward models among the functions, by their place there: they score a rollout when all of it is there.
     """
 
     def __init__(
@@ -77,15 +79,24 @@ class Scorer:
         weights: list[float] | None,
         tokenizer: Any,
         overlong: tuple[int, int] | None = None,
+        models: Mapping[int, RewardModel] | None = None,
     ):
-        self.pool, self.tokenizer, self.overlong = pool, tokenizer, overlong
+        self.pool, self.tokenizer, self.overlong, self.models = pool, tokenizer, overlong, models or {}
+        assert self.models.keys() == pool.models.keys(), "each reward model of the pool is opened"
         self.weights = list(weights) if weights is not None else [1.0] * len(pool.names)
         self._told: set[tuple[str, str]] = set()  # (function, kind of fault)
 
+    @property
+    def model_bytes(self) -> int:
+        """Of the reward models' weights, on each device."""
+        return sum(model.bytes for model in self.models.values())
+
     def check(self, prompts: Prompts) -> None:
         """UserError when a reward needs a column that these data do not have; or when no reward has what it needs in
-        one of the domains of a mixture."""
+        one of the domains of a mixture; or when a reward model cannot read their prompts."""
         self.pool.check_columns({"prompts", "completions", "completion_ids", *prompts.columns})
+        for model in self.models.values():
+            model.check(prompts.at([0]).prompts[0])
         for domain in prompts.domains:
             lacks = frozenset(prompts.columns) - domain.columns
             if len(self.pool.idle(lacks)) == len(self.pool.names):
@@ -116,7 +127,7 @@ class Scorer:
         if self.overlong:
             metrics["rewards/overlong/mean"] = float(shaping.mean())
         failures = self._failures(scores, P * G)
-        extras, judges = _joined_columns(scores.extras, P, G), self._judges(batch)
+        extras, judges = _joined_columns(scores.extras, P, G), self.judges(batch)
         return Scored(base + shaping, base, values, texts, failures, extras, judges, metrics)
 
     def restore(
@@ -124,11 +135,13 @@ class Scorer:
     ) -> Scored:
         """What was said about a rollout in an earlier call, from those parts of it that only that call knew."""
         rewards, texts = base + self._shaping(rollout), self.texts(_ids(rollout))
-        return Scored(rewards, base, values, texts, {}, extras, self._judges(batch), {})
+        return Scored(rewards, base, values, texts, {}, extras, self.judges(batch), {})
 
-    def _judges(self, batch: PromptBatch) -> np.ndarray:
-        """[P] int, of each prompt the first function that is asked about it."""
-        asked = lambda lacks: (n for n in range(len(self.pool.names)) if n not in self.pool.idle(lacks))
+    def judges(self, batch: PromptBatch) -> np.ndarray:
+        """[P] int, of each prompt the first function that is asked about it; a reward model only where there is no
+        function, since its scores have no zero and no one."""
+        order = sorted(range(len(self.pool.names)), key=lambda n: n in self.models)
+        asked = lambda lacks: (n for n in order if n not in self.pool.idle(lacks))
         return np.array([next(asked(lacks), 0) for lacks in batch.lacks], np.int64)
 
     def texts(self, ids: list[list[int]]) -> list[str]:
@@ -152,6 +165,21 @@ class Scorer:
         """What functions logged, each host's mean weighted by its rows."""
         parts = _from_every_host([{"metrics": scores.metrics, "rows": rows}], jax.process_count())
         return _means([part["metrics"] for part in parts], [part["rows"] for part in parts])
+
+    def note_too_long(self, column: int, scores: Scores, why: list[str | None]) -> None:
+        """Rows, with a reason, that a reward model could not score; counted as those are on which a function fails.
+
+        UserError where such a row stops the run.
+        """
+        name, reasons = self.pool.names[column], [reason for reason in why if reason]
+        scores.errors[name] += len(reasons)
+        if reasons:
+            self.pool.messages[name].setdefault("errors", reasons[0])
+        if hosts.agree(bool(reasons) and self.pool.on_error == "stop"):
+            raise UserError(
+                f"rewards: '{name}' failed: {(reasons or ['on another host'])[0]}\n"
+                "choose less for max_completion_length, or set on_reward_error to count"
+            )
 
     def _failures(self, scores: Scores, rows: int) -> dict[str, int]:
         """Rows lost, over all hosts; the first fault of each kind is told once, and once a function that fails on
@@ -224,9 +252,11 @@ class Scoring:
             self._fault = fault
 
     def _idle(self, p: int) -> frozenset[int]:
-        """The functions that are not asked about a prompt."""
+        """The functions that the pool does not ask about a prompt."""
         pool = self._scorer.pool
-        return pool.idle(self._batch.lacks[p]) if p < self._real else frozenset(range(len(pool.names)))
+        if p >= self._real:
+            return frozenset(range(len(pool.names)))
+        return pool.idle(self._batch.lacks[p]) | pool.models.keys()
 
     def finish(self, rollout: Rollout) -> Scored:
         """Score what was not added, and wait. `rollout` is on the host. A collective, as `Scorer.__call__`."""
@@ -237,7 +267,23 @@ class Scoring:
             if p not in self._texts:
                 self.add(p, groups[p])
         texts = [text for p in range(P) for text in self._texts.get(p) or self._scorer.texts(groups[p])]
-        return self._scorer.scored(self._batch, rollout, texts, self._agreed())
+        scores = self._agreed()
+        self._ask_models(scores, texts)
+        return self._scorer.scored(self._batch, rollout, texts, scores)
+
+    def _ask_models(self, scores: Scores, texts: list[str]) -> None:
+        """Fill in this host's share of what reward models say. Every host has all texts, and asks about all of them."""
+        G, real = self._samples, self._real
+        own = slice(self._own.start * G, self._own.stop * G)
+        prompts = [prompt for prompt in self._batch.prompts[:real] for _ in range(G)]
+        for column, model in self._scorer.models.items():
+            verdicts = model(prompts, texts[: real * G])
+            said = np.full(len(texts), np.nan)
+            said[: real * G] = verdicts.scores
+            scores.values[:, column] = said[own]
+            self._scorer.note_too_long(
+                column, scores, [verdicts.too_long.get(row) for row in range(own.start, own.stop)]
+            )
 
     def _arguments(self, p: int) -> tuple[list[Any], list[Any], Columns]:
         """(prompts, completions, columns) of the G rows of a prompt."""

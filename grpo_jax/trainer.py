@@ -37,13 +37,14 @@ class GRPOTrainer:
 
     Args:
         model: a local folder or a hub id.
-        reward_funcs: one or several functions with TRL's signature (async ones too), built-in names, or
-            `file.py:function`.
+        reward_funcs: one or several functions with TRL's signature (async ones too), built-in names,
+            `file.py:function`, or reward models, `model:FOLDER`.
         args: the settings.
         train_dataset, eval_dataset: rows (dicts with a `prompt`), instead of what the settings name; also several by
             name, {name: rows}: for training they are mixed, held out each has figures of its own. Without
             `eval_dataset`, rows given here are not evaluated on.
         processing_class: a tokenizer, instead of the model's own.
+        reward_processing_classes: a tokenizer for each of the `reward_funcs`, None for the reward model's own.
         callbacks: objects with methods of `grpo_jax.TrainerCallback`.
         optimizers: an optax transformation, instead of AdamW and its schedule; gradients come to it clipped at
             `max_grad_norm`, as in TRL.
@@ -63,6 +64,7 @@ class GRPOTrainer:
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
+        reward_processing_classes: Any = None,
         callbacks: Sequence[Any] | None = None,
         optimizers: optax.GradientTransformation | None = None,
         peft_config: Any = None,
@@ -73,8 +75,10 @@ class GRPOTrainer:
         eval_rows = arguments.domains_of("eval_dataset", eval_dataset)
         config = arguments.resolved(args or GRPOConfig(), model, train_rows, eval_rows)
         config = config.replace(**arguments.adapters_of(peft_config))
+        functions = arguments.functions_of(config, reward_funcs)
+        reward_tokenizers = arguments.reward_tokenizers_of(functions, reward_processing_classes)
         self.pool = RewardPool(
-            arguments.functions_of(config, reward_funcs),
+            functions,
             workers=config.reward_workers,
             timeout=config.reward_timeout,
             on_error=config.on_reward_error,
@@ -89,6 +93,7 @@ class GRPOTrainer:
             eval_rows,
             processing_class,
             arguments.optimizer_of(optimizers),
+            reward_tokenizers,
         )
         self.args = self.stages.config
         self.watch = Watch(self.args, callbacks or (), len(self.stages.prompts))

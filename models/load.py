@@ -26,8 +26,10 @@ def load_params(
     shardings: Params | None = None,
     dtype: Any = "float32",
     finish: Callable[[tuple[str, ...], Any], Any] = lambda path, array: array,
+    table: Sequence[Row] | None = None,
 ) -> Params:
-    """The parameters of the checkpoint in `folder`, as the plain tree of `models/qwen.py`, in `dtype`.
+    """The parameters of the checkpoint in `folder`, as the plain tree of `models/qwen.py`, in `dtype`; of another
+    `table` than a language model's, as the tree that its paths say.
 
     `shardings` is the same tree of `jax.sharding.Sharding`s; without it the arrays land on the default
     device. One leaf is in host memory at a time, and of it only what this process's devices hold.
@@ -37,8 +39,9 @@ def load_params(
     or of a dtype that is no 16- or 32-bit float, and for damaged or missing files.
     """
     tensors = open_folder(folder)
-    check_tensors(tensors, cfg, folder)
-    return read_rows(rows(cfg), tensors, cfg, shardings, dtype, finish)
+    table = rows(cfg) if table is None else table
+    check_tensors(tensors, cfg, folder, table)
+    return read_rows(table, tensors, cfg, shardings, dtype, finish)
 
 
 def read_rows(
@@ -100,9 +103,15 @@ def _make_sharded(leaf: Leaf, sharding: Any) -> Any:
     return jax.make_array_from_callback(leaf.shape, sharding, read_once, dtype=leaf.dtype)
 
 
-def check_tensors(tensors: dict[str, Stored], cfg: ModelConfig, folder: str | pathlib.Path) -> None:
-    """UserError unless the headers hold exactly what a model of this shape needs."""
-    expected = {name: row.their_shape(cfg) for row in rows(cfg) for name in row.names(cfg)}
+def check_tensors(
+    tensors: dict[str, Stored],
+    cfg: ModelConfig,
+    folder: str | pathlib.Path,
+    table: Sequence[Row] | None = None,
+) -> None:
+    """UserError unless the headers hold exactly what a language model of this shape, or the `table`, needs."""
+    table = rows(cfg) if table is None else table
+    expected = {name: row.their_shape(cfg) for row in table for name in row.names(cfg)}
     for name, shape in expected.items():
         if name not in tensors:
             near = nearest(name, tensors.keys() - expected.keys())

@@ -1,9 +1,9 @@
 """The one table between Hugging Face's tensors and ours; loading reads it one way, exporting the other.
 
-A row spells both shapes in dimension letters (DESIGN: N, K heads, H head width, D model, F ffn, V
-vocabulary). Theirs are groups, `("NH", "D")` being the matrix [N*H, D] of a torch linear layer; ours are
-single letters, with a leading L when the name has a layer number. Splitting, transposing and stacking all
-follow from the letters.
+A row spells both shapes in dimension letters (N, K heads, H head width, D model, F ffn, V vocabulary; S the one
+score of a reward model). Theirs are groups, `("NH", "D")` being the matrix [N*H, D] of a torch linear layer; ours are
+single letters, with a leading L when the name has a layer number. Splitting, transposing and stacking all follow from
+the letters.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Row:
             "N": cfg.num_heads,
             "K": cfg.num_kv_heads,
             "H": cfg.head_dim,
+            "S": 1,
         }
         return sizes[letter]
 
@@ -94,6 +95,8 @@ TABLE = (
     Row(("norm", "scale"), "model.norm.weight", ("D",), "D"),
     Row(("head", "kernel"), HEAD, ("V", "D"), "DV"),
 )
+SCORE = Row(("score", "kernel"), "score.weight", ("S", "D"), "DS")
+"""Of a classifier with one label, which has no head."""
 
 
 @functools.cache

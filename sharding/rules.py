@@ -32,6 +32,7 @@ TRAIN_RULES: Rules = (
     (r"layers/(input|post)_norm/scale", Spec(None, None)),  # [L,D]
     (r"norm/scale", Spec(None)),  # [D]
     (r"head/kernel(/values)?", Spec("fsdp", "tensor")),  # [D,V]
+    (r"score/kernel", Spec("fsdp", None)),  # [D,1], of a reward model
     (r"embed/embedding/scale", Spec("tensor", None)),  # [V,1]
     (r"layers/[qkv]/kernel(/base)?/(scale|absmax)", Spec(None, None, "tensor", None)),  # [L,1,N|K,H]
     (r"layers/o/kernel(/base)?/(scale|absmax)", Spec(None, None, None, "fsdp")),  # [L,1,1,D]

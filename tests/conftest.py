@@ -89,6 +89,28 @@ def tiny_model(random_params, tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def reward_model(tmp_path_factory) -> pathlib.Path:
+    """A reward model's folder as transformers writes it: another shape than `tiny_model`'s, float32, and random, but
+    far from zero; the same characters, under a template of its own."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("reward") / "judge"
+    shape = {"vocab_size": 104, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    torch.manual_seed(0)
+    model = Qwen2ForSequenceClassification(Qwen2Config(**shape, **heads, num_labels=1, pad_token_id=0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    tokenizer = _character_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def _character_tokenizer():
     """A token for each printable character; three of the model's 104 rows are padding."""
     from tokenizers import Tokenizer, decoders, models

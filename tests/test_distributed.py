@@ -12,6 +12,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from grpo_jax.cli import main
@@ -151,6 +152,20 @@ def test_each_process_scores_its_own_half_once(one, two):
     assert sorted(training(halves[0] + halves[1])) == training(whole)
     assert len(training(halves[0])) == len(training(halves[1])) == 4 * 4
     assert len(whole) == 4 * 8 + 2 * 8
+
+
+def test_a_reward_model_says_something_else_to_two_processes(pair, settings, reward_model, options, tmp_path):
+    """Both ask it about all rows, and each keeps its own half."""
+    rewards = f"{settings['rewards'].replace('counted', 'vowels')},model:{reward_model}"
+    changes = settings | {"rewards": rewards, "max_steps": 1, "eval_prompts": 2}
+    assert main(["train", *options(changes | {"output_dir": tmp_path / "one"})]) == 0
+    ends = wait_for(pair(["train", *options(changes | {"output_dir": tmp_path / "two"})]))
+    assert [end[0] for end in ends] == [0, 0], ends[0][2] + ends[1][2]
+    name = "completions/completions_00001.parquet"
+    ours, theirs = (pq.read_table(tmp_path / run / name).to_pydict() for run in ("one", "two"))
+    assert ours["completion"] == theirs["completion"]
+    assert len(set(ours["judge"])) > 8
+    np.testing.assert_allclose(theirs["judge"], ours["judge"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_refusal_ends_both_processes(pair, two, settings, options):

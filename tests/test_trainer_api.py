@@ -78,7 +78,7 @@ REFUSED = [
     ("model", torch_model, r"model: a Linear object; give a folder or a hub id .*save_pretrained"),
     ("reward_funcs", list, "reward_funcs: an empty list; give at least one function"),
     ("reward_funcs", lambda: 3, "rewards: 3 is a int, not a function; give a function"),
-    ("reward_funcs", torch_model, "reward_funcs: Linear is a PyTorch model; call it within a function"),
+    ("reward_funcs", torch_model, "reward_funcs: Linear is a PyTorch model; save it by save_pretrained"),
     (
         "reward_funcs",
         lambda: [vowels, vowels],
@@ -119,7 +119,7 @@ REFUSED = [
         "lora_target_modules = .*no linear layer",
     ),
     ("tools", lambda: [len], "tools: completions are not interrupted by tools here; leave it out"),
-    ("reward_processing_classes", object, "reward_processing_classes: .*wrap a reward model in one"),
+    ("reward_processing_classes", object, "reward_processing_classes: .* is no tokenizer"),
     ("rollout_func", lambda: len, "rollout_func: sampling is compiled here; leave it out"),
     ("environment_factory", lambda: len, "environment_factory: a prompt is answered in one turn here"),
     ("quantization_config", object, "quantization_config: leave it out; rollout_weights = int8"),

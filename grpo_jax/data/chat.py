@@ -41,12 +41,29 @@ def render(
     asked = as_asked(prompt, system_prompt, prefill)
     if isinstance(asked, str):
         return asked
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            "model: its tokenizer has no chat template, which conversations (and system_prompt) need; "
-            "use an instruction-tuned model, or text prompts through prompt_column"
-        )
+    _check_template(tokenizer, "model")
     return _apply(asked, tokenizer, chat_template_kwargs or {})
+
+
+def render_answered(
+    prompt: Prompt,
+    answer: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
+    """A prompt (see `as_asked`) with its answer, as another model reads both: text after text, or a conversation
+    through that model's template. An answer to a prompt that has opened the assistant's turn goes on with that turn.
+
+    UserError: as of `render`.
+    """
+    if isinstance(prompt, str):
+        return prompt + answer
+    _check_template(tokenizer, "a reward model")
+    messages, opened = list(prompt), ""
+    if messages[-1]["role"] == "assistant":
+        opened = messages.pop()["content"]
+    messages.append({"role": "assistant", "content": opened + answer})
+    return _templated(messages, tokenizer, {**(chat_template_kwargs or {}), "tokenize": False})
 
 
 def as_asked(prompt: Prompt, system_prompt: str | None = None, prefill: str | None = None) -> Prompt:
@@ -71,8 +88,6 @@ def _messages(prompt: Prompt, system_prompt: str | None) -> list[dict[str, str]]
 def _apply(
     messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", variables: Mapping[str, Any]
 ) -> str:
-    import jinja2
-
     last = messages[-1]["role"]
     if last not in ("user", "tool", "assistant"):
         raise UserError(
@@ -80,8 +95,24 @@ def _apply(
         )
     prefill = last == "assistant"
     ours = {"tokenize": False, "add_generation_prompt": not prefill, "continue_final_message": prefill}
+    return _templated(messages, tokenizer, {**variables, **ours})
+
+
+def _check_template(tokenizer: "PreTrainedTokenizerBase", whose: str) -> None:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"{whose}: its tokenizer has no chat template, which conversations (and system_prompt) need; "
+            "use an instruction-tuned model, or text prompts through prompt_column"
+        )
+
+
+def _templated(
+    messages: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", variables: Mapping[str, Any]
+) -> str:
+    import jinja2
+
     try:
-        text = tokenizer.apply_chat_template(messages, **{**variables, **ours})
+        text = tokenizer.apply_chat_template(messages, **variables)
     except (jinja2.TemplateError, ValueError) as error:
         raise UserError(f"prompt: the tokenizer's chat template refuses it: {error}") from None
     return str(text)

@@ -26,6 +26,8 @@ from grpo_jax.models.lora import Base, joined
 from grpo_jax.models.qwen import cast
 from grpo_jax.policy import Policy
 from grpo_jax.programs import Program
+from grpo_jax.reward_models import ROWS_EACH, abstract_reward_model, scoring_program, weight_bytes
+from grpo_jax.rewards.by_model import PREFIX, column_of
 from grpo_jax.rollout.budget import prompts_at_a_time
 from grpo_jax.rollout.decoding import Newcomers
 from grpo_jax.rollout.generate import Programs, Vocabulary
@@ -90,7 +92,14 @@ class Subject:
     @cached_property
     def held(self) -> dict[str, int]:
         """Bytes on each device from the first step to the last, by what they are for."""
-        return capacity.held_always(self.config, self.policy, self.learner.abstract_state)
+        models = sum(weight_bytes(cfg, self.mesh, self.policy.dtype) for cfg in self.reward_models.values())
+        return capacity.held_always(self.config, self.policy, self.learner.abstract_state, models)
+
+    @cached_property
+    def reward_models(self) -> dict[str, ModelConfig]:
+        """Those among the rewards, folder or hub id -> shape."""
+        names = (spec.removeprefix(PREFIX) for spec in self.config.rewards if spec.startswith(PREFIX))
+        return {name: shape_of(name) for name in names}
 
     @cached_property
     def rows(self) -> int:
@@ -122,7 +131,7 @@ class Subject:
 
     def jobs(self) -> list[Job]:
         """The programs of a step, in its order. Weights that no rollout fits beside have none."""
-        return [*self._copying(), *self._rollout(), *self._score(), self.update()]
+        return [*self._copying(), *self._rollout(), *self._judging(), *self._score(), self.update()]
 
     @property
     def _whole(self) -> Any:
@@ -166,6 +175,19 @@ class Subject:
             Job("prompts", programs.admit, (copy, key, state, new), held, []),
             Job("rollout", programs.extend, (copy, state), held, [count]),
         ]
+
+    def _judging(self) -> list[Job]:
+        """A call of each reward model on its longest rows; the sampler's copy is still there."""
+        return [self._judged_by(name, cfg) for name, cfg in self.reward_models.items()]
+
+    def _judged_by(self, name: str, cfg: ModelConfig) -> Job:
+        c, rows = self.config, ROWS_EACH * row_shards(self.mesh)
+        array = partial(abstract.array, by_rows(self.mesh))
+        width = bucket(c.max_prompt_length + c.max_completion_length, cfg.max_position_embeddings)
+        weights = abstract_reward_model(cfg, self.mesh, self.policy.dtype)
+        given = weights, array(jnp.int32, rows, width), array(jnp.int32, rows)
+        beside = self._beside(weights) + capacity.copy_bytes(self.policy)
+        return Job(f"reward {column_of(name)}", scoring_program(cfg, c.attention), given, beside, [])
 
     def _newcomers(self) -> Newcomers:
         c, size, parts = self.config, self.size, row_shards(self.mesh)
@@ -217,7 +239,8 @@ class Subject:
             ends=learner.widths and len(widths(self._width, learner.widths)),
         )
         given = learner.abstract_state, batch, self.base
-        return Job("update", learner.update, given, self.held["reference"], [learner.micro_batches])
+        beside = self.held["reference"] + self.held.get("reward models", 0)
+        return Job("update", learner.update, given, beside, [learner.micro_batches])
 
     @property
     def _mini(self) -> int:

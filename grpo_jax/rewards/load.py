@@ -17,6 +17,7 @@ from typing import Any
 
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.rewards import BUILTIN
+from grpo_jax.rewards.by_model import PREFIX, column_of, model_of, on_devices
 from grpo_jax.rewards.logs import ALWAYS
 from grpo_jax.rewards.options import Bound, options_of, read_options, split_options
 
@@ -26,17 +27,20 @@ class Reward:
     """A reward function under the name its metrics carry.
 
     `spec` is how another process finds it again: a built-in name or `/absolute/file.py:function`, with its options;
-    None for a function that was given as an object. `options` are those of them that were written.
+    None for a function that was given as an object. `options` are those of them that were written. `model`: the folder
+    or hub id of a reward model, which no function computes.
     """
 
     name: str
     function: Callable[..., Any]
     spec: str | None = None
     options: str = ""
+    model: str | None = None
 
 
 def load_reward(spec: "str | Callable[..., Any] | Reward") -> Reward:
-    """The reward that `spec` means: a built-in name, `file.py:function`, both with options or without, or a function.
+    """The reward that `spec` means: a built-in name, `file.py:function`, both with options or without, a reward model
+    (`model:FOLDER`), or a function.
 
     Raises:
         UserError: no such name, file, function or option; the file fails when imported; it is not a function.
@@ -46,6 +50,9 @@ def load_reward(spec: "str | Callable[..., Any] | Reward") -> Reward:
     if not isinstance(spec, str):
         _check_callable(spec, repr(spec))
         return Reward(name_of(spec), spec)
+    if spec.startswith(PREFIX):
+        model = model_of(spec)
+        return Reward(column_of(model), on_devices, PREFIX + model, model=model)
     what, options = split_options(spec)
     name, _, wrong = what.partition(":")
     if name in BUILTIN:
@@ -58,18 +65,19 @@ def load_reward(spec: "str | Callable[..., Any] | Reward") -> Reward:
         return replace(found, function=function, spec=written, options=options)
     raise UserError(
         f"rewards: nothing is called '{what}'{nearest(what, BUILTIN)}; "
-        f"built in are {', '.join(sorted(BUILTIN))}; your own is file.py:function"
+        f"built in are {', '.join(sorted(BUILTIN))}; your own is file.py:function, a reward model model:FOLDER"
     )
 
 
 def named_apart(rewards: Sequence[Reward]) -> list[Reward]:
-    """The same rewards; those that share a name carry their options in it.
+    """The same rewards; those that share a name carry their options, or the whole name of a model, in it.
 
     Raises:
         UserError: two are still called the same.
     """
     names = [reward.name for reward in rewards]
-    full = lambda r: f"{r.name}:{r.options}" if r.options and names.count(r.name) > 1 else r.name
+    whole = lambda r: f"{r.name}:{r.options}" if r.options else r.model or r.name
+    full = lambda r: whole(r) if names.count(r.name) > 1 else r.name
     apart = [replace(reward, name=full(reward)) for reward in rewards]
     names = [reward.name for reward in apart]
     if double := {name for name in names if names.count(name) > 1}:

@@ -34,6 +34,7 @@ class RewardPool:
             every group that is there: it must have answered each within this time.
         on_error: "count" scores a failing row NaN; "stop" raises `UserError` and names the row.
 
+    `models` are the reward models among them, index -> folder or hub id: the pool has their names only.
     `messages` keeps by function and kind of fault ("errors", "timeouts", "nans") the first sentence seen.
     A function given as an object that cannot be pickled runs in a thread of this process, with a warning.
     """
@@ -48,6 +49,7 @@ class RewardPool:
     ):
         self.functions: list[Reward] = named_apart([load_reward(f) for f in functions])
         self.names = [f.name for f in self.functions]
+        self.models = {number: f.model for number, f in enumerate(self.functions) if f.model}
         self.on_error = on_error
         self.messages: dict[str, dict[str, str]] = {name: {} for name in self.names}
         self._crew = Crew(self.functions, workers, timeout)

@@ -60,6 +60,17 @@ def plan(processors, tiny_model, options, tmp_path):
     return run
 
 
+def test_a_reward_model_takes_nothing(plan, reward_model):
+    _, without = plan()
+    _, found = plan(rewards=f"countdown,model:{reward_model}")
+    stage = found["stages"]["reward judge"]
+    assert stage["beside"] > without["bytes"]["weights"], "the policy's state, and the sampler's copy"
+    assert stage["temporary"] > 0
+    held = found["bytes"]["reward models"]
+    assert 0 < held < stage["arguments"]
+    assert found["stages"]["update"]["beside"] == without["stages"]["update"]["beside"] + held
+
+
 def test_a_run_fits_or_not_by_what_its_programs_need(plan, capsys):
     code, found = plan()
     assert (code, found["fits"]) == (0, True)

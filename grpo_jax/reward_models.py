@@ -1,0 +1,183 @@
+"""Reward models: sequence classifiers that score completions on the run's own devices, beside the policy.
+
+A row is the prompt with its answer, through the model's own tokenizer and chat template; its score is what the
+classifier says at its last token (`models/classifier.py`). Every host has all rows of a rollout, and so makes the same
+calls; a call has a fixed number of rows, and a width that is one of few, so that few programs are compiled.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from grpo_jax.capacity import bytes_of
+from grpo_jax.config import PromptSettings
+from grpo_jax.data.chat import Prompt, as_asked, render_answered
+from grpo_jax.errors import UserError
+from grpo_jax.learner.batches import bucket
+from grpo_jax.models import hf
+from grpo_jax.models.classifier import (
+    abstract_classifier,
+    classifier_scores,
+    load_classifier,
+    open_classifier,
+)
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.kernels import Kernel
+from grpo_jax.models.qwen import Params
+from grpo_jax.policy import Policy
+from grpo_jax.programs import Program
+from grpo_jax.rewards import RewardPool
+from grpo_jax.sharding import hosts
+from grpo_jax.sharding.mesh import by_rows, row_shards
+from grpo_jax.sharding.rules import TRAIN_RULES, shardings
+
+ROWS_EACH = 8
+"""Rows of a call on each part of the mesh."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What a reward model says of B rows."""
+
+    scores: np.ndarray  # [B] float64, NaN where there is none
+    too_long: dict[int, str] = field(default_factory=dict)  # row -> why it was not scored
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A classifier with its tokenizer on a mesh. Its weights are read when it is first asked."""
+
+    folder: Path
+    cfg: ModelConfig
+    tokenizer: Any
+    pad_id: int
+    mesh: Mesh
+    dtype: str
+    attention: Kernel
+    asking: PromptSettings  # what the run puts before and behind a prompt: the model reads it, too
+
+    def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Verdicts:
+        """Scores of B answers to B prompts, which are texts or messages. Every process must call it, inside the mesh.
+
+        UserError: the chat template refuses a conversation.
+        """
+        ids = self._tokens(prompts, answers)
+        verdicts = Verdicts(np.full(len(ids), np.nan))
+        for row, tokens in enumerate(ids):
+            if len(tokens) > self.positions:
+                verdicts.too_long[row] = (
+                    f"prompt and completion are {len(tokens)} tokens, and {self.folder} has {self.positions} positions"
+                )
+        # Long rows first, so that a call has rows of much the same length, and the first call is the largest.
+        order = sorted(set(range(len(ids))) - set(verdicts.too_long), key=lambda row: -len(ids[row]))
+        for start in range(0, len(order), self.rows):
+            some = order[start : start + self.rows]
+            verdicts.scores[some] = self._scored([ids[row] for row in some])
+        return verdicts
+
+    def check(self, prompt: Prompt) -> None:
+        """UserError where the tokenizer cannot write such a prompt with an answer."""
+        self._tokens([prompt], ["."])
+
+    @property
+    def positions(self) -> int:
+        """Tokens of a row at most."""
+        return self.cfg.max_position_embeddings
+
+    @property
+    def rows(self) -> int:
+        """Of a call."""
+        return ROWS_EACH * row_shards(self.mesh)
+
+    @property
+    def bytes(self) -> int:
+        """Of its weights, on each device."""
+        return weight_bytes(self.cfg, self.mesh, self.dtype)
+
+    @cached_property
+    def program(self) -> Program:
+        """(weights, tokens [R,T] int32, ends [R] int32) -> scores [R] float32."""
+        return scoring_program(self.cfg, self.attention)
+
+    @cached_property
+    def params(self) -> Params:
+        """Its weights, read now; each device has its part."""
+        return load_classifier(self.folder, self.cfg, _places(self.cfg, self.mesh), self.dtype)
+
+    def _tokens(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[list[int]]:
+        how = self.asking
+        asked = [as_asked(prompt, how.system_prompt, how.prefill) for prompt in prompts]
+        texts = [
+            render_answered(prompt, answer, self.tokenizer, how.chat_template_kwargs)
+            for prompt, answer in zip(asked, answers, strict=True)
+        ]
+        found = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        # A row of nothing has nothing to be scored at: transformers looks at its first padding then.
+        return [tokens or [self.pad_id] for tokens in found]
+
+    def _scored(self, ids: list[list[int]]) -> np.ndarray:
+        """Of at most R rows."""
+        tokens = np.full((self.rows, bucket(max(map(len, ids)), self.positions)), self.pad_id, np.int32)
+        ends = np.zeros(self.rows, np.int32)
+        for row, own in enumerate(ids):
+            tokens[row, : len(own)], ends[row] = own, self._end(own)
+        where = by_rows(self.mesh)
+        scores = self.program(self.params, hosts.put(tokens, where), hosts.put(ends, where))
+        return hosts.get(scores)[: len(ids)]
+
+    def _end(self, ids: list[int]) -> int:
+        """The place of the last token that is not the padding token, as transformers has it: where a template ends
+        with that very token, it is the one before."""
+        return next((i for i in reversed(range(len(ids))) if ids[i] != self.pad_id), 0)
+
+
+def scoring_program(cfg: ModelConfig, attention: Kernel) -> Program:
+    """What scores, for any weights of that shape."""
+    return Program("reward model", partial(classifier_scores, cfg, attention=attention))
+
+
+def abstract_reward_model(cfg: ModelConfig, mesh: Mesh, dtype: str) -> Params:
+    """A reward model's weights as shapes, where they lie on a mesh. UserError where they do not divide over it."""
+    place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return jax.tree.map(place, abstract_classifier(cfg, dtype), _places(cfg, mesh))
+
+
+def weight_bytes(cfg: ModelConfig, mesh: Mesh, dtype: str) -> int:
+    """What they take on each device."""
+    return bytes_of(abstract_reward_model(cfg, mesh, dtype))
+
+
+def _places(cfg: ModelConfig, mesh: Mesh) -> Params:
+    return shardings(abstract_classifier(cfg), TRAIN_RULES, mesh)
+
+
+def open_reward_models(
+    pool: RewardPool, policy: Policy, config: PromptSettings, tokenizers: Sequence[Any] | None = None
+) -> dict[int, RewardModel]:
+    """The models among a pool's rewards, by their place there, on the policy's mesh and in its dtype.
+
+    Args:
+        tokenizers: one for each reward of the pool, or None for the model's own.
+
+    UserError for whatever is wrong with one. No weights are read.
+    """
+    given = tokenizers or [None] * len(pool.names)
+    return {n: _open(name, policy, config, given[n]) for n, name in pool.models.items()}
+
+
+def _open(name: str, policy: Policy, config: PromptSettings, tokenizer: Any) -> RewardModel:
+    folder = hf.resolve_model(name, "rewards: model")
+    cfg = open_classifier(folder)
+    weight_bytes(cfg, policy.mesh, policy.dtype)
+    tokenizer = tokenizer or hf.load_tokenizer(folder)
+    hf.check_tokenizer(len(tokenizer), cfg)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad_id is None:
+        raise UserError(f"{folder}: the tokenizer has neither a pad_token nor an eos_token; give it one")
+    return RewardModel(folder, cfg, tokenizer, pad_id, policy.mesh, policy.dtype, policy.attention, config)
