@@ -142,8 +142,8 @@ class RewardSettings(Settings):
     """Rewards."""
 
     rewards: Specs = Field(["countdown"])
-    """Reward functions: names, or file.py:function, with options as in boxed_math:think=false; several separated by
-    commas."""
+    """Rewards: names, file.py:function, with options as in boxed_math:think=false, or a reward model, model:FOLDER;
+    several separated by commas."""
     reward_timeout: float = Field(10.0, gt=0)
     """Seconds after which a reward call is given up and its worker replaced."""
     reward_workers: Count = 0
