@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from grpo_jax.config import GRPOConfig, SamplingSettings
+from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.policy import Policy
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.stopping import Stop
+from grpo_jax.settings_sampling import SamplingSettings
 
 
 def sampling_of(config: SamplingSettings, policy: Policy) -> Sampling:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from grpo_jax.config import ModelSettings, parse_mesh
 from grpo_jax.copying import SamplerCopy
 from grpo_jax.errors import UserError
 from grpo_jax.models import hf
@@ -22,6 +21,8 @@ from grpo_jax.models.peft import read_lora
 from grpo_jax.models.qwen import Params, abstract_params, abstract_trained, in_form, sampler_weights
 from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.rollout.generate import Vocabulary
+from grpo_jax.settings_checks import parse_mesh
+from grpo_jax.settings_run import ModelSettings
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
 

@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grpo_jax.capacity import bytes_of
-from grpo_jax.config import PromptSettings
 from grpo_jax.data.chat import Prompt, as_asked, render_answered
 from grpo_jax.errors import UserError
 from grpo_jax.learner.batches import bucket
@@ -33,6 +32,7 @@ from grpo_jax.models.qwen import Params
 from grpo_jax.policy import Policy
 from grpo_jax.programs import Program
 from grpo_jax.rewards import RewardPool
+from grpo_jax.settings_prompts import PromptSettings
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, row_shards
 from grpo_jax.sharding.rules import TRAIN_RULES, shardings

@@ -5,9 +5,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from grpo_jax import settings_checks as check
-from grpo_jax.config import ModelSettings, PromptSettings, RewardSettings, SamplingSettings
 from grpo_jax.errors import nearest
 from grpo_jax.settings_io import Count, Mapped, Name, Names, Positive, Settings, Share
+from grpo_jax.settings_prompts import PromptSettings
+from grpo_jax.settings_run import ModelSettings
+from grpo_jax.settings_sampling import RewardSettings, SamplingSettings
 
 
 class SourceSettings(Settings):

@@ -5,8 +5,10 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from grpo_jax import settings_checks as check
-from grpo_jax.config import ModelSettings, PromptSettings, RewardSettings, SamplingSettings
 from grpo_jax.settings_io import Count, Mapped, Name, Positive
+from grpo_jax.settings_prompts import PromptSettings
+from grpo_jax.settings_run import ModelSettings
+from grpo_jax.settings_sampling import RewardSettings, SamplingSettings
 
 
 class RejectConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettings):

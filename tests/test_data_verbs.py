@@ -10,10 +10,10 @@ import pytest
 
 from grpo_jax import grading
 from grpo_jax.cli import main
-from grpo_jax.config import PromptSettings
 from grpo_jax.data.files import read_file
 from grpo_jax.data.layouts import arrange
 from grpo_jax.settings_data import GradeConfig
+from grpo_jax.settings_prompts import PromptSettings
 
 ROWS = [
     {
