@@ -20,7 +20,8 @@ from grpo_jax.data.course import Course, Standing
 from grpo_jax.data.prompts import PromptBatch
 from grpo_jax.rollout.generate import Rollout
 from grpo_jax.rollout.sampler import Sampler
-from grpo_jax.scoring import Scored, Scorer
+from grpo_jax.scored import Scored
+from grpo_jax.scoring import Scorer
 from grpo_jax.sharding import hosts
 
 Clock = Callable[[str], AbstractContextManager[None]]

@@ -34,7 +34,8 @@ from grpo_jax.runs.files import write_atomically
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.progress import TrainingProgress
 from grpo_jax.runs.run import open_together
-from grpo_jax.scoring import Scored, Scorer
+from grpo_jax.scored import Scored
+from grpo_jax.scoring import Scorer
 from grpo_jax.settings_reject import RejectConfig
 from grpo_jax.sharding import hosts
 from grpo_jax.weights import load_sampler

@@ -46,7 +46,7 @@ class Verdicts:
     """What a reward model says of B rows."""
 
     scores: np.ndarray  # [B] float64, NaN where there is none
-    too_long: dict[int, str] = field(default_factory=dict)  # row -> why it was not scored
+    faults: dict[int, str] = field(default_factory=dict)  # row -> why it has none
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,18 @@ class RewardModel:
         verdicts = Verdicts(np.full(len(ids), np.nan))
         for row, tokens in enumerate(ids):
             if len(tokens) > self.positions:
-                verdicts.too_long[row] = (
+                verdicts.faults[row] = (
                     f"prompt and completion are {len(tokens)} tokens, and {self.folder} has {self.positions} positions"
                 )
         # Long rows first, so that a call has rows of much the same length, and the first call is the largest.
-        order = sorted(set(range(len(ids))) - set(verdicts.too_long), key=lambda row: -len(ids[row]))
+        order = sorted(set(range(len(ids))) - set(verdicts.faults), key=lambda row: -len(ids[row]))
         for start in range(0, len(order), self.rows):
             some = order[start : start + self.rows]
             verdicts.scores[some] = self._scored([ids[row] for row in some])
+        for row in order:
+            if not np.isfinite(verdicts.scores[row]):
+                verdicts.faults[row] = f"{self.folder} gave {verdicts.scores[row]}"
+                verdicts.scores[row] = np.nan
         return verdicts
 
     def check(self, prompt: Prompt) -> None:

@@ -2,9 +2,7 @@
 
 import json
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,54 +14,8 @@ from grpo_jax.reward_models import RewardModel
 from grpo_jax.rewards import RewardPool, Scores, Stream, combine
 from grpo_jax.rewards.overlong import soft_overlong
 from grpo_jax.rollout.generate import Rollout
+from grpo_jax.scored import Columns, Scored, means, stacked
 from grpo_jax.sharding import hosts
-
-Columns = dict[str, list[Any]]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A rollout's rewards."""
-
-    rewards: np.ndarray  # [P,G] float32, `base` with the over-long shaping: what advantages are computed from
-    base: np.ndarray  # [P,G] float32, the weighted sum; NaN where no function said anything
-    values: np.ndarray  # [P,G,n] float32, one for each function; NaN for None
-    completions: list[str]  # P * G texts without special tokens
-    failures: dict[str, int]  # rows lost to errors, timeouts and NaNs, by "rewards/{name}/{kind}"
-    extras: Columns  # what functions logged for each row: P * G values a column, None where they did not
-    judges: (
-        np.ndarray
-    )  # [P] int, the first function that is asked about each prompt: it says what a success is
-    metrics: dict[str, float]  # what they logged for the rollout as a whole, and the mean of the shaping
-
-    @property
-    def successes(self) -> np.ndarray:
-        """[P,G] float32: 1 where the judging function gave 1 or more, 0 where less, NaN where it said nothing."""
-        verdicts = np.take_along_axis(self.values, self.judges[:, None, None], axis=2)[..., 0]
-        return np.where(np.isnan(verdicts), verdicts, (verdicts >= 1).astype(np.float32))
-
-    def take(self, which: np.ndarray) -> "Scored":
-        """The groups at the indices `which`. Failures and metrics stay behind: they are of the whole rollout."""
-        G = self.rewards.shape[1]
-        pick = lambda column: [value for i in which for value in column[i * G : (i + 1) * G]]
-        extras = {name: pick(column) for name, column in self.extras.items()}
-        arrays = self.rewards[which], self.base[which], self.values[which]
-        return Scored(*arrays, pick(self.completions), {}, extras, self.judges[which], {})
-
-    @staticmethod
-    def join(parts: "Sequence[Scored]") -> "Scored":
-        """Groups after one another; failures add up, a metric is the mean of the parts that have it."""
-        rows = [part.rewards.size for part in parts]
-        return Scored(
-            rewards=np.concatenate([part.rewards for part in parts]),
-            base=np.concatenate([part.base for part in parts]),
-            values=np.concatenate([part.values for part in parts]),
-            completions=[text for part in parts for text in part.completions],
-            failures=dict(sum((Counter(part.failures) for part in parts), Counter())),
-            extras=_stacked([part.extras for part in parts], rows),
-            judges=np.concatenate([part.judges for part in parts]),
-            metrics=_means([part.metrics for part in parts], rows),
-        )
 
 
 class Scorer:
@@ -164,9 +116,9 @@ class Scorer:
     def _metrics(self, scores: Scores, rows: int) -> dict[str, float]:
         """What functions logged, each host's mean weighted by its rows."""
         parts = _from_every_host([{"metrics": scores.metrics, "rows": rows}], jax.process_count())
-        return _means([part["metrics"] for part in parts], [part["rows"] for part in parts])
+        return means([part["metrics"] for part in parts], [part["rows"] for part in parts])
 
-    def note_too_long(self, column: int, scores: Scores, why: list[str | None]) -> None:
+    def note_faults(self, column: int, scores: Scores, why: list[str | None]) -> None:
         """Rows, with a reason, that a reward model could not score; counted as those are on which a function fails.
 
         UserError where such a row stops the run.
@@ -178,7 +130,7 @@ class Scorer:
         if hosts.agree(bool(reasons) and self.pool.on_error == "stop"):
             raise UserError(
                 f"rewards: '{name}' failed: {(reasons or ['on another host'])[0]}\n"
-                "choose less for max_completion_length, or set on_reward_error to count"
+                "mend that (shorter rows: max_completion_length), or set on_reward_error to count"
             )
 
     def _failures(self, scores: Scores, rows: int) -> dict[str, int]:
@@ -281,8 +233,8 @@ class Scoring:
             said = np.full(len(texts), np.nan)
             said[: real * G] = verdicts.scores
             scores.values[:, column] = said[own]
-            self._scorer.note_too_long(
-                column, scores, [verdicts.too_long.get(row) for row in range(own.start, own.stop)]
+            self._scorer.note_faults(
+                column, scores, [verdicts.faults.get(row) for row in range(own.start, own.stop)]
             )
 
     def _arguments(self, p: int) -> tuple[list[Any], list[Any], Columns]:
@@ -321,25 +273,7 @@ def _joined_columns(own: Columns, P: int, G: int) -> Columns:
     share = hosts.own_share(P)
     rows = [slice(i * G, (i + 1) * G) for i in range(share.stop - share.start)]
     groups = [{name: column[part] for name, column in own.items()} for part in rows]
-    return _stacked(_from_every_host(groups, P), [G] * P)
-
-
-def _stacked(parts: Sequence[Columns], rows: Sequence[int]) -> Columns:
-    """Columns put under one another; None where a part, of so many `rows`, lacks one."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {
-        name: [value for part, n in zip(parts, rows) for value in part.get(name, [None] * n)]
-        for name in names
-    }
-
-
-def _means(parts: Sequence[dict[str, float]], rows: Sequence[int]) -> dict[str, float]:
-    """The mean of each figure over the parts that have it, each weighted by its rows."""
-    means: dict[str, float] = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        found = [(part[name], n) for part, n in zip(parts, rows) if name in part and n]
-        means[name] = sum(value * n for value, n in found) / sum(n for _, n in found)
-    return means
+    return stacked(_from_every_host(groups, P), [G] * P)
 
 
 def _from_every_host(own: list[Any], count: int) -> list[Any]:

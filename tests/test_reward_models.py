@@ -62,7 +62,7 @@ def test_scores_are_others_than_trls(opened, reward_model):
     expected = by_trl(reward_model, PROMPTS, ANSWERS)
     verdicts = ask(opened(), PROMPTS, ANSWERS)
     np.testing.assert_allclose(verdicts.scores, expected, rtol=2e-5, atol=2e-5)
-    assert verdicts.too_long == {}
+    assert verdicts.faults == {}
     assert np.ptp(expected) > 0.5
 
 
@@ -103,8 +103,16 @@ def test_a_tokenizer_given_is_left_out(opened, reward_model):
 def test_a_row_beyond_the_positions_is_cut(opened):
     verdicts = ask(opened(), ["p", "p", "p"], ["a" * 255, "a" * 256, "a"])
     assert np.isnan(verdicts.scores).tolist() == [False, True, False]
-    assert "prompt and completion are 257 tokens, and" in verdicts.too_long[1]
-    assert "has 256 positions" in verdicts.too_long[1]
+    assert "prompt and completion are 257 tokens, and" in verdicts.faults[1]
+    assert "has 256 positions" in verdicts.faults[1]
+
+
+def test_a_score_that_is_no_number_counts(opened):
+    model = opened()
+    model.params["score"]["kernel"] *= np.inf
+    verdicts = ask(model, ["p"], ["a"])
+    assert np.isnan(verdicts.scores[0])
+    assert " gave " in verdicts.faults[0]
 
 
 def test_names(reward_model, monkeypatch):

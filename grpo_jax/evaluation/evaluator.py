@@ -17,7 +17,8 @@ from grpo_jax.rollout.generate import Rollout
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.stopping import Stop
-from grpo_jax.scoring import Scored, Scorer
+from grpo_jax.scored import Scored
+from grpo_jax.scoring import Scorer
 from grpo_jax.sharding.mesh import row_shards
 
 # The sampler's stream of random numbers; training uses 0.
