@@ -73,7 +73,7 @@ class FakeSampler:
 class FakePool:
     """A reward of each kind for prompt after prompt, and a log of what it saw."""
 
-    names, models = ("first", "second"), {}  # noqa: RUF012
+    names, models = ("first", "second"), {}
 
     def __init__(self, kinds, G):
         self.kinds, self.G, self.states, self.messages = kinds, G, [], {}
