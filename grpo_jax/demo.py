@@ -28,6 +28,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.models.hf import save_model
 from grpo_jax.models.qwen import Params
 from grpo_jax.policy import Policy, open_policy
+from grpo_jax.reward_models import check_rewards
 from grpo_jax.runs.folder import RunFolder, check_place
 from grpo_jax.runs.progress import TrainingProgress
 from grpo_jax.sft import FineTuner
@@ -104,6 +105,7 @@ def _check(config: GRPOConfig) -> None:
         raise UserError(
             f"output_dir = {config.output_dir}: the demo keeps its model there; give a local folder"
         )
+    check_rewards(config.rewards)
 
 
 def _specs(config: GRPOConfig) -> list[str]:
@@ -201,11 +203,8 @@ def _cold_start(policy: Policy, seed: int, lessons: Sequence[Lesson]) -> Params:
 
 def train_demo(config: GRPOConfig) -> int:
     """GRPO from the demo's starting model, which lives as long as the run."""
-    from grpo_jax.rewards import RewardPool
     from grpo_jax.trainer import GRPOTrainer
 
-    # A wrong name ends the run here, and not after the cold start.
-    RewardPool(config.rewards)
     with starting_model(config) as folder:
         trainer = GRPOTrainer(folder, args=config)
         trainer.args = trainer.args.replace(

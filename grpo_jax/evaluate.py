@@ -14,7 +14,7 @@ from grpo_jax.evaluation.report import figures_of, problems_of, scored_figures, 
 from grpo_jax.evaluation.setup import Setup, setup_of
 from grpo_jax.evaluation.statistics import pass_at_k, standard_error
 from grpo_jax.policy import Policy, open_policy
-from grpo_jax.reward_models import open_reward_models
+from grpo_jax.reward_models import check_rewards, open_reward_models
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.scoring import Scorer
@@ -28,6 +28,7 @@ def evaluate_command(config: EvalConfig) -> int:
     """The verb `eval`: avg@N, pass@k and maj@N with standard errors, and greedy; a table, and the same in files."""
     setup = setup_of(config)
     config = setup.config
+    check_rewards(setup.rewards)
     places = keeping.places_of(setup.name, config.samples, config.output, config.run, config.model)
     results = _described(setup)
     other = comparison.read(config.compare) if config.compare else None

@@ -32,6 +32,7 @@ from grpo_jax.models.qwen import Params
 from grpo_jax.policy import Policy
 from grpo_jax.programs import Program
 from grpo_jax.rewards import RewardPool
+from grpo_jax.rewards.load import load_reward, named_apart
 from grpo_jax.settings_prompts import PromptSettings
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, row_shards
@@ -159,6 +160,13 @@ def weight_bytes(cfg: ModelConfig, mesh: Mesh, dtype: str) -> int:
 
 def _places(cfg: ModelConfig, mesh: Mesh) -> Params:
     return shardings(abstract_classifier(cfg), TRAIN_RULES, mesh)
+
+
+def check_rewards(rewards: Sequence[Any]) -> None:
+    """UserError for rewards that cannot be used, reward models included, before anything is made or opened for them."""
+    for reward in named_apart([load_reward(one) for one in rewards]):
+        if reward.model:
+            open_classifier(hf.resolve_model(reward.model, "rewards: model"))
 
 
 def open_reward_models(

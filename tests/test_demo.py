@@ -159,6 +159,8 @@ def test_folder_named_start_that_is_removed(tmp_path, capsys):
         (["--dataset", "{a: tiny_math, b: gsm8k}"], "dataset = gsm8k: the model 'demo' reads"),
         (["--eval_dataset", "tiny_math"], "knows the symbols of tiny_countdown only"),
         (["--output_dir", "gs://bucket/run"], "give a local folder"),
+        (["--rewards", "countdwn"], "nothing is called 'countdwn' (did you mean 'countdown'?)"),
+        (["--rewards", "model:nowhere"], "rewards: model 'nowhere': no such folder"),
     ],
 )
 def test_what_the_demo_cannot_do(tmp_path, monkeypatch, capsys, words, why):

@@ -154,6 +154,8 @@ def test_a_runs_export_keeps_its_results_elsewhere(typed, place, tiny_model):
 REFUSED = [
     ({"task": "gsm8"}, r"task = gsm8: no such task \(did you mean 'gsm8k'"),
     ({"task": "nowhere.yaml"}, r"nowhere.yaml: not found"),
+    ({"rewards": "model:nowhere"}, r"rewards: model 'nowhere': no such folder"),
+    ({"rewards": "gsm8q", "model": "nowhere"}, r"rewards: nothing is called 'gsm8q' \(did you mean 'gsm8k'"),
     ({"data": None}, r"neither a task .* nor a file .*; --data PATH says where the rows of task.yaml lie"),
     ({"task": "aime24", "samples": 8}, r"published figures of aime24 average over 64"),
     ({"pass_k": 4}, r"pass_k = \[4\]: pass@4 needs 4 samples of each prompt, and samples is 3"),
