@@ -76,7 +76,8 @@ class RewardModel:
                     f"prompt and completion are {len(tokens)} tokens, and {self.folder} has {self.positions} positions"
                 )
         # Long rows first, so that a call has rows of much the same length, and the first call is the largest.
-        order = sorted(set(range(len(ids))) - set(verdicts.faults), key=lambda row: -len(ids[row]))
+        order = [row for row in range(len(ids)) if row not in verdicts.faults]
+        order.sort(key=lambda row: -len(ids[row]))
         for start in range(0, len(order), self.rows):
             some = order[start : start + self.rows]
             verdicts.scores[some] = self._scored([ids[row] for row in some])

@@ -92,6 +92,7 @@ def test_simple_grpo__has_four_totals_and_a_reference(run):
     assert (ended.config["beta"], ended.config["num_generations"]) == (0.04, 8)
     for group in ended.groups():
         rewards = np.array([row["simple_grpo_correct"] + row["simple_grpo_format"] for row in group])
+        assert np.ptp(rewards) > 0, "groups without spread are skipped"
         wanted = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
         np.testing.assert_allclose([row["advantage"] for row in group], wanted, atol=1e-4)
 
