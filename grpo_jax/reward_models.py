@@ -5,7 +5,7 @@ classifier says at its last token (`models/classifier.py`). Every host has all r
 calls; a call has a fixed number of rows, and a width that is one of few, so that few programs are compiled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -69,23 +69,13 @@ class RewardModel:
         UserError: the chat template refuses a conversation.
         """
         ids = self._tokens(prompts, answers)
-        verdicts = Verdicts(np.full(len(ids), np.nan))
-        for row, tokens in enumerate(ids):
-            if len(tokens) > self.positions:
-                verdicts.faults[row] = (
-                    f"prompt and completion are {len(tokens)} tokens, and {self.folder} has {self.positions} positions"
-                )
-        # Long rows first, so that a call has rows of much the same length, and the first call is the largest.
-        order = [row for row in range(len(ids)) if row not in verdicts.faults]
-        order.sort(key=lambda row: -len(ids[row]))
-        for start in range(0, len(order), self.rows):
-            some = order[start : start + self.rows]
-            verdicts.scores[some] = self._scored([ids[row] for row in some])
-        for row in order:
-            if not np.isfinite(verdicts.scores[row]):
-                verdicts.faults[row] = f"{self.folder} gave {verdicts.scores[row]}"
-                verdicts.scores[row] = np.nan
-        return verdicts
+        scores, faults = np.full(len(ids), np.nan), self._too_long(ids)
+        for some in self._calls(ids, faults):
+            scores[some] = self._scored([ids[row] for row in some])
+            for row in some:
+                if not np.isfinite(scores[row]):
+                    scores[row], faults[row] = np.nan, f"{self.folder} gave {scores[row]}"
+        return Verdicts(scores, faults)
 
     def check(self, prompt: Prompt) -> None:
         """UserError where the tokenizer cannot write such a prompt with an answer."""
@@ -126,6 +116,23 @@ class RewardModel:
         found = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         # A row of nothing has nothing to be scored at: transformers looks at its first padding then.
         return [tokens or [self.pad_id] for tokens in found]
+
+    def _too_long(self, ids: list[list[int]]) -> dict[int, str]:
+        """Row -> why it is not scored."""
+        where = f"{self.folder} has {self.positions} positions"
+        return {
+            row: f"prompt and completion are {len(own)} tokens, and {where}"
+            for row, own in enumerate(ids)
+            if len(own) > self.positions
+        }
+
+    def _calls(self, ids: list[list[int]], without: Container[int]) -> Iterator[list[int]]:
+        """The rows of each call. Long ones first, so that a call has rows of much the same length, and the first call
+        is the largest."""
+        order = [row for row in range(len(ids)) if row not in without]
+        order.sort(key=lambda row: -len(ids[row]))
+        for start in range(0, len(order), self.rows):
+            yield order[start : start + self.rows]
 
     def _scored(self, ids: list[list[int]]) -> np.ndarray:
         """Of at most R rows."""
