@@ -25,7 +25,7 @@ from grpo_jax.models.qwen import abstract_params
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.reflection import Reflection, load_reflection
-from grpo_jax.reward_models import open_reward_models
+from grpo_jax.reward_models import find_reward_models, open_reward_models
 from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.folder import model_fingerprint
 from grpo_jax.runs.run import Run
@@ -70,6 +70,7 @@ def assemble(
 ) -> Stages:
     """Open the model and the data that `config` names, or take the rows, the tokenizers and the optimizer given, and
     build every stage. UserError for what is wrong with any of them."""
+    found = find_reward_models(pool.functions, reward_tokenizers)
     policy = open_policy(
         config,
         model,
@@ -79,7 +80,7 @@ def assemble(
         lora_of(config),
         config.base_weights,
     )
-    models = open_reward_models(pool, policy, config, reward_tokenizers)
+    models = open_reward_models(found, policy, config)
     check_rows(policy.mesh, "prompts_per_step", config.prompts_per_step)
     configs = configs_of(config, policy)
     if train_rows is None:
@@ -110,9 +111,11 @@ def _with_steps(config: GRPOConfig, prompts: Prompts) -> GRPOConfig:
     return config.replace(num_train_epochs=None, max_steps=steps)
 
 
-def open_run(config: GRPOConfig | SFTConfig, policy: Policy) -> Run:
-    """The run of these settings on this model, new or resumed. UserError when its folder holds another."""
-    return Run(config.model_dump(mode="json"), fingerprint_of(policy), is_writer=hosts.is_writer())
+def open_run(config: GRPOConfig | SFTConfig, policy: Policy, judges: Mapping[str, str] | None = None) -> Run:
+    """The run of these settings on this model, new or resumed, with reward models of these fingerprints. UserError
+    when its folder holds another."""
+    fingerprint = {**fingerprint_of(policy), **(judges or {})}
+    return Run(config.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer())
 
 
 def fingerprint_of(policy: Policy) -> dict[str, str]:

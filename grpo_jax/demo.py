@@ -28,7 +28,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.models.hf import save_model
 from grpo_jax.models.qwen import Params
 from grpo_jax.policy import Policy, open_policy
-from grpo_jax.reward_models import check_rewards
+from grpo_jax.reward_models import find_reward_models
 from grpo_jax.runs.folder import RunFolder, check_place
 from grpo_jax.runs.progress import TrainingProgress
 from grpo_jax.sft import FineTuner
@@ -105,7 +105,7 @@ def _check(config: GRPOConfig) -> None:
         raise UserError(
             f"output_dir = {config.output_dir}: the demo keeps its model there; give a local folder"
         )
-    check_rewards(config.rewards)
+    find_reward_models(config.rewards)
 
 
 def _specs(config: GRPOConfig) -> list[str]:

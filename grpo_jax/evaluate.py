@@ -1,5 +1,6 @@
 """The verb `eval`: measure a model on held-out prompts. The measuring itself is in `evaluation/`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from grpo_jax.evaluation.report import figures_of, problems_of, scored_figures, 
 from grpo_jax.evaluation.setup import Setup, setup_of
 from grpo_jax.evaluation.statistics import pass_at_k, standard_error
 from grpo_jax.policy import Policy, open_policy
-from grpo_jax.reward_models import check_rewards, open_reward_models
+from grpo_jax.reward_models import Found, find_reward_models, open_reward_models
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.scoring import Scorer
@@ -28,7 +29,7 @@ def evaluate_command(config: EvalConfig) -> int:
     """The verb `eval`: avg@N, pass@k and maj@N with standard errors, and greedy; a table, and the same in files."""
     setup = setup_of(config)
     config = setup.config
-    check_rewards(setup.rewards)
+    found = find_reward_models(setup.rewards)
     places = keeping.places_of(setup.name, config.samples, config.output, config.run, config.model)
     results = _described(setup)
     other = comparison.read(config.compare) if config.compare else None
@@ -38,13 +39,13 @@ def evaluate_command(config: EvalConfig) -> int:
     tokens = config.max_prompt_length + config.max_completion_length
     policy.check_positions("max_prompt_length + max_completion_length", tokens)
     prompts = _held_out(setup, policy)
-    ways = _measured(setup, policy, prompts)
+    ways = _measured(setup, policy, prompts, found)
     results["prompts_dropped"] = prompts.dropped
     results |= {way: _figures(setup, result) for way, result in ways.items()}
     results["problems"] = {way: problems_of(result, _scorings(setup)) for way, result in ways.items()}
     if other:
-        found = comparison.differences(str(config.compare), other["problems"], results["problems"])
-        results["difference"] = {"from": config.compare, **found}
+        apart = comparison.differences(str(config.compare), other["problems"], results["problems"])
+        results["difference"] = {"from": config.compare, **apart}
     if hosts.is_writer():
         _tell(results, prompts)
         for place in places:
@@ -52,7 +53,9 @@ def evaluate_command(config: EvalConfig) -> int:
     return 0
 
 
-def _measured(setup: Setup, policy: Policy, prompts: Prompts) -> dict[str, Evaluation]:
+def _measured(
+    setup: Setup, policy: Policy, prompts: Prompts, found: Mapping[int, Found]
+) -> dict[str, Evaluation]:
     """way -> what came of it. Everything is checked before the weights are read."""
     config = setup.config
     pool = RewardPool(
@@ -62,7 +65,7 @@ def _measured(setup: Setup, policy: Policy, prompts: Prompts) -> dict[str, Evalu
         on_error=config.on_reward_error,
     )
     with pool, jax.set_mesh(policy.mesh):
-        models = open_reward_models(pool, policy, config)
+        models = open_reward_models(found, policy, config)
         scorer = Scorer(pool, None, policy.tokenizer, models=models)
         ways = {
             name: _evaluator(config, policy, prompts, scorer, how, samples)

@@ -20,7 +20,7 @@ from grpo_jax.drawing import sampling_of, stop_of
 from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluator
 from grpo_jax.policy import Policy, open_policy
-from grpo_jax.reward_models import open_reward_models
+from grpo_jax.reward_models import find_reward_models, open_reward_models
 from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.files import write_atomically
 from grpo_jax.scoring import Scorer
@@ -48,6 +48,7 @@ _FREE = {
 
 def grade(config: GradeConfig, rows: Sequence[Row]) -> Outcome:
     """The rows with a pass rate and a level each; those whose prompt is too long are dropped."""
+    found = find_reward_models(config.rewards)
     policy = open_policy(config, rollout_weights=config.rollout_weights, rollout_cache=config.rollout_cache)
     tokens = config.max_prompt_length + config.max_completion_length
     policy.check_positions("max_prompt_length + max_completion_length", tokens)
@@ -61,7 +62,7 @@ def grade(config: GradeConfig, rows: Sequence[Row]) -> Outcome:
         on_error=config.on_reward_error,
     )
     with pool, jax.set_mesh(policy.mesh):
-        models = open_reward_models(pool, policy, config)
+        models = open_reward_models(found, policy, config)
         scorer = Scorer(pool, None, policy.tokenizer, models=models)
         evaluator = _evaluator(config, policy, prompts, scorer)
         try:
@@ -135,7 +136,7 @@ def _sample(evaluator: Evaluator, weights: Any, notes: Notes) -> None:
         # Every host decides alike, whatever files it sees.
         if not hosts.agree(any(str(number) not in notes.judged for number in numbers)):
             continue
-        with evaluator.scorer.stream(batch, evaluator.sampler.samples) as scoring:
+        with evaluator.scorer.stream(batch, evaluator.sampler.samples, real=real) as scoring:
             arrays = batch.tokens, batch.lengths, batch.uids
             rollout = evaluator.sampler(weights, *arrays, step=0, on_group=scoring.add)
             scored = scoring.finish(rollout)

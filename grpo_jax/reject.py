@@ -26,7 +26,7 @@ from grpo_jax.drawing import sampling_of, stop_of
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.policy import Policy, open_policy
-from grpo_jax.reward_models import open_reward_models
+from grpo_jax.reward_models import find_reward_models, open_reward_models
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.generate import Rollout
 from grpo_jax.rollout.sampler import Sampler
@@ -45,6 +45,7 @@ REJECTION = 2  # the sampler's stream of random numbers; training uses 0, evalua
 
 def reject_command(config: RejectConfig) -> int:
     """The verb `reject`: sample what is not sampled yet, then choose, write and tell."""
+    found = find_reward_models(config.rewards)
     policy = open_policy(config, rollout_weights=config.rollout_weights, rollout_cache=config.rollout_cache)
     tokens = config.max_prompt_length + config.max_completion_length
     policy.check_positions("max_prompt_length + max_completion_length", tokens)
@@ -56,12 +57,15 @@ def reject_command(config: RejectConfig) -> int:
         on_error=config.on_reward_error,
     ) as pool:
         standards = _standards(config, pool.names)
-        models = open_reward_models(pool, policy, config)
+        models = open_reward_models(found, policy, config)
         scorer = Scorer(pool, None, policy.tokenizer, models=models)
         scorer.check(prompts)
         settings = config.model_dump(mode="json")
         with open_together(
-            config.output_dir, settings, fingerprint_of(policy), is_writer=hosts.is_writer()
+            config.output_dir,
+            settings,
+            fingerprint_of(policy) | scorer.fingerprint,
+            is_writer=hosts.is_writer(),
         ) as folder:
             _sample(config, policy, prompts, scorer, folder)
             if hosts.is_writer():
@@ -111,7 +115,7 @@ def _sample(
         weights = load_sampler(policy)
         for done, i in enumerate(missing, start=first + 1):
             batch, real = batches[i]
-            with scorer.stream(batch, config.samples) as scoring:
+            with scorer.stream(batch, config.samples, real=real) as scoring:
                 arrays = batch.tokens, batch.lengths, batch.uids
                 rollout = sampler(weights, *arrays, step=0, on_group=scoring.add)
                 scored = scoring.finish(rollout)

@@ -5,7 +5,7 @@ classifier says at its last token (`models/classifier.py`). Every host has all r
 calls; a call has a fixed number of rows, and a width that is one of few, so that few programs are compiled.
 """
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from grpo_jax.capacity import bytes_of
 from grpo_jax.data.chat import Prompt, as_asked, render_answered
+from grpo_jax.data.prompts import Prompts
 from grpo_jax.errors import UserError
 from grpo_jax.learner.batches import bucket
 from grpo_jax.models import hf
@@ -29,9 +30,9 @@ from grpo_jax.models.classifier import (
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel
 from grpo_jax.models.qwen import Params
+from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.policy import Policy
 from grpo_jax.programs import Program
-from grpo_jax.rewards import RewardPool
 from grpo_jax.rewards.load import load_reward, named_apart
 from grpo_jax.settings_prompts import PromptSettings
 from grpo_jax.sharding import hosts
@@ -48,6 +49,16 @@ class Verdicts:
 
     scores: np.ndarray  # [B] float64, NaN where there is none
     faults: dict[int, str] = field(default_factory=dict)  # row -> why it has none
+
+
+@dataclass(frozen=True)
+class Found:
+    """A reward model's folder, checked; of its weights only the headers were read."""
+
+    folder: Path
+    cfg: ModelConfig
+    tokenizer: Any
+    pad_id: int
 
 
 @dataclass(frozen=True)
@@ -77,9 +88,13 @@ class RewardModel:
                     scores[row], faults[row] = np.nan, f"{self.folder} gave {scores[row]}"
         return Verdicts(scores, faults)
 
-    def check(self, prompt: Prompt) -> None:
-        """UserError where the tokenizer cannot write such a prompt with an answer."""
-        self._tokens([prompt], ["."])
+    def check(self, prompts: Prompts) -> None:
+        """UserError, naming the row, where the chat template has no words for such a prompt with an answer."""
+        for row, prompt in prompts.of_each_kind().items():
+            try:
+                self._tokens([prompt], ["."])
+            except UserError as fault:
+                raise UserError(f"rewards: model {self.folder}: dataset, row {row + 1}: {fault}") from None
 
     @property
     def positions(self) -> int:
@@ -90,6 +105,11 @@ class RewardModel:
     def rows(self) -> int:
         """Of a call."""
         return ROWS_EACH * row_shards(self.mesh)
+
+    @property
+    def digest(self) -> str:
+        """What tells its weights from others."""
+        return sampled_digest(self.folder)
 
     @property
     def bytes(self) -> int:
@@ -170,34 +190,40 @@ def _places(cfg: ModelConfig, mesh: Mesh) -> Params:
     return shardings(abstract_classifier(cfg), TRAIN_RULES, mesh)
 
 
-def check_rewards(rewards: Sequence[Any]) -> None:
-    """UserError for rewards that cannot be used, reward models included, before anything is made or opened for them."""
-    for reward in named_apart([load_reward(one) for one in rewards]):
-        if reward.model:
-            open_classifier(hf.resolve_model(reward.model, "rewards: model"))
-
-
-def open_reward_models(
-    pool: RewardPool, policy: Policy, config: PromptSettings, tokenizers: Sequence[Any] | None = None
-) -> dict[int, RewardModel]:
-    """The models among a pool's rewards, by their place there, on the policy's mesh and in its dtype.
+def find_reward_models(rewards: Sequence[Any], tokenizers: Sequence[Any] | None = None) -> dict[int, Found]:
+    """The models among rewards, by their place there.
 
     Args:
-        tokenizers: one for each reward of the pool, or None for the model's own.
+        tokenizers: one for each reward, or None for the model's own.
 
-    UserError for whatever is wrong with one. No weights are read.
+    UserError for rewards that cannot be used, those that are no models included: to be called before anything is made
+    or opened for them.
     """
-    given = tokenizers or [None] * len(pool.names)
-    return {n: _open(name, policy, config, given[n]) for n, name in pool.models.items()}
+    named = named_apart([load_reward(one) for one in rewards])
+    given = tokenizers or [None] * len(named)
+    return {n: _found(reward.model, given[n]) for n, reward in enumerate(named) if reward.model}
 
 
-def _open(name: str, policy: Policy, config: PromptSettings, tokenizer: Any) -> RewardModel:
+def _found(name: str, tokenizer: Any) -> Found:
     folder = hf.resolve_model(name, "rewards: model")
     cfg = open_classifier(folder)
-    weight_bytes(cfg, policy.mesh, policy.dtype)
     tokenizer = tokenizer or hf.load_tokenizer(folder)
     hf.check_tokenizer(len(tokenizer), cfg)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad_id is None:
         raise UserError(f"{folder}: the tokenizer has neither a pad_token nor an eos_token; give it one")
-    return RewardModel(folder, cfg, tokenizer, pad_id, policy.mesh, policy.dtype, policy.attention, config)
+    return Found(folder, cfg, tokenizer, pad_id)
+
+
+def open_reward_models(
+    found: Mapping[int, Found], policy: Policy, config: PromptSettings
+) -> dict[int, RewardModel]:
+    """The same on the policy's mesh and in its dtype. UserError where one does not divide over that. No weights are
+    read."""
+    return {n: _opened(one, policy, config) for n, one in found.items()}
+
+
+def _opened(of: Found, policy: Policy, config: PromptSettings) -> RewardModel:
+    weight_bytes(of.cfg, policy.mesh, policy.dtype)
+    own = of.folder, of.cfg, of.tokenizer, of.pad_id
+    return RewardModel(*own, policy.mesh, policy.dtype, policy.attention, config)

@@ -43,12 +43,17 @@ class Scorer:
         """Of the reward models' weights, on each device."""
         return sum(model.bytes for model in self.models.values())
 
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What tells its reward models from others."""
+        return {f"reward model {self.pool.names[n]}": model.digest for n, model in self.models.items()}
+
     def check(self, prompts: Prompts) -> None:
         """UserError when a reward needs a column that these data do not have; or when no reward has what it needs in
         one of the domains of a mixture; or when a reward model cannot read their prompts."""
         self.pool.check_columns({"prompts", "completions", "completion_ids", *prompts.columns})
         for model in self.models.values():
-            model.check(prompts.at([0]).prompts[0])
+            model.check(prompts)
         for domain in prompts.domains:
             lacks = frozenset(prompts.columns) - domain.columns
             if len(self.pool.idle(lacks)) == len(self.pool.names):

@@ -115,7 +115,8 @@ class GRPOTrainer:
         """
         arguments.check_resume(resume_from_checkpoint, self.args)
         policy = self.stages.policy
-        with open_run(self.args, policy) as run, jax.set_mesh(policy.mesh), self.pool:
+        judges = self.stages.lessons[0].scorer.fingerprint
+        with open_run(self.args, policy, judges) as run, jax.set_mesh(policy.mesh), self.pool:
             return self._train(run)
 
     def evaluate(self) -> dict[str, float]:

@@ -33,7 +33,7 @@ def open_classifier(folder: Path) -> ModelConfig:
     UserError: another architecture, more labels than one, or whatever is wrong with a model's folder.
     """
     cfg = _without_head(load_config(folder))
-    _check_architecture(folder)
+    check_architecture(folder)
     tensors = open_folder(folder)
     if SCORE.name in tensors and tensors[SCORE.name].shape[0] != 1:
         raise UserError(
@@ -79,10 +79,11 @@ def _without_head(cfg: ModelConfig) -> ModelConfig:
     return replace(cfg, tie_word_embeddings=True)
 
 
-def _check_architecture(folder: Path) -> None:
+def check_architecture(folder: Path) -> None:
+    """UserError for a config.json of anything but a sequence classifier."""
     found: Any = read_json(folder / "config.json").get("architectures") or ["nothing"]
     if ARCHITECTURE not in found:
         raise UserError(
             f"{folder}/config.json: architectures says {', '.join(map(str, found))}; a reward model is a "
-            f"{ARCHITECTURE} with one label"
+            f"{ARCHITECTURE} with one label, as TRL's RewardTrainer saves"
         )

@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from grpo_jax import GRPOConfig, GRPOTrainer
+from grpo_jax.assembly import open_run
 from grpo_jax.cli import main
 from grpo_jax.config import EvalConfig
 from grpo_jax.errors import UserError
 from grpo_jax.models import hf
 from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.policy import open_policy
-from grpo_jax.reward_models import open_reward_models
+from grpo_jax.reward_models import RewardModel, find_reward_models, open_reward_models
 from grpo_jax.rewards import RewardPool, load_reward
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
@@ -29,8 +30,8 @@ def opened(tiny_model, reward_model):
 
     def make(mesh="data=1", tokenizers=None, **settings):
         config = EvalConfig(model=str(tiny_model), mesh=mesh, **settings)
-        pool = RewardPool([f"model:{reward_model}"])
-        return open_reward_models(pool, open_policy(config), config, tokenizers)[0]
+        found = find_reward_models([f"model:{reward_model}"], tokenizers)
+        return open_reward_models(found, open_policy(config), config)[0]
 
     return make
 
@@ -230,6 +231,80 @@ def test_eval_takes_no_model(tiny_settings, reward_model, tmp_path, options, cap
     np.testing.assert_allclose(table["judge"], expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """How many rows reward models are asked about, call by call."""
+    counts, ask_model = [], RewardModel.__call__
+
+    def count(model, prompts, answers):
+        counts.append(len(prompts))
+        return ask_model(model, prompts, answers)
+
+    monkeypatch.setattr(RewardModel, "__call__", count)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny_settings):
+    """Two samples of each of five prompts, four at a time: the second batch is filled up."""
+    sizes = {"prompts_per_step": 4, "max_prompt_length": 32, "max_completion_length": 8, "mesh": "data=1"}
+    return {"model": tiny_settings["model"], "samples": 2, "reward_workers": 1, **sizes}
+
+
+def test_reject_goes_by_the_order_of_the_rewards(
+    drawn, tiny_settings, reward_model, options, asked, tmp_path
+):
+    given = {
+        "rewards": f"model:{reward_model},{tiny_settings['rewards']}",
+        "dataset": tiny_settings["dataset"],
+        "dataset_split": "test",
+        "prompts": 5,
+        "thresholds": "{judge: 0}",
+        "keep_per_prompt": 2,
+        "output_dir": tmp_path / "run",
+    }
+    assert main(["reject", *options(drawn | given)]) == 0
+    assert asked == [8, 2], "what only fills a batch up is not scored"
+    pieces = sorted((tmp_path / "run/pieces").iterdir())
+    rows = [json.loads(line) for piece in pieces for line in piece.read_text().splitlines()]
+    said = {name: [row["provenance"]["rewards"][name] for row in rows] for name in ("judge", "vowels")}
+    texts = [row["completion"] for row in rows]
+    expected = by_trl(reward_model, [row["prompt"] for row in rows], texts)
+    np.testing.assert_allclose(said["judge"], expected, rtol=2e-5, atol=2e-5)
+    assert said["vowels"] == [sum(letter in "aeiouAEIOU" for letter in text) for text in texts]
+    kept = (tmp_path / "run/rows.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["provenance"]["rewards"]["judge"] >= 0 for line in kept)
+
+
+def test_grading_asks_about_rows_that_are_not_there(drawn, reward_model, options, asked, tmp_path):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"{i}: say a"}) + "\n" for i in range(5)))
+    given = drawn | {"rewards": f"model:{reward_model}"}
+    assert main(["data", "grade", str(rows), str(out), *options(given)]) == 0
+    assert asked == [8, 2]
+    assert {json.loads(line)["pass_rate"] for line in out.read_text().splitlines()} <= {0, 0.5, 1}
+
+
+def test_another_judge_at_the_same_place_goes_on(tiny_settings, reward_model, tmp_path):
+    """A run that was trained by two judges is the run of neither."""
+    judge = shutil.copytree(reward_model, tmp_path / "judge")
+    settings = tiny_settings | {"rewards": [f"model:{judge}"], "output_dir": str(tmp_path / "run")}
+
+    def opened():
+        stages = GRPOTrainer(settings["model"], args=GRPOConfig(**settings)).stages
+        return open_run(stages.config, stages.policy, stages.lessons[0].scorer.fingerprint)
+
+    for _ in range(2):
+        with opened():
+            pass
+    weights = judge / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"another model \(its reward model judge differ\)"), opened():
+        pass
+
+
 # ---- what is refused, before any weight is read ----
 
 
@@ -251,6 +326,24 @@ def refused(tiny_settings, tmp_path, options, capsys, monkeypatch):
 
 def test_a_model_that_is_not_there_is_waited_for(refused):
     assert "rewards: model 'nowhere': no such folder" in refused(rewards="model:nowhere")
+
+
+VERBS = [
+    ["train", "--output_dir=run"],
+    ["reject", "--output_dir=run"],
+    ["eval", "--task=rows.jsonl"],
+    ["data", "grade", "rows.jsonl", "out.jsonl"],
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[-1] if verb[0] == "data" else verb[0])
+def test_a_policy_is_fetched_for_a_judge_that_is_not_there(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "p"}) + "\n")
+    dataset = [] if verb[0] in ("eval", "data") else ["--dataset=rows.jsonl"]
+    assert main([*verb, *dataset, "--model=far/away", "--rewards=model:nowhere"]) == 2
+    assert "rewards: model 'nowhere': no such folder" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_the_policy_judges_itself(refused, tiny_model):
@@ -276,11 +369,26 @@ def with_tokenizer(reward_model, tmp_path):
 
 
 def test_conversations_without_a_template_are_written_anyhow(refused, with_tokenizer, tmp_path):
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(json.dumps({"prompt": TALK}) + "\n")
+    """Also where the first row is a text."""
     judge = with_tokenizer(lambda tokenizer: setattr(tokenizer, "chat_template", None))
-    error = refused(rewards=judge, dataset=rows, eval_prompts=0, max_prompt_length=64)
-    assert "a reward model: its tokenizer has no chat template" in error
+    settings = {"eval_prompts": 0, "max_prompt_length": 64}
+    error = refused(rewards=judge, dataset=rows_in(tmp_path, "Why?", TALK), **settings)
+    assert "changed: dataset, row 2: its tokenizer has no chat template" in error
+    assert "save one with it (chat_template.jinja), or text prompts" in error
+
+
+def test_a_conversation_that_a_template_refuses_ends_a_run_later(refused, with_tokenizer, tmp_path):
+    no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}a"
+    judge = with_tokenizer(lambda tokenizer: setattr(tokenizer, "chat_template", no_system))
+    settings = {"eval_prompts": 0, "max_prompt_length": 64}
+    error = refused(rewards=judge, dataset=rows_in(tmp_path, TALK[1:], TALK[1:], TALK), **settings)
+    assert "changed: dataset, row 3: prompt: the tokenizer's chat template refuses it: no system" in error
+
+
+def rows_in(folder, *prompts):
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return rows
 
 
 def test_a_tokenizer_that_cannot_pad(refused, with_tokenizer):

@@ -41,7 +41,7 @@ def render(
     asked = as_asked(prompt, system_prompt, prefill)
     if isinstance(asked, str):
         return asked
-    _check_template(tokenizer, "model")
+    _check_template(tokenizer, "use an instruction-tuned model", "model: ")
     return _apply(asked, tokenizer, chat_template_kwargs or {})
 
 
@@ -58,7 +58,7 @@ def render_answered(
     """
     if isinstance(prompt, str):
         return prompt + answer
-    _check_template(tokenizer, "a reward model")
+    _check_template(tokenizer, "save one with it (chat_template.jinja)")
     messages, opened = list(prompt), ""
     if messages[-1]["role"] == "assistant":
         opened = messages.pop()["content"]
@@ -98,11 +98,11 @@ def _apply(
     return _templated(messages, tokenizer, {**variables, **ours})
 
 
-def _check_template(tokenizer: "PreTrainedTokenizerBase", whose: str) -> None:
+def _check_template(tokenizer: "PreTrainedTokenizerBase", mend: str, whose: str = "") -> None:
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            f"{whose}: its tokenizer has no chat template, which conversations (and system_prompt) need; "
-            "use an instruction-tuned model, or text prompts through prompt_column"
+            f"{whose}its tokenizer has no chat template, which conversations (and system_prompt) need; "
+            f"{mend}, or text prompts through prompt_column"
         )
 
 

@@ -155,6 +155,16 @@ class Prompts:
         """A column's values at these rows; None where a row lacks it."""
         return [self._rows[row].get(name) for row in rows]
 
+    def of_each_kind(self) -> dict[int, Prompt]:
+        """Row -> prompt, the first of each sequence of roles, and the first text: chat templates take or refuse a
+        conversation by its roles."""
+        first: dict[tuple[str, ...], int] = {}
+        for row in map(int, self._kept):
+            prompt = self._rows[row]["prompt"]
+            roles = () if isinstance(prompt, str) else tuple(message["role"] for message in prompt)
+            first.setdefault(roles, row)
+        return {row: self._rows[row]["prompt"] for row in first.values()}
+
     def domain_of(self, row: int) -> int:
         """The number of the domain that a row belongs to."""
         return int(np.searchsorted(self._starts, row, side="right")) - 1

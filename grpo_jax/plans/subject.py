@@ -20,6 +20,7 @@ from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.microbatches import widths
 from grpo_jax.learning import learner_of, lora_of, optimizer_of, passes_of, schedule_of
 from grpo_jax.models import hf
+from grpo_jax.models.classifier import check_architecture
 from grpo_jax.models.config import PUBLISHED, ModelConfig
 from grpo_jax.models.kernels import check_kernel
 from grpo_jax.models.lora import Base, joined
@@ -99,7 +100,7 @@ class Subject:
     def reward_models(self) -> dict[str, ModelConfig]:
         """Those among the rewards, folder or hub id -> shape."""
         names = (spec.removeprefix(PREFIX) for spec in self.config.rewards if spec.startswith(PREFIX))
-        return {name: shape_of(name) for name in names}
+        return {name: _judge_shape(name) for name in names}
 
     @cached_property
     def rows(self) -> int:
@@ -252,7 +253,15 @@ class Subject:
         return bucket(self.config.max_completion_length, self.config.max_completion_length)
 
 
-def shape_of(model: str) -> ModelConfig:
+def _judge_shape(name: str) -> ModelConfig:
+    """UserError where a folder has another kind of model."""
+    shape = shape_of(name, "rewards: model")
+    if Path(name).is_dir():
+        check_architecture(Path(name))
+    return shape
+
+
+def shape_of(model: str, field: str = "model") -> ModelConfig:
     """A model's shape: of a folder's config.json; of a published size by its name (Qwen/Qwen2.5-7B-Instruct, 7b); else
     from the hub."""
     if not Path(model).is_dir() and (
@@ -260,12 +269,12 @@ def shape_of(model: str) -> ModelConfig:
     ):
         if size[1].lower() in PUBLISHED:
             return PUBLISHED[size[1].lower()]
-        raise UserError(f"model = {model}: no published size {size[1]}; there are {', '.join(PUBLISHED)}")
+        raise UserError(f"{field} = {model}: no published size {size[1]}; there are {', '.join(PUBLISHED)}")
     if model == "demo":
         from grpo_jax.tiny_model import SHAPE
 
         return SHAPE
-    return hf.load_config(hf.resolve_model(model))
+    return hf.load_config(hf.resolve_model(model, field))
 
 
 def _state(programs: Programs, size: Size, prompt_width: int, dtype: np.dtype, mesh: Mesh) -> Any:

@@ -71,6 +71,16 @@ def test_a_reward_model_takes_nothing(plan, reward_model):
     assert found["stages"]["update"]["beside"] == without["stages"]["update"]["beside"] + held
 
 
+def test_a_judge_that_no_run_would_take(plan, tiny_model, capsys, tmp_path):
+    for name, said in (
+        (tiny_model, "a reward model is a Qwen2ForSequenceClassification"),
+        ("nowhere", "rewards: model 'nowhere': no such folder"),
+    ):
+        with pytest.raises(FileNotFoundError):
+            plan(rewards=f"model:{name}")
+        assert said in capsys.readouterr().err
+
+
 def test_a_run_fits_or_not_by_what_its_programs_need(plan, capsys):
     code, found = plan()
     assert (code, found["fits"]) == (0, True)
