@@ -13,6 +13,8 @@ from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learning import objective_of
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HERE = pathlib.Path(__file__).parent
 VOWELS, LENGTH = f"{HERE / 'tiny_rewards.py'}:vowels", f"{HERE / 'tiny_rewards.py'}:brevity"
 

@@ -12,6 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from grpo_jax.rollout.sampling import Sampling, _filtered_weights, _nucleus_threshold, _search, draw, row_keys
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FILTERS = [
     Sampling(),
     Sampling(temperature=0.6),
