@@ -43,6 +43,7 @@ class FineTuner:
     state; call it inside the policy's mesh. UserError for rows that cannot be used or do not fit the mesh."""
 
     def __init__(self, config: SFTConfig, policy: Policy, rows: list[Row], held_out: list[Row] | None = None):
+        policy.check_positions("max_length", config.max_length)
         check_rows(policy.mesh, "rows_per_step", config.rows_per_step)
         micro = config.micro_batch_size or config.rows_per_step
         check_rows(policy.mesh, "micro_batch_size", micro)

@@ -225,6 +225,7 @@ def test_rows_left_out_without_a_word(settings, tmp_path, capsys):
         ({"completion_column": "answer"}, "no column 'answer' among prompt, completion"),
         ({"rows_per_step": 7}, "rows_per_step = 7 does not divide over the mesh's 8 row shards"),
         ({"micro_batch_size": 4}, "micro_batch_size = 4 does not divide over the mesh's 8 row shards"),
+        ({"max_length": 4096}, "positions (max_position_embeddings); choose less"),
         ({"max_length": 3}, "max_length = 3: all 6 rows are longer"),
         ({"num_train_epochs": 2}, "num_train_epochs = 2.0: max_steps is 6 already"),
         ({"packing_strategy": "bfd"}, "packing_strategy = bfd: packing is off"),
