@@ -53,7 +53,7 @@ def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, A
     for _ in range(ATTEMPTS):
         numbers, signs = _draw(rng, options)
         expression = str(numbers[0]) + "".join(f" {sign} {n}" for sign, n in zip(signs, numbers[1:]))
-        if making.split_of(expression) == split:
+        if making.split_of(same(numbers, signs)) == split:
             answer = str(value(numbers, signs))
             return {
                 "prompt": _ask(expression),
@@ -68,13 +68,24 @@ def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, A
 
 def value(numbers: Sequence[int], signs: Sequence[str]) -> int:
     """Of numbers with a sign between each two, products first."""
-    factors = [[1, numbers[0]]]  # of each summand; the first is its sign
+    return sum(map(prod, _summands(numbers, signs)))
+
+
+def same(numbers: Sequence[int], signs: Sequence[str]) -> str:
+    """One text for all problems that differ in the order of summands and factors alone: they share a split."""
+    summands = sorted([sign, *sorted(factors)] for sign, *factors in _summands(numbers, signs))
+    return " ".join("*".join(map(str, summand)) for summand in summands)
+
+
+def _summands(numbers: Sequence[int], signs: Sequence[str]) -> list[list[int]]:
+    """The factors of each, the first of them its sign: 1 or -1."""
+    found = [[1, numbers[0]]]
     for sign, number in zip(signs, numbers[1:]):
         if sign == "*":
-            factors[-1].append(number)
+            found[-1].append(number)
         else:
-            factors.append([1 if sign == "+" else -1, number])
-    return sum(map(prod, factors))
+            found.append([1 if sign == "+" else -1, number])
+    return found
 
 
 def _draw(rng: random.Random, options: Options) -> tuple[list[int], list[str]]:

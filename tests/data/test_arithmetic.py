@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.arithmetic import Options, make_row
+from grpo_jax.data.arithmetic import Options, make_row, same
 from grpo_jax.data.making import split_of
 from grpo_jax.data.sources import load_rows
 from grpo_jax.errors import UserError
@@ -19,16 +19,30 @@ def test_an_answer_is_wrong(index, seed, split, terms):
     assert row["answer"] == str(eval(row["expression"]))
     assert terms <= row["terms"] == len(row["expression"].split()) // 2 + 1 <= terms + 1
     assert f"What is {row['expression']}?" in row["prompt"][0]["content"]
-    assert split_of(row["expression"]) == split
+    numbers, signs = row["expression"].split()[::2], row["expression"].split()[1::2]
+    assert split_of(same(list(map(int, numbers)), signs)) == split
 
 
 def test_a_held_out_problem_is_trained_on():
-    spec = "arithmetic:terms=2,max=9,size=600"  # 243 problems in all
+    """Nor is one with its summands or factors in another order."""
+    spec = "arithmetic:terms=2-3,max=9,ops=+*,size=600"
     seen = [
-        {row["expression"] for row in load_rows(spec, s, seed=i)} for i, s in enumerate(["train", "test"])
+        {tuple(sorted(row["expression"].split(" + "), key=_sorted)) for row in load_rows(spec, s, seed=i)}
+        for i, s in enumerate(["train", "test"])
     ]
+    seen = [{tuple(sorted(map(_sorted, summands))) for summands in one} for one in seen]
     assert min(map(len, seen)) > 5
     assert not seen[0] & seen[1]
+
+
+def _sorted(factors):
+    return tuple(sorted(factors.split(" * ")))
+
+
+def test_different_problems_are_called_the_same():
+    assert same([2, 3, 4], "-*") == same([2, 4, 3], "-*") != same([3, 2, 4], "-*")
+    assert same([2, 3, 4], "*+") == same([4, 3, 2], "+*") != same([2, 3, 4], "+*")
+    assert same([12], "") != same([1, 2], "*")
 
 
 def test_a_right_answer_scores_nothing():
