@@ -22,7 +22,8 @@ class Reflection:
     patterns: Mapping[str, re.Pattern[str]]
 
     def categories(self, text: str) -> list[str]:
-        """Those of which the text has a phrase."""
+        """Those of which the text has a phrase, with a straight apostrophe or a curly one."""
+        text = _straight(text)
         return [name for name, pattern in self.patterns.items() if pattern.search(text)]
 
     def metrics(self, texts: Sequence[str], lengths: ArrayLike) -> dict[str, float]:
@@ -81,6 +82,12 @@ def _pattern(phrases: Sequence[str]) -> re.Pattern[str]:
 
 
 def _phrase(phrase: str) -> str:
-    """Whole words of ASCII letters, with any white space between them; other scripts have no gaps between words."""
-    words = r"\s+".join(map(re.escape, phrase.split()))
-    return rf"\b{words}\b" if phrase.isascii() else words
+    """Whole words of ASCII letters, with any white space between them; other scripts have no gaps between words, and
+    a phrase may end with a sign, as `wait,` does."""
+    words = _straight(phrase).split()
+    edge = lambda letter: r"\b" if letter.isascii() and re.match(r"\w", letter) else ""
+    return edge(words[0][0]) + r"\s+".join(map(re.escape, words)) + edge(words[-1][-1])
+
+
+def _straight(text: str) -> str:
+    return text.replace("\u2019", "'")

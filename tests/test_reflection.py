@@ -22,6 +22,7 @@ from grpo_jax.reflection import load_reflection
         ("我们再检查,换个思路", ["recheck", "exploration"]),
         ("that's not right. What if x = 2?", ["hesitation", "exploration"]),
         ("", []),
+        ("That\u2019s not right. Let\u2019s try", ["hesitation", "exploration"]),
     ],
 )
 def test_a_phrase_is_missed_or_imagined(text, categories):
@@ -44,6 +45,16 @@ def test_shares_and_lengths_are_of_other_responses(tmp_path):
         "reflection/none/mean_length": 30.0,
     }
     assert "reflection/joy/mean_length" not in load_reflection(str(file)).metrics(["no"], np.array([3]))
+
+
+def test_a_phrase_that_ends_with_a_sign_is_missed(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("doubt: ['wait,', hmm..., 'what if?']\nnay: [don\u2019t]\n", encoding="utf-8")
+    found = load_reflection(str(file)).categories
+    assert [found(text) for text in ("Wait, no", "hmm...so", "What  if?", "wait no", "await, so")] == [
+        *(["doubt"], ["doubt"], ["doubt"], [], []),
+    ]
+    assert found("Don't") == found("I don\u2019t.") == ["nay"]
 
 
 @pytest.mark.parametrize(
