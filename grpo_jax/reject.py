@@ -9,6 +9,7 @@ killed goes on behind the last piece, and ends with the same bytes.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,9 @@ from etils import epath
 from grpo_jax.assembly import fingerprint_of
 from grpo_jax.data.chat import as_asked
 from grpo_jax.data.prompts import PromptBatch, Prompts
-from grpo_jax.data.rejecting import Candidate, Standards, select
+from grpo_jax.data.rejecting import Candidate, Standards, select, standards_of
 from grpo_jax.data.sources import load_rows
 from grpo_jax.drawing import sampling_of, stop_of
-from grpo_jax.errors import UserError, nearest
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.policy import Policy, open_policy
 from grpo_jax.reward_models import find_reward_models, open_reward_models
@@ -56,7 +56,7 @@ def reject_command(config: RejectConfig) -> int:
         timeout=config.reward_timeout,
         on_error=config.on_reward_error,
     ) as pool:
-        standards = _standards(config, pool.names)
+        standards = standards_of(config, pool.names)
         models = open_reward_models(found, policy, config)
         scorer = Scorer(pool, None, policy.tokenizer, models=models)
         scorer.check(prompts)
@@ -64,23 +64,13 @@ def reject_command(config: RejectConfig) -> int:
         with open_together(
             config.output_dir,
             settings,
-            fingerprint_of(policy) | scorer.fingerprint,
+            fingerprint_of(policy) | scorer.fingerprint | {"prompts": prompts.digest},
             is_writer=hosts.is_writer(),
         ) as folder:
             _sample(config, policy, prompts, scorer, folder)
             if hosts.is_writer():
-                _show(_choose(folder, standards, prompts), folder)
+                _show(_choose(config, folder, standards, prompts), folder)
     return 0
-
-
-def _standards(config: RejectConfig, names: list[str]) -> Standards:
-    """UserError for a threshold of a reward that is not asked."""
-    thresholds = config.thresholds or {names[0]: 1.0}
-    if unknown := next((name for name in thresholds if name not in names), None):
-        raise UserError(
-            f"thresholds: {unknown}{nearest(unknown, names)} is none of the rewards, {', '.join(names)}; add it to them"
-        )
-    return Standards(thresholds, config.keep_per_prompt, config.keep_tokens, config.dedup_normalized)
 
 
 def _prompts(config: RejectConfig, policy: Policy) -> Prompts:
@@ -93,6 +83,7 @@ def _prompts(config: RejectConfig, policy: Policy) -> Prompts:
         prefill=config.prefill,
         pad_id=policy.vocabulary.pad_id,
         prompt_column=config.prompt_column,
+        layout=config.layout,
         chat_template_kwargs=config.chat_template_kwargs,
     )
 
@@ -205,12 +196,15 @@ def provenance(config: RejectConfig, policy: Policy) -> dict[str, Any]:
 # ---- choosing ----
 
 
-def _choose(folder: RunFolder, standards: Standards, prompts: Prompts) -> dict[str, Any]:
+def _choose(
+    config: RejectConfig, folder: RunFolder, standards: Standards, prompts: Prompts
+) -> dict[str, Any]:
     """Write what is kept of all pieces, and the account of it, which is returned."""
+    pieces = math.ceil(len(prompts) / config.prompts_per_step)
     candidates = [
         json.loads(line)
-        for piece in sorted((folder.path / "pieces").glob("piece_*.jsonl"))
-        for line in piece.read_text().splitlines()
+        for number in range(pieces)
+        for line in _piece(folder, number).read_text().splitlines()
     ]
     kept, dropped = select(candidates, standards)
     rows = [{name: one[name] for name in ("prompt", "completion", "provenance")} for one in kept]

@@ -1,5 +1,6 @@
 """Settings of `reject`: what is sampled, and which samples become rows for `sft`."""
 
+import math
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -41,7 +42,7 @@ class RejectConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettin
     @classmethod
     def _numbers(cls, given: dict[str, object] | None) -> dict[str, object] | None:
         for name, value in (given or {}).items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"thresholds: {name} = {value!r}: must be a number")
         return given
 

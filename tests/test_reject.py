@@ -107,6 +107,9 @@ def test_a_system_prompt_is_in_the_rows(settings, options, tmp_path):
             "thresholds: vowel (did you mean 'vowels'?) is none of the rewards, vowels",
         ),
         ({"thresholds": "{vowels: many}"}, "thresholds: vowels = 'many': must be a number"),
+        ({"thresholds": "{vowels: .nan}"}, "thresholds: vowels = nan: must be a number"),
+        ({"layout": "nope"}, "layout = 'nope': no such layout"),
+        ({"layout": "gsm8k"}, "gsm8k"),
         ({"temperature": 0}, "samples = 4: greedy samples are all the same"),
         ({"rewards": "vowels"}, "rewards: nothing is called 'vowels'"),
     ],
@@ -115,6 +118,18 @@ def test_bad_input_that_leaves_a_folder(settings, options, tmp_path, capsys, cha
     assert main(["reject", *options(settings | changes | {"output_dir": tmp_path / "run"})]) == 2
     assert why in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_other_prompts_in_the_same_folder(done, settings, options, tmp_path, capsys):
+    """The data set's file has changed, or lost rows: what was sampled is of others."""
+    rows = tmp_path / "rows"
+    shutil.copytree(settings["dataset"], rows)
+    command = ["reject", *options(settings | {"dataset": rows, "output_dir": tmp_path / "run", "samples": 1})]
+    assert main(command) == 0
+    file = next(rows.glob("test*"))
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]))
+    assert main(command) == 2
+    assert "holds a run of other prompts (its prompts differ)" in capsys.readouterr().err
 
 
 def test_other_settings_in_the_same_folder(done, settings, options, capsys):

@@ -4,6 +4,8 @@ A ticket is epoch * rows + row: the row is drawn for the (epoch + 1)-th time. Ra
 that comes round again is answered with other random numbers. Which ticket comes next is for `course.py` to say.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,6 +149,16 @@ class Prompts:
         return len(self._rows)
 
     @property
+    def kept(self) -> list[int]:
+        """The numbers of the rows that are short enough, in order."""
+        return self._kept.tolist()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the rows: what tells changed data from those that a command began with."""
+        return digest(self._rows)
+
+    @property
     def columns(self) -> list[str]:
         """Names of the data set's other columns, which every batch has."""
         return list(self._columns)
@@ -213,6 +225,11 @@ def bucket(length: int, longest: int) -> int:
     while size < length:
         size *= 2
     return min(size, longest)
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """SHA-256 of rows with all their columns."""
+    return hashlib.sha256(json.dumps(list(rows), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def render_all(

@@ -204,9 +204,10 @@ def _check_same_model(run: RunFolder, fingerprint: Mapping[str, str]) -> None:
         ) from fault
     changed = [part for part in {**there, **fingerprint} if there.get(part) != fingerprint.get(part)]
     if changed:
+        other, it = ("other prompts", "data") if changed == ["prompts"] else ("another model", "model")
         raise UserError(
-            f"output_dir: {run.path} holds a run of another model (its {' and '.join(changed)} differ). "
-            "Give another output_dir, or the model that the run was started with"
+            f"output_dir: {run.path} holds a run of {other} (its {' and '.join(changed)} differ). "
+            f"Give another output_dir, or the {it} that the run was started with"
         )
 
 
