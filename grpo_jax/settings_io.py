@@ -271,10 +271,23 @@ def parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
         return {}, {}
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{name}:{node.start_mark.line + 1}: settings are lines of `name: value`")
-    places: dict[str, str] = {}
-    for key, _ in node.value:
-        place = f"{name}:{key.start_mark.line + 1}: "
-        if str(key.value) in places:
-            raise UserError(f"{place}{key.value} is given twice; keep one")
-        places[str(key.value)] = place
+    _check_once(node, name, set())
+    places = {str(key.value): f"{name}:{key.start_mark.line + 1}: " for key, _ in node.value}
     return {str(key): value for key, value in values.items()}, places
+
+
+def _check_once(node: yaml.Node, name: str, seen: set[int]) -> None:
+    """UserError for a key that a mapping has twice, however deep; `seen`: an anchor may stand inside itself."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for one in node.value:
+            _check_once(one, name, seen)
+        return
+    keys: set[str] = set()
+    for key, value in node.value:
+        if str(key.value) in keys:
+            raise UserError(f"{name}:{key.start_mark.line + 1}: {key.value} is given twice; keep one")
+        keys.add(str(key.value))
+        _check_once(value, name, seen)

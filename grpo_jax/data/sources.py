@@ -47,6 +47,16 @@ def load_rows(spec: str | os.PathLike[str], split: str = "train", *, seed: int =
     return rows
 
 
+def check_source(spec: str, split: str = "train") -> None:
+    """UserError where `load_rows` would find nothing of that name here, or a task's options are wrong. What lies on a
+    hub or with TFDS is not asked for."""
+    name, _, options = spec.partition(":")
+    if name in TASKS:
+        TASKS[name](options, split, 0)
+    elif name != "tfds" and _existing(spec) is None and not _is_hub_id(spec):
+        raise UserError(f"dataset '{spec}': {_missing(spec)}")
+
+
 def is_single_file(spec: str) -> bool:
     """Whether `spec` names one file, which has no splits."""
     if spec.partition(":")[0] in {"tfds", *TASKS}:
@@ -64,9 +74,13 @@ def _load(spec: str, split: str, seed: int) -> list[Row]:
     path = _existing(spec) if spec else None
     if path is not None:
         return _from_path(path, split)
-    if _HUB_ID.fullmatch(spec) and os.path.splitext(spec)[1] not in READERS:
+    if _is_hub_id(spec):
         return _from_hub(name, options or None, split)
     raise UserError(f"dataset '{spec}': {_missing(spec)}")
+
+
+def _is_hub_id(spec: str) -> bool:
+    return bool(_HUB_ID.fullmatch(spec)) and os.path.splitext(spec)[1] not in READERS
 
 
 def _existing(spec: str) -> "epath.Path | None":

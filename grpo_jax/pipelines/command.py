@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.errors import UserError
+from grpo_jax.pipelines.checking import check_stages
 from grpo_jax.pipelines.outcome import in_words
 from grpo_jax.pipelines.record import Record
 from grpo_jax.pipelines.stages import Pipeline, Stage, load_pipeline
@@ -28,6 +29,8 @@ def pipeline_command(
     record = Record(pipeline)
     if dry_run:
         _show_plan(pipeline, record)
+    _check(pipeline, record)
+    if dry_run:
         return 0
     from grpo_jax.sharding.hosts import initialize, is_writer
 
@@ -47,6 +50,12 @@ def pipeline_command(
         if is_writer():
             _show_outcome(pipeline, record)
     return 0
+
+
+def _check(pipeline: Pipeline, record: Record) -> None:
+    """UserError where a stage that is not finished could not run."""
+    made = [path for stage in pipeline.stages for path in stage.outputs.values()]
+    check_stages((stage for stage in pipeline.stages if record.state(stage) != "finished"), made)
 
 
 def _run(stage: Stage, record: Record, count: int, *, writes: bool) -> None:

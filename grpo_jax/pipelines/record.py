@@ -50,9 +50,15 @@ class Record:
         if not self.file.exists():
             return {}
         try:
-            return dict(json.loads(self.file.read_text(encoding="utf-8"))["stages"])
+            found = dict(json.loads(self.file.read_text(encoding="utf-8"))["stages"])
         except (OSError, ValueError, KeyError, TypeError) as fault:
             raise UserError(f"{self.file}: not readable ({fault}); give another output_dir") from None
+        for name, entry in found.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get("settings"), dict):
+                raise UserError(
+                    f"{self.file}: not readable (stage {name} has no settings); give another output_dir"
+                )
+        return found
 
 
 def _check_same_stages(file: Path, there: dict[str, Any], pipeline: Pipeline) -> None:

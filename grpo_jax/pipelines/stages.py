@@ -105,7 +105,7 @@ def load_pipeline(source: str, output_dir: str | None = None, tiny: bool = False
     for_all = _mapping(values.get("all"), "all") | _mapping(small.pop("all", None), "tiny: all")
     parts = _parts(values["stages"])
     _check_names(parts, inputs, for_all, small)
-    _check_references(parts, inputs, small)
+    _check_references(parts, inputs, for_all, small)
     stages: list[Stage] = []
     for number, part in enumerate(parts, start=1):
         stages.append(_stage(number, part, home, inputs, for_all, small.get(part["name"]), stages))
@@ -169,6 +169,10 @@ def _check_names(
         raise UserError(f"tiny: no stage {strange!r}{nearest(strange, names)}; stages are {', '.join(names)}")
     if bad := next((name for name, value in inputs.items() if not isinstance(value, str)), None):
         raise UserError(f"inputs: {bad} = {inputs[bad]!r}: must be text, such as a model or a file")
+    if bad := next((name for name, value in inputs.items() if "${" in value), None):
+        raise UserError(
+            f"inputs: {bad} = {inputs[bad]!r}: an input refers to nothing; write what it stands for"
+        )
     fields = {name for part in parts for name in VERBS[part["verb"]].settings.model_fields}
     if lost := next((name for name in for_all if name not in fields), None):
         raise UserError(f"all: {unknown(lost, fields)}: no stage has it")
@@ -177,12 +181,14 @@ def _check_names(
 # ---- who reads what of whom ----
 
 
-def _check_references(parts: list[dict[str, Any]], inputs: dict[str, Any], small: dict[str, Any]) -> None:
+def _check_references(
+    parts: list[dict[str, Any]], inputs: dict[str, Any], for_all: dict[str, Any], small: dict[str, Any]
+) -> None:
     verbs = {part["name"]: part["verb"] for part in parts}
     reads: dict[str, list[str]] = {}
     for part in parts:
         name = part["name"]
-        settings = part["settings"] | _mapping(small.get(name), f"tiny: {name}")
+        settings = _for(part, for_all) | part["settings"] | _mapping(small.get(name), f"tiny: {name}")
         try:
             given = list(references.found(settings))
         except UserError as fault:
@@ -196,6 +202,12 @@ def _check_references(parts: list[dict[str, Any]], inputs: dict[str, Any], small
             if circle := _circle(name, reads):
                 raise UserError(f"stage {name}: a circle: {' reads '.join(circle)}; break it")
             raise UserError(f"stage {name}: it reads {late}, which comes after it; put {late} before it")
+
+
+def _for(part: dict[str, Any], for_all: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings for all stages that the stage's verb has."""
+    fields = VERBS[part["verb"]].settings.model_fields
+    return {key: value for key, value in for_all.items() if key in fields}
 
 
 def _check_reference(
@@ -243,13 +255,12 @@ def _stage(
     before: list[Stage],
 ) -> Stage:
     name, verb = part["name"], VERBS[part["verb"]]
-    fields = verb.settings.model_fields
     own = part["settings"] | _mapping(small, f"tiny: {name}")
     if verb.place[0] in own:
         raise UserError(
             f"stage {name}: {verb.place[0]}: the pipeline says where a stage writes; leave it out"
         )
-    settings = {key: value for key, value in for_all.items() if key in fields} | own
+    settings = _for(part, for_all) | own
     folder = f"{home}/{number:02d}-{name}"
     outputs = {stage.name: stage.outputs for stage in before}
     given = {key: _blank_in(home) if value == BLANK else value for key, value in inputs.items()}

@@ -193,6 +193,9 @@ def test_a_broken_record(finished, capsys):
     pathlib.Path("out/pipeline.json").write_text('{"stages": ')
     assert main(["pipeline", "mine.yaml"]) == 2
     assert "out/pipeline.json: not readable" in capsys.readouterr().err
+    pathlib.Path("out/pipeline.json").write_text('{"stages": {"start": 5}}')
+    assert main(["pipeline", "mine.yaml"]) == 2
+    assert "out/pipeline.json: not readable (stage start has no settings)" in capsys.readouterr().err
 
 
 def test_a_stage_that_fails_is_named(finished, capsys):

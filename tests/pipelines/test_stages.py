@@ -91,6 +91,16 @@ def changed(name, **settings):
         (WHOLE | {"stage": []}, "stage: no part of a pipeline (did you mean 'stages'?)"),
         (WHOLE | {"inputs": "base"}, "inputs: must be lines of `name: value`"),
         (WHOLE | {"inputs": {"base": 3}}, "inputs: base = 3: must be text"),
+        (
+            WHOLE | {"inputs": {"base": "${inputs.x}"}},
+            "inputs: base = '${inputs.x}': an input refers to nothing",
+        ),
+        (WHOLE | {"all": {"eval_dataset": "${inputs.bse}"}}, "no input 'bse' (did you mean 'base'?)"),
+        (WHOLE | {"all": {"eval_dataset": "${rl.model}"}}, "stage start: a circle"),
+        (
+            "stages:\n  - {name: a, verb: sft, settings: {seed: 1, seed: 2}}\n",
+            "mine.yaml:2: seed is given twice",
+        ),
         (WHOLE | {"inputs": {"bass": "m"}}, "no input 'base' (did you mean 'bass'?)"),
         (WHOLE | {"output_dir": "gs://bucket/x"}, "give a local or shared folder"),
         (WHOLE | {"all": {"sede": 1}}, "all: sede: no such setting (did you mean 'seed'?): no stage has it"),
@@ -148,6 +158,8 @@ def test_references_are_found_and_replaced_anywhere():
 
 def test_a_dry_run_shows_the_stages_and_writes_nothing(file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    for name in ("traces.jsonl", "d"):
+        (tmp_path / name).write_text("")
     assert main(["pipeline", file(WHOLE), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     for word in ("start", "rl", "pick", "again", "sft", "train", "reject", "3 steps", "to do"):
@@ -157,6 +169,36 @@ def test_a_dry_run_shows_the_stages_and_writes_nothing(file, tmp_path, monkeypat
     assert "absent.yaml: not found" in capsys.readouterr().err
     assert main(["pipeline", "demo"]) == 2
     assert "no part of a pipeline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (WHOLE, "stage start: dataset 'traces.jsonl': no such file or folder"),
+        (changed("start", dataset="countdown:numbers=x"), "stage start: countdown: numbers=x must lie in"),
+        (
+            changed("start", extra_datasets=[{"dataset": "absent.jsonl"}]),
+            "stage start: dataset 'absent.jsonl'",
+        ),
+        (changed("rl", rewards=["gsm8q"]), "stage rl: rewards: nothing is called 'gsm8q'"),
+        (
+            changed("pick", thresholds={"gsm": 1}),
+            "stage pick: thresholds: gsm (did you mean 'gsm8k'?) is none",
+        ),
+        (
+            WHOLE | {"stages": [START, stage("end", "eval", model="m", task="gsm8")]},
+            "stage end: task = gsm8: no such",
+        ),
+    ],
+)
+def test_a_stage_that_cannot_run_lets_others_run_first(content, why, file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("traces.jsonl", "d") if content != WHOLE else ():
+        (tmp_path / name).write_text("")
+    for more in ([], ["--dry-run"]):
+        assert main(["pipeline", file(content), *more]) == 2
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_verb_of_a_stage_is_a_verb():
