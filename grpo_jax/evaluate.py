@@ -30,8 +30,8 @@ def evaluate_command(config: EvalConfig) -> int:
     setup = setup_of(config)
     config = setup.config
     found = find_reward_models(setup.rewards)
-    places = keeping.places_of(setup.name, config.samples, config.output, config.run, config.model)
     results = _described(setup)
+    places = keeping.places_of(results, config.output, config.run)
     other = comparison.read(config.compare) if config.compare else None
     if other:
         comparison.check(str(config.compare), other, results, _samples(config))
@@ -39,12 +39,14 @@ def evaluate_command(config: EvalConfig) -> int:
     tokens = config.max_prompt_length + config.max_completion_length
     policy.check_positions("max_prompt_length + max_completion_length", tokens)
     prompts = _held_out(setup, policy)
+    if other:
+        comparison.check_rows(str(config.compare), other, prompts.kept)
     ways = _measured(setup, policy, prompts, found)
     results["prompts_dropped"] = prompts.dropped
     results |= {way: _figures(setup, result) for way, result in ways.items()}
     results["problems"] = {way: problems_of(result, _scorings(setup)) for way, result in ways.items()}
     if other:
-        apart = comparison.differences(str(config.compare), other["problems"], results["problems"])
+        apart = comparison.differences(other["problems"], results["problems"])
         results["difference"] = {"from": config.compare, **apart}
     if hosts.is_writer():
         _tell(results, prompts)
@@ -97,6 +99,8 @@ def _described(setup: Setup) -> dict[str, Any]:
         "split": config.split,
         "source": setup.task.source if setup.task else None,
         "samples": config.samples,
+        "prompts": config.prompts or None,
+        "judge": config.judge,
         **sampling,
     }
 

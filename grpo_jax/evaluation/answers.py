@@ -173,9 +173,11 @@ class Choice(Kind):
     """A letter among those offered."""
 
     def read(self, inside: str, place: str) -> Answer | None:
-        text = re.sub(r"\\text\s*|[{}*$]", "", inside).strip()
-        found = re.match(r"\(?([A-Ja-j])\)?(?![A-Za-z])", text)
-        return Answer(*[found[1].upper()] * 2) if found else None
+        text = re.sub(r"\\(?:text|math)(?:bf|rm|it|sf|tt)?\s*|[{}*$]", "", inside).strip()
+        # `I` and `a` are words as well: by itself a letter has nothing but a sign behind it.
+        alone = re.match(r"\(?([A-Ja-j])(?:[).:,]|\s*$|\s*\n)", text)
+        found = {alone[1].upper()} if alone else {one.upper() for one in re.findall(r"\(([A-Ja-j])\)", text)}
+        return Answer(*[found.pop()] * 2) if len(found) == 1 else None
 
     def find(self, text: str) -> Answer | None:
         for pattern in (r"(?i:answer)(?:\s+(?:is|:)|:)\s*\**\(?([A-J])\b", r"\(([A-J])\)", r"\b([A-J])\W*$"):

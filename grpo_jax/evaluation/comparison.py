@@ -4,7 +4,7 @@ Problems differ more than models do, and both models meet the same ones: the err
 smaller than that of two means apart (Miller 2024, arXiv:2411.00640, section 4.2)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,27 @@ def read(file: str) -> dict[str, Any]:
         raise UserError(
             f"compare = {file}: cannot be read ({str(fault).splitlines()[0]}); give results of eval"
         ) from None
-    if not isinstance(found, dict) or "problems" not in found:
+    if not _is_results(found):
         raise UserError(f"compare = {file}: holds no results of eval; give what --output has written")
     return found
 
 
+def _is_results(found: Any) -> bool:
+    problems = found.get("problems") if isinstance(found, dict) else None
+    if not isinstance(problems, dict) or not problems:
+        return False
+    return all(isinstance(way, dict) and {"rows", "samples"} <= way.keys() for way in problems.values())
+
+
+def check_rows(file: str, theirs: Mapping[str, Any], rows: Sequence[int]) -> None:
+    """UserError unless the same rows of the data set were asked there: said before sampling."""
+    for way in theirs["problems"].values():
+        if list(way["rows"]) != list(rows):
+            raise UserError(f"compare = {file}: other prompts were asked there; set prompts as it was")
+
+
 def check(file: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], samples: Mapping[str, int]) -> None:
-    """UserError unless both are of the same problems with the same N (`samples`, by way): said before sampling."""
+    """UserError unless both are of the same data with the same N (`samples`, by way): said before sampling."""
     for name in SAME:
         if theirs.get(name) != ours.get(name):
             raise UserError(
@@ -51,18 +65,11 @@ def check(file: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], samples
         )
 
 
-def differences(
-    file: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """way -> scoring -> the mean difference of avg@N, ours less theirs, and its standard error, from two `problems`.
-
-    Raises:
-        UserError: other rows of the data set were asked.
-    """
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """way -> scoring -> the mean difference of avg@N, ours less theirs, and its standard error, from two `problems` of
+    the same rows."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for way in (way for way in ours if way in theirs):
-        if ours[way]["rows"] != theirs[way]["rows"]:
-            raise UserError(f"compare = {file}: other prompts were asked there; set prompts as it was")
         names = [name for name in ours[way] if name not in ("rows", "samples") and name in theirs[way]]
         N = ours[way]["samples"]
         pairs = {name: (np.array(ours[way][name]) - np.array(theirs[way][name])) / N for name in names}

@@ -1,6 +1,7 @@
 """Where results are kept: a JSON file, and beside it the completions as Parquet. Whole files or none."""
 
 import io
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,12 @@ from grpo_jax.runs.files import check_writable, write_atomically
 from grpo_jax.runs.folder import RunFolder
 
 
-def places_of(name: str, samples: int, output: str | None, run: str | None, model: str) -> list[epath.Path]:
+def places_of(described: Mapping[str, Any], output: str | None, run: str | None) -> list[epath.Path]:
     """The JSON files to write: `output`, and one in the run's folder that `run` names or that the model is the export
-    of. Results of another N have another name there, so that none is mistaken for another's.
+    of. Results of another N, split, or setting have another name there, so that none takes another's place.
+
+    Args:
+        described: what the results are of: model, task, samples, and the settings that they depend on.
 
     Raises:
         UserError: a file cannot be written, or there is no run.
@@ -28,8 +32,8 @@ def places_of(name: str, samples: int, output: str | None, run: str | None, mode
         raise UserError(
             f"output = {output}: the completions go there; name the JSON file, {output[:-8]}.json"
         )
-    folder = _run_of(run, model)
-    kept = [] if folder is None else [folder / "evaluations" / f"{_plain(name)}_n{samples}.json"]
+    folder = _run_of(run, described["model"])
+    kept = [] if folder is None else [_free_place(epath.Path(folder) / "evaluations", described)]
     given = [] if output is None else [epath.Path(output)]
     for place in given + kept:
         check_writable(place)
@@ -84,6 +88,24 @@ def _columns(way: str, result: Evaluation) -> dict[str, Any]:
     for name, values in result.extras.items():
         columns[f"extra/{name}" if name in columns else name] = free_column(values)
     return columns
+
+
+def _free_place(folder: epath.Path, described: Mapping[str, Any]) -> epath.Path:
+    """TASK_nN.json, or TASK_nN_2.json, ...: the first that holds the results of the same, or nothing yet."""
+    stem = f"{_plain(described['task'])}_n{described['samples']}"
+    for number in itertools.count(1):
+        place = folder / (f"{stem}.json" if number == 1 else f"{stem}_{number}.json")
+        if not place.exists() or _is_of(place, described):
+            return place
+    raise AssertionError("counting has no end")
+
+
+def _is_of(place: epath.Path, described: Mapping[str, Any]) -> bool:
+    try:
+        found = json.loads(place.read_text())
+        return all(found.get(name) == value for name, value in described.items())
+    except (OSError, ValueError, AttributeError):
+        return False  # no results: whatever it is, it stays
 
 
 def _repeated(texts: Sequence[str], N: int) -> list[str]:

@@ -5,6 +5,7 @@ Those in `tasks/` go by their name; any other by its path, `mine.yaml`. No jax i
 
 import hashlib
 import json
+import re
 import string
 from collections.abc import Sequence
 from importlib.resources import files
@@ -101,8 +102,30 @@ class Task(Settings):
             "samples: must be given, or published_samples, the number that published figures average over"
         )
         given = (self.samples is not None) + (self.published_samples is not None)
-        check.first((neither, None, both)[given], self._unknown_place())
+        check.first(
+            (neither, None, both)[given], self._unknown_place(), self._bad_prompt(), self._bad_columns()
+        )
         return self
+
+    def _bad_prompt(self) -> str | None:
+        twice = "braces that are meant as such are written twice, {{ and }}"
+        try:
+            fields = list(string.Formatter().parse(self.prompt or ""))
+        except ValueError:
+            return f"prompt = {self.prompt!r}: a brace has no other; {twice}"
+        for _, name, spec, conversion in fields:
+            if name is not None and (
+                spec or conversion or not re.fullmatch(r"[^\s.\[\]{}][^.\[\]{}]*", name)
+            ):
+                return f"prompt: {{{name}}} is no column; {twice}"
+        return None
+
+    def _bad_columns(self) -> str | None:
+        for name, theirs in (self.columns or {}).items():
+            spellings = theirs if isinstance(theirs, list) else [theirs]
+            if not spellings or not all(isinstance(one, str) and one for one in spellings):
+                return f"columns: {name} = {theirs!r}: must be the name of a column, or a list of spellings"
+        return None
 
     def _unknown_place(self) -> str | None:
         if self.place in KINDS[self.answer].places or self.answer == "text":

@@ -119,7 +119,7 @@ def test_what_is_kept_does_not_hold_together(typed, place):
     assert re.search(r"maj@3 .*\d ± ", out)
 
 
-def test_two_results_are_compared_as_if_apart(typed, place):
+def test_two_results_are_compared_as_if_apart(typed, place, monkeypatch):
     assert typed(greedy=False)[0] == 0
     (place / "out/results.json").rename(place / "first.json")
     code, out, _ = typed(greedy=False, compare="first.json", top_k=3)
@@ -132,8 +132,10 @@ def test_two_results_are_compared_as_if_apart(typed, place):
     assert "sampled, flexible: avg@3" in out
     for changes, said in (
         ({"samples": 4}, r"averages over 3 samples of each prompt, here 4; .* write --samples 3"),
+        ({"prompts": 4}, r"compare = first.json: other prompts were asked there; set prompts as it was"),
         ({"split": "train"}, r"its split is 'test', here 'train'; only results on the same problems"),
     ):
+        monkeypatch.setattr(hf, "load_params", lambda *_: pytest.fail("weights were read"))
         code, _, error = typed(greedy=False, compare="first.json", **changes)
         assert code == 2
         assert re.search(said, error), error
@@ -144,11 +146,21 @@ def test_a_runs_export_keeps_its_results_elsewhere(typed, place, tiny_model):
     shutil.copytree(tiny_model, run / "hf")
     for name in ("config.yaml", "run.json"):
         (run / name).write_text("{}")
-    for how in ({"model": run / "hf"}, {"model": None, "run": run, "samples": 2}):
+    ways = (
+        {"model": run / "hf"},
+        {"model": None, "run": run, "samples": 2},
+        {"model": run / "hf", "temperature": 0.5},
+        {"model": run / "hf"},
+    )
+    for how in ways:
         assert typed(output=None, greedy=False, prompts=2, **how)[0] == 0
-    assert sorted(file.name for file in (run / "evaluations").iterdir()) == [
+    kept = {file.name: file for file in (run / "evaluations").iterdir()}
+    assert sorted(kept) == [
         *("task_n2.json", "task_n2.parquet", "task_n3.json", "task_n3.parquet"),
+        *("task_n3_2.json", "task_n3_2.parquet"),
     ]
+    heat = [json.loads(kept[name].read_text())["temperature"] for name in ("task_n3.json", "task_n3_2.json")]
+    assert heat == [1.5, 0.5]
 
 
 REFUSED = [

@@ -95,6 +95,11 @@ BAD = [
     ({"answer": "numbr"}, r"FILE:5: answer = 'numbr': .* \(did you mean 'number'"),
     ({"smples": 3}, r"FILE:8: smples: no such setting \(did you mean 'samples'"),
     ({"about": None}, "about"),
+    ({"prompt": r"{q} Use \boxed{}."}, r"prompt: \{\} is no column; braces .* written twice, \{\{ and \}\}"),
+    ({"prompt": "{q:d}"}, r"prompt: \{q\} is no column"),
+    ({"prompt": "{q"}, r"prompt = '\{q': a brace has no other"),
+    ({"columns": {"answer": 5}}, "columns: answer = 5: must be the name of a column"),
+    ({"columns": {"answer": []}}, r"columns: answer = \[\]: must be the name of a column"),
 ]
 
 
