@@ -42,7 +42,8 @@ class HeldOut:
         self._score = make_score(policy.cfg, replace(how, entropy=False), micro_batches, policy.mesh)
 
     def __call__(self, params: Params) -> dict[str, Any]:
-        """Of the whole model: `summary` (nll in nats a token, perplexity, rows, completion_tokens) and `samples`."""
+        """Of the whole model: `summary` (nll in nats a token, perplexity, rows, rows_dropped and rows_cut for their
+        length, completion_tokens) and `samples`."""
         total, count = 0.0, 0
         for batch in self.examples.batches_in_order(self.config.rows_per_step):
             arrays = batch.prompts, batch.prompt_lengths, batch.completions, batch.mask
@@ -54,6 +55,8 @@ class HeldOut:
             "nll": total / count,
             "perplexity": perplexity(total / count),
             "rows": len(self.examples),
+            "rows_dropped": self.examples.dropped,
+            "rows_cut": self.examples.cut,
             "completion_tokens": count,
         }
         return {"summary": summary, "samples": self._samples(params)}
@@ -96,16 +99,16 @@ def save_samples(folder: RunFolder, done: int, samples: Sequence[Mapping[str, An
 
 
 def _prompts(config: SFTConfig, policy: Policy, rows: Sequence[Row]) -> PromptBatch:
-    some = rows[: config.eval_samples]
+    """The first that are short enough. Where all are longer the rows' own check has said so."""
     prompts = Prompts(
-        some,
+        rows,
         policy.tokenizer,
         max_prompt_length=config.max_length,
         system_prompt=config.system_prompt,
         chat_template_kwargs=config.chat_template_kwargs,
         pad_id=policy.vocabulary.pad_id,
     )
-    batch, _ = next(prompts.batches_in_order(len(prompts)))
+    batch, _ = next(prompts.batches_in_order(min(config.eval_samples, len(prompts))))
     width = batch.tokens.shape[1] + config.max_completion_length
     policy.check_positions("max_completion_length and a held-out prompt", width)
     return batch

@@ -214,8 +214,7 @@ def _evaluated(run: Run, tuner: FineTuner, state: TrainState, done: int) -> dict
         return None
     save_samples(run.folder, done, found["samples"])
     if run.progress is not None:
-        figures = "perplexity {perplexity:.4g}, nll {nll:.4g} over {rows} rows".format(**found["summary"])
-        run.progress.say(f"step {done}: held-out {figures}")
+        run.progress.say(f"step {done}: held-out {_held_out_in_words(found['summary'])}")
         if found["samples"] and hosts.is_writer():
             shown = found["samples"][:SHOWN]
             sample_panel(f"Held-out samples, step {done}", shown, console=run.progress.console)
@@ -248,6 +247,14 @@ def _finish(run: Run, tuner: FineTuner, state: TrainState, notes: dict[str, Any]
         )
         if run.folder.hf.exists():
             print(f"model: {run.folder.hf}")
+
+
+def _held_out_in_words(summary: dict[str, Any]) -> str:
+    lost = {"too long, left out": summary["rows_dropped"], "cut": summary["rows_cut"]}
+    told = "".join(f", {count} {how}" for how, count in lost.items() if count)
+    return (
+        f"perplexity {summary['perplexity']:.4g}, nll {summary['nll']:.4g} over {summary['rows']} rows{told}"
+    )
 
 
 def _rows_in_words(examples: Examples) -> str:

@@ -212,6 +212,18 @@ def test_passes_over_the_rows_of_several_data_sets(settings, tmp_path):
     assert (summary["rows"], summary["steps"]) == (12, 3)
 
 
+def test_held_out_rows_left_out_without_a_word(looked_at, settings, tmp_path, capsys):
+    """The first row is too long to be measured and to be answered; the next two are."""
+    long = {"prompt": "say " + "x" * 60, "completion": "xx"}
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [long, *HELD_OUT]))
+    assert run(looked_at, max_steps=1, eval_steps=0) == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["after"]["rows"], summary["after"]["rows_dropped"]) == (3, 1)
+    assert "over 3 rows, 1 too long, left out" in capsys.readouterr().err
+    lines = (tmp_path / "run/samples/samples_00001.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["say xy", "say yz"]
+
+
 def test_rows_left_out_without_a_word(settings, tmp_path, capsys):
     assert run(settings, max_length=11, max_steps=1) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rows_dropped"] == 1
