@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grpo_jax.errors import UserError, nearest
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+DEEPEST = 100
+"""Lists and objects inside of one another; Python's own limit, which is less than 1,000, is met further on."""
+
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # perhaps half of a character that JSON spells as two
+
 
 def read_folder(folder: "epath.Path", split: str) -> list[Row] | None:
     """The rows of `<split>.<suffix>` (or `<split>-00000-of-00002.<suffix>`, ...) in a folder.
@@ -21,11 +26,7 @@ def read_folder(folder: "epath.Path", split: str) -> list[Row] | None:
     None when the folder holds no data file at all. UserError, with the splits that exist, when it holds
     others.
     """
-    files: dict[str, list[epath.Path]] = {}
-    for file in sorted(folder.iterdir()):
-        # A .json of another name is a description (dataset_infos.json) more often than a split.
-        if file.suffix in READERS and (file.suffix != ".json" or file.stem == split):
-            files.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
+    files = _splits(folder, split)
     if not files:
         return None
     if split not in files:
@@ -36,6 +37,20 @@ def read_folder(folder: "epath.Path", split: str) -> list[Row] | None:
         both = ", ".join(sorted(suffixes))
         raise UserError(f"dataset '{folder}': '{split}' is there as {both}; name one file")
     return [row for file in files[split] for row in read_file(file)]
+
+
+def files_of(folder: "epath.Path", split: str) -> list["epath.Path"]:
+    """The files that `read_folder` reads of one that holds such a split; none of another."""
+    return _splits(folder, split).get(split, [])
+
+
+def _splits(folder: "epath.Path", wanted: str) -> dict[str, list["epath.Path"]]:
+    found: dict[str, list[epath.Path]] = {}
+    for file in sorted(folder.iterdir()):
+        # A .json of another name is a description (dataset_infos.json) more often than a split.
+        if file.suffix in READERS and (file.suffix != ".json" or file.stem == wanted):
+            found.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
+    return found
 
 
 def read_file(file: "epath.Path") -> list[Row]:
@@ -50,28 +65,74 @@ def _jsonl(file: "epath.Path") -> Iterator[Row]:
     # Split on newline bytes only: str.splitlines would also cut at U+2028, which JSON strings may hold.
     for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if line.strip():
-            yield _object(_parse(line, f"{file}:{number}"), f"{file}:{number}")
+            where = f"{file}:{number}"
+            yield _row(_parse(line, where), where, _is_odd(line))
 
 
 def _json(file: "epath.Path") -> Iterator[Row]:
-    rows = _parse(file.read_bytes(), str(file))
+    text = file.read_bytes()
+    rows, odd = _parse(text, str(file)), _is_odd(text)
     if not isinstance(rows, list):
         raise UserError(f"{file}: expected a list of objects; for one object a line, name the file .jsonl")
     for number, row in enumerate(rows, start=1):
-        yield _object(row, f"{file}, row {number}")
+        yield _row(row, f"{file}, row {number}", odd)
 
 
 def _parse(text: bytes, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise UserError(f"{where}: {_too_deep()}") from None
     except ValueError as error:  # bad JSON or bad UTF-8
         raise UserError(f"{where}: not valid JSON: {error}") from None
 
 
-def _object(value: Any, where: str) -> Row:
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """An object. ValueError where two of its names are one: the last would win, without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"one object has {_twice([name for name, _ in pairs])!r} twice; keep one of them")
+    return found
+
+
+def _twice(names: Sequence[str]) -> str:
+    return next(name for at, name in enumerate(names) if name in names[:at])
+
+
+def _row(value: Any, where: str, odd: bool) -> Row:
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected an object with named columns, found {type(value).__name__}")
+    if odd and (fault := _fault(value)):
+        raise UserError(f"{where}: {fault}")
     return value
+
+
+def _is_odd(text: bytes) -> bool:
+    """Whether a JSON text may hold what `_fault` finds: most do not, and looking takes as long as parsing."""
+    return text.count(b"[") + text.count(b"{") > DEEPEST or bool(_HALF.search(text))
+
+
+def _fault(row: Row) -> str | None:
+    """Why a row that is JSON is nothing to work with."""
+    level: list[Any] = [row]
+    for _ in range(DEEPEST + 1):
+        level = [inner for one in level for inner in _inside(one)]
+    if level:
+        return _too_deep()
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end].encode("unicode_escape").decode()
+        return f"holds {half}, half of a character, which no text can; write the whole one, or take it out"
+    return None
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _too_deep() -> str:
+    return f"lists or objects inside of one another, more than {DEEPEST} deep; write them as text"
 
 
 def _csv(file: "epath.Path") -> Iterator[Row]:
@@ -81,11 +142,13 @@ def _csv(file: "epath.Path") -> Iterator[Row]:
         raise UserError(f"{file}: not UTF-8 text: {error}") from None
     table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        names = table.fieldnames or ()
+        if len(set(names)) < len(names):
+            raise UserError(f"{file}: the header has {_twice(names)!r} twice; rename one of the columns")
         for row in table:
             if None in row or None in row.values():
-                columns = len(table.fieldnames or ())
                 raise UserError(
-                    f"{file}:{table.line_num}: the row does not have the header's {columns} columns"
+                    f"{file}:{table.line_num}: the row does not have the header's {len(names)} columns"
                 )
             yield dict(row)
     except csv.Error as error:
@@ -99,8 +162,11 @@ def _parquet(file: "epath.Path") -> Iterator[Row]:
     with file.open("rb") as stream:
         try:
             yield from pyarrow.parquet.read_table(stream).to_pylist()
-        except pyarrow.ArrowException as error:
-            raise UserError(f"{file}: not a readable Parquet file: {error}") from None
+        # Not all are ArrowExceptions: a broken footer is an OSError, and text that is no UTF-8, or a date that Python
+        # has no form for, is met when rows are made.
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+            said = str(error).strip().partition("\n")[0]
+            raise UserError(f"{file}: not a readable Parquet file: {said}") from None
 
 
 READERS: dict[str, Callable[["epath.Path"], Iterator[Row]]] = {

@@ -23,6 +23,10 @@ def jsonl(rows):
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def nested(depth):
+    return "[" * depth + "]" * depth
+
+
 def parquet(path, rows):
     import pyarrow
     import pyarrow.parquet
@@ -92,11 +96,49 @@ def test_gsm8k_splits_have_their_published_sizes(shared_data):
         ("x.parquet", "nonsense", r"x\.parquet: not a readable Parquet file"),
         ("x.txt", "hello", r"x\.txt': its name must end in one of \.jsonl"),
         ("x.jsonl", "\n", "has no rows"),
+        ("x.jsonl", '{"a": 1}\n{"a": [%s]}\n' % nested(200), r"x\.jsonl:2: lists or objects .* 100 deep"),
+        ("x.jsonl", '{"a": [%s]}\n' % nested(100_000), r"x\.jsonl:1: lists or objects .* 100 deep"),
+        ("x.json", '[{"a": [%s]}]' % nested(500), r"x\.json, row 1: lists or objects .* 100 deep"),
+        ("x.jsonl", '{"a": 1}\n{"a": ["so \\ud800"]}\n', r"x\.jsonl:2: holds \\ud800, half of a character"),
+        ("x.json", '[{"a": 1}, {"\\uDC00": 2}]', r"x\.json, row 2: holds \\udc00, half of a character"),
     ],
 )
 def test_a_broken_row_is_skipped_or_has_no_address(tmp_path, name, text, says):
     with pytest.raises(UserError, match=says):
         load_rows(write(tmp_path / name, text))
+
+
+def test_the_last_of_two_names_wins_without_a_word(tmp_path):
+    header = write(tmp_path / "x.csv", "prompt,answer,prompt\na,1,b\n")
+    with pytest.raises(UserError, match=r"x\.csv: the header has 'prompt' twice; rename one"):
+        load_rows(header)
+    row = write(tmp_path / "x.jsonl", '{"answer": 1}\n{"prompt": {"role": 1, "role": 2}}\n')
+    with pytest.raises(UserError, match=r"x\.jsonl:2: .* one object has 'role' twice; keep one"):
+        load_rows(row)
+
+
+def test_a_whole_character_or_a_list_in_a_list_is_refused(tmp_path):
+    rows = [{"prompt": "\U0001f600 \\ud800", "x": [[[]]], "y": ["{" * 200]}]
+    assert load_rows(write(tmp_path / "x.jsonl", json.dumps(rows[0]))) == rows
+
+
+def test_a_parquet_file_broken_in_another_place_is_a_traceback(tmp_path):
+    whole = parquet(tmp_path / "x.parquet", ROWS).read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")
+    (tmp_path / "x.parquet").write_bytes(whole[: -8 - footer] + b"\xff" * footer + whole[-8:])
+    with pytest.raises(UserError, match=r"x\.parquet: not a readable Parquet file: .*thrift") as caught:
+        load_rows(tmp_path / "x.parquet")
+    assert "\n" not in str(caught.value)
+
+
+def test_text_in_parquet_that_is_no_text_is_a_traceback(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    column = pyarrow.array([b"\xff"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet: not a readable Parquet file: 'utf-8' codec"):
+        load_rows(tmp_path / "x.parquet")
 
 
 def test_bytes_that_are_not_text_are_a_traceback(tmp_path):
