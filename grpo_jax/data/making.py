@@ -14,6 +14,7 @@ from grpo_jax.errors import UserError, nearest
 
 SPLITS = ("train", "test")
 ATTEMPTS = 10_000  # draws for one row before its options are called impossible
+LARGEST = 1_000_000_000  # of a whole number: `below` draws evenly, and rows are counted, as far as that
 _HELD_OUT = 10  # one problem in ten belongs to `test`
 
 Reader = Callable[[str, str, str], Any]  # (task, option, text) -> its value
@@ -27,15 +28,27 @@ def read_options(task: str, text: str, readers: Mapping[str, Reader]) -> dict[st
         if name not in readers:
             options = ", ".join(sorted(readers))
             raise UserError(f"{task}: unknown option '{name}'{nearest(name, readers)}; it has {options}")
+        if name in given:
+            raise UserError(f"{task}: the option '{name}' is given twice; keep one of them")
         given[name] = readers[name](task, name, value)
     return given
 
 
 def whole(task: str, name: str, text: str) -> int:
     """A whole number, at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{task}: {name}={text} must be one whole number, at least 1")
-    return int(text)
+    if not 1 <= (number := _number(text)) <= LARGEST:
+        bounds = f"at least 1 and at most {LARGEST:,}"
+        raise UserError(f"{task}: {name}={_short(text)} must be one whole number, {bounds}")
+    return number
+
+
+def _number(text: str) -> int:
+    """Digits as a number; 0 for anything else, and for more of them than any option takes."""
+    return int(text) if text.isdecimal() and len(text) <= 20 else 0
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def span(low: int, high: int) -> Reader:
@@ -44,10 +57,10 @@ def span(low: int, high: int) -> Reader:
     def read(task: str, name: str, text: str) -> tuple[int, int]:
         first, _, last = text.partition("-")
         ends = first, last or first
-        bounds = (int(ends[0]), int(ends[1])) if all(map(str.isdecimal, ends)) else (0, 0)
+        bounds = _number(ends[0]), _number(ends[1])
         if not low <= bounds[0] <= bounds[1] <= high:
             example = f"{name}={low + 1} or {name}={low + 1}-{low + 2}"
-            raise UserError(f"{task}: {name}={text} must lie in {low}..{high}, such as {example}")
+            raise UserError(f"{task}: {name}={_short(text)} must lie in {low}..{high}, such as {example}")
         return bounds
 
     return read

@@ -126,6 +126,13 @@ def test_options_are_misread():
         ("numbers=4-3", "numbers=4-3 must lie"),
         ("max=ten", "max=ten must be one whole number"),
         ("size=0", "size=0 must be one whole number, at least 1"),
+        ("size=2,max=9,size=3", "the option 'size' is given twice; keep one"),
+        (
+            f"max={'9' * 400}",
+            f"max={'9' * 40}… must be one whole number, at least 1 and at most 1,000,000,000",
+        ),
+        (f"max={'9' * 5000}", "must be one whole number, at least 1 and at most"),
+        (f"numbers={'3' * 5000}", "must lie in 2..6"),
         ("max=3-4", "max=3-4 must be one"),
         ("ops=+^", "ops=.* must be some of"),
         ("ops", "ops= must be some of"),
