@@ -6,6 +6,8 @@ from typing import Any
 
 from grpo_jax.errors import nearest
 
+_TEXTS = ("dataset", "split", "prompt_column", "completion_column", "layout")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -30,11 +32,21 @@ def entry(given: Mapping[str, Any]) -> Entry:
             f"extra_datasets: no {unknown!r}{nearest(str(unknown), names)} in {dict(given)}; "
             f"an entry has {', '.join(names)}"
         )
-    made = Entry(**given) if given.get("dataset") else None
-    if made is None:
+    if not given.get("dataset"):
         raise ValueError(f"extra_datasets: {dict(given)} names no dataset; write {{dataset: ROWS}}")
-    if type(made.limit) is not int or made.limit < 0:
-        raise ValueError(f"extra_datasets: limit = {made.limit!r}: must be a whole number, 0 for all rows")
-    if not isinstance(made.weight, int | float) or not 0 < made.weight <= 1000:
-        raise ValueError(f"extra_datasets: weight = {made.weight!r}: must be a number above 0, 1000 at most")
+    made = Entry(**given)
+    if fault := _fault(made):
+        raise ValueError(f"extra_datasets: {fault}")
     return made
+
+
+def _fault(made: Entry) -> str | None:
+    for name in _TEXTS:
+        said = getattr(made, name)
+        if not (isinstance(said, str) and said) and (name, said) != ("layout", None):
+            return f"{name} = {said!r}: must be text; write it in quotes, or leave it out"
+    if type(made.limit) is not int or made.limit < 0:
+        return f"limit = {made.limit!r}: must be a whole number, 0 for all rows"
+    if type(made.weight) not in (int, float) or not 0 < made.weight <= 1000:
+        return f"weight = {made.weight!r}: must be a number above 0, 1000 at most"
+    return None

@@ -20,8 +20,8 @@ def joined(
     layout: str | None = None,
 ) -> list[Row]:
     """`rows`, whose prompts and completions stand in `columns` or where their `layout` has them, and those of the
-    entries after them, all with the columns `prompt` and `completion`. UserError as `load_rows`, or for a missing
-    column."""
+    entries after them, all with the columns `prompt` and `completion`. UserError as `load_rows`, for a missing
+    column, or for an entry of which no row is taken."""
     found = _renamed(rows, *columns, layout)
     for number, one in enumerate(entries):
         loaded = load_rows(one.dataset, one.split, seed=seed)
@@ -29,7 +29,13 @@ def joined(
             more = _renamed(loaded, one.prompt_column, one.completion_column, one.layout)
         except UserError as fault:
             raise UserError(f"extra_datasets, {one.dataset}: {fault}") from None
-        found += [more[i] for i in chosen(len(more), one.limit, one.weight, seed + number)]
+        picked = chosen(len(more), one.limit, one.weight, seed + number)
+        if not picked:
+            raise UserError(
+                f"extra_datasets, {one.dataset}: weight = {one.weight}: of {len(more)} rows that is none; "
+                f"give more than {0.5 / len(more):g}, or leave the data set out"
+            )
+        found += [more[i] for i in picked]
     return found
 
 
