@@ -59,6 +59,6 @@ def _outside(rate: Any, low: float | None, high: float | None, column: str) -> F
 def _number(rate: Any) -> float | None:
     try:
         number = math.nan if isinstance(rate, bool) else float(rate)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return None if math.isnan(number) else number

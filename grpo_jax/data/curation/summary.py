@@ -52,7 +52,7 @@ def _empty(value: Any) -> bool:
 def _kind(value: Any) -> str:
     names = {str: "text", bool: "yes or no", int: "whole number", float: "number", dict: "mapping"}
     if isinstance(value, list):
-        return f"list of {_kind(value[0])}"
+        return f"list of {_kind(value[0])}" if value else "list"
     return names.get(type(value), type(value).__name__)
 
 

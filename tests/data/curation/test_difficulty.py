@@ -52,6 +52,7 @@ def test_bounds_are_inclusive():
         *("too_low", "too_high", "no_rate", "no_rate", "no_rate", "no_rate"),
     ]
     assert reasons([0, 1], None, 1) == ["too_high"]
+    assert reasons([10**400], 0, 1) == ["no_rate"]
     assert reasons([0, 1], 0, None) == ["too_low"]
 
 

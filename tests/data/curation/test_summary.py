@@ -14,6 +14,10 @@ def test_columns_of_later_rows_are_left_out():
     assert columns([{"a": "y" * 90}], width=10)[0].example == "y" * 9 + "…"
 
 
+def test_a_list_of_nothing_is_a_traceback():
+    assert [column.kinds for column in columns([{"x": [[]], "y": [[], [1]]}])] == ["list of list"] * 2
+
+
 def test_lengths_of_one_and_of_many():
     assert lengths([7]).longest == lengths([7]).shortest == 7
     found = lengths(range(1, 101))
