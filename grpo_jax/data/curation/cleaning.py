@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,19 +81,28 @@ REASONS = ("unusable", *RULES, "conflict")
 """Every reason; `unusable`: the layout cannot read the row; `conflict`: others ask the same with other answers."""
 
 
-def clean(rows: Sequence[Row], layout: Layout, purpose: Purpose = "rl", allow: Sequence[str] = ()) -> Outcome:
+def clean(
+    rows: Sequence[Row],
+    layout: Layout,
+    purpose: Purpose = "rl",
+    allow: Sequence[str] = (),
+    value: Callable[[object], str] = faults.normal,
+) -> Outcome:
     """The rows that can be trained on, their questions without noise.
 
     Args:
         purpose: `rl` needs an answer where the layout has any, `sft` a completion.
         allow: reasons for which no row is dropped. `unusable` cannot be among them.
+        value: the same text for answers that are the same; by itself it knows how numbers are written, not fractions.
     """
     looked = [_look(row, layout, purpose) for row in rows]
     skip = {*allow, *(ABOUT_ANSWERS if purpose == "sft" else ())}
     rules = {name: rule for name, rule in RULES.items() if name not in skip}
     found = [case if not isinstance(case, Case) else _first(rules, case) for case in looked]
     if "conflict" not in skip:
-        found = [fault or conflict for fault, conflict in zip(found, _conflicts(looked))]
+        # What is dropped anyway says nothing against a row that asks the same.
+        sound = [case if isinstance(case, Case) and not fault else None for case, fault in zip(looked, found)]
+        found = [fault or conflict for fault, conflict in zip(found, _conflicts(sound, value))]
     changed, noise = _strip(rows, looked, found, layout)
     return sieved(rows, found, changed, {"layout": layout.name, "purpose": purpose, "stripped": noise})
 
@@ -117,17 +126,19 @@ def _first(rules: dict[str, Rule], case: Case) -> Fault | None:
     return next(((name, said) for name, rule in rules.items() if (said := rule(case)) is not None), None)
 
 
-def _conflicts(looked: Sequence[Case | Fault]) -> Iterator[Fault | None]:
+def _conflicts(sound: Sequence[Case | None], value: Callable[[object], str]) -> list[Fault | None]:
     """A fault for each row whose question stands in other rows with another answer: nobody knows which is right."""
     asked: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for number, case in enumerate(looked, start=1):
-        if isinstance(case, Case) and case.answered and case.text:
-            asked[_same(case.text)][faults.normal(case.answer)].append(number)
-    for case in looked:
-        by_answer = asked.get(_same(case.text), {}) if isinstance(case, Case) and case.answered else {}
-        own = faults.normal(case.answer) if isinstance(case, Case) else ""
-        others = sorted(number for answer, at in by_answer.items() if answer != own for number in at)
-        yield ("conflict", f"row {others[0]} asks the same with another answer") if others else None
+    for number, case in enumerate(sound, start=1):
+        if case and case.answered and case.text:
+            asked[_same(case.text)][value(case.answer)].append(number)
+    found: list[Fault | None] = [None] * len(sound)
+    for by_answer in asked.values():
+        for answer, own in by_answer.items():
+            first = min((at[0] for other, at in by_answer.items() if other != answer), default=None)
+            for number in own if first else ():
+                found[number - 1] = "conflict", f"row {first} asks the same with another answer"
+    return found
 
 
 def _same(text: str) -> str:

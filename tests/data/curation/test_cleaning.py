@@ -133,6 +133,24 @@ def test_the_same_question_with_two_answers():
         assert clean([{"problem": "What?", "answer": answer} for answer in pair], MATH).dropped == []
 
 
+@pytest.mark.parametrize(
+    ("twin", "why"),
+    [
+        ({"problem": "Compute 2+3.", "answer": ""}, "no_answer"),
+        ({"problem": "Compute 2+3.", "answer": "5 or 6"}, "several_answers"),
+        ({"problem": "Compute 2+3.", "answer": "6", "solution": "\\boxed{5}"}, "contradiction"),
+    ],
+)
+def test_a_bad_twin_costs_a_good_row(twin, why):
+    good = {"problem": "Compute  2+3.", "answer": "5"}
+    for rows in ([good, twin], [twin, good]):
+        outcome = clean(rows, MATH)
+        assert outcome.kept == [{**good, "problem": outcome.kept[0]["problem"]}]
+        assert [d.reason for d in outcome.dropped] == [why]
+    if why == "several_answers":
+        assert len(clean([good, twin], MATH, allow=[why]).dropped) == 2, "what is allowed is an answer"
+
+
 CODE = "Write a function that returns the sum of a list."
 
 
