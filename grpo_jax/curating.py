@@ -1,29 +1,33 @@
 """The verbs `grpo-jax data ...`: rows in; rows and an account of them out. What they do to rows is in
 `data/curation/`."""
 
+import datetime
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
+from grpo_jax.data.curation.account import lines
 from grpo_jax.data.curation.cleaning import clean
-from grpo_jax.data.curation.contamination import HeldOut, decontaminate
-from grpo_jax.data.curation.difficulty import within
+from grpo_jax.data.curation.contamination import COLUMN, HeldOut, decontaminate
+from grpo_jax.data.curation.difficulty import LEVEL, RATE, within
 from grpo_jax.data.curation.duplicates import dedup
 from grpo_jax.data.curation.faults import normal
 from grpo_jax.data.curation.outcome import Outcome
+from grpo_jax.data.curation.reading import asked
+from grpo_jax.data.curation.words import words
+from grpo_jax.data.files import files_of
 from grpo_jax.data.layouts import Layout, arrange_one, recognise
-from grpo_jax.data.questions import questions
 from grpo_jax.data.sources import load_rows
 from grpo_jax.data.writing import check_suffix, jsonl, written
 from grpo_jax.errors import UserError
+from grpo_jax.rewards.numbers import parse_number
 from grpo_jax.runs.files import check_writable, is_local, write_atomically
 
 Row = dict[str, Any]
-
-_SHOWN = 5  # overlapping rows in the table; the report has them all
 
 
 def data_command(verb: str, config: Any) -> int:
@@ -32,7 +36,7 @@ def data_command(verb: str, config: Any) -> int:
         from grpo_jax.showing import show
 
         return show(config)
-    check_place(config)
+    check_place(verb, config)
     rows = load(config)
     outcome = DOES[verb](config, rows)
     if _is_writer(verb):
@@ -60,10 +64,17 @@ def _is_writer(verb: str) -> bool:
 
 def _clean(config: Any, rows: list[Row]) -> Outcome:
     layout = recognise(rows[0], config.prompt_column, config.layout)
-    return clean(rows, layout, config.purpose, config.allow or ())
+    return clean(rows, layout, config.purpose, config.allow or (), value_of)
+
+
+def value_of(answer: object) -> str:
+    r"""The same text for answers of one value, `0.5` and `\frac{1}{2}`, read as the rewards read numbers."""
+    number = parse_number(str(answer).strip().strip("$"))
+    return normal(answer) if number is None else str(number)
 
 
 def _decontaminate(config: Any, rows: list[Row]) -> Outcome:
+    _check_free(config, rows, [COLUMN], "rename it, or give all held-out sets at once, --against ONE,OTHER")
     held_out = [item for source in config.against for item in _held_out(config, source)]
     texts = asked(rows, config.prompt_column, config.layout)
     how = config.ngram, config.boilerplate, config.share, config.drop
@@ -73,9 +84,15 @@ def _decontaminate(config: Any, rows: list[Row]) -> Outcome:
 def _held_out(config: Any, source: str) -> list[HeldOut]:
     rows = load_rows(source, config.against_split, seed=config.seed)
     try:
-        return [HeldOut(source, number, text) for number, text in enumerate(asked(rows), start=1)]
+        texts = asked(rows)
     except UserError as fault:
         raise UserError(f"against = {source}: {fault}") from None
+    if not any(map(words, texts)):
+        raise UserError(
+            f"against = {source}: none of its {len(rows)} rows asks anything that can be read; put the questions, "
+            "as text, into a column prompt"
+        )
+    return [HeldOut(source, number, text) for number, text in enumerate(texts, start=1)]
 
 
 def _dedup(config: Any, rows: list[Row]) -> Outcome:
@@ -90,10 +107,11 @@ def _answer(row: Row, layout: Layout) -> str | None:
         answer = arrange_one(row, layout).get("answer")
     except ValueError:
         return None
-    return None if answer is None else normal(answer)
+    return None if answer is None else value_of(answer)
 
 
 def _grade(config: Any, rows: list[Row]) -> Outcome:
+    _check_free(config, rows, [RATE, LEVEL], "rename it, or grade the file that was graded before")
     from grpo_jax.grading import grade
 
     return grade(config, rows)
@@ -118,19 +136,10 @@ DOES: dict[str, Callable[[Any, list[Row]], Outcome]] = {
 }
 
 
-def asked(rows: Sequence[Row], prompt_column: str = "prompt", layout: str | None = None) -> list[str]:
-    """Each row's question as text; '' for a row that has none."""
-    found = recognise(rows[0], prompt_column, layout)
-    return [_asked(row, found) for row in rows]
-
-
-def _asked(row: Row, layout: Layout) -> str:
-    if layout.question:
-        return "\n".join(questions(row, layout))
-    try:
-        return "\n".join(turn["content"] for turn in arrange_one(row, layout)["prompt"])
-    except ValueError:
-        return ""
+def _check_free(config: Any, rows: list[Row], made: list[str], mend: str) -> None:
+    """UserError when the data have a column of their own where the verb would write what it found."""
+    if own := [name for name in made if any(name in row for row in rows)]:
+        raise UserError(f"data = {config.data}: the column {' and '.join(own)} would be replaced; {mend}")
 
 
 # ---- what they leave ----
@@ -141,21 +150,44 @@ def places(out: str) -> dict[str, str]:
     return {"dropped": f"{out}.dropped.jsonl", "report": f"{out}.report.json", "rows": out}
 
 
-def check_place(config: Any) -> None:
-    """UserError when the result cannot be written, said before the work."""
+def check_place(verb: str, config: Any) -> None:
+    """UserError when the result cannot be written, or would be written over what is read; said before the work."""
     check_suffix(config.out)
-    if _same_file(config.out, config.data):
-        raise UserError(f"out = {config.out}: these are the data themselves; give another file")
-    for path in places(config.out).values():
+    results = list(places(config.out).values())
+    notes = [f"{config.out}.partial.json"] if verb == "grade" else []
+    read = _read(config)
+    for path in (*results, *notes):
+        if what := next((what for what, file in read if _same_file(path, file)), None):
+            raise UserError(f"out = {config.out}: {path} is read here, as {what}; give another file")
+    for path in results:
         if epath.Path(path).exists() and not config.overwrite:
             raise UserError(f"{path}: is there already; give another file, or --overwrite")
         check_writable(path)
 
 
-def _same_file(out: str, data: str) -> bool:
-    if not (is_local(out) and is_local(data) and Path(out).exists() and Path(data).exists()):
-        return False
-    return Path(out).samefile(data)
+def _read(config: Any) -> list[tuple[str, str]]:
+    """(setting, file) of all that the verb reads."""
+    sources = [("data", config.data, config.split)]
+    sources += [("against", spec, config.against_split) for spec in getattr(config, "against", ())]
+    return [(what, os.fspath(file)) for what, spec, split in sources for file in _files(spec, split)]
+
+
+def _files(spec: str, split: str) -> Sequence[os.PathLike[str]]:
+    """The files that a source consists of; one that is none, such as a task, names a file that is not there."""
+    path = epath.Path(spec).expanduser()
+    try:
+        if not path.is_dir():
+            return [path]
+        # A clone of a hub's repository says by itself which of its files make a split: it may be any.
+        return files_of(path, split) or [file for file in Path(path).rglob("*") if file.is_file()]
+    except (ImportError, OSError):  # it cannot be reached, and loading it will say so
+        return []
+
+
+def _same_file(one: str, other: str) -> bool:
+    if not (is_local(one) and is_local(other)):
+        return one == other
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
 def write(verb: str, config: Any, outcome: Outcome) -> None:
@@ -167,6 +199,8 @@ def write(verb: str, config: Any, outcome: Outcome) -> None:
         "dropped": jsonl(_plain(item.written()) for item in outcome.dropped),
         "report": (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode(),
     }
+    # Rows of before must not stand beside an account of these, should the writing be interrupted.
+    epath.Path(config.out).unlink(missing_ok=True)
     for what, path in places(config.out).items():
         write_atomically(path, contents[what])
     if verb == "grade":
@@ -175,13 +209,18 @@ def write(verb: str, config: Any, outcome: Outcome) -> None:
         forget(config)
 
 
+_IN_JSON = (str, int, float, datetime.date, datetime.time)  # `jsonl` writes them all
+
+
 def _plain(value: Any) -> Any:
-    """A dropped row as JSON can hold it: an image is told by its size."""
+    """A dropped row as JSON can hold it: an image is told by its size, what JSON has no form for by its text."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return f"<{len(value)} bytes>" if isinstance(value, bytes) else value
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    return value if value is None or isinstance(value, _IN_JSON) else str(value)
 
 
 def tell(verb: str, config: Any, outcome: Outcome) -> None:
@@ -191,7 +230,7 @@ def tell(verb: str, config: Any, outcome: Outcome) -> None:
     from rich.text import Text
 
     table = Table("", "rows", "for example")
-    for line in _lines(outcome):
+    for line in lines(outcome):
         # As text: what stands in brackets would be taken for rich's own markup.
         table.add_row(*(Text(str(cell)) for cell in line))
     console = Console()
@@ -199,36 +238,3 @@ def tell(verb: str, config: Any, outcome: Outcome) -> None:
     console.print(table)
     for what, path in places(config.out).items():
         console.print(f"{what}: {path}", soft_wrap=True, highlight=False, markup=False)
-
-
-Line = tuple[Any, ...]
-
-
-def _lines(outcome: Outcome) -> Iterator[Line]:
-    yield "read", f"{outcome.read:,}"
-    yield "kept", f"{len(outcome.kept):,}"
-    for reason, count in outcome.reasons.items():
-        first = next(item for item in outcome.dropped if item.reason == reason)
-        yield f"dropped: {reason}", f"{count:,}", f"row {first.row}: {first.found}"
-    figures = outcome.figures
-    for kind, numbers in figures.get("stripped", {}).items():
-        yield f"stripped: {kind}", f"{len(numbers):,}", f"row {numbers[0]}"
-    if "flagged" in figures:
-        yield from _about_overlap(figures)
-    for level, count in figures.get("levels", {}).items():
-        yield level, f"{count:,}"
-    if figures.get("mean_pass_rate") is not None:
-        yield "mean pass rate", f"{figures['mean_pass_rate']:.3f}"
-
-
-def _about_overlap(figures: dict[str, Any]) -> Iterator[Line]:
-    yield "held out", f"{figures['held_out']:,}"
-    yield "overlapping", f"{figures['overlapping']:,}"
-    yield "leaks", f"{figures['leaks']:,}"
-    for item in figures["flagged"][:_SHOWN]:
-        share = "the same text" if item["same"] else f"{item['shared']} of {item['of']} n-grams"
-        where = f"{item['against']}, row {item['against_row']}"
-        yield f"  row {item['row']}", "", f"{share} ({where}): {item['example']}"
-    yield "boilerplate only", f"{figures['boilerplate_only']:,}"
-    for gram, count in list(figures["boilerplate"].items())[:_SHOWN]:
-        yield "  boilerplate", f"in {count:,}", gram

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from grpo_jax.assembly import fingerprint_of
 from grpo_jax.data.curation import difficulty
 from grpo_jax.data.curation.outcome import Outcome
 from grpo_jax.data.prompts import Prompts
@@ -53,8 +54,6 @@ def grade(config: GradeConfig, rows: Sequence[Row]) -> Outcome:
     tokens = config.max_prompt_length + config.max_completion_length
     policy.check_positions("max_prompt_length + max_completion_length", tokens)
     prompts = _prompts(config, policy, rows)
-    notes = Notes(epath.Path(f"{config.out}.partial.json"), _identity(config, rows))
-    notes.read(config.overwrite)
     pool = RewardPool(
         config.rewards,
         workers=config.reward_workers,
@@ -64,6 +63,9 @@ def grade(config: GradeConfig, rows: Sequence[Row]) -> Outcome:
     with pool, jax.set_mesh(policy.mesh):
         models = open_reward_models(found, policy, config)
         scorer = Scorer(pool, None, policy.tokenizer, models=models)
+        identity = _identity(config, rows) | fingerprint_of(policy) | scorer.fingerprint
+        notes = Notes(epath.Path(f"{config.out}.partial.json"), identity)
+        notes.read(config.overwrite)
         evaluator = _evaluator(config, policy, prompts, scorer)
         try:
             _sample(evaluator, load_sampler(policy), notes)

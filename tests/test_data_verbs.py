@@ -1,6 +1,7 @@
 """`grpo-jax data ...`, as a person types it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -8,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from grpo_jax import grading
+from grpo_jax import curating, grading
 from grpo_jax.cli import main
 from grpo_jax.data.files import read_file
 from grpo_jax.data.layouts import arrange
@@ -42,6 +43,10 @@ def write(name, rows):
 def read(name):
     with open(name) as file:
         return json.load(file) if name.endswith(".json") else [json.loads(line) for line in file]
+
+
+def contents(folder):
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def do(line):
@@ -89,6 +94,42 @@ def test_decontaminate_reports_and_drops_when_asked(place, capsys):
     assert "4 of 5 n-grams" in capsys.readouterr().out
     do("decontaminate rows.jsonl out.jsonl --against test.jsonl --drop --overwrite")
     assert [row["row"] for row in read("out.jsonl.dropped.jsonl")] == [1]
+
+
+LEAK = "What is the least prime number that divides seven hundred and forty-one?"
+
+
+def test_a_row_of_another_layout_is_compared_with_nothing(place, capsys):
+    rows = [{"question": LEAK, "answer": "#### 3"}, {"problem": f"Say: {LEAK}"}, {"text": LEAK}]
+    write("train.jsonl", rows)
+    short = {"question": "What is 3 + 4?", "answer": "#### 7"}
+    write("test.jsonl", [short, {"problem": LEAK}, {"text": LEAK}])
+    do("decontaminate train.jsonl out.jsonl --against test.jsonl")
+    assert [row["overlap"] for row in read("out.jsonl")] == [1, 1, 0]
+    report = read("out.jsonl.report.json")
+    assert (report["leaks"], report["held_out"], report["unreadable"]) == (2, 2, [3])
+    assert report["held_out_unreadable"] == [{"against": "test.jsonl", "against_row": 3}]
+    out = capsys.readouterr().out
+    for words in ("│   unreadable     │ 1    │ test.jsonl, row 3", "│ found only as the same text"):
+        assert words in out
+
+
+def test_a_named_layout_is_another_one_in_some_rows(place):
+    write("train.jsonl", [{"problem": "Say a.", "answer": "7"}, {"prompt": LEAK}])
+    write("test.jsonl", [{"prompt": LEAK}])
+    do("decontaminate train.jsonl out.jsonl --against test.jsonl --layout problem_answer")
+    assert read("out.jsonl.report.json")["unreadable"] == [2]
+
+
+def test_an_answer_in_other_digits_is_another_answer(place):
+    rows = [
+        {"problem": "What is half of 1?", "answer": answer} for answer in ("0.5", r"$\frac{1}{2}$", "1/2")
+    ]
+    write("rows.jsonl", rows)
+    do("clean rows.jsonl out.jsonl")
+    assert read("out.jsonl") == rows
+    do("dedup rows.jsonl one.jsonl")
+    assert read("one.jsonl") == rows[:1]
 
 
 def test_dedup_drops_copies(place):
@@ -155,7 +196,34 @@ BAD = [
     ("clean rows.jsonl out.jsonl --layout limo", "layout = 'limo': the data have no column 'solution'"),
     ("show rows.jsonl --prefill <think>", "prefill = '<think>': it is for a chat template; give --model"),
     ("clean rows.jsonl out.csv", "out.csv: its name must end in .jsonl or .parquet"),
-    ("clean rows.jsonl rows.jsonl --overwrite", "out = rows.jsonl: these are the data themselves"),
+    ("clean rows.jsonl rows.jsonl --overwrite", "out = rows.jsonl: rows.jsonl is read here, as data"),
+    ("clean x.jsonl.dropped.jsonl x.jsonl --overwrite", "x.jsonl.dropped.jsonl is read here, as data"),
+    ("clean folder folder/train.jsonl --overwrite", "folder/train.jsonl is read here, as data; give another"),
+    ("clean clone clone/data/train-0.jsonl --overwrite", "clone/data/train-0.jsonl is read here, as data"),
+    (
+        "decontaminate rows.jsonl x.jsonl --against folder,x.jsonl.dropped.jsonl --overwrite",
+        "out = x.jsonl: x.jsonl.dropped.jsonl is read here, as against; give another file",
+    ),
+    (
+        "grade y.jsonl.partial.json y.jsonl --model m --overwrite",
+        "y.jsonl.partial.json is read here, as data",
+    ),
+    (
+        "decontaminate blank.jsonl out.jsonl --against rows.jsonl",
+        "data = blank.jsonl: the column overlap would be replaced; rename it, or give all held-out sets at once",
+    ),
+    (
+        "decontaminate rows.jsonl out.jsonl --against blank.jsonl",
+        "against = blank.jsonl: none of its 2 rows asks anything that can be read",
+    ),
+    (
+        "grade graded.jsonl out.jsonl --model m",
+        "data = graded.jsonl: the column pass_rate and difficulty would be replaced; rename it, or grade",
+    ),
+    ("filter half-a.jsonl out.jsonl --low 0", "half-a.jsonl:1: holds \\ud800, half of a character"),
+    ("show half-a.jsonl", "half-a.jsonl:1: holds \\ud800, half of a character"),
+    (f"show countdown:max={'9' * 400}", "must be one whole number, at least 1 and at most 1,000,000,000"),
+    (f"clean countdown:max={'9' * 5000} out.jsonl", "must be one whole number, at least 1 and at most"),
     ("clean rows.jsonl there.jsonl", "there.jsonl: is there already; give another file, or --overwrite"),
     ("clean rows.jsonl half.jsonl", "half.jsonl.report.json: is there already"),
     ("clean rows.jsonl", "OUT"),
@@ -180,12 +248,24 @@ def test_bad_input_is_said_and_leaves_nothing(line, words, place, capsys):
     write("there.jsonl", [])
     write("half.jsonl.report.json", [])
     write("other.jsonl", [{"text": "Hi"}])
-    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    write("blank.jsonl", [{"prompt": "?", "overlap": 7}, {"prompt": 3}])
+    write("graded.jsonl", [{"prompt": "a"}, {"prompt": "b", "difficulty": "olympiad", "pass_rate": "mine"}])
+    write("half-a.jsonl", [{"prompt": "\ud800", "pass_rate": 0}])
+    for name in (
+        "x.jsonl.dropped.jsonl",
+        "folder/train.jsonl",
+        "folder/test.jsonl",
+        "clone/data/train-0.jsonl",
+    ):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        write(name, ROWS)
+    (place / "y.jsonl.partial.json").write_text(json.dumps(ROWS))
+    before = contents(place)
     assert main(["data", *line.split()]) == 2
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert words in err
-    assert {file.name: file.read_bytes() for file in place.iterdir()} == before
+    assert contents(place) == before
 
 
 def test_values_that_json_has_no_form_for(place, capsys):
@@ -198,6 +278,49 @@ def test_values_that_json_has_no_form_for(place, capsys):
     assert main(["data", "dedup", "rows.parquet", "out.jsonl"]) == 2
     assert "out.jsonl: cannot hold these rows: a value of type bytes" in capsys.readouterr().err
     do("dedup rows.parquet out.parquet")
+
+
+def test_a_dropped_row_with_a_value_that_json_has_no_form_for_is_a_traceback(place):
+    import datetime
+    import decimal
+
+    import pyarrow
+    import pyarrow.parquet
+
+    odd = {
+        "price": decimal.Decimal("1.50"),
+        "day": datetime.date(2020, 1, 2),
+        "took": datetime.timedelta(seconds=1),
+    }
+    rows = [{"prompt": "x", "pass_rate": rate, **odd} for rate in (0.0, 0.5)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "rows.parquet")
+    do("filter rows.parquet out.parquet --low 0")
+    assert pyarrow.parquet.read_table("out.parquet").to_pylist() == rows[1:]
+    (dropped,) = read("out.parquet.dropped.jsonl")
+    assert dropped["columns"] == {**rows[0], "price": "1.50", "day": "2020-01-02", "took": "0:00:01"}
+
+
+def test_old_rows_stand_beside_a_new_account(place, monkeypatch):
+    do("clean rows.jsonl out.jsonl")
+    write_one = curating.write_atomically
+
+    def dies(path, content):
+        if path == "out.jsonl":
+            raise KeyboardInterrupt
+        write_one(path, content)
+
+    monkeypatch.setattr(curating, "write_atomically", dies)
+    assert main(["data", "clean", "rows.jsonl", "out.jsonl", "--allow", "proof", "--overwrite"]) == 130
+    assert read("out.jsonl.report.json")["kept"] == 3
+    assert not (place / "out.jsonl").exists()
+
+
+def test_another_split_of_a_folder_cannot_be_written_again(place):
+    (place / "folder").mkdir()
+    write("folder/train.jsonl", ROWS)
+    for _ in range(2):
+        do("clean folder folder/clean.jsonl --overwrite")
+    assert len(read("folder/clean.jsonl")) == 2
 
 
 # ---- grade ----
@@ -274,3 +397,28 @@ def test_a_grading_survives_an_interruption(grade, place, monkeypatch):
     assert batches == [[0, 1], [2], [3], [4], [5]], "what was known is not sampled again"
     assert read("again.jsonl") == whole
     assert not (place / "again.jsonl.partial.json").exists()
+
+
+def test_another_model_or_judge_at_the_same_place_goes_on(
+    grade, place, tiny_model, reward_model, monkeypatch, capsys
+):
+    """Rates that are in part one's and in part the other's are nobody's."""
+    own = {
+        name: shutil.copytree(of, place / name) for name, of in (("m", tiny_model), ("judge", reward_model))
+    }
+    given = {"model": own["m"], "rewards": f"model:{own['judge']}"}
+    monkeypatch.setattr(grading, "_sample", lambda *_: None)  # nothing is known yet when it is interrupted
+    monkeypatch.setattr(grading.difficulty, "graded", interrupted)
+    assert grade("out.jsonl", **given) == grade("out.jsonl", **given) == 130
+    for name, what in (("judge", "reward model judge"), ("m", "weights")):
+        weights = next(own[name].glob("*.safetensors"))
+        before = weights.read_bytes()
+        weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        capsys.readouterr()
+        assert grade("out.jsonl", **given) == 2
+        assert f"an interrupted grading with another {what}; repeat" in capsys.readouterr().err
+        weights.write_bytes(before)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.curation.contamination import HeldOut, Overlap, decontaminate
+from grpo_jax.data.curation.contamination import SHORTEST, HeldOut, Overlap, decontaminate
 from grpo_jax.data.curation.words import ngrams, words
 from grpo_jax.data.sources import load_rows
 
@@ -48,6 +48,20 @@ def test_a_short_leak_has_no_ngram():
     (found,), _, _ = overlaps(["What is 3 + 4?"], held_out("what is 3+4"))
     assert (found.same, found.share, found.of) == (True, 1.0, 0)
     assert overlaps(["", "?"], held_out("", "!"))[0] == []
+
+
+def test_a_short_problem_inside_of_a_row_is_never_found():
+    """From five words on, where eight are asked for."""
+    data = ["Ann asks: Compute the sine of 60 degrees.", "Ann asks: what is 3 + 4? And 5?", "the sine of 60"]
+    test = held_out("What is 3 + 4?", "Compute the sine of 60 degrees", TEST, "!")
+    (found,), _, _ = overlaps(data, test)
+    assert (found.row, found.against_row, found.shared, found.of) == (1, 2, 1, 1)
+    assert (found.same, found.share, found.example) == (False, 1.0, "compute the sine of 60 degrees")
+    figures = decontaminate([{}] * 3, data, test).figures
+    assert figures["held_out_short"] == {"as a whole": 1, "only as the same text": 1}
+    assert (figures["held_out"], len(figures["held_out_unreadable"])) == (3, 1)
+    common = [f"Compute the sine of 60 degrees, and of thing{i}." for i in range(9)]
+    assert overlaps(common, test)[:2] == ([], list(range(1, 10))), "boilerplate, as any n-gram"
 
 
 def test_boilerplate_counts_as_a_leak():
@@ -108,18 +122,21 @@ short = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=9).map(" ".join
 
 
 @settings(deadline=None)
-@given(st.lists(short, max_size=6), st.lists(short, max_size=4), st.integers(1, 4), st.booleans())
+@given(st.lists(short, max_size=6), st.lists(short, max_size=4), st.integers(1, 8), st.booleans())
 def test_an_index_finds_what_comparing_all_does_not(data, test, n, drop):
     found = overlaps(data, held_out(*test), n, boilerplate=10**6)[0]
-    grams = lambda text: set(ngrams(words(text), n))
+    size = lambda other: min(n, max(len(words(other)), SHORTEST))
+    grams = lambda text, other: set(ngrams(words(text), size(other)))
+    both = lambda text, other: grams(text, other) & grams(other, other)
     expected = [
         number
         for number, text in enumerate(data, start=1)
-        if any(grams(text) & grams(other) or (text and words(text) == words(other)) for other in test)
+        if any(both(text, other) or (text and words(text) == words(other)) for other in test)
     ]
     assert [item.row for item in found] == expected
     for item in found:
-        own = grams(data[item.row - 1])
-        assert item.same or item.share == max(len(own & grams(t)) / len(grams(t)) for t in test if grams(t))
+        own = data[item.row - 1]
+        shares = [len(both(own, other)) / len(grams(other, other)) for other in test if grams(other, other)]
+        assert item.same or item.share == max(shares)
     outcome = decontaminate([{"t": t} for t in data], data, held_out(*test), n, 10**6, 0.0, drop)
     assert len(outcome.dropped) == (len(expected) if drop else 0)
