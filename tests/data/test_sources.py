@@ -24,7 +24,8 @@ def jsonl(rows):
 
 
 def nested(depth):
-    return "[" * depth + "]" * depth
+    """A row with so many lists inside of one another."""
+    return '{"a": ' + "[" * depth + "]" * depth + "}"
 
 
 def parquet(path, rows):
@@ -96,9 +97,9 @@ def test_gsm8k_splits_have_their_published_sizes(shared_data):
         ("x.parquet", "nonsense", r"x\.parquet: not a readable Parquet file"),
         ("x.txt", "hello", r"x\.txt': its name must end in one of \.jsonl"),
         ("x.jsonl", "\n", "has no rows"),
-        ("x.jsonl", '{"a": 1}\n{"a": [%s]}\n' % nested(200), r"x\.jsonl:2: lists or objects .* 100 deep"),
-        ("x.jsonl", '{"a": [%s]}\n' % nested(100_000), r"x\.jsonl:1: lists or objects .* 100 deep"),
-        ("x.json", '[{"a": [%s]}]' % nested(500), r"x\.json, row 1: lists or objects .* 100 deep"),
+        ("x.jsonl", '{"a": 1}\n' + nested(200), r"x\.jsonl:2: lists or objects .* 100 deep"),
+        ("x.jsonl", nested(100_000), r"x\.jsonl:1: lists or objects .* 100 deep"),
+        ("x.json", f"[{nested(500)}]", r"x\.json, row 1: lists or objects .* 100 deep"),
         ("x.jsonl", '{"a": 1}\n{"a": ["so \\ud800"]}\n', r"x\.jsonl:2: holds \\ud800, half of a character"),
         ("x.json", '[{"a": 1}, {"\\uDC00": 2}]', r"x\.json, row 2: holds \\udc00, half of a character"),
     ],
