@@ -28,8 +28,6 @@ def read_options(task: str, text: str, readers: Mapping[str, Reader]) -> dict[st
         if name not in readers:
             options = ", ".join(sorted(readers))
             raise UserError(f"{task}: unknown option '{name}'{nearest(name, readers)}; it has {options}")
-        if name in given:
-            raise UserError(f"{task}: the option '{name}' is given twice; keep one of them")
         given[name] = readers[name](task, name, value)
     return given
 
