@@ -6,6 +6,7 @@
 A URL that ends in `/run_code` is SandboxFusion's, one that ends in `/api/v2/execute` Piston's.
 """
 
+import http.client
 import json
 import time
 import urllib.error
@@ -23,6 +24,8 @@ GRACE_SECONDS = 10.0
 """What the server gets beyond the program's own time."""
 _LONGEST = 64 * 2**20
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_BROKEN = (OSError, http.client.HTTPException)
+"""No connection, or one that ends early or speaks no HTTP."""
 
 
 class Remote:
@@ -49,16 +52,15 @@ class Remote:
             try:
                 return self._once(body, seconds)
             except urllib.error.HTTPError as fault:
-                what = f"status {fault.code}: {fault.read(200).decode('utf-8', 'replace')}"
                 if fault.code not in _AGAIN or not left:
-                    raise SandboxError(f"{self.url}: {what}") from None
+                    raise SandboxError(f"{self.url}: status {fault.code}: {_beginning(fault)}") from None
             except TimeoutError:
                 raise SandboxError(f"{self.url}: no answer in {seconds:g} s") from None
-            except ValueError as fault:
+            except (ValueError, RecursionError) as fault:
                 raise SandboxError(f"{self.url}: the answer is no JSON: {fault}") from None
-            except OSError as fault:
+            except _BROKEN as fault:
                 if not left:
-                    raise SandboxError(f"{self.url}: {fault}") from None
+                    raise SandboxError(f"{self.url}: {type(fault).__name__}: {fault}") from None
             time.sleep(PAUSE_SECONDS)
         raise AssertionError("unreachable")
 
@@ -69,6 +71,14 @@ class Remote:
         if len(text) > _LONGEST:
             raise ValueError(f"longer than {_LONGEST} bytes")
         return json.loads(text)
+
+
+def _beginning(fault: urllib.error.HTTPError) -> str:
+    """What a server says about a status that is no 200, as far as it can be read."""
+    try:
+        return fault.read(200).decode("utf-8", "replace")
+    except _BROKEN:
+        return "(and the rest was lost)"
 
 
 # ---- ours ----

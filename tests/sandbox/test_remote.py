@@ -40,6 +40,9 @@ def other(monkeypatch):
             if status == "hang":
                 self.server.release.wait(5)
                 return
+            if status == "raw":
+                self.wfile.write(data)
+                return
             self.send_response(status)
             self.end_headers()
             self.wfile.write(data)
@@ -108,6 +111,7 @@ def test_a_server_that_is_busy_is_asked_again(other):
     [
         (404, b"no such path", "status 404: no such path"),
         (200, b"<html>", "the answer is no JSON"),
+        (200, b"[" * 100_000, "the answer is no JSON"),
         (200, [], "answered"),
         (200, {}, "answered"),
         (200, FINE | {"stdout": 1}, "is no text"),
@@ -120,6 +124,26 @@ def test_an_answer_that_cannot_be_understood_is_no_verdict(other, status, answer
     with pytest.raises(SandboxError, match=why):
         Remote(url(other)).run("x")
     assert len(other.asked) == 1
+
+
+CHUNKED = b"HTTP/1.1 %d x\r\nTransfer-Encoding: chunked\r\n\r\n"
+BROKEN = {
+    "BadStatusLine": b"garbage\r\n\r\n",
+    "IncompleteRead": CHUNKED % 200 + b"5\r\n{",
+    "RemoteDisconnected": b"",
+    "LineTooLong": b"HTTP/1.1 200 OK\r\nx: " + b"a" * 70_000 + b"\r\n\r\n",
+    "status 503: ": CHUNKED % 503 + b"zz\r\n",
+}
+
+
+@pytest.mark.parametrize("why", BROKEN)
+def test_an_answer_that_breaks_off_is_raised_as_it_is_or_not_asked_for_again(other, why):
+    other.answers = [("raw", BROKEN[why])] * 2 + [(200, FINE)]
+    assert Remote(url(other)).run("x").ok
+    other.answers = [("raw", BROKEN[why])] * 3
+    with pytest.raises(SandboxError, match=f"127.0.0.1.*{why}"):
+        Remote(url(other)).run("x")
+    assert other.answers == []
 
 
 def test_a_server_that_hangs_is_given_up(other, monkeypatch):
