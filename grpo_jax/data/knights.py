@@ -21,7 +21,6 @@ from grpo_jax.data.making import (
     source,
     span,
     whole,
-    within,
 )
 from grpo_jax.errors import UserError
 
@@ -40,7 +39,7 @@ class Options:
     """What `knights_and_knaves:people=3-5,size=900` says; the defaults are people=3, size=1000."""
 
     people: tuple[int, int] = (3, 3)
-    """Fewest and most people, 2 to 8; `5` or `3-7`."""
+    """Fewest and most people, 2 to 8; `5` or `3-7`. Rows have each number in turn, so all have equal shares."""
     size: int = 1000
     """Rows in a split."""
 
@@ -64,13 +63,21 @@ def make_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
 def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, Any]:
     """Row `index` of a split. UserError when the options leave (almost) no puzzle for the split."""
     rng = source(NAME, seed, split, index)
+    sizes = _sizes(options)
+    count = sizes[index % len(sizes)]
     for _ in range(ATTEMPTS):
-        count = within(rng, options.people)
         statements = [_statement(rng, count, speaker) for speaker in range(count)]
         solutions = solve(statements)
         if len(solutions) == 1 and split_of(statements) == split:
             return _row(drawn(rng, NAMES, count), statements, solutions[0])
     raise UserError(f"{NAME}: too few puzzles for the split '{split}' with {options}; take more people")
+
+
+def _sizes(options: Options) -> range:
+    """How many people there may be. Two are passed over where more are asked for: they speak of one another only, and
+    none of their puzzles has exactly one solution."""
+    fewest, most = options.people
+    return range(max(fewest, min(3, most)), most + 1)
 
 
 def solve(statements: Sequence[Statement]) -> list[tuple[bool, ...]]:

@@ -1,7 +1,9 @@
 """Knights and knaves: each puzzle has one solution, and no held-out puzzle is trained on under other names."""
 
 import ast
+import itertools
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -69,8 +71,29 @@ def test_a_held_out_puzzle_is_trained_on():
 
 
 def test_a_longer_set_begins_otherwise_and_another_seed_alike():
-    short, long = (load_rows(f"knights_and_knaves:size={n}", "train", seed=1) for n in (5, 9))
-    assert long[:5] == short != load_rows("knights_and_knaves:size=5", "train", seed=2)
+    spec = "knights_and_knaves:people=3-5,size="
+    short, long = (load_rows(f"{spec}{n}", "train", seed=1) for n in (5, 9))
+    assert long[:5] == short != load_rows(f"{spec}5", "train", seed=2)
+
+
+@pytest.mark.parametrize(
+    ("people", "size", "shares"),
+    [
+        ("3-7", 45, {3: 9, 4: 9, 5: 9, 6: 9, 7: 9}),
+        ("3-7", 7, {3: 2, 4: 2, 5: 1, 6: 1, 7: 1}),
+        ("2-4", 10, {3: 5, 4: 5}),  # two have no puzzle
+        ("4", 3, {4: 3}),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_some_sizes_have_more_rows_than_others(people, size, shares, split):
+    rows = load_rows(f"knights_and_knaves:people={people},size={size}", split)
+    assert Counter(row["people"] for row in rows) == shares
+
+
+def test_a_puzzle_of_two_has_one_solution():
+    of = lambda person: [("knight", person), ("knave", person)]
+    assert all(len(solve(pair)) != 1 for pair in itertools.product(of(1), of(0)))
 
 
 @pytest.mark.parametrize("people", [3, 4, 5])
