@@ -5,8 +5,9 @@ reasoning. Each of its tests (see `code_tests.py`) gets an interpreter of its ow
 keeps such a program from doing harm.
 """
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -21,6 +22,11 @@ LEAST_MEMORY = 64
 """MiB; with less an interpreter may not start, and every program would fail."""
 SHARE_OF_DEADLINE = 0.9
 """Of a call's deadline, what programs may use; the rest is for the pool to hear of it in time."""
+OUT_OF_TIME = "rewards/code/out_of_time"
+"""The metric for the share of rows that failed for want of the call's time, not of a program's own."""
+
+# With a backtick behind them, three of them begin code within a line. What is read is not given back (`*+`): linear.
+_FENCE = re.compile(r"(?P<indent>\s*+)(?P<ticks>`{3,}+)\s*+(?P<label>[^\s`]*+)[^`]*+")
 
 UNASKED = (
     "rewards: 'code' runs programs that the model wrote, on this machine, and so does nothing unless asked: write "
@@ -39,6 +45,7 @@ def code(
     seconds: float = 4.0,
     memory: int = 512,
     reward_timeout: float | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
     """1.0 where the program passes all tests, else 0.0; with `score=share` the share that it passes.
@@ -52,6 +59,7 @@ def code(
         memory: MiB, a test.
         reward_timeout: the pool's own deadline for this call, in seconds (None: none). A row that is judged alone has
             it for all its tests, and has failed those that it did not come to.
+        log_metric: the pool's own; hears of each row whether it ran out of that time.
 
     A program that is too slow for a test is not run on those after it: they count as failed.
 
@@ -70,10 +78,14 @@ def code(
         open_sandbox(sandbox), limits, score == "all", _deadline(reward_timeout), len(completions) == 1
     )
     known = {name: columns[name] for name in COLUMNS if name in columns}
-    return [
+    scores = [
         judge.score(program_of(text_of(completion), prefill_of(prompt)), read_tests(_row(known, i)))
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
     ]
+    if log_metric:
+        for _ in scores:
+            log_metric(OUT_OF_TIME, float(judge.late))
+    return scores
 
 
 def _deadline(seconds: float | None) -> float:
@@ -90,10 +102,14 @@ class Judge:
     Args:
         whole: stop a program at its first failure.
         alone: there is one row, which has failed what it does not come to in time.
+
+    `late` becomes true with such a row. It fails although its program may be right: a program that sleeps and a machine
+    that is busy look alike from here, and with no verdict in its place a wrong program had better dawdle than fail.
     """
 
     def __init__(self, run: Run, limits: Limits, whole: bool, deadline: float, alone: bool):
         self.run, self.limits, self.whole, self.deadline, self.alone = run, limits, whole, deadline, alone
+        self.late = False
 
     def score(self, program: str | None, tests: Sequence[Test]) -> float | None:
         """One row's."""
@@ -119,6 +135,7 @@ class Judge:
                 return test.passed(outcome, script), outcome.ended in ("cpu", "wall")
         if not self.alone:
             raise TimeoutError("the rows of a prompt took longer than reward_timeout")
+        self.late = True
         return False, True
 
 
@@ -135,16 +152,20 @@ def program_of(text: str, prefill: str = "") -> str | None:
 
 
 def fenced(text: str) -> list[tuple[str, str]]:
-    """(label in lower case, inside) of every closed block between fences of three backticks or more, in order."""
-    blocks, opened, label, inside = [], 0, "", list[str]()
+    """(label, inside) of every closed block between fences of three backticks or more, in order, as CommonMark has it.
+
+    The label is the first word of what follows the opening fence, in lower case: "python" of "```Python title=a.py".
+    A fence that is indented, in a list, takes as much indentation as it has off the lines inside.
+    """
+    blocks, opened, inside = [], None, list[str]()
     for line in text.split("\n"):
-        bare = line.strip()
-        ticks = len(bare) - len(bare.lstrip("`"))
-        if not opened and ticks >= 3:
-            opened, label, inside = ticks, bare[ticks:].strip().lower(), []
-        elif opened and ticks >= opened and not bare[ticks:].strip():
-            blocks.append((label, "\n".join(inside) + "\n"))
-            opened = 0
-        elif opened:
-            inside.append(line)
+        fence = _FENCE.fullmatch(line)
+        if opened is None:
+            opened, inside = fence, []
+        elif fence and len(fence["ticks"]) >= len(opened["ticks"]) and not fence["label"]:
+            blocks.append((opened["label"].lower(), "\n".join(inside) + "\n"))
+            opened = None
+        else:
+            width = len(opened["indent"])
+            inside.append(line[:width].lstrip() + line[width:])
     return blocks

@@ -15,6 +15,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import indent
 from typing import Any
 
 from grpo_jax.sandbox.outcome import Outcome
@@ -84,7 +85,7 @@ class Asserted:
     check: str
 
     def script(self, program: str) -> tuple[str, str]:
-        return _script(program, f"exec(compile({self.check!r}, 'tests.py', 'exec'), space)\nanswer = 0")
+        return _script(program, _ASSERT.format(check=self.check))
 
     def passed(self, outcome: Outcome, script: tuple[str, str]) -> bool:
         return _said(outcome, script) is not None
@@ -94,18 +95,25 @@ Test = Printed | Returned | Asserted
 
 
 # The program is a module of its own, so that what it keeps for `__main__` does not run. A program that ends before its
-# tests do has not passed them: only the last line says the word, which is read from stdin after the program ran.
+# tests do has not passed them: only the last line says the word. It is read before the program runs, which finds stdin
+# empty, and what is used after it is bound before: `builtins.exec = print` changes nothing. All the same they share an
+# interpreter, and a program that searches its frames finds the word.
 _SCRIPT = """\
-import builtins, json, sys, types
-module = sys.modules["solution"] = types.ModuleType("solution")
-space = module.__dict__
-exec({names!r}, space)
-for name in [name for name in dir(builtins) if name[0] != "_"]:
-    space.pop(name, None)
-exec(compile({program!r}, "solution.py", "exec"), space)
+import builtins, json, os, sys, types
+
+def judge(run=exec, compiled=compile, get=getattr, read=json.loads, written=json.dumps, say=print):
+    out = os.fdopen(os.dup(1), "w")
+    word = sys.stdin.read().strip()
+    module = sys.modules["solution"] = types.ModuleType("solution")
+    space = module.__dict__
+    run({names!r}, space)
+    for name in [name for name in dir(builtins) if name[0] != "_"]:
+        space.pop(name, None)
+    run(compiled({program!r}, "solution.py", "exec"), space)
 {then}
-sys.stdout.flush()
-print("\\n" + sys.stdin.readline().strip() + json.dumps(answer), flush=True)
+    say("\\n" + word + written(answer), file=out, flush=True)
+
+judge()
 """
 _NAMES = "\n".join(
     f"from {module} import *"
@@ -123,17 +131,21 @@ _NAMES = "\n".join(
 )
 _CALL = """\
 owner = space["Solution"]() if "Solution" in space else module
-answer = getattr(owner, {name!r})(*json.loads({arguments!r}))"""
+answer = get(owner, {name!r})(*read({arguments!r}))"""
+_ASSERT = """\
+run(compiled({check!r}, "tests.py", "exec"), space)
+answer = 0"""
 
 
 def _script(program: str, then: str) -> tuple[str, str]:
-    return _SCRIPT.format(names=_NAMES, program=program, then=then), secrets.token_hex(16)
+    script = _SCRIPT.format(names=_NAMES, program=program, then=indent(then, "    "))
+    return script, secrets.token_hex(16)
 
 
 def _said(outcome: Outcome, script: tuple[str, str]) -> str | None:
-    """What follows the word, where the script came to its end."""
-    _, word, answer = outcome.stdout.rpartition(script[1])
-    return answer if outcome.ok and word else None
+    """What follows the word in its line, where the script came to its end. Lines behind it are the program's last."""
+    _, word, rest = outcome.stdout.rpartition(script[1])
+    return rest.partition("\n")[0] if outcome.ok and word else None
 
 
 def lines(text: str) -> list[str]:

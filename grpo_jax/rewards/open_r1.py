@@ -6,6 +6,7 @@ Each has `faithful=true`, which scores as the published regular expressions do, 
 import re
 from typing import Any
 
+from grpo_jax.rewards.code import fenced
 from grpo_jax.rewards.format import TAGS, is_think_answer, opens_thought, whole, without_end_markers
 from grpo_jax.rewards.text import text_of
 
@@ -91,25 +92,13 @@ def code_format(
     texts = [text_of(c) for c in completions]
     if faithful:
         return [float(_is_published(text, f"```{language}")) for text in texts]
-    return [float(any(fenced(text.rpartition("</think>")[2], language))) for text in texts]
+    return [float(_has_program(text, language)) for text in texts]
 
 
-def fenced(text: str, language: str) -> list[str]:
-    """What stands in the closed fences of a language, without blank ones: "```python", lines, "```"."""
-    found: list[str] = []
-    inside: list[str] | None = None
-    word = ""
-    for line in text.splitlines():
-        mark = line.strip()
-        if inside is None and mark.startswith("```"):
-            word, inside = mark[3:].strip().partition(" ")[0], []
-        elif inside is not None and mark == "```":
-            if word.casefold() == language.casefold():
-                found.append("\n".join(inside))
-            inside = None
-        elif inside is not None:
-            inside.append(line)
-    return [program for program in found if program.strip()]
+def _has_program(text: str, language: str) -> bool:
+    """Whether what stands behind the thought has a fence in the language that `code` would take a program from."""
+    blocks = fenced(text.rpartition("</think>")[2])
+    return any(label == language.lower() and inside.strip() for label, inside in blocks)
 
 
 def reasoning_steps(completions: list[Any], *, faithful: bool = False, **columns: Any) -> list[float]:

@@ -2,15 +2,19 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from grpo_jax import recipes
 from grpo_jax.errors import UserError
 from grpo_jax.rewards import RewardPool, load_reward
 from grpo_jax.rewards.code import Judge, code, fenced, program_of
 from grpo_jax.rewards.code_tests import Asserted, Printed, Returned, lines, read_tests, same
+from grpo_jax.rewards.open_r1 import code_format
 from grpo_jax.sandbox import Limits, run
 
 INF = float("inf")
@@ -79,10 +83,30 @@ def test_a_column_cannot_switch_it_on():
         ("a", None),
         ("", None),
         ("</think></think>\n```py\na\n```", "a\n"),
+        ("```python\na\n```\n```python title=main.py\nb\n```", "b\n"),
+        ("```PY {.numbered}\na\n```\n```\nb\n```", "a\n"),
+        ("```python print(1)``` prints 1\n```python\na\n```", "a\n"),  # the first is code within a line
+        ("1. So:\n   ```python\n   if a:\n       b\n\n  c\n   ```", "if a:\n    b\n\nc\n"),
+        ("\t```python\n\ta\n\t\tb\n\t```", "a\n\tb\n"),
+        ("```python\n  a\n  ```", "  a\n"),
+        ("```python\r\na\r\n```\r\n", "a\r\n"),
     ],
 )
 def test_the_program_is_the_last_closed_block_behind_the_reasoning(text, program):
     assert program_of(text) == program
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\nprint(5)\n```\nNo:\n```python title=main.py\nprint(6)\n```",
+        "1. Here:\n   ```python\n   print(6)\n   ```",
+        "````python\nprint(6)\n````",
+    ],
+)
+def test_a_program_is_there_for_its_form_and_not_for_its_tests(text):
+    assert code_format([text]) == [1.0]
+    assert code(["p"], [text], sandbox="local", input_output=[{"inputs": [""], "outputs": ["6"]}]) == [1.0]
 
 
 def test_a_prompt_that_opens_the_reasoning_counts():
@@ -103,6 +127,7 @@ def test_any_blocks_come_back_as_they_were_fenced(insides):
 def test_a_hundred_thousand_fences_cost_nothing():
     begun = time.monotonic()
     assert program_of("```python\n" * 100_000) is None
+    assert program_of(f"```{'a' * 100_000}`\n" + " " * 100_000 + f"x\n```{' ' * 100_000}`") is None
     assert time.monotonic() - begun < 2
 
 
@@ -290,6 +315,51 @@ def test_programs_with_assertions(program, expected):
     assert score(program, share=True, test_list=tests, test_imports=["import math"]) == expected
 
 
+ENDS = "import os; os._exit(0)"
+FORGED = {
+    "the word is read": f"import sys\nw = sys.stdin.readline().strip()\nprint('\\n' + w + '0', flush=True)\n{ENDS}",
+    "stdin is read by its number": f"w = open(0).read().strip()\nprint('\\n' + w + '0', flush=True)\n{ENDS}",
+    "nothing is run": "import builtins\nbuiltins.exec = lambda *a, **k: None\ndef f(x): return 3",
+    "nothing is compiled": "import builtins\nbuiltins.compile = lambda *a, **k: ''\ndef f(x): return 3",
+    "neither": "import builtins\nbuiltins.exec = builtins.compile = lambda *a, **k: None\ndef f(x): return 3",
+    "it is said twice": "import builtins, json\nbuiltins.print = json.dumps = lambda *a, **k: '0'\ndef f(x): return 3",
+    "the main module has it": f"import __main__\nprint('\\n' + __main__.word + '0', flush=True)\n{ENDS}",
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_assertions_are_passed_by(how):
+    assert score(FORGED[how], test_list=["assert f(1) == 2"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "class Any:\n    def __eq__(self, other): return True\nf = lambda x: Any()",
+        f"import sys, os\nw = sys._getframe(1).f_locals['word']\nprint('\\n' + w + '0', flush=True)\n{ENDS}",
+    ],
+)
+def test_the_docs_name_ways_to_forge_assertions_that_are_none(program):
+    assert score(program, test_list=["assert f(1) == 2"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "import sys; rest = sys.stdin.buffer.read(); assert rest == b''",
+        "import sys; sys.stdout = sys.stderr",
+        "import io, sys; sys.stdout = io.TextIOWrapper(sys.stdout.detach()); print('noise')",
+        "import os; os.write(1, b'noise')",
+        "import atexit; atexit.register(print, 'noise')",
+        "print = input = exec = None",
+    ],
+)
+def test_a_right_function_fails_for_what_its_program_does_with_stdin_and_stdout(before):
+    program = f"{before}\ndef f(x): return x + 1"
+    assert score(program, test_list=["assert f(1) == 2"]) == 1.0
+    assert score(program, input_output={"inputs": [[1]], "outputs": [2], "fn_name": "f"}) == 1.0
+
+
 def test_what_is_expected_is_not_where_the_program_runs():
     for test in (Printed("1", "expected-secret"), Returned("f", [1], "expected-secret")):
         assert "expected-secret" not in "".join(test.script("def f(x): return x"))
@@ -343,6 +413,22 @@ def test_a_row_alone_fails_what_it_does_not_come_to_in_time():
     deadline = time.monotonic() + 0.1
     assert judge(sandbox, whole=False, deadline=deadline).score("x", DOUBLED) == 0.5
     assert sandbox.asked[0][2].wall < 0.1
+
+
+def test_a_wrong_program_that_dawdles_escapes_its_zero_unseen():
+    said = []
+    given = {"sandbox": "local", "seconds": 30, "log_metric": lambda *metric: said.append(metric)}
+    slow = fence("import time; time.sleep(60)")
+    assert code(["p"], [slow], reward_timeout=0.5, input_output=[PAIRS], **given) == [0.0]
+    assert code(["p"], [fence("print(1)")], reward_timeout=60, input_output=[PAIRS], **given) == [0.0]
+    assert said == [("rewards/code/out_of_time", 1.0), ("rewards/code/out_of_time", 0.0)]
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_gives_programs_the_time_of_other_rewards(name):
+    settings = yaml.safe_load((Path(recipes.__file__).parent / f"{name}.yaml").read_text(encoding="utf-8"))
+    if any(str(reward).startswith("code:") for reward in settings.get("rewards") or []):
+        assert settings["reward_timeout"] >= 60
 
 
 def test_rows_together_ask_for_more_time_instead():
