@@ -1,9 +1,13 @@
 """Knights and knaves: who is told right, and Logic-RL's four totals."""
 
+import re
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpo_jax.config import GRPOConfig, load_settings
 from grpo_jax.data.sources import load_rows
 from grpo_jax.rewards.knights import knights_and_knaves, logic_rl
 
@@ -22,7 +26,10 @@ def scores(text, prompt="p"):
         ("<think></think><answer>sam is a KNAVE; Zoey is a knight.</answer>", 3, 1),
         ("<think>x</think><answer>Zoey is a knave, Sam is a knave</answer>", -0.5, 0),
         ("<think>x</think><answer>Zoey is a knight</answer>", -1, 0),  # one is missing
-        (f"<think>x</think><answer>{ANSWER}, Bob is a knave</answer>", -1, 0),  # one too many
+        (f"<think>x</think><answer>{ANSWER}, Bob is a knave</answer>", 3, 0),  # one too many
+        (f"<think>x</think><answer>{ANSWER}, so she is a knight, is he is a knave</answer>", 3, 0),
+        (f"<think>x</think><answer>{ANSWER}, Bob is a knave, Bob is a knight</answer>", 3, 0),
+        ("<think>x</think><answer>She is a knight, Bob is a knave</answer>", -1, 0),
         (f"<think>x</think><answer>{ANSWER}, Zoey is a knave</answer>", -1, 0),  # both
         ("<think>x</think><answer>Zoey is not a knave, Sam is a knave</answer>", -1, 0),
         ("<think>x</think><answer></answer>", -1, 0),
@@ -35,6 +42,58 @@ def scores(text, prompt="p"):
 )
 def test_another_score(text, logic, right):
     assert scores(text) == (logic, right)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "**Zoey** is a **knight**; **Sam** is a **knave**",
+        "**Zoey** is a knight, __Sam__ is a knave",
+        "Zoey is a **knight**, Sam is a _knave_.",
+        "**Zoey is a knight**\n***Sam** is* a `knave`",
+        "Zoey: knight\nSam: knave",
+        "- **Zoey:** Knight\n- **Sam**:a *knave*",
+        "* _Zoey_ : a knight\n* _Sam_ : a knave",
+    ],
+)
+def test_what_is_right_is_lost_in_its_markup(said):
+    assert scores(f"<think>a</think><answer>{said}</answer>") == (3, 1)
+
+
+def test_a_name_is_lost_with_its_underscore():
+    said = ["<answer>person_1 is a knight, __person_2__: knave</answer>"]
+    answer = ["person_1 is a knight\nperson_2 is a knave"]
+    assert knights_and_knaves(said, answer=answer) == [1.0]
+    assert knights_and_knaves(said, answer=[answer[0].replace("_", "")]) == [0.0]
+
+
+@pytest.mark.parametrize("name", ["_", "*", "Zoey ", "a" + "_" * 9, "Zoey is ", "Zoey : "])
+def test_a_long_answer_costs_more_than_its_length(name):
+    text = f"<think>x</think><answer>{name * 20_000}x{' ' * 50_000}</answer>"
+    begun = time.monotonic()
+    for faithful in (False, True):
+        assert logic_rl(["p"], [text], answer=[ANSWER], faithful=faithful) == [-1.0]
+    assert knights_and_knaves([text], answer=[ANSWER]) == [0.0]
+    assert time.monotonic() - begun < 2
+
+
+@given(
+    st.lists(
+        st.sampled_from(["Zoey", "sam", " ", "\n", "is a", "knight", "Knave", "knights", "not", "x", ":"])
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_the_published_search_finds_other_kinds(parts):
+    said = "".join(parts)
+    found = [re.search(rf"\b{name}\b.*?\b(knight|knave)\b", said, re.IGNORECASE) for name in ("Zoey", "Sam")]
+    kinds = [match and match[1].lower() for match in found]
+    wanted = -1.0 if None in kinds else 3.0 if kinds == ["knight", "knave"] else -0.5
+    text = f"<think>x</think><answer>{said}</answer>"
+    assert logic_rl(["p"], [text], answer=[ANSWER], faithful=True) == [wanted]
+
+
+def test_logic_rl_mixes_languages_for_nothing():
+    assert load_settings(GRPOConfig, "logic-rl").rewards == ["logic_rl", "language_mixing"]
 
 
 def test_a_thought_that_the_prompt_opened_is_missed():
