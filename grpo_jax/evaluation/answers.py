@@ -311,7 +311,7 @@ def _equal(one: str, other: str) -> bool:
     """Whether math-verify calls two formulas equal, both read as the reward `boxed_math` reads a box. There is no time
     limit but the reward pool's."""
     from grpo_jax.rewards.accuracy import judged
-    from grpo_jax.rewards.boxed import in_box
+    from grpo_jax.rewards.boxed import answer_in_box
 
-    left, right = in_box(one), in_box(other)
+    left, right = answer_in_box(one), answer_in_box(other)
     return bool(left and right and judged(left, right)[0])

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from grpo_jax.evaluation.answers import KINDS, Answer, Kind, elected, written
 from grpo_jax.rewards.load import load_reward, parameters
@@ -36,6 +36,8 @@ class Grader:
     place: str
     judge: str | None = None
     prefill: str | None = None
+    worst: ClassVar[float] = 0.0
+    """Of an answer that cannot be judged in time: it is wrong."""
 
     @property
     def __name__(self) -> str:

@@ -1,26 +1,33 @@
 r"""Is the completion's mathematical answer the right one? Judged by math-verify: `\frac{1}{2}` equals `0.5`.
 
 Same names, arguments and values as TRL 1.16's. math-verify's own time limits are switched off: they rest on
-SIGALRM, which works on a main thread only, and swallow several seconds for each hostile row. `RewardPool`'s
-deadline stands in for them, so a power tower costs its row (NaN, counted) and not the run; a call outside a
-pool has no limit at all.
+SIGALRM, which works on a main thread only, and swallow several seconds for each hostile row. Answers that would take
+for ever are refused unread (`endless.py`), as wrong; `RewardPool`'s deadline stands in for the rest, which are counted
+and wrong as well (`verdicts.py`). A call outside a pool has no limit at all.
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 
-from grpo_jax.rewards.text import text_of
+from grpo_jax.rewards.endless import is_endless, without_open_formulas
+from grpo_jax.rewards.text import last_box, text_of
+from grpo_jax.rewards.verdicts import worst
+
+T = TypeVar("T")
 
 Judgement = tuple[float | None, str, str]
 """Score; what was understood of the gold; what was understood of the completion."""
 
+NO_GOLD: Judgement = (None, "[missing]", "[skipped]")
 INCOMPLETE: Judgement = (0.0, "[incomplete reasoning]", "[incomplete reasoning]")
 
 
+@worst(0.0)
 def accuracy_reward(
     completions: Sequence[Any],
     solution: Sequence[str],
@@ -31,7 +38,7 @@ def accuracy_reward(
 
     Args:
         completions: texts, or TRL's lists of one message.
-        solution: the right answer a row, in LaTeX or plain; it may stand inside a text.
+        solution: the right answer a row, in LaTeX or plain; it may stand inside a text. A number may be none.
         log_extra: told `solution`, `gold_parsed` and `answer_parsed`, as TRL's.
 
     An answer counts only in LaTeX: boxed (tried first), or a formula that words announce ("the answer is $7$").
@@ -41,6 +48,7 @@ def accuracy_reward(
     return told(judgements, solution, log_extra)
 
 
+@worst(0.0)
 def reasoning_accuracy_reward(
     completions: Sequence[Any],
     solution: Sequence[str],
@@ -70,9 +78,31 @@ def after_reasoning(text: str, delimiters: Sequence[str]) -> str | None:
     return None if end is None else text.rpartition(end)[2]
 
 
-def judge(text: str, solution: str) -> Judgement:
+def judge(text: str, solution: Any) -> Judgement:
     """One text against one solution."""
-    return judged(read(solution), read(text, [_in_latex()], extraction_mode="first_match"))
+    if is_missing(solution):
+        return NO_GOLD
+    box = last_box(text)
+    if is_endless(box[1] if box else text):
+        return judged(read(str(solution)), [])
+    answer: list[Any] = attempted(
+        lambda: read(without_open_formulas(text), [_in_latex()], extraction_mode="first_match"), []
+    )
+    return judged(read(str(solution)), answer)
+
+
+def is_missing(gold: Any) -> bool:
+    """Whether a row has no gold answer: None, or the NaN that stands for it in a table."""
+    return gold is None or (isinstance(gold, float) and math.isnan(gold))
+
+
+def attempted(attempt: Callable[[], T], otherwise: T) -> T:
+    """What an attempt at a model's words gives. math-verify raises whatever sympy does; an answer that it cannot take
+    is wrong, and no fault of the reward's."""
+    try:
+        return attempt()
+    except Exception:
+        return otherwise
 
 
 def read(text: str, *how: Any, **more: Any) -> list[Any]:
@@ -85,7 +115,8 @@ def judged(gold: list[Any], answer: list[Any]) -> Judgement:
     """What was read of an answer against what was read of the gold; without a time limit."""
     if not gold:
         return None, "[unparseable]", "[skipped]"
-    right = verify(gold, answer, timeout_seconds=None)  # in this order: swapped, some results differ
+    # In this order: swapped, some results differ.
+    right = attempted(lambda: verify(gold, answer, timeout_seconds=None), False)
     return float(right), _shown(gold), _shown(answer) if answer else "[unparseable]"
 
 

@@ -23,7 +23,8 @@ VERBS = {"errors": "failed", "timeouts": "timed out", "nans": "gave no number"}
 class Scores:
     """What the functions said, and what went wrong, in rows per function name.
 
-    values: float64 [B, n], NaN where a function returned None or failed.
+    values: float64 [B, n], NaN where a function returned None or failed; the worst verdict where one that judges was
+        lost (`verdicts.py`).
     errors: rows lost because the function raised, died, or returned something else than numbers.
     timeouts: rows lost because it took too long.
     nans: rows for which it returned NaN or an infinity.
@@ -62,6 +63,7 @@ class Batch:
         stop: raise `UserError` at the first row that is lost, instead of counting it.
         patient: the functions (indices) that are async.
         state: the trainer's state, for every function that takes it, as it is now.
+        worst: what a row gets from each function that took too long for it or died of it, [n]; None: NaN.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class Batch:
         stop: bool,
         patient: Set[int] = frozenset(),
         state: Any = None,
+        worst: Sequence[float] | None = None,
     ):
         self.names, self.rows, self.messages, self.stop = names, rows, messages, stop
         self.patient = patient
+        self.worst = worst or [math.nan] * len(names)
         none = lambda: dict.fromkeys(names, 0)
         self.scores = Scores(np.full((rows, len(names)), np.nan), none(), none(), none(), none())
         self.logs = LogBook(names, rows)
@@ -132,6 +136,7 @@ class Batch:
         name = self.names[unit.function]
         self.messages[name].setdefault(kind, why)
         if unit.retry:
+            self.scores.values[unit.rows.start, unit.function] = self.worst[unit.function]
             self._lose(unit, unit.rows.start, kind, why)
             return
         self.scores.retried[name] += 1

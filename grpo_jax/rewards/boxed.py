@@ -8,17 +8,30 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from grpo_jax.rewards.accuracy import INCOMPLETE, Judgement, after_reasoning, judged, read, told
+from grpo_jax.rewards.accuracy import (
+    INCOMPLETE,
+    NO_GOLD,
+    Judgement,
+    after_reasoning,
+    attempted,
+    is_missing,
+    judged,
+    read,
+    told,
+)
+from grpo_jax.rewards.endless import is_endless
 from grpo_jax.rewards.text import last_box, text_of
+from grpo_jax.rewards.verdicts import worst
 
 NO_BOX: Judgement = (0.0, "[not asked]", "[no box]")
 
 _MIXED = re.compile(r"(?<![\d.,/])(\d{1,12}) (\d{1,12})/(\d{1,12})(?![\d.,/])")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|textit)\{([^{}]*)\}")
-_WORDS = re.compile(r"[A-Za-z]{3,}(?:[ -][A-Za-z]+)*")
+_WORDS = re.compile(r"(?:[A-Za-z]{3,}|[Nn][Oo])(?:[ -][A-Za-z]+)*")
 _FORMULA = ("$", r"\(", r"\[")
 
 
+@worst(0.0)
 def boxed_math(
     completions: Sequence[Any],
     answer: Sequence[Any],
@@ -39,7 +52,8 @@ def boxed_math(
     but `RewardPool`'s. Source: DeepScaleR; None is Open-R1's.
     """
     judgements = [
-        _judge(text_of(c), gold_of(gold), think) for c, gold in zip(completions, answer, strict=True)
+        NO_GOLD if is_missing(gold) else _judge(text_of(c), gold_of(gold), think)
+        for c, gold in zip(completions, answer, strict=True)
     ]
     return told(judgements, answer, log_extra)
 
@@ -57,8 +71,9 @@ def gold_of(answer: Any) -> str:
 
 
 def _judge(text: str, gold: str, think: bool) -> Judgement:
-    understood = in_box(gold)
-    if not understood or isinstance(understood[0], str):
+    words = _plain_words(gold)
+    understood = [] if words else in_box(gold)
+    if not words and (not understood or isinstance(understood[0], str)):
         return None, "[unparseable]", "[skipped]"
     behind = after_reasoning(text, ["</think>"])
     if behind is None and think:
@@ -66,10 +81,14 @@ def _judge(text: str, gold: str, think: bool) -> Judgement:
     box = last_box(text if behind is None else behind)
     if box is None:
         return NO_BOX
-    words, said = _plain_words(gold), _plain_words(box[1])
-    if words or said:
-        return float(words == said), gold, box[1]
-    return judged(understood, in_box(box[1]))
+    if words:
+        return float(words == _plain_words(box[1])), gold, box[1]
+    return judged(understood, answer_in_box(box[1]))
+
+
+def answer_in_box(formula: str) -> list[Any]:
+    """As `in_box`, of what a model wrote: nothing where that is better not read."""
+    return [] if is_endless(formula) else attempted(lambda: in_box(formula), [])
 
 
 def in_box(formula: str) -> list[Any]:

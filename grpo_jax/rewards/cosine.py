@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_jax.rewards.accuracy import accuracy_reward
+from grpo_jax.rewards.verdicts import worst
 
 
 def get_cosine_scaled_reward(
@@ -47,6 +48,11 @@ class CosineScaledReward:
     faithful: bool = False
     __name__ = "cosine_scaled_reward"
 
+    @property
+    def worst(self) -> float:
+        """Of a row that could not be judged."""
+        return self.min_value_wrong
+
     def __call__(
         self,
         completions: Sequence[Any],
@@ -71,6 +77,7 @@ class CosineScaledReward:
         return at_end + 0.5 * (at_0 - at_end) * (1.0 + math.cos(math.pi * progress))
 
 
+@worst("min_value_wrong")
 def cosine_scaled_reward(
     completions: Sequence[Any],
     solution: Sequence[str],

@@ -5,7 +5,7 @@ All rules count tags and split at them: their cost is linear in the text, whatev
 
 from typing import Any
 
-from grpo_jax.rewards.text import last_block, prefill_of, text_of
+from grpo_jax.rewards.text import last_block, prefill_of, says_something, text_of
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 END_MARKERS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "</s>")
@@ -56,7 +56,7 @@ def _is_soft(text: str, think: str, answer: str) -> bool:
     _, opening, rest = text.partition(f"<{think}>")
     thought, closing, rest = rest.partition(f"</{think}>")
     block = last_block(rest, answer)
-    return bool(opening and closing and thought.strip() and block and block[1].strip())
+    return bool(opening and closing and says_something(thought) and block and says_something(block[1]))
 
 
 def think_format_reward(completions: list[Any], **columns: Any) -> list[float]:
@@ -102,7 +102,7 @@ def is_think_answer(text: str, prefilled: bool = False) -> bool:
     between, _, rest = rest.partition("<answer>")
     answer, closing, after = rest.partition("</answer>")
     nothing = not (before + between + after).strip()
-    return bool(closing and nothing and thought.strip() and answer.strip())
+    return bool(closing and nothing and says_something(thought) and says_something(answer))
 
 
 def without_end_markers(text: str) -> str:

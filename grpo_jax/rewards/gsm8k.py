@@ -61,14 +61,17 @@ def final_number(text: str) -> Fraction | None:
 def hash_number(text: str) -> Fraction | None:
     """The number right after the last `####`, or None (none there, or it numbers a heading)."""
     _, mark, after = text.rpartition("####")
-    match = NUMBER.match(after := after.lstrip(" \t")) if mark else None
+    match = NUMBER.match(after := _signed(after.lstrip(" \t*"))) if mark else None
     return value(match) if match and not _HEADING.match(after, match.end()) else None
+
+
+def _signed(inside: str) -> str:
+    """The text with a sign at its beginning next to its number: nothing stands before it to be subtracted from."""
+    return "-" + inside[1:].lstrip(" ") if inside.startswith("- ") else inside
 
 
 def number_in_block(inside: str) -> Fraction | None:
     """The number that the inside of a block, in plain characters, gives as its answer, or None."""
-    inside = inside.rpartition("=")[2].strip()
-    if inside.startswith("- "):  # alone in a block this is a sign, not a subtraction
-        inside = "-" + inside[1:].lstrip()
+    inside = _signed(inside.rpartition("=")[2].strip())
     match = NUMBER.match(inside)
     return value(match) if match else last_number(inside)

@@ -4,10 +4,12 @@ from collections import defaultdict
 from typing import Any, Literal
 
 from grpo_jax.rewards.load import load_reward
+from grpo_jax.rewards.verdicts import worst
 
 Judge = Literal["boxed_math", "gsm8k", "knights_and_knaves"]
 
 
+@worst(-0.5)
 def kimi_length(
     prompts: list[Any],
     completions: list[Any],

@@ -55,13 +55,23 @@ def repetition_penalty_reward(
 
 
 def repetition(
-    completions: Sequence[Any], *, ngram_size: int = 3, max_penalty: float = -1.0, **columns: Any
+    completions: Sequence[Any],
+    *,
+    ngram_size: int = 3,
+    max_penalty: float = -1.0,
+    faithful: bool = False,
+    **columns: Any,
 ) -> list[float]:
-    """The same with n-grams of words in small letters, as Open-R1 has it; a Chinese or Japanese character is a word.
+    """The same with n-grams of words in small letters, after Open-R1; a Chinese or Japanese character is a word.
 
     What words are is said in `scripts.py`: programs and formulas, which repeat themselves for a reason, have none.
+
+    Args:
+        faithful: as Open-R1 has it: whatever white space separates is a word. Loops of numbers and formulas are seen,
+            and rightly repeated formulas are punished; Chinese is a word as long as the line.
     """
-    small = [[word.lower() for word, _ in words(text_of(c))] for c in completions]
+    spelled = (lambda text: text.split()) if faithful else (lambda text: [word for word, _ in words(text)])
+    small = [[word.lower() for word in spelled(text_of(c))] for c in completions]
     return get_repetition_penalty_reward(ngram_size, max_penalty)(small)
 
 

@@ -21,6 +21,7 @@ from grpo_jax.rewards.crew import Crew
 from grpo_jax.rewards.load import Reward, load_reward, named_apart, parameters
 from grpo_jax.rewards.logs import ALWAYS
 from grpo_jax.rewards.stream import Driver, Stream
+from grpo_jax.rewards.verdicts import worst_of
 
 
 class RewardPool:
@@ -97,7 +98,8 @@ class RewardPool:
             RuntimeError: another stream is open; a pool works for one at a time.
         """
         stop = self.on_error == "stop"
-        batch = Batch(self.names, rows, self.messages, stop, self._crew.patient, trainer_state)
+        worst = [worst_of(reward.function) for reward in self.functions]
+        batch = Batch(self.names, rows, self.messages, stop, self._crew.patient, trainer_state, worst)
         return self._driver.begin(Stream(batch, self.check_columns, self._driver.bell.ring))
 
     def idle(self, lacks: Set[str]) -> frozenset[int]:

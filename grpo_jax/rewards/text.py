@@ -1,5 +1,6 @@
 """The text inside what a reward receives: plain strings or chat messages, and the blocks in them."""
 
+import unicodedata
 from typing import Any
 
 LONGEST_BOX = 2000
@@ -29,6 +30,11 @@ def _content(message: dict[str, Any]) -> str:
     if isinstance(content, str):
         return content
     return "".join(part.get("text", "") for part in content)
+
+
+def says_something(text: str) -> bool:
+    """Whether anything in it can be seen: no white space, no joiner or mark of direction, which have no width."""
+    return any(not sign.isspace() and unicodedata.category(sign) not in ("Cf", "Cc") for sign in text)
 
 
 def last_block(text: str, tag: str) -> tuple[int, str] | None:

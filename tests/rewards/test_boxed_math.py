@@ -48,6 +48,10 @@ def boxed(formula):
         ("blue", r"\text{Blue}", 1),
         (r"\text{blue}", "lube", 0),  # no product of letters
         ("blue", "bleu", 0),
+        ("no", "on", 0),
+        ("No", r"\text{no}", 1),
+        ("North-West", "north-west", 1),
+        (r"\infty", "infinity", 1),
         ("(A)", "A", 1),
         ("4", "", 0),
         ("4", "four", 0),
@@ -116,6 +120,6 @@ def test_every_gsm8k_answer_in_a_box_is_right(shared_data):
 def test_a_bomb_costs_its_row_and_not_the_run():
     with RewardPool(["boxed_math"], workers=1, timeout=1.5) as pool:
         pool.score(["a"], [boxed("4")], {"answer": ["4"]})
-        got = pool.score(["a", "a"], [boxed("4"), boxed("9^{9^{9^{9}}}")], {"answer": ["4", "4"]})
-    assert got.values[0, 0] == 1
+        got = pool.score(["a", "a"], [boxed("4"), boxed(r"(\alpha+\beta)^{9999}")], {"answer": ["4", "4"]})
+    assert got.values[:, 0].tolist() == [1, 0], "no better than a wrong answer"
     assert got.timeouts == {"boxed_math": 1}

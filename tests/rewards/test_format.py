@@ -20,6 +20,8 @@ GOOD = "<think>a</think>\n<answer>b</answer>"
         ("<think></think><answer>b</answer>", 0.0),
         ("<think> \n</think><answer>b</answer>", 0.0),
         ("<think>a</think><answer> </answer>", 0.0),
+        ("<think>\u200b</think><answer>b</answer>", 0.0),  # nothing that can be seen
+        ("<think>a</think><answer>\u200d\u2060</answer>", 0.0),
         (GOOD + "<answer>c</answer>", 0.0),
         ("<think>x</think>" + GOOD, 0.0),
         ("<think><think>a</think><answer>b</answer>", 0.0),

@@ -97,6 +97,21 @@ def test_repeated_words(text, ngram, expected):
     assert half(completions=[text]) == [pytest.approx(expected / 2)]
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted", "faithful"),
+    [
+        ("1 2 3 1 2 3 1 2 3", 0.0, -4 / 7),
+        ("$x$ $x$ $x$ $x$", 0.0, -1 / 2),
+        ("ab cd ef ab cd ef ab", -2 / 5, -2 / 5),
+    ],
+)
+def test_a_loop_of_formulas_is_not_open_r1s(text, wanted, faithful):
+    found = [
+        load_reward(f"repetition{how}").function(completions=[text])[0] for how in ("", ":faithful=true")
+    ]
+    assert found == [pytest.approx(wanted), pytest.approx(faithful)]
+
+
 def test_rewards_on_tokens_by_their_names():
     ids = [[1, 2, 1, 2, 1], [1] * 9, []]
     assert load_reward("repetition_penalty_reward:ngram_size=2").function(completion_ids=ids) == [

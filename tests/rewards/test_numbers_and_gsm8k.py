@@ -87,6 +87,10 @@ def test_last_number_rule(text, expected):
         ("\\boxed{\\frac{7}{2}}", Fraction(7, 2)),
         ("\\boxed{1{,}080}", 1080),
         ("<answer>- 7</answer>", -7),
+        ("#### - 7", -7),
+        ("<answer>\u20137</answer>", -7),  # an en dash
+        ("from 3\u20137 days, so <answer>3\u20137</answer>", 3),
+        ("\\boxed{5} so\n#### **72**", 72),
         ("#### 1. Count the eggs\nThe answer is 18", 18),  # a Markdown heading, not an answer
         ("#### 18.", 18),
         ("#### Answer\n18", 18),

@@ -252,13 +252,13 @@ def test_a_timeout_that_is_no_exception_ends_the_worker_or_the_run(tmp_path):
 @pytest.mark.parametrize("name", ["boxed_math", "accuracy_reward"])
 def test_a_bomb_swallows_more_than_its_deadline(name):
     column = "answer" if name == "boxed_math" else "solution"
-    warm, bomb = r"</think> \boxed{4}", r"</think> \boxed{9^{9^{9^{9}}}}"
+    warm, bomb = r"</think> \boxed{4}", r"</think> \boxed{(\alpha+\beta)^{9999}}"
     with RewardPool([name], workers=1, timeout=1.5) as pool:
         pool.score(["a"], [warm], {column: ["4"]})
         start = time.perf_counter()
         got = pool.score(["a", "b"], [bomb, warm], {column: ["4", "4"]})
         seconds = time.perf_counter() - start
-    np.testing.assert_array_equal(got.values[:, 0], [np.nan, 1])
+    np.testing.assert_array_equal(got.values[:, 0], [0, 1])
     assert got.timeouts == {name: 1}
     assert seconds < 30  # two deadlines, and a worker that starts anew each time
 

@@ -205,12 +205,12 @@ def test_accuracy_works_on_any_thread():
     assert got == [1.0]
 
 
-def test_a_power_tower_costs_its_row_and_not_the_run():
+def test_a_power_of_a_sum_costs_its_row_and_not_the_run():
     with RewardPool(["accuracy_reward"], workers=1, timeout=1.5) as pool:
         pool.score(["a"], [r"\boxed{4}"], {"solution": ["4"]})
-        texts = [r"\boxed{4}", r"\boxed{9^{9^{9^{9}}}}"]
+        texts = [r"\boxed{4}", r"\boxed{(\alpha+\beta)^{9999}}"]
         got = pool.score(["a", "a"], texts, {"solution": ["4", "4"]})
-    np.testing.assert_array_equal(got.values[:, 0], [1, np.nan])
+    np.testing.assert_array_equal(got.values[:, 0], [1, 0])
     assert got.timeouts == {"accuracy_reward": 1}
 
 
