@@ -28,8 +28,17 @@ def read_options(task: str, text: str, readers: Mapping[str, Reader]) -> dict[st
         if name not in readers:
             options = ", ".join(sorted(readers))
             raise UserError(f"{task}: unknown option '{name}'{nearest(name, readers)}; it has {options}")
+        if name in given:
+            raise UserError(f"{task}: the option '{name}' is given twice; keep one of them")
         given[name] = readers[name](task, name, value)
     return given
+
+
+def over(options: str, more: str) -> str:
+    """Options with those of `more`, which take the place of any of the same name."""
+    named = {part.partition("=")[0].strip() for part in more.split(",")}
+    kept = (part for part in options.split(",") if part.partition("=")[0].strip() not in named)
+    return ",".join([*kept, more])
 
 
 def whole(task: str, name: str, text: str) -> int:

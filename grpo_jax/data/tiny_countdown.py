@@ -20,6 +20,7 @@ from itertools import accumulate, combinations
 from typing import Any
 
 from grpo_jax.data.countdown import Options, make_rows, parse_options
+from grpo_jax.data.making import over
 from grpo_jax.data.tiny_words import LARGEST, NUMBERS, TAGS, shuffled
 from grpo_jax.errors import UserError
 
@@ -33,7 +34,7 @@ _OPENED = "opened"
 
 def options_of(text: str) -> Options:
     """As for `countdown`, on other defaults, and `opened`. UserError for what would need other symbols."""
-    options = parse_options(f"{DEFAULTS},{_without_opened(text)}")
+    options = parse_options(over(DEFAULTS, _without_opened(text)))
     if set(options.ops) - set("+-"):
         raise UserError(f"{NAME}: ops={options.ops}: it knows + and - only; use countdown for the others")
     if options.numbers[1] * options.max > LARGEST:
@@ -48,7 +49,7 @@ def make_tiny_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
     """The rows of a split: `prompt` (text), `numbers` (list of int), `target` (int), `solution` (str), and `size`,
     how many numbers there are."""
     options_of(options)
-    rows = make_rows(f"{DEFAULTS},{_without_opened(options)}", split, seed)
+    rows = make_rows(over(DEFAULTS, _without_opened(options)), split, seed)
     end = TAGS[0] if is_opened(options) else ""
     return [
         {**row, "prompt": ask(row["numbers"], row["target"]) + end, "size": len(row["numbers"])}
@@ -91,7 +92,7 @@ def worked_examples(
     target is reached; the others make one trial, and answer with it even when they saw it fail. Where prompts are
     opened, a share of `care` answers inside tags."""
     rng = random.Random(f"worked/{seed}/{patience}" + ("" if split == "train" else f"/{split}"))
-    rows = make_tiny_rows(f"{options},size={count}", split, seed)
+    rows = make_tiny_rows(over(options, f"size={count}"), split, seed)
     return [_worked(rng, row, is_opened(options), patience, care) for row in rows]
 
 

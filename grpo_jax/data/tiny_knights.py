@@ -33,6 +33,7 @@ from grpo_jax.data.making import (
     below,
     check_split,
     drawn,
+    over,
     read_options,
     source,
     span,
@@ -141,7 +142,7 @@ def worked_examples(
     """`count` training problems with `prompt` and `completion`. A share of them, `patience`, goes on until a case
     holds; the others answer with the first. A share of `care` answers inside tags."""
     rng = random.Random(f"worked/{seed}/{patience}")
-    puzzles = _puzzles(f"{options},size={count}", "train", seed)
+    puzzles = _puzzles(over(options, f"size={count}"), "train", seed)
     return [
         {"prompt": ask(statements), "completion": _think(rng, statements, patience, care)}
         for statements, _ in puzzles

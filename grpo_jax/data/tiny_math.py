@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Any
 
 from grpo_jax.data import making
-from grpo_jax.data.making import ATTEMPTS, below, check_split, read_options, source, span, whole, within
+from grpo_jax.data.making import ATTEMPTS, below, check_split, over, read_options, source, span, whole, within
 from grpo_jax.data.tiny_words import LARGEST, NUMBERS, TAGS
 from grpo_jax.errors import UserError, nearest
 
@@ -97,7 +97,7 @@ def worked_examples(
     """`count` training problems with `prompt` and `completion`. A share of them, `patience`, goes on to the end; the
     others stop behind the first line. A share of `care` marks the answer as it should be."""
     rng = random.Random(f"worked/{seed}/{patience}")
-    chosen = options_of(f"{options},size={count}")
+    chosen = options_of(over(options, f"size={count}"))
     problems = [_terms(chosen, "train", seed, index) for index in range(count)]
     return [
         {"prompt": ask(terms), "completion": _think(rng, terms, chosen.form, patience, care)}

@@ -125,6 +125,7 @@ def test_options_are_misread():
         ("numbers=9", "numbers=9 must lie in 2..6"),
         ("numbers=4-3", "numbers=4-3 must lie"),
         ("max=ten", "max=ten must be one whole number"),
+        ("size=2,max=9,size=3", "the option 'size' is given twice; keep one"),
         ("size=0", "size=0 must be one whole number, at least 1"),
         (
             f"max={'9' * 400}",

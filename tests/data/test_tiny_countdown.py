@@ -51,7 +51,12 @@ def test_held_out_problems_among_the_training_problems():
 
 @pytest.mark.parametrize(
     ("options", "why"),
-    [("ops=+*", r"ops=\+\*: it knows \+ and - only"), ("max=50", "max=33 or less"), ("nubmers=3", "numbers")],
+    [
+        ("ops=+*", r"ops=\+\*: it knows \+ and - only"),
+        ("max=50", "max=33 or less"),
+        ("nubmers=3", "numbers"),
+        ("max=8,max=9", "'max' is given twice"),
+    ],
 )
 def test_problems_that_need_other_symbols(options, why):
     with pytest.raises(UserError, match=why):
