@@ -37,7 +37,7 @@ def logic_rl(
 
     Args:
         faithful: a person is what is named first behind their name, in its line: "not a knave" is a knave, and who is
-            said to be both is the first. The search as it was published first; later copies of it want "NAME is a KIND".
+            said to be both is the first. The search as published at first; later copies want "NAME is a KIND".
 
     Raises:
         ValueError: a gold answer names nobody.
