@@ -42,11 +42,11 @@ def last_hash(text: str) -> Found | None:
 
 
 def last_fence(text: str) -> Found | None:
-    """The last closed block of code between lines of three backquotes."""
-    last = None
-    for last in re.finditer(r"```[^\n`]*\n(.*?)```", text, re.DOTALL):  # noqa: B007
-        pass
-    return (last.start(), last[1]) if last else None
+    """The last closed block of code, as the reward `code` sees blocks; it starts somewhere before its last fence."""
+    from grpo_jax.rewards.code import fenced
+
+    blocks = fenced(text)
+    return (text.rfind("```"), blocks[-1][1]) if blocks else None
 
 
 PLACES: dict[str, Callable[[str], Found | None]] = {

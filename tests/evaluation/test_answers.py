@@ -44,6 +44,7 @@ READ = [
     ),
     ("code", "fence", "Try\n```python\nprint(1)\n```\nor\n```python\nprint(2)\n```", "print(2)", "print(2)"),
     ("code", "fence", "print(3)", None, "print(3)"),
+    ("code", "fence", "1. So:\n   ```python\n   print(4)\n   ```", "print(4)", "print(4)"),
     ("text", "tag", "It is\nblue.", None, "blue."),
 ]
 
@@ -66,7 +67,7 @@ def test_what_holds_nothing_holds_an_answer(kind, text):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_is_written_in_a_place_is_not_read_there(place):
-    assert PLACES[place](f"then {written(place, '3+4')}")[1].strip() == "3+4"
+    assert PLACES[place](f"then\n{written(place, '3+4')}")[1].strip() == "3+4"
 
 
 def test_a_thought_counts_as_an_answer():
