@@ -2,7 +2,6 @@
 goes, so that the same command goes on after an interruption. Rows are drawn by their number alone: how many are sampled
 at a time, and where it was interrupted, does not change a rate."""
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from etils import epath
 from grpo_jax.assembly import fingerprint_of
 from grpo_jax.data.curation import difficulty
 from grpo_jax.data.curation.outcome import Outcome
-from grpo_jax.data.prompts import Prompts
+from grpo_jax.data.prompts import Prompts, digest
 from grpo_jax.drawing import sampling_of, stop_of
 from grpo_jax.errors import UserError
 from grpo_jax.evaluate import Evaluator
@@ -175,5 +174,4 @@ def _evaluator(config: GradeConfig, policy: Policy, prompts: Prompts, scorer: Sc
 
 def _identity(config: GradeConfig, rows: Sequence[Row]) -> dict[str, Any]:
     settings = {name: value for name, value in config.model_dump(mode="json").items() if name not in _FREE}
-    text = json.dumps(list(rows), sort_keys=True, default=str)
-    return settings | {"data's rows": hashlib.sha256(text.encode()).hexdigest()}
+    return settings | {"data's rows": digest(rows)}

@@ -93,11 +93,9 @@ def _columns(way: str, result: Evaluation) -> dict[str, Any]:
 def _free_place(folder: epath.Path, described: Mapping[str, Any]) -> epath.Path:
     """TASK_nN.json, or TASK_nN_2.json, ...: the first that holds the results of the same, or nothing yet."""
     stem = f"{_plain(described['task'])}_n{described['samples']}"
-    for number in itertools.count(1):
-        place = folder / (f"{stem}.json" if number == 1 else f"{stem}_{number}.json")
-        if not place.exists() or _is_of(place, described):
-            return place
-    raise AssertionError("counting has no end")
+    names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    places = (folder / f"{name}.json" for name in names)
+    return next(place for place in places if not place.exists() or _is_of(place, described))
 
 
 def _is_of(place: epath.Path, described: Mapping[str, Any]) -> bool:

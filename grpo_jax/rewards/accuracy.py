@@ -38,7 +38,7 @@ def accuracy_reward(
 
     Args:
         completions: texts, or TRL's lists of one message.
-        solution: the right answer a row, in LaTeX or plain; it may stand inside a text. A number may be none.
+        solution: the right answer a row, in LaTeX, plain, or a number; it may stand inside a text. None: there is none.
         log_extra: told `solution`, `gold_parsed` and `answer_parsed`, as TRL's.
 
     An answer counts only in LaTeX: boxed (tried first), or a formula that words announce ("the answer is $7$").
@@ -83,11 +83,10 @@ def judge(text: str, solution: Any) -> Judgement:
     if is_missing(solution):
         return NO_GOLD
     box = last_box(text)
-    if is_endless(box[1] if box else text):
-        return judged(read(str(solution)), [])
-    answer: list[Any] = attempted(
-        lambda: read(without_open_formulas(text), [_in_latex()], extraction_mode="first_match"), []
-    )
+    answer: list[Any] = []
+    if not is_endless(box[1] if box else text):
+        closed = without_open_formulas(text)
+        answer = attempted(lambda: read(closed, [_in_latex()], extraction_mode="first_match"), [])
     return judged(read(str(solution)), answer)
 
 

@@ -11,7 +11,7 @@ DEEPEST = 12
 
 _ENDLESS = re.compile(
     r"""(?:[^/,;&\n]{0,24}/){9}                     # a chain of divisions
-    | \d{4,}\s*! | !\s*[)}]\s*! | !\s*!\s*!         # factorials
+    | (?<!\d)\d{4,}+\s*! | !\s*[)}]\s*! | !\s*!\s*!         # factorials
     | \^[\s{(]*-?\d{6,}                             # powers
     | (?<![A-Za-z\\])[A-Za-z](?![A-Za-z])[^()]{0,40}\)\s*\^[\s{(]*\d{3,}  # of sums
     | \|{9}

@@ -28,7 +28,7 @@ def kimi_length(
         judge: the built-in reward that says what is right; `boxed_math` does not ask it for a `</think>`.
 
     A group is the rows of one call with equal prompts. `RewardPool` gives a whole group in one call; where that fails
-    and its rows are tried one by one, each is alone and gets 0.0.
+    and its rows are tried one by one, each is alone and gets 0.0, or -0.5 where even that takes too long.
     """
     right = _judged(judge, prompts, completions, answer)
     groups: dict[str, list[int]] = defaultdict(list)

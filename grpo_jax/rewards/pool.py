@@ -51,6 +51,7 @@ class RewardPool:
         self.functions: list[Reward] = named_apart([load_reward(f) for f in functions])
         self.names = [f.name for f in self.functions]
         self.models = {number: f.model for number, f in enumerate(self.functions) if f.model}
+        self._worst = [worst_of(f.function) for f in self.functions]
         self.on_error = on_error
         self.messages: dict[str, dict[str, str]] = {name: {} for name in self.names}
         self._crew = Crew(self.functions, workers, timeout)
@@ -98,8 +99,7 @@ class RewardPool:
             RuntimeError: another stream is open; a pool works for one at a time.
         """
         stop = self.on_error == "stop"
-        worst = [worst_of(reward.function) for reward in self.functions]
-        batch = Batch(self.names, rows, self.messages, stop, self._crew.patient, trainer_state, worst)
+        batch = Batch(self.names, rows, self.messages, stop, self._crew.patient, trainer_state, self._worst)
         return self._driver.begin(Stream(batch, self.check_columns, self._driver.bell.ring))
 
     def idle(self, lacks: Set[str]) -> frozenset[int]:
