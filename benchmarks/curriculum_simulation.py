@@ -13,10 +13,10 @@ import json
 
 import numpy as np
 
-from grpo_jax.collecting import with_spread
-from grpo_jax.data.course import Course
+from grpo_jax.data.curriculum.pass_rate_filter import Screen
+from grpo_jax.data.curriculum.sampler import Course
 from grpo_jax.data.prompts import Prompts
-from grpo_jax.data.screening import Screen
+from grpo_jax.training.collector import with_spread
 
 WAYS = {
     "uniform": (),

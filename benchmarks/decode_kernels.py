@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grpo_jax.models.config import PUBLISHED, ModelConfig
-from grpo_jax.rollout.table import slots_for
+from grpo_jax.rollout.row_table import slots_for
 from grpo_jax.sharding.targets import compiler_options, topology_mesh
 
 ROWS, PAGE = 128, 64  # rows of a batch; tokens of a page

@@ -21,11 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from grpo_jax import abstract
 from grpo_jax.models.config import PUBLISHED
+from grpo_jax.plans import abstract_arguments
 from grpo_jax.plans.hlo import INSTRUCTION, computations, loops, size
 from grpo_jax.rollout.budget import Demand
-from grpo_jax.rollout.generate import Programs, Vocabulary
+from grpo_jax.rollout.programs import Programs, Vocabulary
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.state import Decoder, Size, blank
 from grpo_jax.sharding.mesh import everywhere
@@ -65,9 +65,9 @@ def measure(args: argparse.Namespace, target: str) -> dict[str, Any]:
     state = jax.tree.map(
         place, jax.eval_shape(partial(blank, of, size, args.prompt_length, jnp.dtype("bfloat16")))
     )
-    weights = abstract.sampler_copy(cfg, mesh, "bfloat16")
+    weights = abstract_arguments.sampler_copy(cfg, mesh, "bfloat16")
     start = time.perf_counter()
-    compiled = abstract.compile_for(target, mesh, programs.extend, weights, state)
+    compiled = abstract_arguments.compile_for(target, mesh, programs.extend, weights, state)
     seconds = time.perf_counter() - start
     demand = Demand(
         cfg, "bfloat16", args.prompts, args.samples, args.slots, args.prompt_length, cache=args.cache

@@ -20,7 +20,7 @@ from shapes import SMALL
 from throughput import Bench, Work
 
 from grpo_jax.models.qwen import init
-from grpo_jax.policy import compute_dtype
+from grpo_jax.setup.policy import compute_dtype
 from grpo_jax.sharding.mesh import make_mesh
 
 PLAIN = Work(prompts=2, samples=8, prompt_length=64, completion_length=128, micro_batch_size=8, beta=0.04)

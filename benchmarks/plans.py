@@ -155,8 +155,8 @@ def main() -> None:
 
 def line(name: str, model: str, target: str, settings: dict) -> dict:
     """One plan, in GiB; what a compiler refuses is said."""
+    from grpo_jax.plans.planned_run import Subject, shape_of
     from grpo_jax.plans.report import as_json, plan_of
-    from grpo_jax.plans.subject import Subject, shape_of
 
     config = GRPOConfig(model=model, **settings)
     start = {"name": name, "model": model, "target": target, "settings": settings}

@@ -21,10 +21,10 @@ from shapes import SMALL
 
 from grpo_jax.models.config import PUBLISHED, ModelConfig
 from grpo_jax.models.qwen import Params, abstract_params, cast, init
-from grpo_jax.policy import compute_dtype
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.state import Vocabulary
+from grpo_jax.setup.policy import compute_dtype
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, shardings
 

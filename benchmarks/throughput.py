@@ -34,12 +34,12 @@ from grpo_jax.models.config import PUBLISHED, ModelConfig
 from grpo_jax.models.qwen import Params, abstract_params, cast, init
 from grpo_jax.models.remat import Remat
 from grpo_jax.plans.roofline import forward_flops
-from grpo_jax.policy import compute_dtype
-from grpo_jax.programs import Program
-from grpo_jax.rollout.generate import Vocabulary
+from grpo_jax.program import Program
+from grpo_jax.rollout.programs import Vocabulary
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.runs.metrics import peak_memory
+from grpo_jax.setup.policy import compute_dtype
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
 

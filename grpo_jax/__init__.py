@@ -8,10 +8,10 @@ _HOME = {
     "GRPOConfig": "grpo_jax.config",
     "SFTConfig": "grpo_jax.config",
     "GRPOTrainer": "grpo_jax.trainer",
-    "TrainerCallback": "grpo_jax.callbacks",
-    "TrainerControl": "grpo_jax.callbacks",
-    "TrainerState": "grpo_jax.callbacks",
-    "EarlyStopping": "grpo_jax.callbacks",
+    "TrainerCallback": "grpo_jax.training.callbacks",
+    "TrainerControl": "grpo_jax.training.callbacks",
+    "TrainerState": "grpo_jax.training.callbacks",
+    "EarlyStopping": "grpo_jax.training.callbacks",
     "UserError": "grpo_jax.errors",
 }
 __all__ = [
@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from grpo_jax.callbacks import EarlyStopping, TrainerCallback, TrainerControl, TrainerState
     from grpo_jax.config import GRPOConfig, SFTConfig
     from grpo_jax.errors import UserError
     from grpo_jax.trainer import GRPOTrainer
+    from grpo_jax.training.callbacks import EarlyStopping, TrainerCallback, TrainerControl, TrainerState
 
 
 def __getattr__(name: str) -> Any:

@@ -13,11 +13,11 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from grpo_jax import cli_data
+from grpo_jax.commands import data_options
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings
+from grpo_jax.config.base import S, Settings, sections, unknown
+from grpo_jax.config.reject import RejectConfig
 from grpo_jax.errors import UserError, nearest
-from grpo_jax.settings_io import S, Settings, sections, unknown
-from grpo_jax.settings_reject import RejectConfig
 
 NOT_OPTIONS = {"verb", "source", "file", "run", "out", "data", "data_verb"}
 
@@ -177,7 +177,7 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "pipeline": add_pipeline,
     "export": add_export,
     "plan": add_plan,
-    "data": lambda verb: cli_data.add_data(verb, add_setting),
+    "data": lambda verb: data_options.add_data(verb, add_setting),
 }
 
 # ---- verbs ----
@@ -209,7 +209,7 @@ def train(args: argparse.Namespace) -> int:
 
 def sft(args: argparse.Namespace) -> int:
     config = settings(SFTConfig, args)
-    from grpo_jax.sft import sft
+    from grpo_jax.training.sft_trainer import sft
 
     return sft(config)
 
@@ -220,27 +220,27 @@ def evaluate(args: argparse.Namespace) -> int:
 
         return list_tasks()
     config = settings(EvalConfig, args)
-    from grpo_jax.evaluate import evaluate_command
+    from grpo_jax.commands.evaluate import evaluate_command
 
     return evaluate_command(config)
 
 
 def generate(args: argparse.Namespace) -> int:
     config = settings(GenerateConfig, args)
-    from grpo_jax.generate import generate_command
+    from grpo_jax.commands.generate import generate_command
 
     return generate_command(config)
 
 
 def reject(args: argparse.Namespace) -> int:
     config = settings(RejectConfig, args)
-    from grpo_jax.reject import reject_command
+    from grpo_jax.commands.reject import reject_command
 
     return reject_command(config)
 
 
 def pipeline(args: argparse.Namespace) -> int:
-    from grpo_jax.pipelines.command import pipeline_command
+    from grpo_jax.commands.pipeline import pipeline_command
 
     return pipeline_command(
         args.file, output_dir=args.output_dir, tiny=args.tiny, dry_run=args.dry_run, hosts=_hosts(args)
@@ -248,13 +248,13 @@ def pipeline(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from grpo_jax.export import export_command
+    from grpo_jax.commands.export import export_command
 
     return export_command(args.run, args.out, args.step, args.adapter)
 
 
 def plan(args: argparse.Namespace) -> int:
-    from grpo_jax.plans.command import list_targets, plan_command
+    from grpo_jax.commands.plan import list_targets, plan_command
 
     if args.targets:
         return list_targets()
@@ -264,7 +264,7 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    from grpo_jax.doctor import doctor
+    from grpo_jax.commands.doctor import doctor
 
     return doctor()
 
@@ -289,7 +289,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "pipeline": ("run the stages of a file one after another", pipeline),
     "export": ("write a checkpoint as a Hugging Face folder", export),
     "plan": ("say whether a run fits on chips that are not here, and how fast they could be", plan),
-    "data": ("look at, clean, grade and filter data, by verbs of its own", cli_data.data),
+    "data": ("look at, clean, grade and filter data, by verbs of its own", data_options.data),
     "doctor": ("say what this machine can do, and what is missing", doctor),
     "recipes": ("list what can be run by name", recipes),
 }

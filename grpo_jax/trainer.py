@@ -10,24 +10,24 @@ from typing import Any
 import jax
 import optax
 
-from grpo_jax import arguments
-from grpo_jax.assembly import Stages, assemble, open_run
-from grpo_jax.callbacks import TrainerState
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.evaluation.evaluator import Evaluation
-from grpo_jax.evaluation.keeping import keep_step
-from grpo_jax.keeping import keep_completions
+from grpo_jax.evaluation.results import keep_step
 from grpo_jax.learner.optimizer import TrainState
-from grpo_jax.lessons import set_base, set_reference
 from grpo_jax.models.qwen import Params
-from grpo_jax.planning import show_plan
-from grpo_jax.reporting import evaluation_metrics, show, step_metrics, summarize
 from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.run import Run, Stopwatch
+from grpo_jax.setup.weights import export_run, load_base, load_trained, save_trained
 from grpo_jax.sharding import hosts
-from grpo_jax.watching import Watch
-from grpo_jax.weights import export_run, load_base, load_trained, save_trained
+from grpo_jax.training import arguments
+from grpo_jax.training.assembly import Stages, assemble, open_run
+from grpo_jax.training.callback_handler import Watch
+from grpo_jax.training.callbacks import TrainerState
+from grpo_jax.training.completion_log import keep_completions
+from grpo_jax.training.components import set_base, set_reference
+from grpo_jax.training.metrics import evaluation_metrics, show, step_metrics, summarize
+from grpo_jax.training.run_summary import show_plan
 
 RewardFunction = str | Callable[..., Any]
 
@@ -229,7 +229,7 @@ class GRPOTrainer:
 def train(config: GRPOConfig) -> int:
     """The verb `train`."""
     if config.model == "demo":
-        from grpo_jax.demo import train_demo
+        from grpo_jax.demo.cold_start import train_demo
 
         return train_demo(config)
     GRPOTrainer(config.model, args=config).train()

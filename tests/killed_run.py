@@ -51,7 +51,7 @@ def while_saving(step):
 
 
 def after_the_rollout(nth):
-    from grpo_jax.judging import Judge
+    from grpo_jax.training.advantages import Judge
 
     kill_before(Judge, "__call__", nth)
 
@@ -70,7 +70,7 @@ def while_exporting():
 
 def before_a_piece(number):
     """The pieces before it are whole; of this one nothing is there."""
-    from grpo_jax import reject
+    from grpo_jax.commands import reject
 
     kill_before(reject, "write_atomically", when=lambda path, _: path.name == f"piece_{number:05d}.jsonl")
 

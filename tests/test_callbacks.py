@@ -4,8 +4,15 @@ import json
 
 import pytest
 
-from grpo_jax.callbacks import EVENTS, Callbacks, EarlyStopping, TrainerCallback, TrainerControl, TrainerState
 from grpo_jax.errors import UserError
+from grpo_jax.training.callbacks import (
+    EVENTS,
+    Callbacks,
+    EarlyStopping,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 
 
 class Plain:

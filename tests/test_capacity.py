@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from grpo_jax import capacity
 from grpo_jax.cli import main
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.plans.compiled import compiled_here
 from grpo_jax.plans.fitting import AtHand, with_micro_batch
+from grpo_jax.setup import memory_budget
 from grpo_jax.trainer import GRPOTrainer
 
 SMALL = 0.00012  # GiB: room for two prompts of two completions on a device, of eight
@@ -48,7 +48,7 @@ def test_little_memory_changes_what_is_sampled(settings, tmp_path, capsys):
 
 def test_hosts_with_other_memory_take_other_tables(settings, monkeypatch):
     """Each host plans the table of all: they must plan with the smallest device of any of them."""
-    monkeypatch.setattr(capacity.hosts, "least", lambda mebibytes: min(mebibytes, 20 << 10))
+    monkeypatch.setattr(memory_budget.hosts, "least", lambda mebibytes: min(mebibytes, 20 << 10))
     trainer = GRPOTrainer(settings["model"], args=GRPOConfig(**settings))
     policy, learner = trainer.stages.policy, trainer.stages.learner
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 80 << 30})
@@ -62,9 +62,9 @@ def test_hosts_with_other_memory_take_other_tables(settings, monkeypatch):
         "rollout_shardings",
     ):
         setattr(here, name, getattr(policy, name))
-    left = capacity.memory_for_rollouts(trainer.args, here, learner.abstract_state)
-    held = sum(capacity.held_always(trainer.args, policy, learner.abstract_state).values())
-    held += capacity.copy_bytes(policy)
+    left = memory_budget.memory_for_rollouts(trainer.args, here, learner.abstract_state)
+    held = sum(memory_budget.held_always(trainer.args, policy, learner.abstract_state).values())
+    held += memory_budget.copy_bytes(policy)
     assert left == int(0.9 * (20 << 30)) - held
 
 
@@ -82,10 +82,10 @@ def test_a_run_computes_as_many_rows_at_a_time_as_fit(settings, monkeypatch, cap
 
     whole = settings["prompts_per_step"] * settings["num_generations"]
     assert needs(whole) > needs(whole // 2)
-    between = int((needs(whole) + needs(whole // 2)) / 2 / capacity.USABLE)
+    between = int((needs(whole) + needs(whole // 2)) / 2 / memory_budget.USABLE)
     for memory, rows in ((None, 0), (1 << 40, whole), (between, whole // 2)):
-        monkeypatch.setattr(capacity, "smallest_device", lambda policy, memory=memory: memory)
-        monkeypatch.setattr(capacity, "memory_for_rollouts", lambda *_: None)
+        monkeypatch.setattr(memory_budget, "smallest_device", lambda policy, memory=memory: memory)
+        monkeypatch.setattr(memory_budget, "memory_for_rollouts", lambda *_: None)
         trainer = GRPOTrainer(settings["model"], args=asked)
         assert trainer.stages.config.micro_batch_size == rows
         assert trainer.stages.learner.micro_batches == whole // (rows or whole)

@@ -8,8 +8,8 @@ import pytest
 
 from grpo_jax import cli
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig
+from grpo_jax.config.reject import RejectConfig
 from grpo_jax.errors import UserError
-from grpo_jax.settings_reject import RejectConfig
 
 BAD = [
     # arguments                                  what stderr must say
@@ -60,6 +60,9 @@ def test_bad_input_is_one_line_and_exit_code_2(line, words, capsys, tmp_path, mo
     assert list(tmp_path.iterdir()) == [], "nothing may be written for a command that is refused"
 
 
+HOMES = {"trainer": "grpo_jax.trainer", "sft": "grpo_jax.training.sft_trainer"}
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Every verb's body replaced by one that records what it was called with, in order."""
@@ -78,7 +81,7 @@ def calls(monkeypatch):
     }
     for module, function in bodies.items():
         fake = types.SimpleNamespace(**{function: record(module)})
-        monkeypatch.setitem(sys.modules, f"grpo_jax.{module}", fake)
+        monkeypatch.setitem(sys.modules, HOMES.get(module, f"grpo_jax.commands.{module}"), fake)
     hosts = types.SimpleNamespace(initialize=record("hosts"))
     monkeypatch.setitem(sys.modules, "grpo_jax.sharding.hosts", hosts)
     return seen
@@ -149,7 +152,7 @@ def test_export_and_doctor_are_called(calls):
 
 
 def test_a_verbs_exit_code_is_ours(monkeypatch):
-    monkeypatch.setitem(sys.modules, "grpo_jax.doctor", types.SimpleNamespace(doctor=lambda: 1))
+    monkeypatch.setitem(sys.modules, "grpo_jax.commands.doctor", types.SimpleNamespace(doctor=lambda: 1))
     assert cli.main(["doctor"]) == 1
 
 

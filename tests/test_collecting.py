@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental import multihost_utils
 
-from grpo_jax.collecting import Collector, DynamicCollector, with_spread
-from grpo_jax.data.course import Course
+from grpo_jax.data.curriculum.sampler import Course
 from grpo_jax.data.prompts import Prompts
-from grpo_jax.rewards.overlong import soft_overlong
-from grpo_jax.rollout.generate import Rollout
+from grpo_jax.rewards.functions.overlong import soft_overlong
+from grpo_jax.rollout.programs import Rollout
 from grpo_jax.runs import run
 from grpo_jax.runs.run import Stopwatch
-from grpo_jax.scoring import Scorer
+from grpo_jax.scoring.scorer import Scorer
+from grpo_jax.training.collector import Collector, DynamicCollector, with_spread
 
 WIDTH = 7  # of a completion, in tokens
 NAN = float("nan")

@@ -10,11 +10,11 @@ from hypothesis import settings as hypothesis_settings
 
 from grpo_jax import recipes
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings, parse_mesh
+from grpo_jax.config.base import from_text, sections
+from grpo_jax.config.objective_checks import CLIPPED, NEEDS, warnings_of
+from grpo_jax.config.reject import RejectConfig
 from grpo_jax.errors import UserError
 from grpo_jax.pipelines.stages import load_pipeline
-from grpo_jax.settings_io import from_text, sections
-from grpo_jax.settings_objectives import CLIPPED, NEEDS, warnings_of
-from grpo_jax.settings_reject import RejectConfig
 
 CONFIGS = [GRPOConfig, SFTConfig, EvalConfig, GenerateConfig, RejectConfig]
 NEEDED = {

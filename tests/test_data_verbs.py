@@ -9,12 +9,12 @@ import types
 import numpy as np
 import pytest
 
-from grpo_jax import curating, grading
 from grpo_jax.cli import main
+from grpo_jax.commands import data, data_grade
+from grpo_jax.config.data import GradeConfig
+from grpo_jax.config.prompts import PromptSettings
 from grpo_jax.data.files import read_file
 from grpo_jax.data.layouts import arrange
-from grpo_jax.settings_data import GradeConfig
-from grpo_jax.settings_prompts import PromptSettings
 
 ROWS = [
     {
@@ -302,14 +302,14 @@ def test_a_dropped_row_with_a_value_that_json_has_no_form_for_is_a_traceback(pla
 
 def test_old_rows_stand_beside_a_new_account(place, monkeypatch):
     do("clean rows.jsonl out.jsonl")
-    write_one = curating.write_atomically
+    write_one = data.write_atomically
 
     def dies(path, content):
         if path == "out.jsonl":
             raise KeyboardInterrupt
         write_one(path, content)
 
-    monkeypatch.setattr(curating, "write_atomically", dies)
+    monkeypatch.setattr(data, "write_atomically", dies)
     assert main(["data", "clean", "rows.jsonl", "out.jsonl", "--allow", "proof", "--overwrite"]) == 130
     assert read("out.jsonl.report.json")["kept"] == 3
     assert not (place / "out.jsonl").exists()
@@ -329,8 +329,8 @@ def test_another_split_of_a_folder_cannot_be_written_again(place):
 def test_a_setting_of_prompts_has_no_effect_on_grading(monkeypatch):
     config = GradeConfig(data="d", out="o.jsonl", model="m")
     policy = types.SimpleNamespace(tokenizer=None, vocabulary=types.SimpleNamespace(pad_id=0))
-    monkeypatch.setattr(grading, "Prompts", lambda rows, tokenizer, **given: given)
-    assert PromptSettings.model_fields.keys() <= grading._prompts(config, policy, []).keys()
+    monkeypatch.setattr(data_grade, "Prompts", lambda rows, tokenizer, **given: given)
+    assert PromptSettings.model_fields.keys() <= data_grade._prompts(config, policy, []).keys()
 
 
 @pytest.fixture(scope="module")
@@ -376,7 +376,7 @@ def test_a_grading_survives_an_interruption(grade, place, monkeypatch):
     assert report["mean_pass_rate"] == pytest.approx(np.mean(rates))
 
     batches = []
-    add = grading.Notes.add
+    add = data_grade.Notes.add
 
     def dies(notes, numbers, successes):
         if batches:
@@ -384,13 +384,13 @@ def test_a_grading_survives_an_interruption(grade, place, monkeypatch):
         batches.append(numbers)
         add(notes, numbers, successes)
 
-    monkeypatch.setattr(grading.Notes, "add", dies)
+    monkeypatch.setattr(data_grade.Notes, "add", dies)
     assert grade("again.jsonl") == 130
     assert len(read("again.jsonl.partial.json")["judged"]) == 2
     assert grade("again.jsonl", seed=1) == 2, "rates of two seeds must not stand in one file"
 
     monkeypatch.setattr(
-        grading.Notes, "add", lambda notes, *rest: batches.append(rest[0]) or add(notes, *rest)
+        data_grade.Notes, "add", lambda notes, *rest: batches.append(rest[0]) or add(notes, *rest)
     )
     # other batches, the same rates
     assert grade("again.jsonl", prompts_per_step=1) == 0
@@ -407,8 +407,8 @@ def test_another_model_or_judge_at_the_same_place_goes_on(
         name: shutil.copytree(of, place / name) for name, of in (("m", tiny_model), ("judge", reward_model))
     }
     given = {"model": own["m"], "rewards": f"model:{own['judge']}"}
-    monkeypatch.setattr(grading, "_sample", lambda *_: None)  # nothing is known yet when it is interrupted
-    monkeypatch.setattr(grading.difficulty, "graded", interrupted)
+    monkeypatch.setattr(data_grade, "_sample", lambda *_: None)  # nothing is known yet when it is interrupted
+    monkeypatch.setattr(data_grade.difficulty, "graded", interrupted)
     assert grade("out.jsonl", **given) == grade("out.jsonl", **given) == 130
     for name, what in (("judge", "reward model judge"), ("m", "weights")):
         weights = next(own[name].glob("*.safetensors"))

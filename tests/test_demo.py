@@ -9,12 +9,12 @@ import re
 
 import pytest
 
-from grpo_jax import demo
 from grpo_jax.cli import main
-from grpo_jax.data import tiny_countdown
-from grpo_jax.tiny_model import SHAPE
+from grpo_jax.data.tasks import tiny_countdown
+from grpo_jax.demo import cold_start
+from grpo_jax.demo.tiny_model import SHAPE
 
-LESSONS = dict(demo.LESSONS)
+LESSONS = dict(cold_start.LESSONS)
 SMALL = [
     "--max_steps=3",
     "--prompts_per_step=8",
@@ -29,8 +29,8 @@ SMALL = [
 @pytest.fixture(scope="module", autouse=True)
 def brief(quick_compilation):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "LESSONS", dict.fromkeys(demo.LESSONS, (2, 2)))
-        patch.setattr(demo, "EXAMPLES", 100)
+        patch.setattr(cold_start, "LESSONS", dict.fromkeys(cold_start.LESSONS, (2, 2)))
+        patch.setattr(cold_start, "EXAMPLES", 100)
         yield
 
 
@@ -62,7 +62,7 @@ def test_demo_that_stops_short(finished):
 def test_the_demos_own_lessons_that_have_changed():
     """With its symbols (tests/test_tiny_model.py) and its settings they decide the bits of its start."""
     rows = [
-        tiny_countdown.worked_examples("", seed, 500, patience, demo.CARE)
+        tiny_countdown.worked_examples("", seed, 500, patience, cold_start.CARE)
         for seed in (0, 1)
         for patience in (1.0, 0.15)
     ]
@@ -106,12 +106,14 @@ def test_another_task_that_finds_no_start(dataset, tmp_path):
 
 
 def test_a_mixture_whose_parts_are_not_all_taught():
-    lessons = demo.lessons_for(["tiny_math", "tiny_knights:people=2", "tiny_math", "tiny_math:levels=6"])
-    rows = demo._rows(lessons, seed=0)
-    assert len(rows) == (2 + 2) * 2 * demo.COLD_START.rows_per_step
+    lessons = cold_start.lessons_for(
+        ["tiny_math", "tiny_knights:people=2", "tiny_math", "tiny_math:levels=6"]
+    )
+    rows = cold_start._rows(lessons, seed=0)
+    assert len(rows) == (2 + 2) * 2 * cold_start.COLD_START.rows_per_step
     for begins, every in ((r"\d[+-]\d", 3), ("Who is who", 3), (r"(\d[+-]){6}", 3)):
         assert sum(bool(re.match(begins, row["prompt"])) for row in rows[:30]) * every >= 30
-    assert demo._steps_for(lessons) == [4, 4]
+    assert cold_start._steps_for(lessons) == [4, 4]
 
 
 def test_start_of_another_seed_taken_over(tmp_path, capsys):
@@ -119,7 +121,7 @@ def test_start_of_another_seed_taken_over(tmp_path, capsys):
     made = {}
     for name, seed, before in (("a", 0, False), ("a", 0, True), ("a", 1, False), ("b", 1, False)):
         config = _config(tmp_path / name, seed)
-        with demo.starting_model(config) as start:
+        with cold_start.starting_model(config) as start:
             made[name, seed] = (start / "model.safetensors").read_bytes()
         assert ("made before" in capsys.readouterr().out) == before
     assert made["a", 0] != made["a", 1] == made["b", 1]
@@ -127,7 +129,7 @@ def test_start_of_another_seed_taken_over(tmp_path, capsys):
 
 def test_run_without_a_folder_that_leaves_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with demo.starting_model(_config("none", 0)) as start:
+    with cold_start.starting_model(_config("none", 0)) as start:
         assert (start / "model.safetensors").exists()
     assert not start.exists()
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ from importlib import metadata
 
 import pytest
 
-from grpo_jax import doctor
+from grpo_jax.commands import doctor
 
 
 @pytest.fixture(autouse=True)

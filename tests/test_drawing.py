@@ -7,9 +7,9 @@ import pytest
 
 from grpo_jax.cli import main
 from grpo_jax.config import GenerateConfig
-from grpo_jax.drawing import sampling_of, stop_of
 from grpo_jax.errors import UserError
 from grpo_jax.rollout.state import Vocabulary
+from grpo_jax.setup.sampling import sampling_of, stop_of
 
 
 @pytest.fixture

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from grpo_jax import weights
 from grpo_jax.cli import main
 from grpo_jax.config import EvalConfig
 from grpo_jax.errors import UserError
 from grpo_jax.models.quantized import quantize
 from grpo_jax.models.qwen import by_layer
 from grpo_jax.models.safetensors_io import open_folder
-from grpo_jax.policy import open_policy
-from grpo_jax.rollout.generate import Vocabulary, make_generate
+from grpo_jax.rollout.programs import Vocabulary, make_generate
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.runs.folder import MAY_DIFFER
+from grpo_jax.setup import weights
+from grpo_jax.setup.policy import open_policy
+from grpo_jax.setup.weights import load_sampler, load_trained
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, shardings
-from grpo_jax.weights import load_sampler, load_trained
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -226,8 +226,8 @@ def test_sft_trains_adapters_too(tiny_model, options, tmp_path):
 def test_the_error_of_the_base_is_said(base, most, tiny_settings, tiny_model, capsys):
     from grpo_jax.models.matrices import Matrix
     from grpo_jax.models.names import summed_axes
-    from grpo_jax.policy import open_policy
-    from grpo_jax.weights import load_base
+    from grpo_jax.setup.policy import open_policy
+    from grpo_jax.setup.weights import load_base
 
     config = GRPOConfig(model=str(tiny_model), mesh="data=1", dtype="float32")
     policy = open_policy(config, lora=LoRA(2, 4), base_weights=base)

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from grpo_jax import GRPOConfig, GRPOTrainer, planning
+from grpo_jax import GRPOConfig, GRPOTrainer
 from grpo_jax.models.cache import empty_cache
-from grpo_jax.planning import bytes_held, plan_of, show_plan
 from grpo_jax.rollout.state import layer_on_mesh
+from grpo_jax.setup.weights import load_trained
 from grpo_jax.sharding import hosts
-from grpo_jax.weights import load_trained
+from grpo_jax.training import run_summary
+from grpo_jax.training.run_summary import bytes_held, plan_of, show_plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ROWS = [{"prompt": f"{i:2}: say a"} for i in range(40)]
@@ -209,7 +210,7 @@ def test_a_device_holds_more_than_the_plan_says(stages, settings):
     ],
 )
 def test_a_size_is_hard_to_read(size, text):
-    assert planning.sized(size) == text
+    assert run_summary.sized(size) == text
 
 
 # ---- how it is shown ----

@@ -11,7 +11,7 @@ import yaml
 from grpo_jax import GRPOConfig, GRPOTrainer
 from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.objective import GRPO
-from grpo_jax.learning import objective_of
+from grpo_jax.setup.learner import objective_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from grpo_jax import demo, recipes
+from grpo_jax import recipes
 from grpo_jax.cli import main
 from grpo_jax.config import GRPOConfig, load_settings
+from grpo_jax.demo import cold_start
 from grpo_jax.learner import batches
 
 TASKS = ("tiny_countdown", "tiny_countdown:opened", "tiny_knights", "tiny_math", "tiny_math:form=answer")
@@ -27,9 +28,9 @@ def start(tmp_path_factory):
     """The folder of the starting model."""
     home = tmp_path_factory.mktemp("recipes")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "LESSONS", dict.fromkeys(demo.LESSONS, (90, 30)))
+        patch.setattr(cold_start, "LESSONS", dict.fromkeys(cold_start.LESSONS, (90, 30)))
         config = GRPOConfig(dataset={task: task for task in TASKS}, output_dir=str(home / "run"), mesh=ONE)
-        with demo.starting_model(config) as folder:
+        with cold_start.starting_model(config) as folder:
             shutil.copytree(folder, home / "start")
     return home / "start"
 

@@ -8,7 +8,7 @@ import pytest
 
 from grpo_jax.cli import main
 from grpo_jax.errors import UserError
-from grpo_jax.reflection import load_reflection
+from grpo_jax.training.reflection import load_reflection
 
 
 @pytest.mark.parametrize(

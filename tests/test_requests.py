@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from grpo_jax.commands.generate_requests import requests_of
 from grpo_jax.config import GenerateConfig
 from grpo_jax.errors import UserError
-from grpo_jax.requests import requests_of
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def copy(whole, tmp_path):
 @pytest.fixture
 def terminated_at(monkeypatch):
     """`terminated_at(step)`: SIGTERM comes in the middle of this step."""
-    from grpo_jax.judging import Judge
+    from grpo_jax.training.advantages import Judge
 
     def at(step):
         calls, judge = [], Judge.__call__

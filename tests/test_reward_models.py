@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from grpo_jax import GRPOConfig, GRPOTrainer
-from grpo_jax.assembly import open_run
 from grpo_jax.cli import main
 from grpo_jax.config import EvalConfig
 from grpo_jax.errors import UserError
 from grpo_jax.models import hf
 from grpo_jax.models.safetensors_io import open_folder
-from grpo_jax.policy import open_policy
-from grpo_jax.reward_models import RewardModel, find_reward_models, open_reward_models
 from grpo_jax.rewards import RewardPool, load_reward
+from grpo_jax.scoring.reward_models import RewardModel, find_reward_models, open_reward_models
+from grpo_jax.setup.policy import open_policy
+from grpo_jax.training.assembly import open_run
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
 PROMPTS = ["Say a", "Say b: ", TALK, [TALK[1]], "Say c"]
@@ -178,7 +178,7 @@ def test_a_models_score_says_what_a_success_is(trained, tiny_settings, weighted)
 
 
 def test_the_plan_keeps_silent_about_it(tiny_settings, weighted, tmp_path, capsys):
-    from grpo_jax.planning import bytes_held, plan_of
+    from grpo_jax.training.run_summary import bytes_held, plan_of
 
     settings = tiny_settings | weighted | {"output_dir": str(tmp_path / "run"), "mesh": "fsdp=4"}
     trainer = GRPOTrainer(settings["model"], args=GRPOConfig(**settings))
@@ -311,7 +311,7 @@ def test_another_judge_at_the_same_place_goes_on(tiny_settings, reward_model, tm
 @pytest.fixture
 def refused(tiny_settings, tmp_path, options, capsys, monkeypatch):
     """`refused(**settings)`: what `train` says, with exit code 2, in one or two lines."""
-    monkeypatch.setattr("grpo_jax.weights.hf.load_params", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("grpo_jax.setup.weights.hf.load_params", lambda *_: pytest.fail("weights were read"))
 
     def run(**settings):
         given = tiny_settings | {"output_dir": tmp_path / "run"} | settings

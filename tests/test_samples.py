@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from grpo_jax.reflection import load_reflection
-from grpo_jax.reporting import show
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.samples import ALL, SUCCESSES, Samples, chosen
+from grpo_jax.training.metrics import show
+from grpo_jax.training.reflection import load_reflection
 
 RATES = {"completion_samples": 0.5, "success_samples": 1.0, "max_steps": 4, "reflection": "words"}
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.errors import UserError
 from grpo_jax.rewards import RewardPool
-from grpo_jax.rollout.generate import Rollout
-from grpo_jax.scoring import Scorer
+from grpo_jax.rollout.programs import Rollout
+from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.sharding import hosts
 
 P, G, WIDTH = 5, 3, 6

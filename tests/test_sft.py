@@ -15,9 +15,9 @@ from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import SFT
 from grpo_jax.learner.update import accumulate
 from grpo_jax.models.qwen import head_logits, hidden_states
-from grpo_jax.policy import open_policy
-from grpo_jax.sft import FineTuner
-from grpo_jax.weights import load_trained
+from grpo_jax.setup.policy import open_policy
+from grpo_jax.setup.weights import load_trained
+from grpo_jax.training.sft_trainer import FineTuner
 
 ROWS = [{"prompt": f"say {word}", "completion": word * 2} for word in ("ab", "bc", "cd", "de", "ef", "fgh")]
 

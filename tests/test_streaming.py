@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.streaming import Printed
+from grpo_jax.commands.generate_stream import Printed
 
 
 def decode(ids):

@@ -9,7 +9,7 @@ import pytest
 from grpo_jax import EarlyStopping, GRPOConfig, GRPOTrainer, TrainerCallback, UserError
 from grpo_jax.cli import main
 from grpo_jax.sharding import hosts
-from grpo_jax.watching import Watch
+from grpo_jax.training.callback_handler import Watch
 
 ROWS = [{"prompt": f"{i}: say a"} for i in range(16)]
 CLOCKS = ("time/", "compilations/", "step_time", "tokens_per_second", "rollout_tokens", "peak_memory")

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from grpo_jax.config import GRPOConfig, SFTConfig, load_settings
+from grpo_jax.config.trl_fields import OTHERS, PREFIXES, RULES
 from grpo_jax.errors import UserError
-from grpo_jax.settings_trl import OTHERS, PREFIXES, RULES
 
 OURS = {*GRPOConfig.model_fields, *SFTConfig.model_fields}
 WORDS = {name: rule.says for name, rule in RULES.items()} | OTHERS | PREFIXES

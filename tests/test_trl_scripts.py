@@ -336,7 +336,7 @@ def test_an_argument_of_trls_trainer_is_forgotten():
 
     trl = pytest.importorskip("trl")
     from grpo_jax import GRPOTrainer
-    from grpo_jax.arguments import INSTEAD
+    from grpo_jax.training.arguments import INSTEAD
 
     theirs, ours = (list(inspect.signature(c.__init__).parameters) for c in (trl.GRPOTrainer, GRPOTrainer))
     assert set(theirs) - set(ours) - set(INSTEAD) == set()

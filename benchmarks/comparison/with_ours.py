@@ -20,7 +20,7 @@ from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models import hf
-from grpo_jax.rollout.generate import Vocabulary
+from grpo_jax.rollout.programs import Vocabulary
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.sharding.mesh import make_mesh

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo_jax.data.countdown import ask
+from grpo_jax.data.tasks.countdown import ask
 from grpo_jax.data.traces import asked, boxed_answer, normalised, said, traced, turns
 
 Row = dict[str, Any]

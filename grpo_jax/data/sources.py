@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from grpo_jax.data import arithmetic, countdown, knights, tiny_countdown, tiny_knights, tiny_math
 from grpo_jax.data.files import READERS, read_file, read_folder
+from grpo_jax.data.tasks import arithmetic, countdown, knights, tiny_countdown, tiny_knights, tiny_math
 from grpo_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_jax.rewards.expressions import parse
-from grpo_jax.rewards.gsm8k import final_number, gold_number, hash_number
-from grpo_jax.rewards.knights import identities
-from grpo_jax.rewards.numbers import last_number, parse_number, plain
-from grpo_jax.rewards.text import last_block, last_box
+from grpo_jax.rewards.functions.expressions import parse
+from grpo_jax.rewards.functions.gsm8k import final_number, gold_number, hash_number
+from grpo_jax.rewards.functions.knights import identities
+from grpo_jax.rewards.functions.numbers import last_number, parse_number, plain
+from grpo_jax.rewards.functions.text import last_block, last_box
 
 Found = tuple[int, str]  # where it starts, what is inside
 
@@ -43,7 +43,7 @@ def last_hash(text: str) -> Found | None:
 
 def last_fence(text: str) -> Found | None:
     """The last closed block of code, as the reward `code` sees blocks; it starts somewhere before its last fence."""
-    from grpo_jax.rewards.code import fenced
+    from grpo_jax.rewards.functions.code import fenced
 
     blocks = fenced(text)
     return (text.rfind("```"), blocks[-1][1]) if blocks else None
@@ -158,7 +158,7 @@ class Math(Kind):
         return None if number is None else Answer(*[str(number)] * 2)
 
     def gold(self, value: Any) -> Answer:
-        from grpo_jax.rewards.boxed import gold_of
+        from grpo_jax.rewards.functions.boxed import gold_of
 
         return super().gold(gold_of(value))
 
@@ -310,8 +310,8 @@ def _key(formula: str) -> str:
 def _equal(one: str, other: str) -> bool:
     """Whether math-verify calls two formulas equal, both read as the reward `boxed_math` reads a box. There is no time
     limit but the reward pool's."""
-    from grpo_jax.rewards.accuracy import judged
-    from grpo_jax.rewards.boxed import answer_in_box
+    from grpo_jax.rewards.functions.accuracy import judged
+    from grpo_jax.rewards.functions.boxed import answer_in_box
 
     left, right = answer_in_box(one), answer_in_box(other)
     return bool(left and right and judged(left, right)[0])

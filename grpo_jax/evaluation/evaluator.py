@@ -8,17 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax.capacity import demand_of
 from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.evaluation.statistics import standard_error
-from grpo_jax.policy import Policy
 from grpo_jax.rollout.budget import Demand
-from grpo_jax.rollout.generate import Rollout
+from grpo_jax.rollout.programs import Rollout
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.stopping import Stop
-from grpo_jax.scored import Scored
-from grpo_jax.scoring import Scorer
+from grpo_jax.scoring.scored import Scored
+from grpo_jax.scoring.scorer import Scorer
+from grpo_jax.setup.memory_budget import demand_of
+from grpo_jax.setup.policy import Policy
 from grpo_jax.sharding.mesh import row_shards
 
 # The sampler's stream of random numbers; training uses 0.

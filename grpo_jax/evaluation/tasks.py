@@ -13,12 +13,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from grpo_jax import settings_checks as check
+from grpo_jax.config import checks as check
+from grpo_jax.config.base import Count, Mapped, Name, Positive, Settings, parse_yaml, placed, read_file
 from grpo_jax.data.layouts import arrange
 from grpo_jax.errors import UserError, nearest
+from grpo_jax.evaluation.answer_rewards import SCORINGS, Grader
 from grpo_jax.evaluation.answers import IN_WORDS, KINDS
-from grpo_jax.evaluation.grading import SCORINGS, Grader
-from grpo_jax.settings_io import Count, Mapped, Name, Positive, Settings, parse_yaml, placed, read_file
 
 Row = dict[str, Any]
 

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_jax.config import EvalConfig, GRPOConfig, SFTConfig
+from grpo_jax.config.base import Settings, read_source, unknown
+from grpo_jax.config.reject import RejectConfig
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.pipelines import references
 from grpo_jax.runs.files import is_local
-from grpo_jax.settings_io import Settings, read_source, unknown
-from grpo_jax.settings_reject import RejectConfig
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
-from grpo_jax.learning import passes_of
 from grpo_jax.plans.compiled import Found, compiled_here
-from grpo_jax.plans.subject import Job, Subject
-from grpo_jax.policy import Policy
+from grpo_jax.plans.planned_run import Job, Subject
+from grpo_jax.setup.learner import passes_of
+from grpo_jax.setup.policy import Policy
 
 _S = TypeVar("_S", bound=Subject)
 

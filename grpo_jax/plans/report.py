@@ -3,14 +3,14 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from grpo_jax import capacity
-from grpo_jax.planning import sized
 from grpo_jax.plans.compiled import Found, compiled
 from grpo_jax.plans.fitting import fitted
+from grpo_jax.plans.planned_run import Subject
 from grpo_jax.plans.roofline import Bound, bound
-from grpo_jax.plans.subject import Subject
+from grpo_jax.setup import memory_budget
 from grpo_jax.sharding.mesh import describe
 from grpo_jax.sharding.targets import chip_of
+from grpo_jax.training.run_summary import sized
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def parts_of(subject: Subject, stages: list[Stage]) -> dict[str, int]:
         **subject.held,
         "gradients": trained,
         "activations": max(update.found.temporary - trained, 0),
-        "copy of the weights": capacity.copy_bytes(subject.policy),
+        "copy of the weights": memory_budget.copy_bytes(subject.policy),
         "cache": subject.demand.cache_bytes(subject.size),
         "logits": rows * subject.cfg.vocab_size * 4 // subject.demand.tensor,
     }

@@ -6,10 +6,10 @@ The compiler's own count is of no use here: it counts a loop's body once. Real r
 
 from dataclasses import dataclass
 
-from grpo_jax.capacity import copy_bytes
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.plans.subject import Subject
-from grpo_jax.rollout.table import slots_for
+from grpo_jax.plans.planned_run import Subject
+from grpo_jax.rollout.row_table import slots_for
+from grpo_jax.setup.memory_budget import copy_bytes
 from grpo_jax.sharding.targets import chip_of
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.plans.fitting import micro_batches
+from grpo_jax.plans.planned_run import Subject
 from grpo_jax.plans.report import Plan, plan_of
 from grpo_jax.plans.roofline import bound
-from grpo_jax.plans.subject import Subject
 from grpo_jax.sharding.targets import topology_mesh
 
 _TRIES = 24  # plans that are compiled at most

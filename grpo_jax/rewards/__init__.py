@@ -11,52 +11,52 @@ mathematics is judged.
 from typing import TYPE_CHECKING, Any
 
 BUILTIN = {
-    "accuracy_reward": "grpo_jax.rewards.accuracy:accuracy_reward",
-    "boxed_math": "grpo_jax.rewards.boxed:boxed_math",
-    "code": "grpo_jax.rewards.code:code",
-    "code_format": "grpo_jax.rewards.open_r1:code_format",
-    "cosine_scaled_reward": "grpo_jax.rewards.cosine:cosine_scaled_reward",
-    "countdown": "grpo_jax.rewards.countdown:countdown",
-    "gsm8k": "grpo_jax.rewards.gsm8k:gsm8k",
-    "gsm8k_strict": "grpo_jax.rewards.gsm8k:gsm8k_strict",
-    "kimi_length": "grpo_jax.rewards.kimi:kimi_length",
-    "knights_and_knaves": "grpo_jax.rewards.knights:knights_and_knaves",
-    "language_consistency": "grpo_jax.rewards.language:language_consistency",
-    "language_mixing": "grpo_jax.rewards.language:language_mixing",
-    "logic_rl": "grpo_jax.rewards.knights:logic_rl",
-    "logic_rl_format": "grpo_jax.rewards.format:logic_rl_format",
-    "mini_r1_equation": "grpo_jax.rewards.mini_r1:mini_r1_equation",
-    "mini_r1_format": "grpo_jax.rewards.mini_r1:mini_r1_format",
-    "open_r1_format": "grpo_jax.rewards.open_r1:open_r1_format",
-    "reasoning_accuracy_reward": "grpo_jax.rewards.accuracy:reasoning_accuracy_reward",
-    "reasoning_steps": "grpo_jax.rewards.open_r1:reasoning_steps",
-    "reinforce_lite": "grpo_jax.rewards.simple_grpo:reinforce_lite",
-    "repetition": "grpo_jax.rewards.penalties:repetition",
-    "repetition_penalty_reward": "grpo_jax.rewards.penalties:repetition_penalty_reward",
-    "simple_grpo_correct": "grpo_jax.rewards.simple_grpo:simple_grpo_correct",
-    "simple_grpo_format": "grpo_jax.rewards.simple_grpo:simple_grpo_format",
-    "soft_format": "grpo_jax.rewards.format:soft_format",
-    "soft_overlong_punishment_reward": "grpo_jax.rewards.penalties:soft_overlong_punishment_reward",
-    "tag_count": "grpo_jax.rewards.open_r1:tag_count",
-    "think_answer_format": "grpo_jax.rewards.format:think_answer_format",
-    "think_format_reward": "grpo_jax.rewards.format:think_format_reward",
-    "tinyzero": "grpo_jax.rewards.mini_r1:tinyzero",
+    "accuracy_reward": "grpo_jax.rewards.functions.accuracy:accuracy_reward",
+    "boxed_math": "grpo_jax.rewards.functions.boxed:boxed_math",
+    "code": "grpo_jax.rewards.functions.code:code",
+    "code_format": "grpo_jax.rewards.functions.open_r1:code_format",
+    "cosine_scaled_reward": "grpo_jax.rewards.functions.cosine:cosine_scaled_reward",
+    "countdown": "grpo_jax.rewards.functions.countdown:countdown",
+    "gsm8k": "grpo_jax.rewards.functions.gsm8k:gsm8k",
+    "gsm8k_strict": "grpo_jax.rewards.functions.gsm8k:gsm8k_strict",
+    "kimi_length": "grpo_jax.rewards.functions.kimi:kimi_length",
+    "knights_and_knaves": "grpo_jax.rewards.functions.knights:knights_and_knaves",
+    "language_consistency": "grpo_jax.rewards.functions.language:language_consistency",
+    "language_mixing": "grpo_jax.rewards.functions.language:language_mixing",
+    "logic_rl": "grpo_jax.rewards.functions.knights:logic_rl",
+    "logic_rl_format": "grpo_jax.rewards.functions.format:logic_rl_format",
+    "mini_r1_equation": "grpo_jax.rewards.functions.mini_r1:mini_r1_equation",
+    "mini_r1_format": "grpo_jax.rewards.functions.mini_r1:mini_r1_format",
+    "open_r1_format": "grpo_jax.rewards.functions.open_r1:open_r1_format",
+    "reasoning_accuracy_reward": "grpo_jax.rewards.functions.accuracy:reasoning_accuracy_reward",
+    "reasoning_steps": "grpo_jax.rewards.functions.open_r1:reasoning_steps",
+    "reinforce_lite": "grpo_jax.rewards.functions.simple_grpo:reinforce_lite",
+    "repetition": "grpo_jax.rewards.functions.penalties:repetition",
+    "repetition_penalty_reward": "grpo_jax.rewards.functions.penalties:repetition_penalty_reward",
+    "simple_grpo_correct": "grpo_jax.rewards.functions.simple_grpo:simple_grpo_correct",
+    "simple_grpo_format": "grpo_jax.rewards.functions.simple_grpo:simple_grpo_format",
+    "soft_format": "grpo_jax.rewards.functions.format:soft_format",
+    "soft_overlong_punishment_reward": "grpo_jax.rewards.functions.penalties:soft_overlong_punishment_reward",
+    "tag_count": "grpo_jax.rewards.functions.open_r1:tag_count",
+    "think_answer_format": "grpo_jax.rewards.functions.format:think_answer_format",
+    "think_format_reward": "grpo_jax.rewards.functions.format:think_format_reward",
+    "tinyzero": "grpo_jax.rewards.functions.mini_r1:tinyzero",
 }
 """The rewards that are called by name: name -> "module:function", imported when first asked for."""
 
 _HOME = {
     "Reward": "grpo_jax.rewards.load",
     "load_reward": "grpo_jax.rewards.load",
-    "RewardPool": "grpo_jax.rewards.pool",
-    "Scores": "grpo_jax.rewards.batch",
-    "Stream": "grpo_jax.rewards.stream",
-    "combine": "grpo_jax.rewards.combination",
-    "accuracy_reward": "grpo_jax.rewards.accuracy",
-    "reasoning_accuracy_reward": "grpo_jax.rewards.accuracy",
-    "think_format_reward": "grpo_jax.rewards.format",
-    "get_cosine_scaled_reward": "grpo_jax.rewards.cosine",
-    "get_soft_overlong_punishment": "grpo_jax.rewards.penalties",
-    "get_repetition_penalty_reward": "grpo_jax.rewards.penalties",
+    "RewardPool": "grpo_jax.rewards.pool.pool",
+    "Scores": "grpo_jax.rewards.pool.batch",
+    "Stream": "grpo_jax.rewards.pool.stream",
+    "combine": "grpo_jax.rewards.functions.combination",
+    "accuracy_reward": "grpo_jax.rewards.functions.accuracy",
+    "reasoning_accuracy_reward": "grpo_jax.rewards.functions.accuracy",
+    "think_format_reward": "grpo_jax.rewards.functions.format",
+    "get_cosine_scaled_reward": "grpo_jax.rewards.functions.cosine",
+    "get_soft_overlong_punishment": "grpo_jax.rewards.functions.penalties",
+    "get_repetition_penalty_reward": "grpo_jax.rewards.functions.penalties",
 }
 __all__ = [
     "BUILTIN",
@@ -75,15 +75,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from grpo_jax.rewards.accuracy import accuracy_reward, reasoning_accuracy_reward
-    from grpo_jax.rewards.batch import Scores
-    from grpo_jax.rewards.combination import combine
-    from grpo_jax.rewards.cosine import get_cosine_scaled_reward
-    from grpo_jax.rewards.format import think_format_reward
+    from grpo_jax.rewards.functions.accuracy import accuracy_reward, reasoning_accuracy_reward
+    from grpo_jax.rewards.functions.combination import combine
+    from grpo_jax.rewards.functions.cosine import get_cosine_scaled_reward
+    from grpo_jax.rewards.functions.format import think_format_reward
+    from grpo_jax.rewards.functions.penalties import (
+        get_repetition_penalty_reward,
+        get_soft_overlong_punishment,
+    )
     from grpo_jax.rewards.load import Reward, load_reward
-    from grpo_jax.rewards.penalties import get_repetition_penalty_reward, get_soft_overlong_punishment
-    from grpo_jax.rewards.pool import RewardPool
-    from grpo_jax.rewards.stream import Stream
+    from grpo_jax.rewards.pool.batch import Scores
+    from grpo_jax.rewards.pool.pool import RewardPool
+    from grpo_jax.rewards.pool.stream import Stream
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """`model:PATH_OR_HUB_ID` among the rewards: a reward model. It runs on the run's devices and not in the pool's
-processes, so here it has a name and no more; `grpo_jax/reward_models.py` opens it. No jax in here."""
+processes, so here it has a name and no more; `grpo_jax/scoring/reward_models.py` opens it. No jax in here."""
 
 from pathlib import Path, PurePosixPath
 from typing import Any

@@ -18,8 +18,8 @@ from typing import Any
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.rewards import BUILTIN
 from grpo_jax.rewards.by_model import PREFIX, column_of, model_of, on_devices
-from grpo_jax.rewards.logs import ALWAYS
 from grpo_jax.rewards.options import Bound, options_of, read_options, split_options
+from grpo_jax.rewards.pool.logs import ALWAYS
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.rollout.row_table import first_size
 from grpo_jax.rollout.state import Size
-from grpo_jax.rollout.table import first_size
 
 _LOGITS = 3  # arrays [rows,V] in float32 that live at a time: logits, weights, one between them
 _PREFILL_TOKENS = 16384  # prompt tokens that a part of the mesh reads at a time

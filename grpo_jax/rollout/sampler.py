@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel
 from grpo_jax.models.qwen import Params
-from grpo_jax.rollout.collected import Collected, OnTokens
-from grpo_jax.rollout.generate import Programs, Rollout, decoding_program
+from grpo_jax.rollout.output_buffer import Collected, OnTokens
+from grpo_jax.rollout.programs import Programs, Rollout, decoding_program
 from grpo_jax.rollout.sampling import Sampling
-from grpo_jax.rollout.session import Prompts, Session
+from grpo_jax.rollout.scheduler import Prompts, Session
 from grpo_jax.rollout.state import Decoder, Vocabulary
 from grpo_jax.rollout.stopping import Stop
 from grpo_jax.sharding.mesh import on_cpu

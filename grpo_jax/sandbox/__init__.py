@@ -11,15 +11,15 @@ _HOME = {
     "Limits": "grpo_jax.sandbox.outcome",
     "Outcome": "grpo_jax.sandbox.outcome",
     "SandboxError": "grpo_jax.sandbox.outcome",
-    "open_sandbox": "grpo_jax.sandbox.choose",
+    "open_sandbox": "grpo_jax.sandbox.select",
     "run": "grpo_jax.sandbox.local",
 }
 __all__ = ["Limits", "Outcome", "SandboxError", "open_sandbox", "run"]
 
 if TYPE_CHECKING:
-    from grpo_jax.sandbox.choose import open_sandbox
     from grpo_jax.sandbox.local import run
     from grpo_jax.sandbox.outcome import Limits, Outcome, SandboxError
+    from grpo_jax.sandbox.select import open_sandbox
 
 
 def __getattr__(name: str) -> Any:

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import IO, Any
 
 import grpo_jax
-from grpo_jax.sandbox.keeper import environment, remove
 from grpo_jax.sandbox.outcome import Ended, Limits, Outcome, SandboxError
 from grpo_jax.sandbox.protections import WALLS
+from grpo_jax.sandbox.supervisor import environment, remove
 
 BACKSTOP_SECONDS = 10.0
 """What a keeper gets beyond its program's time, to start, to clean up and to tell, before it is killed itself."""
 _CHUNK = 2**16
 _MAIN = (
-    "import sys; sys.path.append(sys.argv[1]); from grpo_jax.sandbox.keeper import main; "
+    "import sys; sys.path.append(sys.argv[1]); from grpo_jax.sandbox.supervisor import main; "
     "main(*map(int, sys.argv[2:]))"
 )
 

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.arithmetic import Options, make_row, same
-from grpo_jax.data.making import split_of
 from grpo_jax.data.sources import load_rows
+from grpo_jax.data.tasks.arithmetic import Options, make_row, same
+from grpo_jax.data.tasks.common import split_of
 from grpo_jax.errors import UserError
-from grpo_jax.rewards.gsm8k import gsm8k
+from grpo_jax.rewards.functions.gsm8k import gsm8k
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["train", "test"]), st.integers(2, 9))

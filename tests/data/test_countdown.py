@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.countdown import Options, make_row, make_rows, parse_options, solve, split_of
 from grpo_jax.data.sources import load_rows
+from grpo_jax.data.tasks.countdown import Options, make_row, make_rows, parse_options, solve, split_of
 from grpo_jax.errors import UserError
 
 OPERATIONS = {ast.Add: "__add__", ast.Sub: "__sub__", ast.Mult: "__mul__", ast.Div: "__truediv__"}

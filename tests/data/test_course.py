@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.course import Course, Standing
+from grpo_jax.data.curriculum.pass_rate_filter import Screen
+from grpo_jax.data.curriculum.sampler import Course, Standing
+from grpo_jax.data.curriculum.stages import Stage, Trigger
 from grpo_jax.data.prompts import Prompts
-from grpo_jax.data.screening import Screen
-from grpo_jax.data.stages import Stage, Trigger
 
 NAN = math.nan
 

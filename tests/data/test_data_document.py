@@ -3,9 +3,9 @@
 import pathlib
 import re
 
+from grpo_jax.config.data import VERBS
 from grpo_jax.data.curation.cleaning import REASONS
 from grpo_jax.data.layouts import LAYOUTS
-from grpo_jax.settings_data import VERBS
 
 TEXT = (pathlib.Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grpo_jax.data.examples import Examples
+from grpo_jax.data.sft.examples import Examples
 from grpo_jax.errors import UserError
 
 EOS = 3

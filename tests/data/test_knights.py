@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.knights import Options, holds, in_words, make_row, parse_options, solve, split_of
 from grpo_jax.data.sources import load_rows
+from grpo_jax.data.tasks.knights import Options, holds, in_words, make_row, parse_options, solve, split_of
 from grpo_jax.errors import UserError
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "knights_and_knaves"

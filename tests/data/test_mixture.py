@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from grpo_jax.data.entry import entry
-from grpo_jax.data.mixture import joined
+from grpo_jax.data.sft.mixture import joined
+from grpo_jax.data.sft.mixture_entry import entry
 from grpo_jax.errors import UserError
 
 

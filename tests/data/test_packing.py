@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_jax.data.examples import Examples, PackedBatch
-from grpo_jax.data.order import epoch_order
-from grpo_jax.data.packing import WINDOW, Packing, pack
+from grpo_jax.data.curriculum.epoch_order import epoch_order
+from grpo_jax.data.sft.examples import Examples, PackedBatch
+from grpo_jax.data.sft.packing import WINDOW, Packing, pack
 
 EOS = 3
 ROWS = [{"prompt": f"ask {i}", "completion": f"say {'a' * i}"} for i in range(1, 8)]

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.course import Course
-from grpo_jax.data.order import epoch_order
+from grpo_jax.data.curriculum.epoch_order import epoch_order
+from grpo_jax.data.curriculum.sampler import Course
 from grpo_jax.data.prompts import PromptBatch, Prompts, bucket
 from grpo_jax.errors import UserError
 

@@ -6,14 +6,14 @@ import types
 
 import pytest
 
-from grpo_jax.data.examples import Examples
 from grpo_jax.data.layouts import LAYOUTS, arrange, recognise
 from grpo_jax.data.prompts import Prompts
+from grpo_jax.data.sft.examples import Examples
 from grpo_jax.data.sources import load_rows
 from grpo_jax.data.traces import boxed_answer, normalised
 from grpo_jax.errors import UserError
-from grpo_jax.rewards.gsm8k import gsm8k
-from grpo_jax.rewards.knights import knights_and_knaves
+from grpo_jax.rewards.functions.gsm8k import gsm8k
+from grpo_jax.rewards.functions.knights import knights_and_knaves
 
 _spec = importlib.util.spec_from_file_location(
     "public_rows", pathlib.Path(__file__).parent / "public_rows.py"
@@ -195,16 +195,16 @@ def test_a_layout_that_does_not_exist_or_fit():
 
 
 def test_a_verb_forgets_the_layout(monkeypatch):
-    from grpo_jax import assembly, sft
     from grpo_jax.config import GRPOConfig, SFTConfig
+    from grpo_jax.training import assembly, sft_trainer
 
     policy = types.SimpleNamespace(tokenizer=None, vocabulary=types.SimpleNamespace(pad_id=0))
     monkeypatch.setattr(assembly, "Prompts", lambda rows, tokenizer, **given: given["layout"])
     assert assembly._prompts(GRPOConfig(layout="math"), policy, []) == "math"
     row = lambda question: [{"question": question, "solution": "2", "answer": "2"}]
     rows = {"train": row("1+1?"), "test": row("0+2?")}
-    monkeypatch.setattr(sft, "load_rows", lambda name, split, seed: rows[split])
-    learned, held_out = sft._load(SFTConfig(model="m", dataset="d", eval_dataset="d", layout="limo"))
+    monkeypatch.setattr(sft_trainer, "load_rows", lambda name, split, seed: rows[split])
+    learned, held_out = sft_trainer._load(SFTConfig(model="m", dataset="d", eval_dataset="d", layout="limo"))
     assert [row["prompt"][0]["content"] for row in learned + held_out] == ["1+1?", "0+2?"]
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_jax.data.rejecting import Standards, normalized, select
+from grpo_jax.data.sft.rejection import Standards, normalized, select
 
 
 def sample(completion="a good answer", text="ask", finished=True, tokens=5, **rewards):

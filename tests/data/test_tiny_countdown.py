@@ -5,10 +5,10 @@ import re
 import pytest
 
 from grpo_jax.data.sources import load_rows
-from grpo_jax.data.tiny_countdown import worked_examples
+from grpo_jax.data.tasks.tiny_countdown import worked_examples
 from grpo_jax.errors import UserError
-from grpo_jax.rewards.countdown import solves
-from grpo_jax.rewards.format import think_answer_format
+from grpo_jax.rewards.functions.countdown import solves
+from grpo_jax.rewards.functions.format import think_answer_format
 
 LINE = re.compile(r"(\d+)([+-]\d+)=(\d+)([+-]\d+)=(\d+) vs (\d+) (yes|no)")
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.knights import holds, solve, split_of
 from grpo_jax.data.sources import load_rows
-from grpo_jax.data.tiny_knights import NAMES, worked_examples
+from grpo_jax.data.tasks.knights import holds, solve, split_of
+from grpo_jax.data.tasks.tiny_knights import NAMES, worked_examples
 from grpo_jax.errors import UserError
-from grpo_jax.rewards.knights import logic_rl
+from grpo_jax.rewards.functions.knights import logic_rl
 
 FACT = re.compile(r"(\w+) is a (knight|knave)")
 CHECK = re.compile(r"\n(\w+) says: (true|false)")

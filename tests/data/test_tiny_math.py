@@ -5,11 +5,11 @@ import re
 import pytest
 
 from grpo_jax.data.sources import load_rows
-from grpo_jax.data.tiny_math import split_of, worked_examples
+from grpo_jax.data.tasks.tiny_math import split_of, worked_examples
 from grpo_jax.errors import UserError
-from grpo_jax.rewards.accuracy import reasoning_accuracy_reward
-from grpo_jax.rewards.format import think_answer_format
-from grpo_jax.rewards.gsm8k import gsm8k, gsm8k_strict
+from grpo_jax.rewards.functions.accuracy import reasoning_accuracy_reward
+from grpo_jax.rewards.functions.format import think_answer_format
+from grpo_jax.rewards.functions.gsm8k import gsm8k, gsm8k_strict
 
 LINE = re.compile(r"(\d+)([+-]\d+)=(\d+)")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_jax.evaluation.answers import KINDS, PLACES, after_thought, elected, written
-from grpo_jax.rewards.gsm8k import gsm8k, gsm8k_strict
+from grpo_jax.rewards.functions.gsm8k import gsm8k, gsm8k_strict
 
 # kind, place, text, the strict and the flexible answer
 READ = [

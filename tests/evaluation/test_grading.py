@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from grpo_jax.evaluation.grading import Grader
+from grpo_jax.evaluation.answer_rewards import Grader
 from grpo_jax.rewards import RewardPool
 
 ASK = [{"role": "user", "content": "?"}]

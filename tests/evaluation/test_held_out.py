@@ -8,8 +8,8 @@ import pytest
 
 from grpo_jax import GRPOConfig, GRPOTrainer
 from grpo_jax.config import load_settings
-from grpo_jax.drawing import held_out_of
 from grpo_jax.errors import UserError
+from grpo_jax.setup.sampling import held_out_of
 
 ROWS = [{"prompt": f"{i}: say a", "letter": "aeiou"[i % 5]} for i in range(16)]
 

@@ -4,7 +4,7 @@ import pytest
 
 from grpo_jax.config import EvalConfig
 from grpo_jax.data.sources import TASKS, load_rows
-from grpo_jax.data.tiny_countdown import TRACES
+from grpo_jax.data.tasks.tiny_countdown import TRACES
 from grpo_jax.errors import UserError
 from grpo_jax.evaluation import tasks
 from grpo_jax.evaluation.setup import setup_of

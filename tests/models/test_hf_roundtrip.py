@@ -11,7 +11,7 @@ import pytest
 from grpo_jax.errors import UserError
 from grpo_jax.models import qwen
 from grpo_jax.models.hf import load_config, load_eos_ids, load_params, save_model
-from grpo_jax.rollout.generate import Vocabulary, make_generate
+from grpo_jax.rollout.programs import Vocabulary, make_generate
 from grpo_jax.rollout.sampling import Sampling
 
 torch = pytest.importorskip("torch")

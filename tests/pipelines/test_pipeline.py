@@ -242,7 +242,7 @@ def test_r1_learns_from_the_base_again(r1):
 
 
 def test_r1_keeps_only_what_is_right(r1):
-    from grpo_jax.rewards.countdown import countdown
+    from grpo_jax.rewards.functions.countdown import countdown
 
     home, _ = r1
     rows = [json.loads(line) for line in (home / "03-rejection/rows.jsonl").read_text().splitlines()]

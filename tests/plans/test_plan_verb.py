@@ -9,12 +9,13 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from grpo_jax.cli import main
+from grpo_jax.commands import plan as command
 from grpo_jax.config import GRPOConfig
 from grpo_jax.models.config import PUBLISHED
 from grpo_jax.models.qwen import abstract_params
-from grpo_jax.plans import command, compiled, report, roofline, subject
+from grpo_jax.plans import compiled, planned_run, report, roofline
 from grpo_jax.plans.hlo import collective_bytes
-from grpo_jax.plans.subject import Subject, shape_of
+from grpo_jax.plans.planned_run import Subject, shape_of
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.targets import Chip, MissingExtra, topology_mesh
 
@@ -36,9 +37,9 @@ def processors(monkeypatch, tmp_path):
     """Targets `v5e:...` are eight processors with so much memory; what is found is kept in a folder of its own."""
     chips = {"memory": 1 << 30}
     made = lambda target, sizes=None: make_mesh(sizes or {"fsdp": 8})
-    monkeypatch.setattr(subject, "topology_mesh", made)
+    monkeypatch.setattr(planned_run, "topology_mesh", made)
     monkeypatch.setattr("grpo_jax.plans.search.topology_mesh", made)
-    for module in (subject, report, roofline):
+    for module in (planned_run, report, roofline):
         monkeypatch.setattr(module, "chip_of", lambda target: Chip(chips["memory"], 1e12, 1e14, 1e11))
     monkeypatch.setattr(compiled, "compiler_options", lambda target: {})
     monkeypatch.setattr(command, "prepare", lambda: None)

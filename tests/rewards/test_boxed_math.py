@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from grpo_jax.rewards import RewardPool, load_reward
-from grpo_jax.rewards.boxed import boxed_math, gold_of
+from grpo_jax.rewards.functions.boxed import boxed_math, gold_of
 
 
 def score(text, gold, **options):

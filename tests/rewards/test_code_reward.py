@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from grpo_jax import recipes
 from grpo_jax.errors import UserError
 from grpo_jax.rewards import RewardPool, load_reward
-from grpo_jax.rewards.code import Judge, code, fenced, program_of
-from grpo_jax.rewards.code_tests import Asserted, Printed, Returned, lines, read_tests, same
-from grpo_jax.rewards.open_r1 import code_format
+from grpo_jax.rewards.functions.code import Judge, code, fenced, program_of
+from grpo_jax.rewards.functions.code_tests import Asserted, Printed, Returned, lines, read_tests, same
+from grpo_jax.rewards.functions.open_r1 import code_format
 from grpo_jax.sandbox import Limits, run
 
 INF = float("inf")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_jax.rewards.countdown import countdown, solves
-from grpo_jax.rewards.expressions import MAX_DEPTH, MAX_LENGTH, parse
+from grpo_jax.rewards.functions.countdown import countdown, solves
+from grpo_jax.rewards.functions.expressions import MAX_DEPTH, MAX_LENGTH, parse
 
 # A tree is an integer or (operation, left, right); rendered with all parentheses and evaluated on its own.
 TREES = st.recursive(st.integers(0, 99), lambda t: st.tuples(st.sampled_from("+-*/"), t, t), max_leaves=8)

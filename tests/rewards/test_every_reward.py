@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from grpo_jax.rewards import BUILTIN, load_reward
 from grpo_jax.rewards.load import parameters
-from grpo_jax.rewards.logs import ALWAYS
 from grpo_jax.rewards.options import options_of
+from grpo_jax.rewards.pool.logs import ALWAYS
 
 GIVEN = {"prompts", "completions", "completion_ids"}
 GROUPWISE = {"kimi_length"}

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from grpo_jax.rewards.format import TAGS, think_answer_format
+from grpo_jax.rewards.functions.format import TAGS, think_answer_format
 
 GOOD = "<think>a</think>\n<answer>b</answer>"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grpo_jax.config import GRPOConfig, load_settings
 from grpo_jax.data.sources import load_rows
-from grpo_jax.rewards.knights import knights_and_knaves, logic_rl
+from grpo_jax.rewards.functions.knights import knights_and_knaves, logic_rl
 
 ANSWER = "(1) Zoey is a knight\n(2) Sam is a knave"
 RIGHT = f"<think>hm</think><answer>{ANSWER}</answer>"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.rewards import load_reward
-from grpo_jax.rewards.scripts import script_of, words
+from grpo_jax.rewards.functions.scripts import script_of, words
 
 ENGLISH = "How many apples are left in the box?"
 CHINESE = "盒子里还剩多少个苹果？"

@@ -9,8 +9,8 @@ import pytest
 
 from grpo_jax.errors import UserError
 from grpo_jax.rewards import BUILTIN, combine, load_reward
+from grpo_jax.rewards.functions.text import text_of
 from grpo_jax.rewards.load import name_of
-from grpo_jax.rewards.text import text_of
 
 FILE = """
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def test_every_builtin_loads_under_its_name(name):
 
 
 def test_a_builtin_whose_package_is_missing_names_the_package(monkeypatch):
-    monkeypatch.delitem(sys.modules, "grpo_jax.rewards.accuracy", raising=False)
+    monkeypatch.delitem(sys.modules, "grpo_jax.rewards.functions.accuracy", raising=False)
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(UserError, match="'accuracy_reward' needs the package math_verify"):
         load_reward("accuracy_reward")
@@ -110,7 +110,8 @@ def test_combine_leaves_a_row_that_nobody_judged_out():
 
 def test_rewards_import_neither_jax_nor_numpy_until_asked():
     code = (
-        "import sys, grpo_jax.rewards.worker, grpo_jax.rewards.gsm8k; assert 'numpy' not in sys.modules; "
-        "import grpo_jax.rewards.pool; assert 'jax' not in sys.modules and 'cloudpickle' not in sys.modules"
+        "import sys, grpo_jax.rewards.pool.worker, grpo_jax.rewards.functions.gsm8k\n"
+        "assert 'numpy' not in sys.modules; "
+        "import grpo_jax.rewards.pool.pool; assert 'jax' not in sys.modules and 'cloudpickle' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

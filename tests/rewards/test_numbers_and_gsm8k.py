@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_jax.rewards.gsm8k import final_number, gold_number, gsm8k, gsm8k_strict
-from grpo_jax.rewards.numbers import last_number, parse_number
+from grpo_jax.rewards.functions.gsm8k import final_number, gold_number, gsm8k, gsm8k_strict
+from grpo_jax.rewards.functions.numbers import last_number, parse_number
 
 WRITTEN = [
     ("72", 72),

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo_jax.rewards.overlong import soft_overlong
+from grpo_jax.rewards.functions.overlong import soft_overlong
 
 
 def test_the_slope_begins_or_ends_elsewhere():

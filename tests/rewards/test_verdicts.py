@@ -6,12 +6,13 @@ import time
 import numpy as np
 import pytest
 
-from grpo_jax.rewards import RewardPool, accuracy, load_reward
-from grpo_jax.rewards.accuracy import accuracy_reward
-from grpo_jax.rewards.boxed import boxed_math
-from grpo_jax.rewards.cosine import get_cosine_scaled_reward
-from grpo_jax.rewards.endless import is_endless, without_open_formulas
-from grpo_jax.rewards.verdicts import worst, worst_of
+from grpo_jax.rewards import RewardPool, load_reward
+from grpo_jax.rewards.functions import accuracy
+from grpo_jax.rewards.functions.accuracy import accuracy_reward
+from grpo_jax.rewards.functions.boxed import boxed_math
+from grpo_jax.rewards.functions.cosine import get_cosine_scaled_reward
+from grpo_jax.rewards.functions.endless import is_endless, without_open_formulas
+from grpo_jax.rewards.functions.verdicts import worst, worst_of
 
 
 @worst(-2.0)

@@ -9,7 +9,7 @@ from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.update import make_score
 from grpo_jax.models.hf import load_config, load_params
 from grpo_jax.rollout import decoding as module
-from grpo_jax.rollout.generate import Vocabulary, make_generate
+from grpo_jax.rollout.programs import Vocabulary, make_generate
 from grpo_jax.rollout.sampling import Sampling
 
 P, G, TP, TC = 4, 3, 7, 10

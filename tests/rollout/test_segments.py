@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from grpo_jax.rollout import decoding, table
+from grpo_jax.rollout import decoding, row_table
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.rollout.state import Vocabulary
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def _small_caches():
     """Eight slots at first, so that the ring grows within forty tokens."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table, "_FEWEST_SLOTS", 8)
-        patch.setattr(table, "_STEP", 8)
+        patch.setattr(row_table, "_FEWEST_SLOTS", 8)
+        patch.setattr(row_table, "_STEP", 8)
         yield
 
 

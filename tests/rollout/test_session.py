@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from grpo_jax.rollout import budget, table
-from grpo_jax.rollout import session as module
-from grpo_jax.rollout.collected import Collected
-from grpo_jax.rollout.session import Prompts, Session
+from grpo_jax.rollout import budget, row_table
+from grpo_jax.rollout import scheduler as module
+from grpo_jax.rollout.output_buffer import Collected
+from grpo_jax.rollout.scheduler import Prompts, Session
 from grpo_jax.rollout.state import Drawn, Size
 
 TOKENS = 97
@@ -137,8 +137,8 @@ class Device:
 
 @pytest.fixture(autouse=True)
 def _on_the_host(monkeypatch):
-    monkeypatch.setattr(table, "_FEWEST_SLOTS", 4)
-    monkeypatch.setattr(table, "_STEP", 8)
+    monkeypatch.setattr(row_table, "_FEWEST_SLOTS", 4)
+    monkeypatch.setattr(row_table, "_STEP", 8)
     monkeypatch.setattr(budget, "_PREFILL_TOKENS", 12)
     monkeypatch.setattr(module.hosts, "put", lambda x, sharding: np.asarray(x))
     monkeypatch.setattr(module.hosts, "get", np.asarray)
@@ -199,17 +199,17 @@ def test_compilations_grow_with_the_number_of_rollouts(seed):
         device, *_ = run(8, 8, 64, 8, 24, 1, int(rng.integers(0, 20)), rng)
         shapes |= device.shapes
         assert len(device.shapes) <= 16, "on the way from the largest table to the smallest"
-    assert len(shapes) <= table.shapes_at_most(Size(12, 2, 4), 64)
+    assert len(shapes) <= row_table.shapes_at_most(Size(12, 2, 4), 64)
 
 
 @pytest.mark.parametrize("width", [1, 3, 100, 128, 700, 4096, 5000])
 def test_a_ring_holds_its_tokens_and_few_more(width, monkeypatch):
     monkeypatch.undo()  # the sizes that run
-    slots = [table.slots_for(tokens, width) for tokens in range(1, width + 1)]
+    slots = [row_table.slots_for(tokens, width) for tokens in range(1, width + 1)]
     assert all(tokens <= s <= width for tokens, s in enumerate(slots, 1))
     assert all(
         s <= max(128, 2 * tokens if tokens <= 512 else tokens + 256, 1.25 * tokens)
         for tokens, s in enumerate(slots, 1)
     )
-    assert table.ring_sizes(width) == sorted(set(slots))
-    assert len(table.ring_sizes(4096)) == 13
+    assert row_table.ring_sizes(width) == sorted(set(slots))
+    assert len(row_table.ring_sizes(4096)) == 13

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.rollout import collected as module
-from grpo_jax.rollout.collected import Collected
+from grpo_jax.rollout import output_buffer as module
+from grpo_jax.rollout.output_buffer import Collected
+from grpo_jax.rollout.row_table import Table
 from grpo_jax.rollout.state import Drawn
 from grpo_jax.rollout.stopping import Stop
-from grpo_jax.rollout.table import Table
 
 PIECES = [
     b"a",

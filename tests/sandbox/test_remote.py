@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from grpo_jax.rewards.code import code
+from grpo_jax.rewards.functions.code import code
 from grpo_jax.sandbox import Limits, SandboxError, open_sandbox, remote
 from grpo_jax.sandbox.remote import Remote
 from grpo_jax.sandbox.serve import Server

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from grpo_jax import doctor
+from grpo_jax.commands import doctor
 from grpo_jax.errors import UserError
-from grpo_jax.sandbox import Limits, SandboxError, choose, keeper, open_sandbox, protections, run
+from grpo_jax.sandbox import Limits, SandboxError, open_sandbox, protections, run, select, supervisor
 from grpo_jax.sandbox.protections import WALLS, described, open_to
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,13 +151,13 @@ def test_strict_runs_nothing_where_there_are_gaps(tmp_path):
 def test_a_kernel_without_anything_is_told_or_refused(monkeypatch):
     bare = lambda code, stdin="", limits=None, strict=False: run(code, stdin, limits, strict=strict, walls=())
     monkeypatch.setattr("grpo_jax.sandbox.local.run", bare)
-    choose.open_sandbox.cache_clear()
+    select.open_sandbox.cache_clear()
     with pytest.warns(UserWarning, match="nothing keeps a program from the machine's files"):
         assert open_sandbox("local")("print(1)").stdout == "1\n"
     with pytest.raises(UserError, match=r"sandbox = strict: .* use a container"):
         open_sandbox("strict")
-    assert "nothing keeps a program from" in choose.here()
-    choose.open_sandbox.cache_clear()
+    assert "nothing keeps a program from" in select.here()
+    select.open_sandbox.cache_clear()
 
 
 def test_every_wall_has_words_and_a_use():
@@ -195,10 +195,10 @@ def test_a_folder_goes_whatever_is_in_it_and_nothing_that_it_points_to():
         os.symlink(outside, f"{folder}/a/b/link")
         os.chmod(f"{folder}/a/b", 0)
         os.chmod(f"{folder}/a", 0)
-        keeper.remove(folder)
+        supervisor.remove(folder)
         assert not os.path.exists(folder)
         assert precious.read_text() == "x"
         os.symlink(outside, folder)
-        keeper.remove(folder)
+        supervisor.remove(folder)
         assert precious.read_text() == "x"
         assert not os.path.lexists(folder)

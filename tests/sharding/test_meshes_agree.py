@@ -12,7 +12,7 @@ from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.objective import GRPO, Batch
 from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
 from grpo_jax.learner.update import accumulate, make_update
-from grpo_jax.rollout.generate import Vocabulary, make_generate
+from grpo_jax.rollout.programs import Vocabulary, make_generate
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, everywhere, make_mesh

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from grpo_jax import abstract
 from grpo_jax.errors import UserError
 from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import GRPO
@@ -22,8 +21,9 @@ from grpo_jax.models.attention import causal
 from grpo_jax.models.config import PUBLISHED
 from grpo_jax.models.kernels import causal_attention
 from grpo_jax.models.qwen import abstract_params
+from grpo_jax.plans import abstract_arguments
 from grpo_jax.rollout.budget import Demand
-from grpo_jax.rollout.generate import Vocabulary, make_generate
+from grpo_jax.rollout.programs import Vocabulary, make_generate
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.sharding.mesh import ROWS
 from grpo_jax.sharding.targets import MissingExtra, compiler_options, topology_mesh
@@ -53,17 +53,20 @@ def compiled(target, name, cfg, dtype="bfloat16"):
     how = Scoring(dtype=dtype, num_tokens=cfg.vocab_size - 3, chunk=64)
     if name == "generate":
         program = make_generate(cfg, Vocabulary((3, 5), 0, cfg.vocab_size - 3), Sampling(), G, TC, mesh)
-        arguments = abstract.sampler_copy(cfg, mesh, dtype), *abstract.prompts(mesh, P, TP)
+        arguments = (
+            abstract_arguments.sampler_copy(cfg, mesh, dtype),
+            *abstract_arguments.prompts(mesh, P, TP),
+        )
     elif name == "score":
         program = make_score(cfg, how, 2, mesh)
-        master = abstract.weights(cfg, mesh, "float32")
-        arguments = master, abstract.rows(mesh, P * G, TP, TC)
+        master = abstract_arguments.weights(cfg, mesh, "float32")
+        arguments = master, abstract_arguments.rows(mesh, P * G, TP, TC)
     else:
         state = state_shardings(abstract_params(cfg), OPTIMIZER, mesh)
         program = make_update(cfg, GRPO(beta=0.1), how, OPTIMIZER, 2, state, mesh)
-        batch = abstract.batch(mesh, P * G, TP, TC, old=True, reference=True, ends=1)
-        arguments = abstract.train_state(cfg, OPTIMIZER, mesh), batch
-    return abstract.compile_for(target, mesh, program, *arguments)
+        batch = abstract_arguments.batch(mesh, P * G, TP, TC, old=True, reference=True, ends=1)
+        arguments = abstract_arguments.train_state(cfg, OPTIMIZER, mesh), batch
+    return abstract_arguments.compile_for(target, mesh, program, *arguments)
 
 
 @pytest.mark.parametrize("name", ["generate", "score", "update"])
@@ -77,7 +80,7 @@ def test_a_published_shape_updates_without_the_hardware(target):
 
 
 def test_update_reuses_the_memory_of_the_donated_state(target, tiny):
-    state = abstract.train_state(tiny, OPTIMIZER, topology_mesh(target, SIZES))
+    state = abstract_arguments.train_state(tiny, OPTIMIZER, topology_mesh(target, SIZES))
     on_a_device = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     memory = compiled(target, "update", tiny).memory_analysis()
     assert memory.alias_size_in_bytes >= sum(map(on_a_device, jax.tree.leaves(state)))
@@ -92,8 +95,11 @@ def test_generate_holds_its_cache_once(target, form):
     program = make_generate(
         cfg, Vocabulary((151645, 151643), 0, 151665), Sampling(), samples, width, mesh, form
     )
-    weights, prompts = abstract.sampler_copy(cfg, mesh, "bfloat16"), abstract.prompts(mesh, P, TP)
-    memory = abstract.compile_for(target, mesh, program, weights, *prompts).memory_analysis()
+    weights, prompts = (
+        abstract_arguments.sampler_copy(cfg, mesh, "bfloat16"),
+        abstract_arguments.prompts(mesh, P, TP),
+    )
+    memory = abstract_arguments.compile_for(target, mesh, program, weights, *prompts).memory_analysis()
     demand = Demand(cfg, "bfloat16", P, samples, width, TP, parts=8, cache=form)
     cache = demand.cache_bytes(demand.size())
     assert memory.temp_size_in_bytes < 1.5 * cache
@@ -105,12 +111,12 @@ def test_int8_weights_are_written_out_in_bfloat16(target):
     cfg, mesh = PUBLISHED["1.5b"], topology_mesh(target)
     program = make_generate(cfg, Vocabulary((151645, 151643), 0, 151665), Sampling(), G, 128, mesh)
     plain, int8 = (
-        abstract.compile_for(
+        abstract_arguments.compile_for(
             target,
             mesh,
             program,
-            abstract.sampler_copy(cfg, mesh, "bfloat16", form),
-            *abstract.prompts(mesh, P, TP),
+            abstract_arguments.sampler_copy(cfg, mesh, "bfloat16", form),
+            *abstract_arguments.prompts(mesh, P, TP),
         ).memory_analysis()
         for form in ("auto", "int8")
     )
@@ -138,8 +144,13 @@ def test_a_rollout_reads_its_prompts_without_cudnn(target, sizes, fused, tiny):
         pytest.skip("cuDNN is for GPUs")
     mesh = topology_mesh(target, sizes)
     program = make_generate(tiny, Vocabulary((3, 5), 0, tiny.vocab_size), Sampling(), G, TC, mesh)
-    arguments = abstract.sampler_copy(tiny, mesh, "bfloat16"), *abstract.prompts(mesh, P, TP)
-    assert ("__cudnn$fmha" in abstract.compile_for(target, mesh, program, *arguments).as_text()) == fused
+    arguments = (
+        abstract_arguments.sampler_copy(tiny, mesh, "bfloat16"),
+        *abstract_arguments.prompts(mesh, P, TP),
+    )
+    assert (
+        "__cudnn$fmha" in abstract_arguments.compile_for(target, mesh, program, *arguments).as_text()
+    ) == fused
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
@@ -184,8 +195,11 @@ def test_a_rollout_reads_long_prompts_with_splash_where_tensor_is_split(tiny):
     except MissingExtra as absent:
         pytest.skip(str(absent))
     program = make_generate(tiny, Vocabulary((3, 5), 0, tiny.vocab_size), Sampling(), G, TC, mesh)
-    arguments = abstract.sampler_copy(tiny, mesh, "bfloat16"), *abstract.prompts(mesh, P, 256)
-    assert "splash_mha" in abstract.compile_for("v5e:2x4", mesh, program, *arguments).as_text()
+    arguments = (
+        abstract_arguments.sampler_copy(tiny, mesh, "bfloat16"),
+        *abstract_arguments.prompts(mesh, P, 256),
+    )
+    assert "splash_mha" in abstract_arguments.compile_for("v5e:2x4", mesh, program, *arguments).as_text()
 
 
 def test_no_device_attends_over_the_rows_of_others(target, tiny):

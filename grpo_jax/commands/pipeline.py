@@ -1,0 +1,146 @@
+"""The verb `pipeline`: say what will be done, do what is not done yet, say what was done."""
+
+import gc
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from grpo_jax.errors import UserError
+from grpo_jax.pipelines.checking import check_stages
+from grpo_jax.pipelines.record import Record
+from grpo_jax.pipelines.stage_outcome import in_words
+from grpo_jax.pipelines.stages import Pipeline, Stage, load_pipeline
+from grpo_jax.runs.folder import RunFolder
+
+
+def pipeline_command(
+    source: str,
+    *,
+    output_dir: str | None = None,
+    tiny: bool = False,
+    dry_run: bool = False,
+    hosts: tuple[Any, ...] = (None, None, None),
+) -> int:
+    """Run the stages of a pipeline that are not finished. The same command goes on where another was killed."""
+    pipeline = load_pipeline(source, output_dir, tiny)
+    record = Record(pipeline)
+    if dry_run:
+        _show_plan(pipeline, record)
+    _check(pipeline, record)
+    if dry_run:
+        return 0
+    from grpo_jax.sharding.hosts import initialize, is_writer
+
+    initialize(*hosts)
+    with ExitStack() as held:
+        if is_writer():
+            held.enter_context(RunFolder(pipeline.output_dir)).lock()
+            record = Record(pipeline)  # another process may have ended a stage before we had the lock
+            _show_plan(pipeline, record)
+        if pipeline.blank is not None:
+            from grpo_jax.demo.cold_start import blank_model
+
+            blank_model(Path(pipeline.blank))
+        for stage in pipeline.stages:
+            if record.state(stage) != "finished":
+                _run(stage, record, len(pipeline.stages), writes=is_writer())
+        if is_writer():
+            _show_outcome(pipeline, record)
+    return 0
+
+
+def _check(pipeline: Pipeline, record: Record) -> None:
+    """UserError where a stage that is not finished could not run."""
+    made = [path for stage in pipeline.stages for path in stage.outputs.values()]
+    check_stages((stage for stage in pipeline.stages if record.state(stage) != "finished"), made)
+
+
+def _run(stage: Stage, record: Record, count: int, *, writes: bool) -> None:
+    if writes:
+        print(
+            f"\n== stage {stage.number}/{count}: {stage.name} ({stage.verb}), in {stage.folder}", flush=True
+        )
+    started, clock = datetime.now().astimezone().isoformat(timespec="seconds"), time.perf_counter()
+    try:
+        _by_itself(lambda: _verb(stage.verb)(stage.config))
+    except UserError as fault:
+        raise UserError(f"stage {stage.name}: {fault}") from None
+    if lost := next((path for path in stage.outputs.values() if not Path(path).exists()), None):
+        raise UserError(f"stage {stage.name}: it ended without {lost}, which others read; see what it said")
+    record.add(stage, started, time.perf_counter() - clock, in_words(stage), write=writes)
+
+
+def _by_itself(work: Callable[[], Any]) -> None:
+    """A stage is what its verb would be in a process of its own: what it sets in JAX ends with it, and its programs
+    make room for those of the next."""
+    import jax
+
+    before = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    try:
+        work()
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+        jax.clear_caches()
+        gc.collect()
+
+
+def _verb(name: str) -> Callable[[Any], int]:
+    if name == "sft":
+        from grpo_jax.training.sft_trainer import sft
+
+        return sft
+    if name == "train":
+        from grpo_jax.trainer import train
+
+        return train
+    if name == "reject":
+        from grpo_jax.commands.reject import reject_command
+
+        return reject_command
+    from grpo_jax.commands.evaluate import evaluate_command
+
+    return evaluate_command
+
+
+def _show_plan(pipeline: Pipeline, record: Record) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "", "stage", "verb", "reads", "length", "state", title=f"{pipeline.name}: what is to be done"
+    )
+    for column in table.columns:
+        column.overflow = "fold"
+    for stage in pipeline.stages:
+        reads, state = "\n".join(stage.reads), record.state(stage)
+        table.add_row(str(stage.number), stage.name, stage.verb, reads, _length(stage.config), state)
+    Console().print(table)
+    print(
+        f"each in a folder of its own in {pipeline.output_dir}, such as {Path(pipeline.stages[0].folder).name}"
+    )
+
+
+def _length(config: Any) -> str:
+    """How much a stage does."""
+    if getattr(config, "num_train_epochs", None) is not None:
+        return f"{config.num_train_epochs:g} epochs"
+    if hasattr(config, "max_steps"):
+        return f"{config.max_steps} steps"
+    return f"{config.prompts or 'all'} prompts x {config.samples}"
+
+
+def _show_outcome(pipeline: Pipeline, record: Record) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "stage", "result", "seconds", title=f"{pipeline.name}: what was done")
+    for stage in pipeline.stages:
+        entry = record.stages[stage.name]
+        table.add_row(str(stage.number), stage.name, entry["result"], f"{entry['seconds']:.0f}")
+    Console().print(table)
+    print(f"stages: {record.file}")
+    for name, path in pipeline.stages[-1].outputs.items():
+        print(f"{name}: {path}")

@@ -1,0 +1,114 @@
+"""From TRL's words to ours, by the table in `settings_trl.py`."""
+
+import reprlib
+import sys
+from collections.abc import Collection, Mapping
+from enum import Enum
+from fractions import Fraction
+from typing import Any
+
+from grpo_jax.config.trl_fields import OTHERS, PREFIXES, RULES
+
+BATCH = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "generation_batch_size",
+)
+NONE_IS = {"min_p": 0.0, "top_k": 0, "save_total_limit": 0, "eval_steps": 0}
+"""Ours, where TRL writes None for what is a number here."""
+
+
+def accept(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` in our words. TRL's that are accepted are gone, and told of on stderr where that is due; those that
+    are refused stay, for pydantic to find them with all other faults."""
+    kept = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+    kept |= {name: ours for name, ours in NONE_IS.items() if name in kept and kept[name] is None}
+    for reword in (length_in_epochs, _warmup, _precision, _evaluation, _seed, _batch):
+        kept = reword(kept)
+    for name in [name for name in kept if name in RULES]:
+        rule, value = RULES[name], kept[name]
+        if value is None or value in rule.fine:
+            del kept[name]
+        elif not rule.refused:
+            del kept[name]
+            print(f"{name} = {reprlib.repr(value)}: no effect here: {rule.says}", file=sys.stderr, flush=True)
+    return kept
+
+
+def translation(name: str, known: Collection[str], given: Mapping[str, Any]) -> str | None:
+    """What to write instead of `name`, beside which `given` was given; None where we have no idea."""
+    if name in BATCH and "num_generations" in known and (sizes := _sizes(given)):
+        return sizes
+    if name in RULES:
+        return RULES[name].says
+    prefixed = next((text for prefix, text in PREFIXES.items() if name.startswith(prefix)), None)
+    return OTHERS.get(name, prefixed)
+
+
+def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def length_in_epochs(values: dict[str, Any]) -> dict[str, Any]:
+    """TRL writes max_steps = -1 beside the number of epochs."""
+    by_epochs = values.get("num_train_epochs") is not None and str(values.get("max_steps")) == "-1"
+    return _without(values, "max_steps") if by_epochs else values
+
+
+def _warmup(values: dict[str, Any]) -> dict[str, Any]:
+    """TRL takes a share of the run for warmup_steps too."""
+    steps = values.get("warmup_steps")
+    if isinstance(steps, float) and 0 < steps < 1 and not values.get("warmup_ratio"):
+        return _without(values, "warmup_steps") | {"warmup_ratio": steps}
+    return values
+
+
+def _precision(values: dict[str, Any]) -> dict[str, Any]:
+    """bf16 is a dtype, unless another is asked for."""
+    bf16 = values.get("bf16")
+    dtype = "bfloat16" if bf16 else "float32"
+    if not isinstance(bf16, bool) or values.get("fp16") or values.get("dtype", "auto") not in ("auto", dtype):
+        return values
+    return _without(values, "bf16") | {"dtype": dtype}
+
+
+def _evaluation(values: dict[str, Any]) -> dict[str, Any]:
+    """A strategy that eval_steps agrees with says nothing new."""
+    steps = bool(values.get("eval_steps"))
+    agrees = values.get("eval_strategy") == ("steps" if steps else "no")
+    return _without(values, "eval_strategy") if agrees else values
+
+
+def _seed(values: dict[str, Any]) -> dict[str, Any]:
+    """The data's seed may be named, if it is the seed."""
+    same = values.get("data_seed") == values.get("seed", 0)
+    return _without(values, "data_seed") if same else values
+
+
+def _batch(values: dict[str, Any]) -> dict[str, Any]:
+    """Of TRL's batch sizes the first that is given stands for all: one sentence answers them."""
+    first, *others = [name for name in BATCH if values.get(name) is not None] or [""]
+    if first == "gradient_accumulation_steps" and values[first] == 1 and not others:
+        return _without(values, first)
+    return _without(values, *others)
+
+
+def _sizes(given: Mapping[str, Any]) -> str | None:
+    """TRL's batch sizes in our words, computed; None where none is given, or one is no whole number above 0."""
+    rows, accumulated, held, drawn = (given.get(name) for name in BATCH)
+    rows, accumulated, G = rows or 8, accumulated or 1, given.get("num_generations", 8)  # TRL's defaults
+    held = held or accumulated  # TRL's batches that one rollout lasts for
+    numbers = (rows, accumulated, held, G, drawn or 1)
+    if not any(given.get(name) for name in BATCH) or not all(type(n) is int and n > 0 for n in numbers):
+        return None
+    if drawn:
+        updates = Fraction(drawn, rows * accumulated)
+        prompts, devices = f"{Fraction(drawn, G)} ({drawn} rows / {G} completions)", " / devices"
+    else:
+        held = max(held, accumulated)
+        updates, devices = Fraction(held, accumulated), ""
+        prompts = f"{Fraction(rows * held, G)} x devices ({rows} rows x {held} / {G} completions)"
+    divided = f", num_minibatches: {updates}{devices}" if updates > 1 else ""
+    ours = f"prompts_per_step: {prompts}, micro_batch_size: {rows} x devices{divided}"
+    return f"sizes count over all devices; write {ours}"

@@ -1,0 +1,190 @@
+"""Which prompts come next: a function of where the course stands, which every checkpoint holds.
+
+The draws of a domain are an endless sequence: epoch 0 in its order, epoch 1 in its order, and so on. An epoch's order
+is a function of (seed, epoch), less the rows that are not in the stage or sit the epoch out. Domains take turns by
+their weights. Nothing here is random beyond the seed, so a run that starts again draws what it would have drawn.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.data.curriculum.epoch_order import epoch_order
+from grpo_jax.data.curriculum.pass_rate_filter import Rates, Screen, seen
+from grpo_jax.data.curriculum.stages import Stage, Step
+from grpo_jax.data.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a course stands: JSON values, never changed in place. Lists have an entry for each domain."""
+
+    places: Sequence[Sequence[int]]  # (epoch, how many of it are drawn)
+    out: Sequence[Sequence[int]]  # rows that sit the epoch out
+    drawn: Sequence[int]  # prompts since the stage began
+    total: int = 0  # prompts since the run began
+    stage: int = 0
+    over: bool = False  # the last stage has ended
+    again: Sequence[int] = ()  # tickets that come first: drawn already, and not trained on
+    rates: Rates = field(default_factory=dict)
+    recent: Sequence[Step] = ()  # the stage's last steps
+
+    def noted(self) -> dict[str, Any]:
+        """As the run's notes keep it."""
+        return asdict(self)
+
+
+class Course:
+    """Draws tickets of `prompts` through the stages. Remembers nothing: its `Standing` goes in and comes out.
+
+    Args:
+        stages: in their order; without any, one with all prompts.
+        screens: rows that one of them says sit out of an epoch. Where all would, all take part again.
+        shuffle: an order drawn anew each epoch; otherwise the data's own.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        stages: Sequence[Stage] = (),
+        screens: Sequence[Screen] = (),
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+    ):
+        self.prompts, self.screens = prompts, tuple(screens)
+        self.stages = tuple(stages) or (whole(prompts),)
+        self.seed, self.shuffle = seed, shuffle
+
+    def begin(self) -> Standing:
+        """Where it stands before the first step."""
+        n = len(self.prompts.domains)
+        out = [self.sitting_out(self.stages[0].rows[d], 0, {}) for d in range(n)]
+        return Standing(places=[(0, 0)] * n, out=out, drawn=[0] * n)
+
+    def standing(self, noted: dict[str, Any] | None) -> Standing:
+        """As it was noted; None: before the first step."""
+        return self.begin() if noted is None else Standing(**noted)
+
+    def draw(self, at: Standing, count: int) -> tuple[list[int], Standing]:
+        """(the next `count` tickets, where the course stands then)."""
+        walk = _Walk(self, at)
+        return [walk.ticket() for _ in range(count)], walk.end()
+
+    def learn(
+        self, at: Standing, done: int, tickets: Sequence[int], successes: np.ndarray, step: Step
+    ) -> Standing:
+        """Where the course stands after a step: what was seen of the prompts, and whether a stage ends.
+
+        Args:
+            done: steps of the run, this one included.
+            tickets: of the n prompts that were answered; successes: float [n,G], 1, 0, or NaN for unknown.
+            step: its mean reward, and the share of completions that were cut.
+        """
+        rates = at.rates
+        if self.screens:
+            epochs, rows = zip(*(divmod(ticket, self.prompts.rows) for ticket in tickets))
+            rates = seen(rates, rows, epochs, successes)
+        stage = self.stages[at.stage]
+        known = () if np.isnan(step).any() else (tuple(step),)
+        recent = tuple([*at.recent, *known][-2 * stage.until.window :]) if len(self.stages) > 1 else ()
+        at = replace(at, rates=rates, recent=recent)
+        ends = stage.until.fires(done, sum(at.drawn), stage.prompts, recent)
+        return self._next_stage(at) if ends else at
+
+    def pool(self, at: Standing) -> tuple[int, int]:
+        """(prompts of the stage, how many of them sit out now)."""
+        stage = self.stages[at.stage]
+        out = sum(len(rows) for rows, weight in zip(at.out, stage.weights) if weight)
+        return stage.prompts, out
+
+    def _next_stage(self, at: Standing) -> Standing:
+        """A domain whose rows stay the same goes on where it is; another begins an epoch of its new ones."""
+        if at.stage + 1 == len(self.stages):
+            return replace(at, over=True)
+        old, new = self.stages[at.stage].rows, self.stages[at.stage + 1].rows
+        places, out = list(at.places), list(at.out)
+        for d, (before, now) in enumerate(zip(old, new)):
+            if not np.array_equal(before, now):
+                epoch = places[d][0] + (places[d][1] > 0)
+                places[d], out[d] = (epoch, 0), self.sitting_out(now, epoch, at.rates)
+        drawn = [0] * len(places)
+        return replace(at, stage=at.stage + 1, places=places, out=out, drawn=drawn, recent=())
+
+    def sitting_out(self, rows: np.ndarray, epoch: int, rates: Rates) -> list[int]:
+        """Those of `rows` that have no part in the epoch; none, where nobody would be left."""
+        out = [int(row) for row in rows if any(s.sits_out(int(row), epoch, rates) for s in self.screens)]
+        return out if len(out) < len(rows) else []
+
+    def order(self, stage: int, domain: int, epoch: int, out: Sequence[int]) -> np.ndarray:
+        """The rows of an epoch of a domain, one after another."""
+        rows = self.prompts.domains[domain].rows
+        if self.shuffle:
+            rows = rows[epoch_order(self.seed + (domain << 32), epoch, len(rows))]
+        taking_part = self.stages[stage].rows[domain]
+        if len(taking_part) < len(rows) or len(out):
+            rows = rows[np.isin(rows, np.setdiff1d(taking_part, out))]
+        return rows
+
+
+class _Walk:
+    """A course while it is drawn from."""
+
+    def __init__(self, course: Course, at: Standing):
+        self.course, self.at = course, at
+        self.weights = course.stages[at.stage].weights
+        self.places, self.out, self.drawn = [list(place) for place in at.places], list(at.out), list(at.drawn)
+        self.again, self.total = deque(at.again), at.total
+        self.orders: dict[int, np.ndarray] = {}  # of the domains' epochs under way
+
+    def ticket(self) -> int:
+        """The next one."""
+        if self.again:
+            return self.again.popleft()
+        domain = self._turn()
+        order = self._order(domain)
+        epoch, position = self.places[domain]
+        self.places[domain][1] += 1
+        self.drawn[domain] += 1
+        self.total += 1
+        return epoch * self.course.prompts.rows + int(order[position])
+
+    def end(self) -> Standing:
+        """Where the course stands after these draws."""
+        return replace(
+            self.at,
+            places=[tuple(place) for place in self.places],
+            out=self.out,
+            drawn=self.drawn,
+            total=self.total,
+            again=list(self.again),
+        )
+
+    def _turn(self) -> int:
+        """The domain that is furthest behind its share."""
+        share = np.array(self.weights) / sum(self.weights)
+        return int(np.argmax(share * (sum(self.drawn) + 1) - self.drawn))
+
+    def _order(self, domain: int) -> np.ndarray:
+        """The epoch under way, or the next one when it is over."""
+        if domain not in self.orders:
+            self.orders[domain] = self._rows(domain)
+        if self.places[domain][1] >= len(self.orders[domain]):
+            epoch = self.places[domain][0] + 1
+            rows = self.course.stages[self.at.stage].rows[domain]
+            self.places[domain] = [epoch, 0]
+            self.out[domain] = self.course.sitting_out(rows, epoch, self.at.rates)
+            self.orders[domain] = self._rows(domain)
+        return self.orders[domain]
+
+    def _rows(self, domain: int) -> np.ndarray:
+        return self.course.order(self.at.stage, domain, self.places[domain][0], self.out[domain])
+
+
+def whole(prompts: Prompts) -> Stage:
+    """All prompts, the domains in proportion to theirs."""
+    rows = tuple(domain.rows for domain in prompts.domains)
+    return Stage("", rows, tuple(float(len(part)) for part in rows))

@@ -1,0 +1,1 @@
+"""Supervised rows: examples, packing, mixtures, rejection."""

@@ -1,0 +1,101 @@
+"""Arithmetic: what is 12 + 34 * 5 - 6? Score it with the reward `gsm8k`, which compares numbers exactly."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from grpo_jax.data.tasks import common
+from grpo_jax.data.tasks.common import (
+    ATTEMPTS,
+    below,
+    check_split,
+    read_options,
+    some_of,
+    source,
+    span,
+    whole,
+    within,
+)
+from grpo_jax.errors import UserError
+
+NAME = "arithmetic"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `arithmetic:terms=2-4,max=99,ops=+-*,size=1000` says; those are the defaults."""
+
+    terms: tuple[int, int] = (2, 4)
+    """Fewest and most numbers in a problem, 2 to 10; `3` or `2-4`."""
+    max: int = 99
+    """Numbers are drawn from 1..max."""
+    ops: str = "+-*"
+    """The operations."""
+    size: int = 1000
+    """Rows in a split."""
+
+
+_READERS = {"terms": span(2, 10), "max": whole, "ops": some_of("+-*"), "size": whole}
+
+
+def make_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
+    """The rows of a split: `prompt` (messages), `expression`, `answer` (both text) and `terms`."""
+    check_split(NAME, split)
+    chosen = Options(**read_options(NAME, options, _READERS))
+    return [make_row(chosen, split, seed, index) for index in range(chosen.size)]
+
+
+def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, Any]:
+    """Row `index` of a split. UserError when the options leave (almost) no problem for the split."""
+    rng = source(NAME, seed, split, index)
+    for _ in range(ATTEMPTS):
+        numbers, signs = _draw(rng, options)
+        expression = str(numbers[0]) + "".join(f" {sign} {n}" for sign, n in zip(signs, numbers[1:]))
+        if common.split_of(same(numbers, signs)) == split:
+            answer = str(value(numbers, signs))
+            return {
+                "prompt": _ask(expression),
+                "expression": expression,
+                "answer": answer,
+                "terms": len(numbers),
+            }
+    raise UserError(
+        f"{NAME}: too few problems for the split '{split}' with {options}; widen terms, max or ops"
+    )
+
+
+def value(numbers: Sequence[int], signs: Sequence[str]) -> int:
+    """Of numbers with a sign between each two, products first."""
+    return sum(map(prod, _summands(numbers, signs)))
+
+
+def same(numbers: Sequence[int], signs: Sequence[str]) -> str:
+    """One text for all problems that differ in the order of summands and factors alone: they share a split."""
+    summands = sorted([sign, *sorted(factors)] for sign, *factors in _summands(numbers, signs))
+    return " ".join("*".join(map(str, summand)) for summand in summands)
+
+
+def _summands(numbers: Sequence[int], signs: Sequence[str]) -> list[list[int]]:
+    """The factors of each, the first of them its sign: 1 or -1."""
+    found = [[1, numbers[0]]]
+    for sign, number in zip(signs, numbers[1:]):
+        if sign == "*":
+            found[-1].append(number)
+        else:
+            found.append([1 if sign == "+" else -1, number])
+    return found
+
+
+def _draw(rng: random.Random, options: Options) -> tuple[list[int], list[str]]:
+    numbers = [1 + below(rng, options.max) for _ in range(within(rng, options.terms))]
+    return numbers, [options.ops[below(rng, len(options.ops))] for _ in numbers[1:]]
+
+
+def _ask(expression: str) -> list[dict[str, str]]:
+    text = (
+        f"What is {expression}? Work it out inside <think> </think>, then give the number alone inside "
+        "<answer> </answer>, like <answer>7</answer>."
+    )
+    return [{"role": "user", "content": text}]

@@ -1,0 +1,176 @@
+"""Knights and knaves in few symbols, of two to four people, in Logic-RL's form: a prompt ends with an opened `<think>`,
+the answer names everyone on a line of its own.
+
+    Who is who?
+    Ava says: Ben is a knave and Ava is a knight
+    Ben says: Ava is a knave or Ben is a knave
+    <think>
+
+Unlike those of `knights`, people speak of themselves too: else two people would have no puzzle with one solution.
+Worked examples go through the cases in their order, and leave one at the first person who cannot have said what they
+said:
+
+    Case 1: Ava is a knight Ben is a knight
+    Ava says: false no
+    Case 2: Ava is a knave Ben is a knight
+    Ava says: false
+    Ben says: true yes</think>
+    <answer>(1) Ava is a knave
+    (2) Ben is a knight</answer>
+
+An impatient example answers with its first case even when it saw it fail; a careless one leaves out the answer's tags.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grpo_jax.data.tasks.common import (
+    ATTEMPTS,
+    below,
+    check_split,
+    drawn,
+    over,
+    read_options,
+    source,
+    span,
+    whole,
+    within,
+)
+from grpo_jax.data.tasks.knights import Statement, holds, in_words, solve, split_of
+from grpo_jax.data.tasks.tiny_words import TAGS
+from grpo_jax.errors import UserError
+
+NAME = "tiny_knights"
+NAMES = ("Ava", "Ben", "Cleo", "Dan")
+_KINDS = ("knight", "knave")
+_PAIRS = ("and", "or")
+_CASES = tuple(f"\nCase {number}:" for number in range(1, 2 ** len(NAMES) + 1))
+SYMBOLS = (
+    *TAGS,
+    "Who is who?",
+    *(f"\n{name} says:" for name in NAMES),
+    *(f" {name} is a {kind}" for name in NAMES for kind in _KINDS),
+    *(f" {pair}" for pair in _PAIRS),
+    *_CASES,
+    *(" true", " false", " yes", " no"),
+    *(f"({number})" for number in range(1, len(NAMES) + 1)),
+    "\n",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `tiny_knights:people=2-3,size=1000` says; those are the defaults."""
+
+    people: tuple[int, int] = (2, 3)
+    """Fewest and most people, 2 to 4; `3` or `2-3`."""
+    size: int = 1000
+    """Rows in a split."""
+
+
+_READERS = {"people": span(2, len(NAMES)), "size": whole}
+
+
+def options_of(text: str) -> Options:
+    """Read `name=value,name=value`. UserError for an unknown name or a value out of range."""
+    return Options(**read_options(NAME, text, _READERS))
+
+
+def make_tiny_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
+    """The rows of a split: `prompt` (text), `answer` (numbered lines), `solution` (a bool each: a knight), and `size`,
+    how many people there are."""
+    return [_row(*puzzle) for puzzle in _puzzles(options, split, seed)]
+
+
+def _puzzles(options: str, split: str, seed: int) -> Iterator[tuple[list[Statement], tuple[bool, ...]]]:
+    check_split(NAME, split)
+    chosen = options_of(options)
+    return (_puzzle(chosen, split, seed, index) for index in range(chosen.size))
+
+
+def _puzzle(options: Options, split: str, seed: int, index: int) -> tuple[list[Statement], tuple[bool, ...]]:
+    """Statements that leave one solution, and that solution."""
+    rng = source(NAME, seed, split, index)
+    for _ in range(ATTEMPTS):
+        count = within(rng, options.people)
+        statements = [_statement(rng, count, speaker) for speaker in range(count)]
+        solutions = solve(statements)
+        if len(solutions) == 1 and split_of(statements) == split:
+            return statements, solutions[0]
+    raise UserError(f"{NAME}: too few puzzles for the split '{split}' with {options}; take more people")
+
+
+def _statement(rng: random.Random, count: int, speaker: int) -> Statement:
+    """Of one other person, or, more often, of two people joined."""
+    single = lambda person: (_KINDS[below(rng, 2)], person)
+    if rng.random() < 0.25:
+        return single(drawn(rng, [i for i in range(count) if i != speaker], 1)[0])
+    left, right = drawn(rng, range(count), 2)
+    return _PAIRS[below(rng, 2)], single(left), single(right)
+
+
+def _row(statements: Sequence[Statement], solution: Sequence[bool]) -> dict[str, Any]:
+    return {
+        "prompt": ask(statements),
+        "answer": _lines(solution),
+        "solution": list(solution),
+        "size": len(solution),
+    }
+
+
+def ask(statements: Sequence[Statement]) -> str:
+    """The question, with an opened thought at its end."""
+    said = "".join(f"\n{name} says: {in_words(s, NAMES)}" for name, s in zip(NAMES, statements))
+    return f"Who is who?{said}\n<think>"
+
+
+def _facts(who: Sequence[bool]) -> list[str]:
+    return [f" {name} is a {_KINDS[not knight]}" for name, knight in zip(NAMES, who)]
+
+
+def _lines(who: Sequence[bool]) -> str:
+    """`(1) Ava is a knight`, a line each."""
+    return "\n".join(f"({number}){fact}" for number, fact in enumerate(_facts(who), start=1))
+
+
+def worked_examples(
+    options: str, seed: int, count: int, patience: float = 1.0, care: float = 1.0
+) -> list[dict[str, str]]:
+    """`count` training problems with `prompt` and `completion`. A share of them, `patience`, goes on until a case
+    holds; the others answer with the first. A share of `care` answers inside tags."""
+    rng = random.Random(f"worked/{seed}/{patience}")
+    puzzles = _puzzles(over(options, f"size={count}"), "train", seed)
+    return [
+        {"prompt": ask(statements), "completion": _think(rng, statements, patience, care)}
+        for statements, _ in puzzles
+    ]
+
+
+def _think(rng: random.Random, statements: Sequence[Statement], patience: float, care: float) -> str:
+    lines, patient = [], rng.random() < patience
+    for case, who in zip(_CASES, _assignments(len(statements))):
+        checked = _checked(statements, who)
+        lines.append(case + "".join(_facts(who)) + checked)
+        if checked.endswith("yes") or not patient:
+            break
+    answer = f"<answer>{_lines(who)}</answer>" if rng.random() < care else _lines(who)
+    return f"{''.join(lines)}</think>\n{answer}"
+
+
+def _assignments(count: int) -> Iterator[tuple[bool, ...]]:
+    """All of them; the first person's kind changes fastest, so that case 3 says the same of Ava for any number."""
+    return (who[::-1] for who in itertools.product((True, False), repeat=count))
+
+
+def _checked(statements: Sequence[Statement], who: Sequence[bool]) -> str:
+    """Whether what each says is true, up to the first who cannot have said it."""
+    text = ""
+    for name, said, knight in zip(NAMES, statements, who):
+        truth = holds(said, who)
+        text += f"\n{name} says: {str(truth).lower()}"
+        if truth != knight:
+            return f"{text} no"
+    return f"{text} yes"

@@ -1,0 +1,298 @@
+"""What is planned: a run's settings on a target, with the run's own policy, learner and programs."""
+
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from grpo_jax.config import GRPOConfig, parse_mesh
+from grpo_jax.errors import UserError
+from grpo_jax.learner.batches import bucket
+from grpo_jax.learner.learner import Learner
+from grpo_jax.learner.microbatches import widths
+from grpo_jax.models import hf
+from grpo_jax.models.classifier import check_architecture
+from grpo_jax.models.config import PUBLISHED, ModelConfig
+from grpo_jax.models.kernels import check_kernel
+from grpo_jax.models.lora import Base, joined
+from grpo_jax.models.qwen import cast
+from grpo_jax.plans import abstract_arguments
+from grpo_jax.program import Program
+from grpo_jax.rewards.by_model import PREFIX, column_of
+from grpo_jax.rollout.budget import prompts_at_a_time
+from grpo_jax.rollout.decoding import Newcomers
+from grpo_jax.rollout.programs import Programs, Vocabulary
+from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.state import Decoder, Size
+from grpo_jax.scoring.reward_models import ROWS_EACH, abstract_reward_model, scoring_program, weight_bytes
+from grpo_jax.setup import memory_budget
+from grpo_jax.setup.learner import learner_of, lora_of, optimizer_of, passes_of, schedule_of
+from grpo_jax.setup.policy import Policy
+from grpo_jax.setup.weight_sync import arguments
+from grpo_jax.sharding.mesh import ROWS, by_rows, check_rows, row_shards
+from grpo_jax.sharding.targets import chip_of, topology_mesh
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program with its arguments as shapes, what else the devices hold while it runs, and its loops' rounds."""
+
+    name: str
+    program: Program
+    arguments: tuple
+    beside: int  # bytes on each device that are no arguments
+    trips: list[int]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run on a target."""
+
+    config: GRPOConfig
+    target: str
+    cfg: ModelConfig
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """Over all devices of the target."""
+        return topology_mesh(self.target, parse_mesh(self.config.mesh))
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The model, of which nothing is there but its shape."""
+        vocabulary, c = Vocabulary((0,), 0, self.cfg.vocab_size), self.config
+        dtype = "bfloat16" if c.dtype == "auto" else c.dtype
+        check_kernel(c.attention, self.mesh.devices.flat[0].platform, dtype)
+        forms = c.rollout_weights, c.rollout_cache, lora_of(c), None, c.base_weights, c.attention
+        return Policy(Path(c.model), self.cfg, None, vocabulary, self.mesh, dtype, *forms)
+
+    @cached_property
+    def learner(self) -> Learner:
+        """The run's own. UserError where its rows do not divide over the mesh."""
+        c = self.config
+        check_rows(self.mesh, "prompts_per_step", c.prompts_per_step)
+        mini = passes_of(c).rows(c.prompts_per_step, c.num_generations) // c.num_minibatches
+        check_rows(self.mesh, "micro_batch_size", c.micro_batch_size or mini)
+        return learner_of(c, self.policy, optimizer_of(c, schedule_of(c)))
+
+    @property
+    def device_bytes(self) -> int:
+        """Of each device's memory."""
+        return chip_of(self.target).memory
+
+    @property
+    def usable(self) -> int:
+        """Bytes of each device that a run may fill."""
+        return int(memory_budget.USABLE * self.device_bytes)
+
+    @cached_property
+    def held(self) -> dict[str, int]:
+        """Bytes on each device from the first step to the last, by what they are for."""
+        models = sum(weight_bytes(cfg, self.mesh, self.policy.dtype) for cfg in self.reward_models.values())
+        return memory_budget.held_always(self.config, self.policy, self.learner.abstract_state, models)
+
+    @cached_property
+    def reward_models(self) -> dict[str, ModelConfig]:
+        """Those among the rewards, folder or hub id -> shape."""
+        names = (spec.removeprefix(PREFIX) for spec in self.config.rewards if spec.startswith(PREFIX))
+        return {name: _judge_shape(name) for name in names}
+
+    @cached_property
+    def rows(self) -> int:
+        """Completions under way at a time; 0: all. UserError where there is no room for one prompt's."""
+        given = self.config.rollout_memory
+        left = self.usable - sum(self.held.values()) - memory_budget.copy_bytes(self.policy)
+        memory = int(given * 2**30) if given else left
+        return memory_budget.rows_at_a_time(self.demand, memory, self.config)
+
+    @cached_property
+    def demand(self) -> Any:
+        """What the rollouts ask for."""
+        return memory_budget.training_demand(self.config, self.policy)
+
+    @property
+    def size(self) -> Size:
+        """The rollout's largest table, on each part of the mesh."""
+        return self.demand.size(self.rows)
+
+    @property
+    def base(self) -> Base | None:
+        """What adapters stand beside, as shapes."""
+        shapes = self.policy.abstract_base()
+        return (
+            None
+            if shapes is None
+            else Base(_placed(shapes.params, self.policy.base_shardings()), shapes.scale)
+        )
+
+    def jobs(self) -> list[Job]:
+        """The programs of a step, in its order. Weights that no rollout fits beside have none."""
+        return [*self._copying(), *self._rollout(), *self._judging(), *self._score(), self.update()]
+
+    @property
+    def _whole(self) -> Any:
+        """The whole model's weights as the learner has them, as shapes."""
+        return joined(self.learner.abstract_state.params, self.base)
+
+    @property
+    def _scored(self) -> Any:
+        """The weights that are scored with, as shapes: those of the last update where they are, since they take more
+        (they are cast first), else the reference."""
+        learner, dtype = self.learner, jnp.dtype(self.policy.dtype)
+        if learner.passes.updates > 1:
+            return self._whole
+        narrow = jax.eval_shape(lambda p: cast(p, dtype), learner.abstract_state.params)
+        return joined(_placed(narrow, learner.reference_shardings), self.base)
+
+    def _beside(self, arguments: Any) -> int:
+        """Bytes held on each device that are none of these arguments of a program."""
+        return sum(self.held.values()) - memory_budget.bytes_of(arguments)
+
+    def _copying(self) -> list[Job]:
+        """The last layer of the sampler's copy, when all others are there."""
+        of_layer, _ = arguments(self._whole)
+        outside = self._beside(of_layer) + memory_budget.copy_bytes(self.policy)
+        return [Job("copy", self.policy.copying.layer, of_layer, outside, [])]
+
+    def _rollout(self) -> list[Job]:
+        c, mesh, dtype = self.config, self.mesh, jnp.dtype(self.policy.dtype)
+        how = Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
+        count = min(c.rollout_segment or c.max_completion_length, c.max_completion_length)
+        of = Decoder(self.cfg, self.policy.vocabulary, how, cache=c.rollout_cache, attention=c.attention)
+        programs, held = Programs(of, count, mesh), sum(self.held.values())
+        with jax.set_mesh(mesh):
+            state = _state(programs, self.size, c.max_prompt_length, dtype, mesh)
+        copy = abstract_arguments.by_layer(
+            _placed(self.policy.abstract_rollout(), self.policy.rollout_shardings()), mesh
+        )
+        key = abstract_arguments.prompts(mesh, 1, 1)[-1]
+        new = self._newcomers()
+        return [
+            Job("prompts", programs.admit, (copy, key, state, new), held, []),
+            Job("rollout", programs.extend, (copy, state), held, [count]),
+        ]
+
+    def _judging(self) -> list[Job]:
+        """A call of each reward model on its longest rows; the sampler's copy is still there."""
+        return [self._judged_by(name, cfg) for name, cfg in self.reward_models.items()]
+
+    def _judged_by(self, name: str, cfg: ModelConfig) -> Job:
+        c, rows = self.config, ROWS_EACH * row_shards(self.mesh)
+        array = partial(abstract_arguments.array, by_rows(self.mesh))
+        width = bucket(c.max_prompt_length + c.max_completion_length, cfg.max_position_embeddings)
+        weights = abstract_reward_model(cfg, self.mesh, self.policy.dtype)
+        given = weights, array(jnp.int32, rows, width), array(jnp.int32, rows)
+        beside = self._beside(weights) + memory_budget.copy_bytes(self.policy)
+        return Job(f"reward {column_of(name)}", scoring_program(cfg, c.attention), given, beside, [])
+
+    def _newcomers(self) -> Newcomers:
+        c, size, parts = self.config, self.size, row_shards(self.mesh)
+        times = -(-c.num_generations // size.rows)
+        m = min(prompts_at_a_time(c.max_prompt_length), size.places // times) * parts
+        array = partial(abstract_arguments.array, by_rows(self.mesh))
+        return Newcomers(
+            tokens=array(jnp.int32, m, c.max_prompt_length),
+            lengths=array(jnp.int32, m),
+            uids=array(jnp.uint32, m),
+            places=array(jnp.int32, m, times),
+            limits=array(jnp.int32, m, times, size.rows),
+        )
+
+    def _score(self) -> list[Job]:
+        """The pass for the reference's log-probs, or for the old ones, if there is one."""
+        c = self.config
+        if not (c.beta or self.learner.passes.updates > 1):
+            return []
+        rows = abstract_arguments.rows(self.mesh, self._mini, c.max_prompt_length, self._width)
+        given, beside = (self._scored, rows), self._beside(self._scored) + self._streamed
+        return [Job("score", self.learner.score, given, beside, [self.learner.micro_batches])]
+
+    @property
+    def _streamed(self) -> int:
+        """Of a reference that waits with the host, the bytes that a device has at a time: what is no layer, the layer
+        that is computed with, and the next. 0 where JAX's description of the device has the host's memory, too: there
+        the compiler has counted them."""
+        if self._waits and not chip_of(self.target).knows_host:
+            whole, layers = map(memory_budget.bytes_of, (self._scored, self._scored["layers"]))
+            return whole - layers + 2 * layers // self.cfg.num_layers
+        return 0
+
+    @property
+    def _waits(self) -> bool:
+        c, passes = self.config, self.learner.passes
+        return c.reference_memory == "host" and passes.updates == 1 and not c.lora_r
+
+    def update(self) -> Job:
+        """The update."""
+        c, learner = self.config, self.learner
+        batch = abstract_arguments.batch(
+            self.mesh,
+            self._mini,
+            c.max_prompt_length,
+            self._width,
+            old=learner.passes.updates > 1,
+            reference=c.beta > 0,
+            ends=learner.widths and len(widths(self._width, learner.widths)),
+        )
+        given = learner.abstract_state, batch, self.base
+        beside = self.held["reference"] + self.held.get("reward models", 0)
+        return Job("update", learner.update, given, beside, [learner.micro_batches])
+
+    @property
+    def _mini(self) -> int:
+        c = self.config
+        return self.learner.passes.rows(c.prompts_per_step, c.num_generations) // c.num_minibatches
+
+    @property
+    def _width(self) -> int:
+        return bucket(self.config.max_completion_length, self.config.max_completion_length)
+
+
+def _judge_shape(name: str) -> ModelConfig:
+    """UserError where a folder has another kind of model."""
+    shape = shape_of(name, "rewards: model")
+    if Path(name).is_dir():
+        check_architecture(Path(name))
+    return shape
+
+
+def shape_of(model: str, field: str = "model") -> ModelConfig:
+    """A model's shape: of a folder's config.json; of a published size by its name (Qwen/Qwen2.5-7B-Instruct, 7b); else
+    from the hub."""
+    if not Path(model).is_dir() and (
+        size := re.search(r"(?:^|Qwen2\.5-(?:Math-|Coder-)?)([\d.]+b)\b", model, re.I)
+    ):
+        if size[1].lower() in PUBLISHED:
+            return PUBLISHED[size[1].lower()]
+        raise UserError(f"{field} = {model}: no published size {size[1]}; there are {', '.join(PUBLISHED)}")
+    if model == "demo":
+        from grpo_jax.demo.tiny_model import SHAPE
+
+        return SHAPE
+    return hf.load_config(hf.resolve_model(model, field))
+
+
+def _state(programs: Programs, size: Size, prompt_width: int, dtype: np.dtype, mesh: Mesh) -> Any:
+    """The rollout's table as shapes, where it lies."""
+    shapes = jax.eval_shape(lambda: programs.empty(size, prompt_width, dtype))
+    heads = lambda x, spec: _array(x, NamedSharding(mesh, PartitionSpec(*spec)))
+    rows = jax.tree.map(lambda x: _array(x, by_rows(mesh)), shapes)
+    layers = tuple(
+        layer.mapped(lambda x: heads(x, (ROWS, "tensor")), lambda x, _: heads(x, (ROWS, None, "tensor")))
+        for layer in shapes.cache.layers
+    )
+    return replace(rows, cache=replace(rows.cache, layers=layers))
+
+
+def _placed(shapes: Any, places: Any) -> Any:
+    return jax.tree.map(_array, shapes, places)
+
+
+def _array(x: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

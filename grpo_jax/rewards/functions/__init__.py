@@ -1,0 +1,1 @@
+"""The built-in reward functions: text in, numbers out."""

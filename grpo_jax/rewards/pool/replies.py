@@ -1,0 +1,67 @@
+"""What a worker answers to a unit: its scores and logs, or what went wrong.
+
+    {"unit": number, "values": one `entry` a row, "extras": .., "metrics": ..}
+    {"unit": number, "error": sentence}
+    {"unit": number, "timeout": true}
+
+And `LISTENING` to an `OFFER` of more units, made while others still wait: the worker reads nothing else until the
+request has come. So a request is never sent to a worker that is busy inside a function, where it might stay unread
+and hold up the sender.
+
+JSON, so that the trainer reads nothing but numbers, sentences and plain values from a process that runs
+foreign code.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from grpo_jax.rewards.load import describe
+from grpo_jax.rewards.pool.log_entries import entry, kind_of
+from grpo_jax.rewards.pool.logs import Logs
+
+OFFER = b"more units"
+LISTENING = b'{"listening": true}'
+
+
+@dataclass
+class Call:
+    """One call of a function: the number of its unit, how many rows that has, what it logs."""
+
+    unit: int
+    rows: int = 0
+    logs: Logs = field(default_factory=Logs)
+
+    def reply(self, result: Any) -> bytes:
+        """The answer, now that the function has returned `result`. Raises for what is unfit to be sent."""
+        fault = _wrong(result, self.rows) or self.logs.wrong(self.rows)
+        if fault:
+            return encode({"unit": self.unit, "error": fault})
+        values = [entry(score) for score in result]
+        return encode({"unit": self.unit, "values": values} | self.logs.content)
+
+
+def failed(unit: int, fault: BaseException) -> bytes:
+    """The answer for a unit that raised."""
+    return encode({"unit": unit, "error": describe(fault)})
+
+
+def timed_out(unit: int) -> bytes:
+    """The answer for a unit that was given up while it waited."""
+    return encode({"unit": unit, "timeout": True})
+
+
+def encode(reply: Mapping[str, Any]) -> bytes:
+    """Logged values that JSON does not know become lists and numbers, or else text."""
+    return json.dumps(reply, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)  # arrays of any library have it
+
+
+def _wrong(result: Any, rows: int) -> str | None:
+    if isinstance(result, str | bytes | dict | set) or not hasattr(result, "__len__"):
+        return f"returned {kind_of(result)}, not a list of numbers"
+    return f"returned {len(result)} scores for {rows} completions" if len(result) != rows else None

@@ -1,0 +1,138 @@
+"""The process in which rewards run: read units of work, call the functions, write the scores back.
+
+Started by `lanes.ProcessLane` as a fresh interpreter: nothing of the trainer (its threads, its devices, its
+`__main__`) is in here. Talks over a socket of its own: what a reward prints goes to the trainer's stderr.
+Requests are pickled (columns may hold anything); replies are JSON, see `replies.py`.
+"""
+
+import contextlib
+import functools
+import inspect
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from grpo_jax.rewards.load import has_parameter, parameters
+from grpo_jax.rewards.pool.replies import LISTENING, OFFER, Call, failed
+from grpo_jax.rewards.pool.serialize import unpack
+
+if TYPE_CHECKING:
+    from grpo_jax.rewards.pool.async_calls import Loop, Waiting
+
+
+class Server:
+    """Answers requests: (pickled state of the trainer, or None for "as before"; units as [(number, pickled unit)]).
+
+    Each unit is answered by itself, as soon as it is done.
+
+    Args:
+        functions: by index; None for one that is not here.
+        timeout: seconds that an async function may wait. (A plain one is ended from outside.)
+    """
+
+    def __init__(
+        self, connection: Connection, functions: Sequence[Callable[..., Any] | None], timeout: float
+    ):
+        self.connection, self.functions, self.timeout = connection, functions, timeout
+        self.accepted = [parameters(f)[1] if f else None for f in functions]
+        self.state: Any = None
+        self.open = contextlib.ExitStack()
+
+    def serve(self) -> None:
+        """Answer until the other side goes away."""
+        with self.open, contextlib.suppress(EOFError, OSError):
+            while True:
+                if waiting := self.begin(self.receive()):
+                    self.loop.run(waiting)
+
+    def receive(self) -> bytes:
+        """The next request, which an offer may precede."""
+        message = self.connection.recv_bytes()
+        if message == OFFER:
+            self.connection.send_bytes(LISTENING)
+            message = self.connection.recv_bytes()
+        return message
+
+    def begin(self, request: bytes) -> "list[Waiting]":
+        """Call the function of each unit, in order, and answer; returns those that are to be waited for."""
+        state, units = pickle.loads(request)
+        try:
+            if state is not None:
+                self.state = None  # rather than an old one, should the next line fail
+                self.state = pickle.loads(state)
+        except BaseException as fault:
+            for number, _ in units:
+                self.connection.send_bytes(failed(number, fault))
+            return []
+        begun = [self._answer(number, unit) for number, unit in units]
+        return [waiting for waiting in begun if waiting]
+
+    def _answer(self, number: int, unit: bytes) -> "Waiting | None":
+        """Send what the unit's function says, or return it when it must be awaited."""
+        call = Call(number)
+        try:
+            result = self._begin(call, unit)
+            if inspect.isawaitable(result):
+                return call, result
+            reply = call.reply(result)
+        except BaseException as fault:  # SystemExit, and time-outs that are no Exception, are faults too
+            reply = failed(number, fault)
+        self.connection.send_bytes(reply)
+        return None
+
+    def _begin(self, call: Call, unit: bytes) -> Any:
+        """Call the function with those of the arguments that it takes."""
+        index, arguments = pickle.loads(unit)
+        function, names = self.functions[index], self.accepted[index]
+        assert function is not None, "a function that did not load was asked for"
+        call.rows = len(arguments["completions"])
+        arguments |= {"trainer_state": self.state} | call.logs.callables
+        if has_parameter(function, "reward_timeout"):
+            arguments["reward_timeout"] = self.timeout
+        if names is not None:
+            arguments = {name: value for name, value in arguments.items() if name in names}
+        return function(**arguments)
+
+    @functools.cached_property
+    def loop(self) -> "Loop":
+        """Made for the first async function; asyncio is not imported for the others."""
+        from grpo_jax.rewards.pool.async_calls import Loop
+
+        more = lambda: self.begin(self.receive())
+        return self.open.enter_context(Loop(self.connection, self.timeout, more))
+
+
+def die_with(parent: int) -> None:
+    """End when the trainer ends, even while a reward hangs. (An idle worker reads the end of its socket.)
+
+    Linux only; elsewhere a hanging reward outlives a trainer that was killed. The signal already comes when
+    the thread that started this process ends; the pool replaces a worker that it has lost this way.
+    """
+    if sys.platform.startswith("linux"):
+        import ctypes
+        import signal
+
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Body of the process: `descriptor` is its end of the socket, `parent` the trainer's process id."""
+    die_with(parent)
+    os.set_inheritable(descriptor, False)  # a program started by a reward must not keep the socket open
+    connection = Connection(descriptor)
+    setup = pickle.loads(connection.recv_bytes())
+    sys.path[:] = setup["path"]
+    functions, not_loaded = unpack(setup["functions"])
+    connection.send_bytes(json.dumps({"failed": not_loaded}).encode())
+    Server(connection, functions, setup["timeout"]).serve()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

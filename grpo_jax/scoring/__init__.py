@@ -1,0 +1,1 @@
+"""Sampled tokens -> text -> rewards, each host its own share."""

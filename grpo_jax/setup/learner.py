@@ -1,0 +1,142 @@
+"""Settings -> how a rollout is learned from: advantages, objective, passes, schedule, optimizer, learner."""
+
+import math
+from collections.abc import Sequence
+
+import optax
+
+from grpo_jax.config import GRPOConfig, SFTConfig
+from grpo_jax.learner.advantages import Advantages
+from grpo_jax.learner.batches import Passes
+from grpo_jax.learner.entropy import EntropyBonus
+from grpo_jax.learner.learner import Learner
+from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.moments import in_bfloat16
+from grpo_jax.learner.objective import GRPO
+from grpo_jax.learner.optimizer import Schedule, make_optimizer
+from grpo_jax.models.lora import TARGETS, LoRA
+from grpo_jax.setup.policy import Policy
+
+
+def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTransformation) -> Learner:
+    """The learner of a run."""
+    how = Scoring(
+        temperature=config.temperature,
+        num_tokens=policy.vocabulary.num_tokens,
+        dtype=policy.dtype,
+        chunk=config.logprob_chunk,
+        remat=config.gradient_checkpointing,
+        attention=policy.attention,
+        entropy=config.log_entropy,
+    )
+    shape = config.prompts_per_step, config.num_generations
+    return Learner(
+        policy.cfg,
+        objective_of(config),
+        how,
+        optimizer,
+        passes_of(config),
+        shape,
+        policy.mesh,
+        policy.lora,
+        reference_on_host=config.reference_memory == "host",
+    )
+
+
+def lora_of(config: GRPOConfig | SFTConfig) -> LoRA | None:
+    """The new adapters that are asked for, if any."""
+    if not config.lora_r:
+        return None
+    names = config.lora_target_modules
+    chosen = [name for name in TARGETS if names == ["all-linear"] or f"{name}_proj" in names]
+    return LoRA(config.lora_r, config.lora_alpha, tuple(chosen), config.use_rslora)
+
+
+def objective_of(config: GRPOConfig) -> GRPO:
+    """What is minimised. A penalty in the reward is no part of it."""
+    return GRPO(
+        loss_type=config.loss_type,
+        epsilon_low=config.epsilon,
+        epsilon_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
+        beta=config.beta if config.kl_in == "loss" else 0.0,
+        use_bias_correction_kl=config.use_bias_correction_kl,
+        max_length=config.max_completion_length,
+        level=config.importance_sampling_level,
+        delta=config.delta,
+        sapo_temperatures=(config.sapo_temperature_pos, config.sapo_temperature_neg),
+        vespo_positive=(config.vespo_k_pos, config.vespo_lambda_pos),
+        vespo_negative=(config.vespo_k_neg, config.vespo_lambda_neg),
+        kl_estimator=config.kl_estimator,
+        bonus=_bonus(config),
+        top_entropy_quantile=config.top_entropy_quantile,
+        off_policy_threshold=config.off_policy_mask_threshold,
+        sampler_mode=config.sampler_correction,
+        sampler_bounds=(config.sampler_correction_min, config.sampler_correction_max),
+    )
+
+
+def _bonus(config: GRPOConfig) -> EntropyBonus:
+    return EntropyBonus(
+        config.entropy_coef,
+        config.use_adaptive_entropy,
+        config.entropy_coef_min,
+        config.entropy_coef_max,
+        config.entropy_coef_delta,
+        config.entropy_target,
+    )
+
+
+def advantages_of(config: GRPOConfig, weights: Sequence[float]) -> Advantages:
+    """How rewards become advantages; `weights` are the reward functions', and the punishment of long completions
+    comes after them with weight 1."""
+    return Advantages(
+        config.advantage_estimator,
+        config.scale_rewards,
+        config.multi_objective_aggregation == "normalize_then_sum",
+        (*weights, 1.0) if config.overlong_buffer else tuple(weights),
+        config.advantage_clip,
+    )
+
+
+def passes_of(config: GRPOConfig) -> Passes:
+    """How a rollout becomes optimizer updates."""
+    return Passes(
+        config.num_iterations,
+        config.num_minibatches,
+        config.micro_batch_size,
+        config.gradient_samples,
+        config.mask_truncated_completions,
+        config.skip_zero_advantages,
+        config.length_buckets,
+        config.share_prompts,
+    )
+
+
+def schedule_of(config: GRPOConfig | SFTConfig, updates: int = 1) -> Schedule:
+    """The learning rate's course. Settings count steps; the optimizer counts updates, `updates` a step."""
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * config.max_steps)
+    return Schedule(
+        config.learning_rate, config.lr_scheduler_type, warmup * updates, config.max_steps * updates
+    )
+
+
+def with_clipping(
+    config: GRPOConfig, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The caller's own optimizer behind the clipping by `max_grad_norm`, as TRL has it, its moments as `adam_moments`
+    says."""
+    if config.max_grad_norm > 0:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optimizer)
+    return in_bfloat16(optimizer) if config.adam_moments == "bfloat16" else optimizer
+
+
+def optimizer_of(config: GRPOConfig | SFTConfig, schedule: Schedule) -> optax.GradientTransformation:
+    """AdamW as the settings say."""
+    return make_optimizer(
+        schedule,
+        betas=(config.adam_beta1, config.adam_beta2),
+        epsilon=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        compact=config.adam_moments == "bfloat16",
+    )

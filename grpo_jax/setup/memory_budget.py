@@ -1,0 +1,108 @@
+"""What each device holds, and how many completions it has room for beside that; found before the first step."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from grpo_jax.config import GRPOConfig
+from grpo_jax.errors import UserError
+from grpo_jax.rollout.budget import Demand
+from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.setup.policy import Policy
+from grpo_jax.sharding import hosts
+from grpo_jax.sharding.memory import waits_on_host
+from grpo_jax.sharding.mesh import row_shards
+
+USABLE = 0.9  # of a device's memory: the rest is for programs and for what the allocator cannot join
+
+
+def training_demand(config: GRPOConfig, policy: Policy) -> Demand:
+    """What the rollouts of a training ask for."""
+    shape = config.prompts_per_step, config.num_generations, config.max_completion_length
+    return _demand(policy, *shape, config.max_prompt_length)
+
+
+def demand_of(policy: Policy, prompts: int, sampler: Sampler, prompt_width: int) -> Demand:
+    """What a sampler asks for with so many prompts."""
+    return _demand(policy, prompts, sampler.samples, sampler.width, prompt_width)
+
+
+def _demand(policy: Policy, prompts: int, samples: int, width: int, prompt_width: int) -> Demand:
+    parts, tensor = row_shards(policy.mesh), policy.mesh.shape["tensor"]
+    shape = prompts, samples, width, prompt_width, parts, tensor
+    return Demand(policy.cfg, policy.dtype, *shape, policy.rollout_cache)
+
+
+def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any, reward_models: int = 0) -> int | None:
+    """Bytes on each device: what the settings say, or what is left of the smallest device beside weights, optimizer,
+    reference, reward models and the sampler's copy; None where nobody knows, as on CPU. Every process must ask, and
+    hears the same."""
+    if config.rollout_memory is not None:
+        return int(config.rollout_memory * 2**30)
+    smallest = smallest_device(policy)
+    if smallest is None:
+        return None
+    held = sum(held_always(config, policy, state, reward_models).values()) + copy_bytes(policy)
+    return int(USABLE * smallest) - held
+
+
+def smallest_device(policy: Policy) -> int | None:
+    """Bytes that a run may use of the device that has least; None where nobody knows, as on CPU. For every process."""
+    sizes = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in policy.mesh.local_devices]
+    return hosts.least(min(sizes, default=0) >> 20) << 20 or None
+
+
+def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> int:
+    """Completions under way at a time over all devices; 0: all. UserError where there is no room for one prompt."""
+    rows = 0 if memory is None else demand.rows_within(memory)
+    if rows is None:
+        given = "none" if config.rollout_memory is None else f"{config.rollout_memory:g}"
+        one = demand.peak_bytes(demand.size(1)) / 2**30
+        raise UserError(
+            f"rollout_memory = {given}: there are {max(memory or 0, 0) / 2**30:.3g} GiB on each device, and one prompt "
+            f"with {demand.samples} completions of up to {demand.width} tokens takes {one:.3g} GiB; choose fewer "
+            "(num_generations, eval_samples), shorter ones (max_completion_length), or tensor > 1 in mesh"
+        )
+    return rows
+
+
+def held_always(config: GRPOConfig, policy: Policy, state: Any, reward_models: int = 0) -> dict[str, int]:
+    """Bytes on each device from the first step to the last, by what they are for; those of reward models are given."""
+    weights, here = bytes_of(state.params), config.beta > 0 and config.reference_memory == "device"
+    return {
+        **(
+            {"weights": weights}
+            if policy.lora is None
+            else {"adapters": weights, "frozen weights": _base(policy)}
+        ),
+        "optimizer": bytes_of(state.opt_state),
+        "reference": int(weights / 4 * jnp.dtype(policy.dtype).itemsize) if here else 0,
+        **({"reward models": reward_models} if reward_models else {}),
+    }
+
+
+def copy_bytes(policy: Policy) -> int:
+    """The sampler's weights on each device."""
+    return _laid(policy.abstract_rollout(), policy.rollout_shardings())
+
+
+def _base(policy: Policy) -> int:
+    base = policy.abstract_base()
+    return 0 if base is None else _laid(base.params, policy.base_shardings())
+
+
+def _laid(shapes: Any, places: Any) -> int:
+    each = lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+    return sum(jax.tree.leaves(jax.tree.map(each, shapes, places)))
+
+
+def bytes_of(tree: Any) -> int:
+    """Of arrays or their shapes with shardings, on each device; what waits with its host takes none."""
+    each = lambda x: math.prod(_part(x)) * x.dtype.itemsize
+    return sum(map(each, (x for x in jax.tree.leaves(tree) if not waits_on_host(x))))
+
+
+def _part(x: Any) -> tuple[int, ...]:
+    return x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)

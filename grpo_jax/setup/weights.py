@@ -1,0 +1,127 @@
+"""The weights that a policy needs, read from its folder: what is trained, what adapters stand beside, what samples.
+
+Each device's part goes from the files straight to it, a leaf of the tree at a time; a leaf that is to be quantised is
+quantised before the next is read.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import Array
+
+from grpo_jax.models import hf
+from grpo_jax.models.load import at
+from grpo_jax.models.lora import Adapted, Base, init_adapters, merge
+from grpo_jax.models.peft import load_adapters, save_adapters, save_merged
+from grpo_jax.models.quantized import errors, quantize_leaf
+from grpo_jax.models.qwen import Params, abstract_params
+from grpo_jax.rollout.programs import decoding_program
+from grpo_jax.runs.run import Run
+from grpo_jax.setup.policy import Policy
+from grpo_jax.sharding import hosts
+from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, Rules, shardings
+
+LeafPath = tuple[str, ...]
+
+
+def load_trained(policy: Policy, seed: int) -> Params:
+    """What is trained, in float32: the model's weights, or adapters, of a folder or new ones of that seed."""
+    where = policy.train_shardings()
+    if policy.lora is None:
+        return hf.load_params(policy.folder, policy.cfg, where, "float32")
+    if policy.adapter is not None:
+        return load_adapters(policy.adapter, policy.cfg, policy.lora, where)
+    new = jax.jit(init_adapters, static_argnums=(0, 1), out_shardings=where)
+    return new(policy.cfg, policy.lora, jax.random.key(seed))
+
+
+def load_base(policy: Policy) -> Base | None:
+    """What adapters stand beside, in the policy's `base_weights`; None where all weights are trained. Says how far
+    quantised matrices are from those in the folder."""
+    if policy.lora is None:
+        return None
+    found: list[tuple[Array, Array]] = []
+
+    def finish(path: LeafPath, x: Array) -> Any:
+        if policy.base_weights == "auto":
+            return x
+        leaf = _quantized(path, x, policy.base_weights, policy.dtype, at(policy.base_shardings(), path))
+        found.append(jax.jit(errors, static_argnums=0)(path, x, leaf))
+        return leaf
+
+    params = _load(policy, TRAIN_RULES, finish)
+    if found:
+        off, all_ = (sum(float(hosts.get(pair[i])) for pair in found) for i in (0, 1))
+        _say_error(policy, math.sqrt(off / all_))
+    return Base(params, policy.lora.scale)
+
+
+def _say_error(policy: Policy, error: float) -> None:
+    if hosts.is_writer():
+        relative = f"{100 * error:.2g} % from those of {policy.folder} (norm of the difference over the norm)"
+        print(f"base weights in {policy.base_weights}: {relative}")
+
+
+def load_sampler(policy: Policy) -> Params:
+    """The weights straight in the sampler's form and layout, adapters merged, where nothing is trained."""
+    where = policy.rollout_shardings()
+    adapters = _adapters(policy)
+
+    def finish(path: LeafPath, x: Array) -> Any:
+        beside = adapters.get("layers", {}).get(path[1]) if path[-1] == "kernel" else None
+        if beside is not None:
+            assert policy.lora is not None
+            x = _merged(x, beside["kernel"], policy.lora.scale)
+        if policy.rollout_weights == "auto":
+            return x
+        return _quantized(path, x, policy.rollout_weights, policy.dtype, at(where, path))
+
+    return decoding_program(policy.mesh)(_load(policy, ROLLOUT_RULES, finish))
+
+
+def save_trained(out: Path, policy: Policy, params: Params) -> None:
+    """Write the model with what was trained to the new folder `out` in Hugging Face format."""
+    if policy.lora is None:
+        hf.save_model(out, policy.cfg, params, policy.folder)
+    else:
+        save_merged(out, policy.cfg, params, policy.lora, policy.folder)
+
+
+def save_adapter(out: Path, policy: Policy, adapters: Params, base: str) -> None:
+    """Write the adapters to the new folder `out` in PEFT's format; `base` is their model's name."""
+    assert policy.lora is not None
+    save_adapters(out, policy.cfg, adapters, policy.lora, base, policy.folder)
+
+
+def export_run(run: Run, policy: Policy, params: Params, base: str) -> None:
+    """What a run leaves behind: the model in its folder `hf`, and adapters, where they were trained, in `adapter`."""
+    run.export(lambda out: save_trained(out, policy, params))
+    if policy.lora is not None:
+        run.export(lambda out: save_adapter(out, policy, params, base), "adapter", "adapter_config.json")
+
+
+def _load(policy: Policy, rules: Rules, finish: Any) -> Params:
+    """The model's weights in the policy's dtype."""
+    plain = shardings(abstract_params(policy.cfg), rules, policy.mesh)
+    return hf.load_params(policy.folder, policy.cfg, plain, policy.dtype, finish)
+
+
+def _quantized(path: LeafPath, x: Array, form: str, dtype: str, where: Any) -> Any:
+    """A leaf that was read, in its form: its wide values are no longer needed when the next is read."""
+    program = jax.jit(quantize_leaf, static_argnums=(0, 2, 3), out_shardings=where)
+    return jax.block_until_ready(program(path, x, dtype, form))
+
+
+def _adapters(policy: Policy) -> Params:
+    if policy.lora is None or policy.adapter is None:
+        return {}
+    where = shardings(policy.abstract_trained(), ROLLOUT_RULES, policy.mesh)
+    return load_adapters(policy.adapter, policy.cfg, policy.lora, where)
+
+
+def _merged(x: Array, adapter: Params, scale: float) -> Array:
+    """A matrix of all layers with its adapter added, where it lies."""
+    of = lambda w, a, b: jax.lax.map(merge, Adapted(w, a, b, scale))
+    return jax.jit(of, out_shardings=x.sharding)(x, adapter["lora_a"], adapter["lora_b"])

@@ -1,0 +1,1 @@
+"""The parts of the training loop, which itself is `grpo_jax/trainer.py`."""

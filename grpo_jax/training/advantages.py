@@ -1,0 +1,48 @@
+"""From scored groups to advantages: how good each completion was, and how far from the reference it went."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from grpo_jax.config import GRPOConfig
+from grpo_jax.learner.advantages import Advantages
+from grpo_jax.learner.batches import Experience
+from grpo_jax.learner.learner import Learner
+from grpo_jax.training.collector import Groups
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Advantages as the settings say."""
+
+    config: GRPOConfig
+    advantages: Advantages
+    learner: Learner
+
+    def __call__(self, groups: Groups) -> tuple[np.ndarray, dict[str, float]]:
+        """Advantages [P,G] float32, or [P,G,Tc] of single tokens, and the metrics that fall off."""
+        scored, lengths = groups.scored, np.asarray(groups.rollout.lengths)
+        penalty, metrics = self._penalty(groups)
+        return self.advantages(scored.rewards, self._values(groups), lengths, penalty), metrics
+
+    def _values(self, groups: Groups) -> np.ndarray:
+        """[P,G,n], one for each function; the punishment of long completions is one more."""
+        scored = groups.scored
+        if not self.config.overlong_buffer:
+            return scored.values
+        return np.concatenate([scored.values, (scored.rewards - scored.base)[..., None]], axis=-1)
+
+    def _penalty(self, groups: Groups) -> tuple[np.ndarray | None, dict[str, float]]:
+        """beta times the divergence of every token [P,G,Tc], when it is a part of the reward."""
+        if self.config.beta == 0 or self.config.kl_in != "reward":
+            return None, {}
+        divergence = self.learner.divergence(self.experience(groups))
+        mean = float(divergence.sum(dtype=np.float64) / max(int(np.sum(groups.rollout.lengths)), 1))
+        return self.config.beta * divergence, {"kl": mean}
+
+    def experience(self, groups: Groups) -> Experience:
+        """What the learner takes of them."""
+        batch, drawn = groups.batch, groups.rollout
+        arrays = [np.asarray(x) for x in (drawn.tokens, drawn.logprobs, drawn.lengths, drawn.finished)]
+        fresh = groups.fresh if self.config.dynamic_sampling else None  # otherwise they all are
+        return Experience(batch.tokens, batch.lengths, arrays[0], arrays[1], arrays[2], arrays[3], fresh)

@@ -1,0 +1,205 @@
+"""Settings -> the stages of a GRPO run. Whatever can be wrong is found here, before any weight is read."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from grpo_jax.config import GRPOConfig, SFTConfig
+from grpo_jax.data.curriculum.sampler import Course
+from grpo_jax.data.prompts import Prompts
+from grpo_jax.data.sources import is_single_file, load_rows
+from grpo_jax.errors import UserError
+from grpo_jax.evaluation.evaluator import Evaluator
+from grpo_jax.learner.learner import Learner
+from grpo_jax.models.qwen import abstract_params
+from grpo_jax.models.safetensors_io import sampled_digest
+from grpo_jax.rewards import RewardPool
+from grpo_jax.runs.folder import model_fingerprint
+from grpo_jax.runs.run import Run
+from grpo_jax.scoring.reward_models import find_reward_models, open_reward_models
+from grpo_jax.setup import memory_budget
+from grpo_jax.setup.curriculum import course_of
+from grpo_jax.setup.learner import lora_of, optimizer_of, passes_of, schedule_of, with_clipping
+from grpo_jax.setup.policy import Policy, open_policy
+from grpo_jax.setup.sampling import held_out_of, stop_of
+from grpo_jax.sharding import hosts
+from grpo_jax.sharding.mesh import check_rows
+from grpo_jax.training.components import Lesson, configs_of, lessons_of
+from grpo_jax.training.reflection import Reflection, load_reflection
+
+Rows = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One object a stage, in the order in which the data flows."""
+
+    config: GRPOConfig  # with what the data decided: the number of steps
+    policy: Policy
+    prompts: Prompts
+    course: Course  # which of them come when
+    lessons: tuple[Lesson, ...]  # of each stage of the course: what samples, scores, judges and learns
+    evaluator: Evaluator | None
+    schedule: Callable[[Any], Any] | None  # updates taken -> learning rate; None: the caller's own optimizer
+    reflection: Reflection | None  # phrases that are counted in completions
+
+    @property
+    def learner(self) -> Learner:
+        """That of the first stage: all have the same state, and the same weights beside it."""
+        return self.lessons[0].learner
+
+    def stage(self, notes: dict[str, Any]) -> int:
+        """The stage that the next step belongs to, from 0."""
+        return self.course.standing(notes.get("course")).stage
+
+
+def assemble(
+    config: GRPOConfig,
+    model: str | Path,
+    pool: RewardPool,
+    train_rows: Rows | Mapping[str, Rows] | None = None,
+    eval_rows: Rows | Mapping[str, Rows] | None = None,
+    tokenizer: Any = None,
+    optimizer: optax.GradientTransformation | None = None,
+    reward_tokenizers: Sequence[Any] | None = None,
+) -> Stages:
+    """Open the model and the data that `config` names, or take the rows, the tokenizers and the optimizer given, and
+    build every stage. UserError for what is wrong with any of them."""
+    found = find_reward_models(pool.functions, reward_tokenizers)
+    policy = open_policy(
+        config,
+        model,
+        tokenizer,
+        config.rollout_weights,
+        config.rollout_cache,
+        lora_of(config),
+        config.base_weights,
+    )
+    models = open_reward_models(found, policy, config)
+    check_rows(policy.mesh, "prompts_per_step", config.prompts_per_step)
+    configs = configs_of(config, policy)
+    if train_rows is None:
+        train_rows = _load(config, config.dataset, config.dataset_split)
+    prompts = _prompts(config, policy, train_rows)
+    config, configs = _with_steps(config, prompts), [_with_steps(each, prompts) for each in configs]
+    course = course_of(config, prompts)
+    schedule = schedule_of(config, passes_of(config).updates)
+    chosen = with_clipping(config, optimizer) if optimizer else optimizer_of(config, schedule)
+    lessons = lessons_of(configs, policy, pool, models, course, chosen)
+    return Stages(
+        config=config if config.curriculum else configs[0],
+        policy=policy,
+        prompts=prompts,
+        course=course,
+        lessons=lessons,
+        evaluator=_evaluator(policy, max(lessons, key=lambda lesson: lesson.sampler.width), eval_rows),
+        schedule=None if optimizer else schedule.build(),
+        reflection=load_reflection(config.reflection),
+    )
+
+
+def _with_steps(config: GRPOConfig, prompts: Prompts) -> GRPOConfig:
+    """Passes over the data as the steps that they take."""
+    if config.num_train_epochs is None:
+        return config
+    steps = prompts.steps_for(config.num_train_epochs, config.prompts_per_step)
+    return config.replace(num_train_epochs=None, max_steps=steps)
+
+
+def open_run(config: GRPOConfig | SFTConfig, policy: Policy, judges: Mapping[str, str] | None = None) -> Run:
+    """The run of these settings on this model, new or resumed, with reward models of these fingerprints. UserError
+    when its folder holds another."""
+    fingerprint = {**fingerprint_of(policy), **(judges or {})}
+    return Run(config.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer())
+
+
+def fingerprint_of(policy: Policy) -> dict[str, str]:
+    """What tells the policy's model from another."""
+    identity = json.loads((policy.folder / "config.json").read_text(encoding="utf-8"))
+    fingerprint = model_fingerprint(identity, abstract_params(policy.cfg))
+    return fingerprint | {"weights": sampled_digest(policy.folder)}
+
+
+def _prompts(config: GRPOConfig, policy: Policy, rows: Rows | Mapping[str, Rows]) -> Prompts:
+    return Prompts(
+        rows,
+        policy.tokenizer,
+        max_prompt_length=config.max_prompt_length,
+        system_prompt=config.system_prompt,
+        prefill=config.prefill,
+        pad_id=policy.vocabulary.pad_id,
+        prompt_column=config.prompt_column,
+        layout=config.layout,
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
+
+
+def _load(config: GRPOConfig, spec: str | dict[str, str], split: str) -> Any:
+    """The rows of a data set, or of several by name."""
+    if isinstance(spec, str):
+        return load_rows(spec, split, seed=config.seed)
+    return {name: load_rows(each, split, seed=config.seed) for name, each in spec.items()}
+
+
+def _held_out(config: GRPOConfig) -> Any:
+    """As `_load`, of what is evaluated on; None where there is nothing: rows that are trained on tell nothing."""
+    if config.eval_dataset is not None:
+        return _load(config, config.eval_dataset, config.eval_split)
+    several = isinstance(config.dataset, dict)
+    given: dict[str, str] = config.dataset if isinstance(config.dataset, dict) else {"": config.dataset}
+    usable = {name: spec for name, spec in given.items() if not is_single_file(spec)}
+    for spec in given.values():
+        if spec not in usable.values() and hosts.is_writer():
+            told = f"eval_dataset: none, and {spec} is one file without held-out rows"
+            print(f"{told}: nothing{' of it' if several else ''} will be evaluated", file=sys.stderr)
+    if not usable:
+        return None
+    return _load(config, usable if several else usable[""], config.eval_split)
+
+
+def _first(rows: Any, count: int, each: bool = False) -> Any:
+    """So many rows from the first; of several data sets as many of `each`, or as many of all together, equally many of
+    each as far as that goes."""
+    if not isinstance(rows, dict):
+        return rows[:count]
+    if each:
+        return {name: part[:count] for name, part in rows.items()}
+    share, rest = divmod(count, len(rows))
+    some = {name: part[: share + (number < rest)] for number, (name, part) in enumerate(rows.items())}
+    return {name: part for name, part in some.items() if part}
+
+
+def _evaluator(policy: Policy, lesson: Lesson, rows: Rows | Mapping[str, Rows] | None) -> Evaluator | None:
+    """Held-out prompts: the rows given, or those of `eval_dataset`, or another split of the training data; with the
+    lengths of this lesson, the widest."""
+    config = lesson.config
+    if config.eval_prompts == 0:
+        return None
+    if rows is None:
+        rows = _held_out(config)
+        if rows is None:
+            return None
+    if not rows:
+        raise UserError("eval_dataset: no rows; give some, or eval_prompts = 0")
+    longest = config.eval_max_completion_length or config.max_completion_length
+    policy.check_positions(
+        "max_prompt_length + eval_max_completion_length", config.max_prompt_length + longest
+    )
+    evaluator = Evaluator(
+        policy,
+        _prompts(config, policy, _first(rows, config.eval_prompts, each=config.eval_dataset is not None)),
+        lesson.scorer,
+        held_out_of(config, policy),
+        samples=config.eval_samples,
+        width=longest,
+        seed=config.seed,
+        segment=config.rollout_segment,
+        stop=stop_of(config, policy),
+    )
+    evaluator.sampler.rows = memory_budget.rows_at_a_time(evaluator.demand, lesson.memory, config)
+    return evaluator

@@ -1,0 +1,88 @@
+"""What callbacks see of a run, and what they may ask of it: to stop, to evaluate, to save."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from grpo_jax.config import GRPOConfig
+from grpo_jax.sharding import hosts
+from grpo_jax.training.callbacks import Callbacks, TrainerControl, TrainerState
+
+
+class Watch:
+    """Tells callbacks what happens, and keeps what they decide. The order is that of transformers' Trainer, but
+    for evaluations: they come before the step's log, of which their figures are a part.
+
+    Every process of a run has its own callbacks; what one of them asks for, all do.
+    """
+
+    def __init__(self, config: GRPOConfig, callbacks: Sequence[Any], prompts: int):
+        self.config, self.callbacks, self.prompts = config, Callbacks(callbacks), prompts
+        first = hosts.is_writer()
+        self.state = TrainerState(
+            max_steps=config.max_steps, is_world_process_zero=first, is_local_process_zero=first
+        )
+        self.control = TrainerControl()
+
+    def begin(self, done: int, notes: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
+        """The run starts, or goes on after `done` steps with what is in `notes`."""
+        self.control = TrainerControl()
+        self._count(done, notes)
+        self.state.log_history = history
+        self.callbacks.load_state_dict(notes.get("callbacks", {}))
+        self._call("on_train_begin")
+
+    def for_rewards(self) -> TrainerState:
+        """What reward functions get as `trainer_state`: without the history, which grows with every step."""
+        return replace(self.state, log_history=[])
+
+    def step_begins(self) -> None:
+        """Before the prompts of a step."""
+        self.control.new_step()
+        self._call("on_step_begin")
+
+    def step_ends(self, done: int, notes: Mapping[str, Any]) -> None:
+        """After a step's update; `done` counts it."""
+        self._count(done, notes)
+        self._call("on_step_end")
+
+    def logged(self, metrics: dict[str, Any]) -> None:
+        """After a step's metrics are written."""
+        self.state.log_history.append({"step": self.state.global_step, **metrics})
+        self._call("on_log", logs=metrics)
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """After held-out prompts were evaluated; `metrics` are under `eval/`."""
+        if metrics:
+            self._call("on_evaluate", metrics=metrics)
+
+    def saved(self) -> None:
+        """After a checkpoint was begun."""
+        self._call("on_save")
+
+    def end(self, course_over: bool = False) -> None:
+        """After the last step. A run that a callback or the end of its course has stopped is over, also for the
+        command that comes again."""
+        self._call("on_train_end")
+        done, total = self.state.global_step, self.state.max_steps
+        if done < total and hosts.is_writer():
+            why = ": the curriculum has ended" if course_over else ", as a callback asked"
+            print(f"stopped after step {done} of {total}{why}", file=sys.stderr, flush=True)
+
+    def asks(self, wish: str) -> bool:
+        """Whether a callback of any process asked for `training_stop`, `save` or `evaluate` in this step."""
+        return hosts.agree(getattr(self.control, f"should_{wish}"))
+
+    def evaluation_is_due(self, done: int) -> bool:
+        """By `eval_steps`, or because a callback asks; what comes after the last step is evaluated anyway."""
+        every = self.config.eval_steps
+        wanted = self.asks("evaluate") or (every > 0 and done % every == 0)
+        return wanted and done < self.config.max_steps
+
+    def _count(self, done: int, notes: Mapping[str, Any]) -> None:
+        drawn = notes.get("course", {}).get("total", done * self.config.prompts_per_step)
+        self.state.global_step, self.state.epoch = done, drawn / self.prompts
+
+    def _call(self, event: str, **given: Any) -> None:
+        self.callbacks.call(event, self.config, self.state, self.control, **given)

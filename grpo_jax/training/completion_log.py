@@ -1,0 +1,78 @@
+"""The completions that a run keeps: all of some steps as tables, some of all steps as text."""
+
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.runs import samples
+from grpo_jax.runs.completions import write_completions
+from grpo_jax.runs.folder import RunFolder
+from grpo_jax.runs.run import Run
+from grpo_jax.training.assembly import Stages
+from grpo_jax.training.collector import Groups
+from grpo_jax.training.reflection import Reflection
+
+
+def keep_completions(
+    stages: Stages, run: Run, done: int, groups: Groups, advantages: np.ndarray, notes: dict[str, Any]
+) -> None:
+    """What the settings want kept of the completions that step `done` was trained on."""
+    config, names = stages.config, stages.lessons[0].scorer.pool.names
+    if config.log_completions_steps and done % config.log_completions_steps == 0:
+        save_completions(run.folder, done, groups, advantages, names, stages.reflection)
+    if config.completion_samples or config.success_samples:
+        write_samples(stages, run, done, groups)
+        notes["samples"] = run.samples.sizes()
+
+
+def write_samples(stages: Stages, run: Run, done: int, groups: Groups) -> None:
+    """Some of the completions, and some of those that succeeded, at the end of the text files."""
+    config, scored = stages.config, groups.scored
+    rows, won = scored.rewards.size, scored.successes.ravel() == 1
+    some = samples.chosen(config.seed, done, rows, config.completion_samples, 0)
+    successes = won & samples.chosen(config.seed, done, rows, config.success_samples, 1)
+    for name, which in ((samples.ALL, some), (samples.SUCCESSES, successes)):
+        run.samples.append(
+            name, [_entry(stages, done, groups, row) for row in np.flatnonzero(which).tolist()]
+        )
+
+
+def _entry(stages: Stages, done: int, groups: Groups, row: int) -> str:
+    """With the prompt as the model saw it: a turn that begins with <think> is whole."""
+    scored, (p, sample) = groups.scored, divmod(row, groups.scored.rewards.shape[1])
+    title = f"step {done}, prompt {groups.tickets[p]}, sample {sample}, reward {scored.base[p, sample]:.4g}"
+    if stages.reflection:
+        title += f", reflection: {', '.join(stages.reflection.categories(scored.completions[row])) or 'none'}"
+    return samples.entry(title, groups.batch.texts[p], scored.completions[row])
+
+
+def save_completions(
+    folder: RunFolder,
+    done: int,
+    groups: Groups,
+    advantages: np.ndarray,
+    names: list[str],
+    reflection: Reflection | None,
+) -> None:
+    """The completions that a step was trained on as a parquet file, a row each, with the reflection in them. Where
+    tokens have advantages of their own, [P,G,Tc], a row shows that of its first token."""
+    rollout, scored = groups.rollout, groups.scored
+    _, G, width = rollout.tokens.shape
+    values = scored.values.reshape(-1, len(names))
+    write_completions(
+        folder,
+        done,
+        prompts=[text for text in groups.batch.texts for _ in range(G)],
+        completions=scored.completions,
+        rewards={name: values[:, i] for i, name in enumerate(names)},
+        advantages=advantages.reshape(len(values), -1)[:, 0],
+        token_ids=rollout.tokens.reshape(-1, width),
+        logprobs=rollout.logprobs.reshape(-1, width),
+        lengths=rollout.lengths.ravel(),
+        finished=rollout.finished.ravel(),
+        extras={**scored.extras, **_reflected(scored.completions, reflection)},
+    )
+
+
+def _reflected(texts: list[str], reflection: Reflection | None) -> dict[str, list[list[str]]]:
+    return {"reflection": [reflection.categories(text) for text in texts]} if reflection else {}

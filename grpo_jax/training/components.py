@@ -1,0 +1,158 @@
+"""What a stage of the curriculum works with: samplers, collectors and learners of its own lengths and group sizes.
+
+Weights, moments, the reference and the place in the data are one for all of them. Stages with the same settings share
+a lesson, so that a stage costs one more compilation of the rollout and of the update, and only where it must.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import optax
+
+from grpo_jax.config import GRPOConfig
+from grpo_jax.config.curriculum import StageSettings, of_stage
+from grpo_jax.data.curriculum.sampler import Course
+from grpo_jax.learner.learner import Learner
+from grpo_jax.models.lora import Base
+from grpo_jax.models.qwen import Params
+from grpo_jax.plans.fitting import with_micro_batch
+from grpo_jax.rewards import RewardPool
+from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.scoring.reward_models import RewardModel
+from grpo_jax.scoring.scorer import Scorer
+from grpo_jax.setup import memory_budget
+from grpo_jax.setup.learner import advantages_of, learner_of
+from grpo_jax.setup.policy import Policy
+from grpo_jax.setup.sampling import sampling_of, stop_of
+from grpo_jax.sharding.mesh import check_rows
+from grpo_jax.training.advantages import Judge
+from grpo_jax.training.collector import Collector, DynamicCollector
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One object a room, in the order in which the data flows."""
+
+    config: GRPOConfig  # the run's, as they are in the stage
+    sampler: Sampler
+    scorer: Scorer
+    collect: Collector  # prompts -> rollout -> rewards
+    judge: Judge  # rewards -> advantages
+    learner: Learner
+    memory: int | None  # bytes on each device for rollouts; None: no bound
+
+
+def configs_of(config: GRPOConfig, policy: Policy) -> list[GRPOConfig]:
+    """The settings of each stage; the very same object where they are the same. UserError where a stage does not fit
+    the model or the mesh."""
+    made: dict[str, GRPOConfig] = {}
+    return [
+        made.setdefault(repr(stage.overrides()), _fitted(of_stage(config, stage), policy))
+        for stage in config.curriculum or [StageSettings()]
+    ]
+
+
+def _fitted(config: GRPOConfig, policy: Policy) -> GRPOConfig:
+    policy.check_positions(
+        "max_prompt_length + max_completion_length", config.max_prompt_length + config.max_completion_length
+    )
+    if config.auto_micro_batch:
+        config = with_micro_batch(config, policy, memory_budget.smallest_device(policy))
+    _check_micro_batches(config, policy)
+    return config
+
+
+def _check_micro_batches(config: GRPOConfig, policy: Policy) -> None:
+    if config.micro_batch_size:
+        check_rows(policy.mesh, "micro_batch_size", config.micro_batch_size)
+    else:
+        samples = config.gradient_samples or config.num_generations
+        rows = config.prompts_per_step * samples // config.num_minibatches
+        what = "gradient_samples" if config.gradient_samples else "num_generations"
+        check_rows(policy.mesh, f"the mini-batch (prompts_per_step x {what} / num_minibatches)", rows)
+
+
+def lessons_of(
+    configs: Sequence[GRPOConfig],
+    policy: Policy,
+    pool: RewardPool,
+    models: Mapping[int, RewardModel],
+    course: Course,
+    optimizer: optax.GradientTransformation,
+) -> tuple[Lesson, ...]:
+    """The lesson of each stage; stages with one object of settings share one. `models`: those of the pool."""
+    made: dict[int, Lesson] = {}
+    for config in configs:
+        if id(config) not in made:
+            made[id(config)] = _lesson(config, policy, pool, models, course, optimizer)
+    return tuple(made[id(config)] for config in configs)
+
+
+def _lesson(
+    config: GRPOConfig,
+    policy: Policy,
+    pool: RewardPool,
+    models: Mapping[int, RewardModel],
+    course: Course,
+    optimizer: optax.GradientTransformation,
+) -> Lesson:
+    scorer = Scorer(pool, config.reward_weights, policy.tokenizer, _overlong(config), models)
+    scorer.check(course.prompts)
+    learner = learner_of(config, policy, optimizer)
+    memory = memory_budget.memory_for_rollouts(config, policy, learner.abstract_state, scorer.model_bytes)
+    rows = memory_budget.rows_at_a_time(memory_budget.training_demand(config, policy), memory, config)
+    sampler = _sampler(config, policy, rows)
+    return Lesson(
+        config=config,
+        sampler=sampler,
+        scorer=scorer,
+        collect=_collector(config, course, sampler, scorer),
+        judge=Judge(config, advantages_of(config, scorer.weights), learner),
+        learner=learner,
+        memory=memory,
+    )
+
+
+def _overlong(config: GRPOConfig) -> tuple[int, int] | None:
+    buffer = config.overlong_buffer
+    return (config.max_completion_length, buffer) if buffer else None
+
+
+def _collector(config: GRPOConfig, course: Course, sampler: Sampler, scorer: Scorer) -> Collector:
+    given = course, sampler, scorer, config.prompts_per_step
+    return (
+        DynamicCollector(*given, config.max_rollouts_per_step)
+        if config.dynamic_sampling
+        else Collector(*given)
+    )
+
+
+def _sampler(config: GRPOConfig, policy: Policy, rows: int) -> Sampler:
+    return Sampler(
+        policy.cfg,
+        policy.vocabulary,
+        sampling_of(config, policy),
+        samples=config.num_generations,
+        width=config.max_completion_length,
+        mesh=policy.mesh,
+        seed=config.seed,
+        segment=config.rollout_segment,
+        rows=rows,
+        stop=stop_of(config, policy),
+        cache=policy.rollout_cache,
+        attention=policy.attention,
+    )
+
+
+def set_base(lessons: Sequence[Lesson], base: Base | None) -> None:
+    """What is not trained, for all of them."""
+    for lesson in lessons:
+        lesson.learner.base = base
+
+
+def set_reference(lessons: Sequence[Lesson], weights: Params) -> None:
+    """One copy of `weights` as the reference of all of them."""
+    first = lessons[0].learner
+    first.set_reference(weights)
+    for lesson in lessons[1:]:
+        lesson.learner.reference = first.reference

@@ -1,0 +1,114 @@
+"""Supervised fine-tuning on held-out rows: how likely the model finds them, and what it writes itself."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.commands.evaluate import EVALUATION
+from grpo_jax.config import SFTConfig
+from grpo_jax.data.prompts import PromptBatch, Prompts
+from grpo_jax.data.sft.examples import Examples
+from grpo_jax.learner.logprobs import Scoring, make_rows
+from grpo_jax.learner.update import make_score
+from grpo_jax.models.qwen import Params
+from grpo_jax.program import Program
+from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.runs.files import write_atomically
+from grpo_jax.runs.folder import RunFolder
+from grpo_jax.setup.policy import Policy
+from grpo_jax.sharding import hosts
+from grpo_jax.sharding.mesh import by_rows
+
+Row = dict[str, Any]
+
+
+class HeldOut:
+    """Perplexity of held-out completions, and samples for the first prompts. Holds data and programs, no state; call it
+    inside the policy's mesh. UserError for rows that cannot be used."""
+
+    def __init__(
+        self, config: SFTConfig, policy: Policy, rows: Sequence[Row], examples: Examples, how: Scoring
+    ):
+        self.config, self.policy, self.examples = config, policy, examples
+        self._prompts = _prompts(config, policy, rows) if config.eval_samples else None
+        micro_batches = config.rows_per_step // (config.micro_batch_size or config.rows_per_step)
+        self._rows = Program("rows", make_rows)
+        self._score = make_score(policy.cfg, replace(how, entropy=False), micro_batches, policy.mesh)
+
+    def __call__(self, params: Params) -> dict[str, Any]:
+        """Of the whole model: `summary` (nll in nats a token, perplexity, rows, rows_dropped and rows_cut for their
+        length, completion_tokens) and `samples`."""
+        total, count = 0.0, 0
+        for batch in self.examples.batches_in_order(self.config.rows_per_step):
+            arrays = batch.prompts, batch.prompt_lengths, batch.completions, batch.mask
+            placed = (hosts.put(x, by_rows(self.policy.mesh)) for x in arrays)
+            found = np.asarray(hosts.get(self._score(params, self._rows(*placed))))
+            total -= float(found.sum(dtype=np.float64))
+            count += int(batch.completion_lengths.sum())
+        summary = {
+            "nll": total / count,
+            "perplexity": perplexity(total / count),
+            "rows": len(self.examples),
+            "rows_dropped": self.examples.dropped,
+            "rows_cut": self.examples.cut,
+            "completion_tokens": count,
+        }
+        return {"summary": summary, "samples": self._samples(params)}
+
+    def _samples(self, params: Params) -> list[dict[str, str]]:
+        if self._prompts is None:
+            return []
+        batch, policy = self._prompts, self.policy
+        drawn = self._sampler(policy.rollout_copy(params), batch.tokens, batch.lengths, batch.uids, step=0)
+        ids = [row[0, :n].tolist() for row, n in zip(drawn.tokens, drawn.lengths[:, 0])]
+        texts = policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [{"prompt": p, "completion": c} for p, c in zip(batch.texts, texts)]
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        return Sampler(
+            self.policy.cfg,
+            self.policy.vocabulary,
+            Sampling(self.config.eval_temperature),
+            samples=1,
+            width=self.config.max_completion_length,
+            mesh=self.policy.mesh,
+            seed=self.config.seed,
+            purpose=EVALUATION,
+            cache=self.policy.rollout_cache,
+            attention=self.policy.attention,
+        )
+
+
+def perplexity(nll: float) -> float:
+    """exp of a mean negative log-likelihood; held where floats end, as of a model that knows nothing."""
+    return math.exp(min(nll, 80.0))
+
+
+def save_samples(folder: RunFolder, done: int, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Write `samples/samples_<step>.jsonl`, a line a sample, atomically."""
+    if folder.is_writer and samples:
+        lines = "".join(json.dumps(dict(sample), ensure_ascii=False) + "\n" for sample in samples)
+        write_atomically(folder.path / "samples" / f"samples_{done:05d}.jsonl", lines)
+
+
+def _prompts(config: SFTConfig, policy: Policy, rows: Sequence[Row]) -> PromptBatch:
+    """The first that are short enough. Where all are longer the rows' own check has said so."""
+    prompts = Prompts(
+        rows,
+        policy.tokenizer,
+        max_prompt_length=config.max_length,
+        system_prompt=config.system_prompt,
+        chat_template_kwargs=config.chat_template_kwargs,
+        pad_id=policy.vocabulary.pad_id,
+    )
+    batch, _ = next(prompts.batches_in_order(min(config.eval_samples, len(prompts))))
+    width = batch.tokens.shape[1] + config.max_completion_length
+    policy.check_positions("max_completion_length and a held-out prompt", width)
+    return batch
