@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 from grpo_jax.commands import data_options
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings
-from grpo_jax.config.base import S, Settings, sections, unknown
+from grpo_jax.config.base import Settings, sections, unknown
+from grpo_jax.config.load import S
 from grpo_jax.config.reject import RejectConfig
 from grpo_jax.errors import UserError, nearest
 
@@ -202,14 +203,14 @@ def train(args: argparse.Namespace) -> int:
     # A model of the user's own must not inherit the tiny model's learning rate and lengths.
     args.source = args.source or (None if args.model else "demo")
     config = settings(GRPOConfig, args)
-    from grpo_jax.trainer import train
+    from grpo_jax.commands.train import train
 
     return train(config)
 
 
 def sft(args: argparse.Namespace) -> int:
     config = settings(SFTConfig, args)
-    from grpo_jax.training.sft_trainer import sft
+    from grpo_jax.commands.sft import sft
 
     return sft(config)
 

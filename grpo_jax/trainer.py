@@ -18,10 +18,11 @@ from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.models.qwen import Params
 from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.run import Run, Stopwatch
+from grpo_jax.setup.run import open_run
 from grpo_jax.setup.weights import export_run, load_base, load_trained, save_trained
 from grpo_jax.sharding import hosts
 from grpo_jax.training import arguments
-from grpo_jax.training.assembly import Stages, assemble, open_run
+from grpo_jax.training.assembly import Stages, assemble
 from grpo_jax.training.callback_handler import Watch
 from grpo_jax.training.callbacks import TrainerState
 from grpo_jax.training.completion_log import keep_completions
@@ -224,13 +225,3 @@ class GRPOTrainer:
         if hosts.is_writer():
             show(summary, notes, run.folder, self.stages.reflection)
         return summary
-
-
-def train(config: GRPOConfig) -> int:
-    """The verb `train`."""
-    if config.model == "demo":
-        from grpo_jax.demo.cold_start import train_demo
-
-        return train_demo(config)
-    GRPOTrainer(config.model, args=config).train()
-    return 0

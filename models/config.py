@@ -70,3 +70,18 @@ PUBLISHED: dict[str, ModelConfig] = {
     "32b": _qwen25(hidden=5120, ffn=27648, layers=64, heads=40, kv_heads=8, vocab=152064, tied=False),
     "72b": _qwen25(hidden=8192, ffn=29568, layers=80, heads=64, kv_heads=8, vocab=152064, tied=False),
 }
+
+
+SHAPE = ModelConfig(
+    vocab_size=128,
+    hidden_size=64,
+    intermediate_size=192,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    rope_theta=1e4,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=True,
+    max_position_embeddings=1024,  # room for the default lengths of `eval` and `generate`
+)

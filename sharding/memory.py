@@ -1,5 +1,6 @@
 """Arrays that wait in the host's memory and come to the device where a program uses them."""
 
+import math
 from typing import Any
 
 import jax
@@ -29,3 +30,13 @@ def fetched(tree: Any) -> Any:
 
 def _on_host(x: Any) -> bool:
     return jax.typeof(x).memory_space == jax.memory.Space.Host
+
+
+def bytes_of(tree: Any) -> int:
+    """Of arrays or their shapes with shardings, on each device; what waits with its host takes none."""
+    each = lambda x: math.prod(_part(x)) * x.dtype.itemsize
+    return sum(map(each, (x for x in jax.tree.leaves(tree) if not waits_on_host(x))))
+
+
+def _part(x: Any) -> tuple[int, ...]:
+    return x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)

@@ -60,9 +60,6 @@ def test_bad_input_is_one_line_and_exit_code_2(line, words, capsys, tmp_path, mo
     assert list(tmp_path.iterdir()) == [], "nothing may be written for a command that is refused"
 
 
-HOMES = {"trainer": "grpo_jax.trainer", "sft": "grpo_jax.training.sft_trainer"}
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """Every verb's body replaced by one that records what it was called with, in order."""
@@ -72,7 +69,7 @@ def calls(monkeypatch):
         return lambda *given: seen.append((name, *given)) or code
 
     bodies = {
-        "trainer": "train",
+        "train": "train",
         "sft": "sft",
         "evaluate": "evaluate_command",
         "generate": "generate_command",
@@ -81,7 +78,7 @@ def calls(monkeypatch):
     }
     for module, function in bodies.items():
         fake = types.SimpleNamespace(**{function: record(module)})
-        monkeypatch.setitem(sys.modules, HOMES.get(module, f"grpo_jax.commands.{module}"), fake)
+        monkeypatch.setitem(sys.modules, f"grpo_jax.commands.{module}", fake)
     hosts = types.SimpleNamespace(initialize=record("hosts"))
     monkeypatch.setitem(sys.modules, "grpo_jax.sharding.hosts", hosts)
     return seen
@@ -93,7 +90,7 @@ NO_HOSTS = ("hosts", None, None, None)
 def test_train_without_words_is_the_demo(calls):
     assert cli.main(["train"]) == 0
     assert calls[0] == NO_HOSTS, "the hosts must meet before anything asks for devices"
-    assert calls[1][0] == "trainer"
+    assert calls[1][0] == "train"
     assert calls[1][1].output_dir == "runs/demo"
 
 

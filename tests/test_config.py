@@ -9,12 +9,14 @@ from hypothesis import HealthCheck, given, strategies
 from hypothesis import settings as hypothesis_settings
 
 from grpo_jax import recipes
-from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings, parse_mesh
-from grpo_jax.config.base import from_text, sections
+from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings
+from grpo_jax.config.base import sections
+from grpo_jax.config.load import from_text
 from grpo_jax.config.objective_checks import CLIPPED, NEEDS, warnings_of
 from grpo_jax.config.reject import RejectConfig
 from grpo_jax.errors import UserError
 from grpo_jax.pipelines.stages import load_pipeline
+from grpo_jax.sharding.mesh_spec import parse_mesh
 
 CONFIGS = [GRPOConfig, SFTConfig, EvalConfig, GenerateConfig, RejectConfig]
 NEEDED = {

@@ -12,7 +12,7 @@ import pytest
 from grpo_jax.cli import main
 from grpo_jax.data.tasks import tiny_countdown
 from grpo_jax.demo import cold_start
-from grpo_jax.demo.tiny_model import SHAPE
+from grpo_jax.models.config import SHAPE
 
 LESSONS = dict(cold_start.LESSONS)
 SMALL = [

@@ -13,10 +13,10 @@ import pytest
 
 from grpo_jax import GRPOConfig, GRPOTrainer
 from grpo_jax.models.cache import empty_cache
+from grpo_jax.plans.report import sized
 from grpo_jax.rollout.state import layer_on_mesh
 from grpo_jax.setup.weights import load_trained
 from grpo_jax.sharding import hosts
-from grpo_jax.training import run_summary
 from grpo_jax.training.run_summary import bytes_held, plan_of, show_plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -210,7 +210,7 @@ def test_a_device_holds_more_than_the_plan_says(stages, settings):
     ],
 )
 def test_a_size_is_hard_to_read(size, text):
-    assert run_summary.sized(size) == text
+    assert sized(size) == text
 
 
 # ---- how it is shown ----

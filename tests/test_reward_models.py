@@ -17,7 +17,7 @@ from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.rewards import RewardPool, load_reward
 from grpo_jax.scoring.reward_models import RewardModel, find_reward_models, open_reward_models
 from grpo_jax.setup.policy import open_policy
-from grpo_jax.training.assembly import open_run
+from grpo_jax.setup.run import open_run
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
 PROMPTS = ["Say a", "Say b: ", TALK, [TALK[1]], "Say c"]

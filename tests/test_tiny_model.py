@@ -2,7 +2,8 @@
 
 import pytest
 
-from grpo_jax.demo.tiny_model import SHAPE, TASKS, shape_for, symbols_of, tokenizer_for
+from grpo_jax.demo.tiny_model import TASKS, shape_for, symbols_of, tokenizer_for
+from grpo_jax.models.config import SHAPE
 
 OPTIONS = {"tiny_countdown": "opened", "tiny_knights": "people=2-4", "tiny_math": "levels=1-6"}
 

@@ -23,10 +23,10 @@ from grpo_jax.runs.files import write_atomically
 from grpo_jax.scoring.reward_models import find_reward_models, open_reward_models
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup.policy import Policy, open_policy
+from grpo_jax.setup.run import fingerprint_of
 from grpo_jax.setup.sampling import sampling_of, stop_of
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
-from grpo_jax.training.assembly import fingerprint_of
 
 Row = dict[str, Any]
 

@@ -31,7 +31,7 @@ def add_data(parser: argparse.ArgumentParser, add_setting: AddSetting) -> None:
 
 def data(args: argparse.Namespace) -> int:
     """Build the settings and do the verb."""
-    from grpo_jax.config.base import load_settings
+    from grpo_jax.config.load import load_settings
 
     _, cls = VERBS[args.data_verb]
     given = {name: value for name in cls.model_fields if (value := getattr(args, name)) is not None}

@@ -41,7 +41,7 @@ def pipeline_command(
             record = Record(pipeline)  # another process may have ended a stage before we had the lock
             _show_plan(pipeline, record)
         if pipeline.blank is not None:
-            from grpo_jax.demo.cold_start import blank_model
+            from grpo_jax.demo.tiny_model import blank_model
 
             blank_model(Path(pipeline.blank))
         for stage in pipeline.stages:
@@ -89,11 +89,11 @@ def _by_itself(work: Callable[[], Any]) -> None:
 
 def _verb(name: str) -> Callable[[Any], int]:
     if name == "sft":
-        from grpo_jax.training.sft_trainer import sft
+        from grpo_jax.commands.sft import sft
 
         return sft
     if name == "train":
-        from grpo_jax.trainer import train
+        from grpo_jax.commands.train import train
 
         return train
     if name == "reject":

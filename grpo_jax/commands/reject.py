@@ -21,7 +21,7 @@ from etils import epath
 from grpo_jax.config.reject import RejectConfig
 from grpo_jax.data.chat import as_asked
 from grpo_jax.data.prompts import PromptBatch, Prompts
-from grpo_jax.data.sft.rejection import Candidate, Standards, select, standards_of
+from grpo_jax.data.sft.rejection import Candidate, Standards, select
 from grpo_jax.data.sources import load_rows
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.rewards import RewardPool
@@ -35,10 +35,11 @@ from grpo_jax.scoring.reward_models import find_reward_models, open_reward_model
 from grpo_jax.scoring.scored import Scored
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup.policy import Policy, open_policy
+from grpo_jax.setup.rejection import standards_of
+from grpo_jax.setup.run import fingerprint_of
 from grpo_jax.setup.sampling import sampling_of, stop_of
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
-from grpo_jax.training.assembly import fingerprint_of
 
 REJECTION = 2  # the sampler's stream of random numbers; training uses 0, evaluation 1
 

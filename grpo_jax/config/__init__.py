@@ -1,5 +1,14 @@
-"""Every setting of every verb: typed, frozen, checked before anything loads. No jax in here."""
+"""Every setting of every verb: typed, frozen, checked before anything loads. No jax in here.
 
-from grpo_jax.config.grpo import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings, parse_mesh
+A class a section; a verb's settings are the sections that it uses. The names are the same in YAML, on the
+command line and in Python, and keep TRL's spelling where they mean what they mean in TRL. The docstring under
+a field is its help text.
+"""
 
-__all__ = ["EvalConfig", "GRPOConfig", "GenerateConfig", "SFTConfig", "load_settings", "parse_mesh"]
+from grpo_jax.config.evaluate import EvalConfig
+from grpo_jax.config.generate import GenerateConfig
+from grpo_jax.config.grpo import GRPOConfig
+from grpo_jax.config.load import load_settings
+from grpo_jax.config.sft import SFTConfig
+
+__all__ = ["EvalConfig", "GRPOConfig", "GenerateConfig", "SFTConfig", "load_settings"]

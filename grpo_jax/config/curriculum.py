@@ -12,7 +12,8 @@ from pydantic import (
     model_validator,
 )
 
-from grpo_jax.config.base import Count, Mapped, Name, Positive, Settings, read_mapping
+from grpo_jax.config.base import Settings
+from grpo_jax.config.fields import Count, Mapped, Name, Positive, read_mapping
 from grpo_jax.errors import UserError
 
 OVERRIDES = ("max_completion_length", "num_generations", "temperature", "overlong_buffer")

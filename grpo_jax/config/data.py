@@ -5,7 +5,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from grpo_jax.config import checks as check
-from grpo_jax.config.base import Count, Mapped, Name, Names, Positive, Settings, Share
+from grpo_jax.config.base import Settings
+from grpo_jax.config.fields import Count, Mapped, Name, Names, Positive, Share
 from grpo_jax.config.model import ModelSettings
 from grpo_jax.config.prompts import PromptSettings
 from grpo_jax.config.sampling import RewardSettings, SamplingSettings

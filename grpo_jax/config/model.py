@@ -4,8 +4,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from grpo_jax.config.base import Count, Name, Positive, Settings
-from grpo_jax.config.checks import parse_mesh
+from grpo_jax.config.base import Settings
+from grpo_jax.config.fields import Count, Name, Positive
+from grpo_jax.sharding.mesh_spec import parse_mesh
 
 
 class ModelSettings(Settings):

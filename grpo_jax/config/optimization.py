@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from grpo_jax.config.base import Count, Decay, Names, Numbers, Positive, Settings, Share
+from grpo_jax.config.base import Settings
+from grpo_jax.config.fields import Count, Decay, Names, Numbers, Positive, Share
 
 LossType = Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo", "reinforce"]
 SamplerCorrection = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]

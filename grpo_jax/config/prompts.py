@@ -5,8 +5,9 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from grpo_jax.config import checks as check
-from grpo_jax.config.base import Count, Mapped, Name, Positive, Settings
+from grpo_jax.config.base import Settings
 from grpo_jax.config.curriculum import Datasets
+from grpo_jax.config.fields import Count, Mapped, Name, Positive
 
 
 class PromptSettings(Settings):

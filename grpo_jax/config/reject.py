@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from grpo_jax.config import checks as check
-from grpo_jax.config.base import Count, Mapped, Name, Positive
+from grpo_jax.config.fields import Count, Mapped, Name, Positive
 from grpo_jax.config.model import ModelSettings
 from grpo_jax.config.prompts import PromptSettings
 from grpo_jax.config.sampling import RewardSettings, SamplingSettings

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from grpo_jax.config import checks as check
-from grpo_jax.config.base import Count, Name, Positive, Settings, Share, Specs, Texts, Tokens
+from grpo_jax.config.base import Settings
+from grpo_jax.config.fields import Count, Name, Positive, Share, Specs, Texts, Tokens
 
 
 class RewardSettings(Settings):

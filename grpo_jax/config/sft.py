@@ -1,10 +1,17 @@
 """Settings of `sft` alone: how rows become sequences, and what is looked at on held-out rows."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from grpo_jax.config.base import Count, Name, Positive, Settings, split_list
+from grpo_jax.config import checks as check
+from grpo_jax.config.base import Settings
+from grpo_jax.config.fields import Count, Mapped, Name, Positive, split_list
+from grpo_jax.config.model import ModelSettings, RunSettings
+from grpo_jax.config.optimization import AdapterSettings, MemorySettings, OptimizerSettings
+from grpo_jax.config.prompts import DataSettings
+from grpo_jax.config.trl_translation import length_in_epochs
 from grpo_jax.data.sft.mixture_entry import entry
 
 Mappings = Annotated[list[dict[str, Any]], BeforeValidator(split_list)]
@@ -71,3 +78,59 @@ def problems(c: Any) -> list[str | None]:
         if c.packing or c.packing_strategy == "ffd"
         else f"packing_strategy = {c.packing_strategy}: packing is off; set it to true",
     ]
+
+
+class SFTConfig(
+    RunSettings,
+    ModelSettings,
+    DataSettings,
+    MixtureSettings,
+    SequenceSettings,
+    HeldOutSettings,
+    OptimizerSettings,
+    AdapterSettings,
+    MemorySettings,
+):
+    """Supervised rows."""
+
+    output_dir: Name | None = "runs/sft"
+    """The run's folder, local or cloud (gs://...); the same command resumes there; none: write nothing."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """The peak learning rate."""
+    dataset: Name
+    """A file or folder (jsonl, csv, parquet), a hub id (owner/name or owner/name:config), or tfds:name."""
+    prompt_column: Name = "prompt"
+    """The column with the prompt: a string, or a list of chat messages. It gets no gradient."""
+    completion_column: Name = "completion"
+    """The column with what is learned: a string, or a list of chat messages."""
+    layout: Name | None = None
+    """What the columns are, by name, such as openr1_math or limo (docs/data.md); none: recognised by the columns."""
+    system_prompt: str | None = None
+    """A system message put before every chat; none: the dataset's own, if any."""
+    chat_template_kwargs: Mapped | None = None
+    """Variables that the chat template sees, e.g. {enable_thinking: false}; none: none of its own."""
+
+    model: Name
+    """A local folder or a hub id in Hugging Face format."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_epochs(cls, values: Any) -> Any:
+        return length_in_epochs(dict(values)) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        check.first(
+            check.length(self),
+            check.warmup(self),
+            check.micro_batch(self, self.rows_per_step),
+            check.layout(self),
+            check.template_variables(self.chat_template_kwargs or {}),
+            *problems(self),
+            *check.adapters(self),
+        )
+        return self
+
+    def written(self) -> dict[str, Any]:
+        """A length given in epochs is not one in steps too."""
+        return super().written() | ({} if self.num_train_epochs is None else {"max_steps": -1})

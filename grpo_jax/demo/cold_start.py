@@ -24,7 +24,7 @@ import jax
 
 from grpo_jax.config import GRPOConfig, SFTConfig
 from grpo_jax.data.tasks import tiny_countdown, tiny_knights, tiny_math
-from grpo_jax.demo.tiny_model import TASKS, size_of, write_blank
+from grpo_jax.demo.tiny_model import _NOTE, TASKS, size_of, write_blank
 from grpo_jax.errors import UserError
 from grpo_jax.models.hf import save_model
 from grpo_jax.models.qwen import Params
@@ -57,7 +57,6 @@ EXAMPLES = 12_800
 """Different problems in each of the two, over all tasks."""
 Lesson = tuple[Any, str]
 """A task's module and its options."""
-_NOTE = "grpo_jax_demo"  # in config.json: from what a start was made
 
 
 @contextmanager
@@ -74,19 +73,6 @@ def starting_model(config: GRPOConfig) -> Iterator[Path]:
         run.lock()
         start = _made(Path(run.path) / "start", config, keep=started)
     yield start
-
-
-def blank_model(folder: Path, seed: int = 0) -> None:
-    """Make `folder`, unless it is there: the demo's model before its cold start, random weights and the tokenizer."""
-    if jax.process_count() > 1:
-        raise UserError("inputs: demo is made by one process; start one, or give another model")
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".start.") as place:
-        note = {_NOTE: {"seed": seed, "steps": 0}}
-        write_blank(Path(place) / "start", [tiny_countdown.NAME], seed, note)
-        (Path(place) / "start").rename(folder)
 
 
 def _check(config: GRPOConfig) -> None:
@@ -199,16 +185,3 @@ def _cold_start(policy: Policy, seed: int, lessons: Sequence[Lesson]) -> Params:
             state, metrics = tuner(state, step)
             progress.update(step + 1, metrics)
     return state.params
-
-
-def train_demo(config: GRPOConfig) -> int:
-    """GRPO from the demo's starting model, which lives as long as the run."""
-    from grpo_jax.trainer import GRPOTrainer
-
-    with starting_model(config) as folder:
-        trainer = GRPOTrainer(folder, args=config)
-        trainer.args = trainer.args.replace(
-            model=config.model
-        )  # the folder moves with the run; the name stays
-        trainer.train()
-    return 0

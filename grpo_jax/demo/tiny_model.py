@@ -3,6 +3,7 @@ is for. The demo's start is one that was taught a little; see `demo.py`."""
 
 import json
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,26 +12,14 @@ from typing import Any
 import jax
 
 from grpo_jax.data.tasks import tiny_countdown, tiny_knights, tiny_math
-from grpo_jax.models.config import ModelConfig
+from grpo_jax.errors import UserError
+from grpo_jax.models.config import SHAPE, ModelConfig
 from grpo_jax.models.hf import save_model
 from grpo_jax.models.qwen import Params, abstract_params, init
 
 TASKS = {task.NAME: task for task in (tiny_countdown, tiny_knights, tiny_math)}
 """The tasks that can be written in few symbols."""
 
-SHAPE = ModelConfig(
-    vocab_size=128,
-    hidden_size=64,
-    intermediate_size=192,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    rope_theta=1e4,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-    max_position_embeddings=1024,  # room for the default lengths of `eval` and `generate`
-)
 
 _PAD, _END = "<pad>", "<|endoftext|>"
 _AS_BYTES = {"\n": "\u010a", " ": "\u0120"}  # as byte-level tokenizers write them
@@ -90,3 +79,19 @@ def tokenizer_for(names: Sequence[str]) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in symbols if len(word) > 1])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=_PAD, eos_token=_END)
+
+
+_NOTE = "grpo_jax_demo"  # in config.json: from what a start was made
+
+
+def blank_model(folder: Path, seed: int = 0) -> None:
+    """Make `folder`, unless it is there: the demo's model before its cold start, random weights and the tokenizer."""
+    if jax.process_count() > 1:
+        raise UserError("inputs: demo is made by one process; start one, or give another model")
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".start.") as place:
+        note = {_NOTE: {"seed": seed, "steps": 0}}
+        write_blank(Path(place) / "start", [tiny_countdown.NAME], seed, note)
+        (Path(place) / "start").rename(folder)

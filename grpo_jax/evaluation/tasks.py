@@ -14,7 +14,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from grpo_jax.config import checks as check
-from grpo_jax.config.base import Count, Mapped, Name, Positive, Settings, parse_yaml, placed, read_file
+from grpo_jax.config.base import Settings
+from grpo_jax.config.fields import Count, Mapped, Name, Positive
+from grpo_jax.config.load import parse_yaml, placed, read_file
 from grpo_jax.data.layouts import arrange
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.evaluation.answer_rewards import SCORINGS, Grader

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 
 from grpo_jax.config import EvalConfig
 from grpo_jax.config.reject import RejectConfig
-from grpo_jax.data.sft.rejection import standards_of
 from grpo_jax.data.sources import check_source
 from grpo_jax.errors import UserError
 from grpo_jax.evaluation.setup import setup_of
 from grpo_jax.pipelines.stages import Stage
 from grpo_jax.rewards.load import load_reward, named_apart
+from grpo_jax.setup.rejection import standards_of
 
 _DATA = {"dataset": "dataset_split", "eval_dataset": "eval_split"}
 """The settings that name data, and those that name the split of it."""

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_jax.config import EvalConfig, GRPOConfig, SFTConfig
-from grpo_jax.config.base import Settings, read_source, unknown
+from grpo_jax.config.base import Settings, unknown
+from grpo_jax.config.load import read_source
 from grpo_jax.config.reject import RejectConfig
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.pipelines import references

@@ -14,7 +14,7 @@ import jax
 from grpo_jax.errors import UserError
 from grpo_jax.plans.hlo import collective_bytes
 from grpo_jax.plans.planned_run import Job
-from grpo_jax.setup import memory_budget
+from grpo_jax.sharding.memory import bytes_of
 from grpo_jax.sharding.targets import compiler_options
 
 # How compilers give up for want of memory: by all that a program takes, or by its temporary arrays alone.
@@ -63,7 +63,7 @@ def _compile(lowered: jax.stages.Lowered, job: Job, target: str, options: dict[s
     try:
         program = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
-        peak = needed(str(error), memory_budget.bytes_of(job.arguments))
+        peak = needed(str(error), bytes_of(job.arguments))
         if peak is None:
             first = str(error).splitlines()[0]
             raise UserError(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax.config import GRPOConfig, parse_mesh
+from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.learner.batches import bucket
 from grpo_jax.learner.learner import Learner
@@ -35,7 +35,9 @@ from grpo_jax.setup import memory_budget
 from grpo_jax.setup.learner import learner_of, lora_of, optimizer_of, passes_of, schedule_of
 from grpo_jax.setup.policy import Policy
 from grpo_jax.setup.weight_sync import arguments
+from grpo_jax.sharding.memory import bytes_of
 from grpo_jax.sharding.mesh import ROWS, by_rows, check_rows, row_shards
+from grpo_jax.sharding.mesh_spec import parse_mesh
 from grpo_jax.sharding.targets import chip_of, topology_mesh
 
 
@@ -152,7 +154,7 @@ class Subject:
 
     def _beside(self, arguments: Any) -> int:
         """Bytes held on each device that are none of these arguments of a program."""
-        return sum(self.held.values()) - memory_budget.bytes_of(arguments)
+        return sum(self.held.values()) - bytes_of(arguments)
 
     def _copying(self) -> list[Job]:
         """The last layer of the sampler's copy, when all others are there."""
@@ -219,7 +221,7 @@ class Subject:
         that is computed with, and the next. 0 where JAX's description of the device has the host's memory, too: there
         the compiler has counted them."""
         if self._waits and not chip_of(self.target).knows_host:
-            whole, layers = map(memory_budget.bytes_of, (self._scored, self._scored["layers"]))
+            whole, layers = map(bytes_of, (self._scored, self._scored["layers"]))
             return whole - layers + 2 * layers // self.cfg.num_layers
         return 0
 
@@ -272,7 +274,7 @@ def shape_of(model: str, field: str = "model") -> ModelConfig:
             return PUBLISHED[size[1].lower()]
         raise UserError(f"{field} = {model}: no published size {size[1]}; there are {', '.join(PUBLISHED)}")
     if model == "demo":
-        from grpo_jax.demo.tiny_model import SHAPE
+        from grpo_jax.models.config import SHAPE
 
         return SHAPE
     return hf.load_config(hf.resolve_model(model, field))

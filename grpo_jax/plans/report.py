@@ -10,7 +10,8 @@ from grpo_jax.plans.roofline import Bound, bound
 from grpo_jax.setup import memory_budget
 from grpo_jax.sharding.mesh import describe
 from grpo_jax.sharding.targets import chip_of
-from grpo_jax.training.run_summary import sized
+
+pass
 
 
 @dataclass(frozen=True)
@@ -143,3 +144,22 @@ def _speed(plan: Plan) -> str:
         f"a step takes at least {b.step:.3g} s at the speeds of the data sheet (rollout {b.rollout:.3g}, score "
         f"{b.score:.3g}, update {b.update:.3g}): at most {b.tokens / b.step:,.0f} sampled tokens a second"
     )
+
+
+ALWAYS = (
+    "weights",
+    "frozen weights",
+    "adapters",
+    "optimizer",
+    "reference",
+    "reward models",
+)  # on each device, as they are listed
+
+
+def sized(size: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB" if size < 1000 else f"{size:,.0f} GiB"

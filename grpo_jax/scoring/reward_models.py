@@ -33,9 +33,9 @@ from grpo_jax.models.qwen import Params
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.program import Program
 from grpo_jax.rewards.load import load_reward, named_apart
-from grpo_jax.setup.memory_budget import bytes_of
 from grpo_jax.setup.policy import Policy
 from grpo_jax.sharding import hosts
+from grpo_jax.sharding.memory import bytes_of
 from grpo_jax.sharding.mesh import by_rows, row_shards
 from grpo_jax.sharding.rules import TRAIN_RULES, shardings
 

@@ -12,7 +12,7 @@ from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.setup.policy import Policy
 from grpo_jax.sharding import hosts
-from grpo_jax.sharding.memory import waits_on_host
+from grpo_jax.sharding.memory import bytes_of
 from grpo_jax.sharding.mesh import row_shards
 
 USABLE = 0.9  # of a device's memory: the rest is for programs and for what the allocator cannot join
@@ -96,13 +96,3 @@ def _base(policy: Policy) -> int:
 def _laid(shapes: Any, places: Any) -> int:
     each = lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
     return sum(jax.tree.leaves(jax.tree.map(each, shapes, places)))
-
-
-def bytes_of(tree: Any) -> int:
-    """Of arrays or their shapes with shardings, on each device; what waits with its host takes none."""
-    each = lambda x: math.prod(_part(x)) * x.dtype.itemsize
-    return sum(map(each, (x for x in jax.tree.leaves(tree) if not waits_on_host(x))))
-
-
-def _part(x: Any) -> tuple[int, ...]:
-    return x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)

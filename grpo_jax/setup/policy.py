@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from grpo_jax.config.checks import parse_mesh
 from grpo_jax.config.model import ModelSettings
 from grpo_jax.errors import UserError
 from grpo_jax.models import hf
@@ -24,6 +23,7 @@ from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.rollout.programs import Vocabulary
 from grpo_jax.setup.weight_sync import SamplerCopy
 from grpo_jax.sharding.mesh import make_mesh
+from grpo_jax.sharding.mesh_spec import parse_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
 
 

@@ -1,6 +1,5 @@
 """Settings -> the stages of a GRPO run. Whatever can be wrong is found here, before any weight is read."""
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +8,14 @@ from typing import Any
 
 import optax
 
-from grpo_jax.config import GRPOConfig, SFTConfig
+from grpo_jax.config import GRPOConfig
 from grpo_jax.data.curriculum.sampler import Course
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.data.sources import is_single_file, load_rows
 from grpo_jax.errors import UserError
 from grpo_jax.evaluation.evaluator import Evaluator
 from grpo_jax.learner.learner import Learner
-from grpo_jax.models.qwen import abstract_params
-from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.rewards import RewardPool
-from grpo_jax.runs.folder import model_fingerprint
-from grpo_jax.runs.run import Run
 from grpo_jax.scoring.reward_models import find_reward_models, open_reward_models
 from grpo_jax.setup import memory_budget
 from grpo_jax.setup.curriculum import course_of
@@ -109,20 +104,6 @@ def _with_steps(config: GRPOConfig, prompts: Prompts) -> GRPOConfig:
         return config
     steps = prompts.steps_for(config.num_train_epochs, config.prompts_per_step)
     return config.replace(num_train_epochs=None, max_steps=steps)
-
-
-def open_run(config: GRPOConfig | SFTConfig, policy: Policy, judges: Mapping[str, str] | None = None) -> Run:
-    """The run of these settings on this model, new or resumed, with reward models of these fingerprints. UserError
-    when its folder holds another."""
-    fingerprint = {**fingerprint_of(policy), **(judges or {})}
-    return Run(config.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer())
-
-
-def fingerprint_of(policy: Policy) -> dict[str, str]:
-    """What tells the policy's model from another."""
-    identity = json.loads((policy.folder / "config.json").read_text(encoding="utf-8"))
-    fingerprint = model_fingerprint(identity, abstract_params(policy.cfg))
-    return fingerprint | {"weights": sampled_digest(policy.folder)}
 
 
 def _prompts(config: GRPOConfig, policy: Policy, rows: Rows | Mapping[str, Rows]) -> Prompts:

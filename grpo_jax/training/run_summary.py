@@ -4,21 +4,13 @@ from grpo_jax.config import GRPOConfig
 from grpo_jax.config.objective_checks import warnings_of
 from grpo_jax.learner.losses import CLIPPED
 from grpo_jax.models.lora import TARGETS
+from grpo_jax.plans.report import ALWAYS, sized
 from grpo_jax.rollout.row_table import shapes_at_most
 from grpo_jax.runs.progress import plain
 from grpo_jax.setup import memory_budget
 from grpo_jax.setup.learner import schedule_of
 from grpo_jax.sharding import hosts
 from grpo_jax.training.assembly import Stages
-
-ALWAYS = (
-    "weights",
-    "frozen weights",
-    "adapters",
-    "optimizer",
-    "reference",
-    "reward models",
-)  # on each device, as they are listed
 
 
 def show_plan(stages: Stages) -> None:
@@ -246,12 +238,3 @@ def bytes_held(stages: Stages) -> dict[str, int]:
 
 def _count(n: int, one: str, many: str | None = None) -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"
-
-
-def sized(size: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} GiB" if size < 1000 else f"{size:,.0f} GiB"

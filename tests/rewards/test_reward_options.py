@@ -150,7 +150,7 @@ def test_bound_is_a_partial_to_whoever_looks():
 
 
 def test_a_typo_ends_the_demo_before_its_model_is_made(tmp_path):
-    from grpo_jax.demo.cold_start import train_demo
+    from grpo_jax.commands.train import train_demo
 
     config = GRPOConfig(
         rewards="repetition:ngram_sise=2", dataset="tiny_countdown", output_dir=str(tmp_path / "run")

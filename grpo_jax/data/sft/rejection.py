@@ -3,14 +3,12 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from grpo_jax.errors import UserError, nearest
-
 if TYPE_CHECKING:
-    from grpo_jax.config.reject import RejectConfig
+    pass
 
 Candidate = dict[str, Any]
 """A sample: prompt (text or messages), text (the prompt as the model read it), completion, finished, tokens, rewards
@@ -25,16 +23,6 @@ class Standards:
     keep_per_prompt: int = 0
     keep_tokens: int = 0
     normalized: bool = True
-
-
-def standards_of(config: "RejectConfig", names: Sequence[str]) -> Standards:
-    """The standards in the settings, with rewards of these `names`. UserError for a threshold of any other."""
-    thresholds = config.thresholds or {names[0]: 1.0}
-    if unknown := next((name for name in thresholds if name not in names), None):
-        raise UserError(
-            f"thresholds: {unknown}{nearest(unknown, names)} is none of the rewards, {', '.join(names)}; add it to them"
-        )
-    return Standards(thresholds, config.keep_per_prompt, config.keep_tokens, config.dedup_normalized)
 
 
 def select(candidates: Iterable[Candidate], standards: Standards) -> tuple[list[Candidate], dict[str, int]]:

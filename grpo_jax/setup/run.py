@@ -1,0 +1,26 @@
+"""Settings -> the folder of a run, new or resumed."""
+
+import json
+from collections.abc import Mapping
+
+from grpo_jax.config import GRPOConfig, SFTConfig
+from grpo_jax.models.qwen import abstract_params
+from grpo_jax.models.safetensors_io import sampled_digest
+from grpo_jax.runs.folder import model_fingerprint
+from grpo_jax.runs.run import Run
+from grpo_jax.setup.policy import Policy
+from grpo_jax.sharding import hosts
+
+
+def open_run(config: GRPOConfig | SFTConfig, policy: Policy, judges: Mapping[str, str] | None = None) -> Run:
+    """The run of these settings on this model, new or resumed, with reward models of these fingerprints. UserError
+    when its folder holds another."""
+    fingerprint = {**fingerprint_of(policy), **(judges or {})}
+    return Run(config.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer())
+
+
+def fingerprint_of(policy: Policy) -> dict[str, str]:
+    """What tells the policy's model from another."""
+    identity = json.loads((policy.folder / "config.json").read_text(encoding="utf-8"))
+    fingerprint = model_fingerprint(identity, abstract_params(policy.cfg))
+    return fingerprint | {"weights": sampled_digest(policy.folder)}
