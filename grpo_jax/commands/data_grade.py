@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from grpo_jax.commands.evaluate import Evaluator
 from grpo_jax.config.data import GradeConfig
 from grpo_jax.data.curation import difficulty
 from grpo_jax.data.curation.outcome import Outcome
 from grpo_jax.data.prompts import Prompts, digest
 from grpo_jax.errors import UserError
+from grpo_jax.evaluation.evaluator import Evaluator
 from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.files import write_atomically
 from grpo_jax.scoring.reward_models import find_reward_models, open_reward_models

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from grpo_jax.commands.evaluate import EVALUATION
 from grpo_jax.config import SFTConfig
 from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.data.sft.examples import Examples
+from grpo_jax.evaluation.evaluator import EVALUATION
 from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.update import make_score
 from grpo_jax.models.qwen import Params

@@ -5,10 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 Candidate = dict[str, Any]
 """A sample: prompt (text or messages), text (the prompt as the model read it), completion, finished, tokens, rewards

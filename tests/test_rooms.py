@@ -1,0 +1,149 @@
+"""The house keeps its walls: a room imports only what the table in ARCHITECTURE.md allows, and nothing in a circle."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STAGES = {"data", "rollout", "rewards", "learner", "runs"}
+FOUNDATION = {"models", "sharding", "program"}
+BUILDING = {"config", *STAGES, *FOUNDATION}
+
+MAY_USE = {
+    "sharding": set(),
+    "program": set(),
+    "models": {"sharding"},
+    "sandbox": set(),
+    "recipes": set(),
+    "data": FOUNDATION,
+    "rollout": FOUNDATION,
+    "learner": FOUNDATION,
+    "runs": FOUNDATION,
+    "rewards": {"sandbox"},
+    "config": {"data", "recipes", "sharding"},
+    "setup": BUILDING,
+    "scoring": {"setup", *BUILDING},
+    "evaluation": {"scoring", "setup", *BUILDING},
+    "plans": {"scoring", "setup", *BUILDING},
+    "pipelines": {"evaluation", "setup", *BUILDING},
+    "training": {"plans", "evaluation", "scoring", "setup", *BUILDING},
+    "trainer": {"training", "evaluation", "scoring", "setup", *BUILDING},
+    "demo": {"training", "scoring", "setup", *BUILDING},
+    "commands": {
+        "trainer",
+        "training",
+        "demo",
+        "pipelines",
+        "plans",
+        "evaluation",
+        "scoring",
+        "setup",
+        "sandbox",
+    }
+    | BUILDING,
+    "cli": {"commands", "config", "evaluation", "recipes", "sharding"},
+}
+EVERYWHERE = {"errors", "__version__"}
+DOORS = {"__init__", "__main__"}  # the package's own: lazy names, and `python -m grpo_jax`
+CONFIG_MAY_KNOW = {"data.layouts", "data.curation.cleaning", "data.sft.mixture_entry", "sharding.mesh_spec"}
+WITHOUT_JAX = ("config", "data", "rewards", "sandbox", "recipes", "errors")
+
+
+def modules():
+    """(dotted name under grpo_jax, path) of every file of the product."""
+    for base in ("grpo_jax", "models", "sharding"):
+        for path in sorted((ROOT / base).rglob("*.py")):
+            parts = path.relative_to(ROOT / base).with_suffix("").parts
+            if base == "grpo_jax" and parts[0] in ("models", "sharding"):
+                continue  # the links
+            yield ".".join(parts if base == "grpo_jax" else (base, *parts)), path
+
+
+def imports(path):
+    """Dotted names under grpo_jax that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "grpo_jax":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("grpo_jax."):
+            yield node.module.removeprefix("grpo_jax.")
+        elif isinstance(node, ast.Import):
+            yield from (
+                a.name.removeprefix("grpo_jax.") for a in node.names if a.name.startswith("grpo_jax.")
+            )
+
+
+ARROWS = [(name, used) for name, path in modules() for used in imports(path)]
+room = lambda name: name.split(".")[0]
+
+
+def test_every_room_has_a_row_in_the_table():
+    assert {room(name) for name, _ in modules()} - DOORS - {"errors"} == MAY_USE.keys()
+
+
+def test_rooms_use_only_what_the_table_allows():
+    wrong = [
+        f"{name} imports {used}"
+        for name, used in ARROWS
+        if room(name) not in DOORS
+        and room(used) not in {room(name), *EVERYWHERE}
+        and room(used) not in MAY_USE.get(room(name), set())
+    ]
+    assert wrong == []
+
+
+def test_the_table_has_no_circle():
+    def below(name, path=()):
+        assert name not in path, " -> ".join([*path, name])
+        for used in MAY_USE[name]:
+            below(used, (*path, name))
+
+    for name in ("cli", "commands", "demo"):
+        below(name)
+
+
+def test_stages_do_not_import_one_another():
+    assert all(not MAY_USE[stage] & STAGES for stage in STAGES)
+
+
+def test_settings_know_names_of_other_rooms_and_nothing_else_of_them():
+    used = {used for name, used in ARROWS if room(name) == "config" and room(used) in ("data", "sharding")}
+    assert used == CONFIG_MAY_KNOW
+
+
+@pytest.mark.parametrize("without", WITHOUT_JAX)
+def test_no_jax_where_workers_and_help_must_start_fast(without):
+    """Not even inside a function, but for `data`, whose mixtures of hosts ask it there."""
+    for name, path in modules():
+        if room(name) == without:
+            found = re.findall(r"^(?:import|from) (?:jax|flax|optax|torch)\b.*", path.read_text(), re.M)
+            assert found == [], name
+
+
+def test_the_sandbox_needs_the_standard_library_only():
+    import sys
+
+    for name, path in modules():
+        if room(name) == "sandbox":
+            for node in ast.walk(ast.parse(path.read_text())):
+                tops = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                tops += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert all(top.split(".")[0] in {*sys.stdlib_module_names, "grpo_jax"} for top in tops), name
+
+
+def test_the_top_of_the_package_has_a_few_files_only():
+    assert {path.name for path in (ROOT / "grpo_jax").glob("*.py")} == {
+        "__init__.py",
+        "__main__.py",
+        "cli.py",
+        "errors.py",
+        "program.py",
+        "trainer.py",
+    }
+
+
+def test_architecture_names_every_file():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    missing = [name for name, path in modules() if not path.name.startswith("__") and path.name not in text]
+    assert missing == []
