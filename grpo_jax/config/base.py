@@ -1,6 +1,6 @@
 """How settings come in and go out: YAML, the command line, Python; one clear line for each fault.
 
-`Settings` is the base of every tree of settings in `config.py`. This file knows no setting by its meaning.
+`Settings` is the base of every tree of settings in `config/`. This file knows no setting by its meaning.
 """
 
 import re

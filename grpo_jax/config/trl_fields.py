@@ -1,4 +1,4 @@
-"""What becomes of the settings that people bring along from TRL: a table. `settings_translation.py` applies it.
+"""What becomes of the settings that people bring along from TRL: a table. `config/trl_translation.py` applies it.
 
 Every field of `GRPOConfig` in TRL 1.16, those that it inherits from transformers' `TrainingArguments` included, is
 a setting of ours with the same meaning, or is in `RULES`: accepted where its value asks for what is done anyway,

@@ -1,4 +1,4 @@
-"""From TRL's words to ours, by the table in `settings_trl.py`."""
+"""From TRL's words to ours, by the table in `config/trl_fields.py`."""
 
 import reprlib
 import sys

@@ -1,7 +1,7 @@
 """Prompts, tokenised once, and batches of them by their tickets.
 
 A ticket is epoch * rows + row: the row is drawn for the (epoch + 1)-th time. Randomness is folded from it, so a prompt
-that comes round again is answered with other random numbers. Which ticket comes next is for `course.py` to say.
+that comes round again is answered with other random numbers. Which ticket comes next is for `sampler.py` to say.
 """
 
 import hashlib

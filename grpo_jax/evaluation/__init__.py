@@ -2,5 +2,5 @@
 
     tasks (what is asked) -> evaluator (sample and score) -> statistics (avg@N, pass@k, maj@N) -> report
 
-`answers.py`, `grading.py`, `statistics.py` and `tasks.py` are host code and import no jax.
+`answers.py`, `answer_rewards.py`, `statistics.py` and `tasks.py` are host code and import no jax.
 """
