@@ -169,7 +169,7 @@ def add_eval(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--list", action="store_true", help="list the tasks by name, and nothing else")
 
 
-ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], Any]] = {
     "train": lambda verb: add_recipe(verb, GRPOConfig, "demo, or with --model the defaults below"),
     "sft": lambda verb: add_recipe(verb, SFTConfig, "the defaults below"),
     "eval": add_eval,
@@ -179,6 +179,7 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "export": add_export,
     "plan": add_plan,
     "data": lambda verb: data_options.add_data(verb, add_setting),
+    "recipes": lambda verb: verb.add_argument("name", nargs="?", metavar="NAME", help="show this one whole"),
 }
 
 # ---- verbs ----
@@ -271,14 +272,9 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def recipes(args: argparse.Namespace) -> int:
-    from grpo_jax.recipes import describe
+    from grpo_jax.commands.recipes import recipes_command
 
-    for recipe in describe():
-        print(f"{recipe.name}: {recipe.summary}")
-        for label in ("source", "expected_time", "expected_memory", "expected_score"):
-            print(f"    {label.removeprefix('expected_'):<8}{getattr(recipe, label)}")
-        print(f"    run     grpo-jax {recipe.verb} {recipe.name}{' [--tiny]' if recipe.tiny else ''}")
-    return 0
+    return recipes_command(args.name)
 
 
 VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
@@ -292,5 +288,5 @@ VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "plan": ("say whether a run fits on chips that are not here, and how fast they could be", plan),
     "data": ("look at, clean, grade and filter data, by verbs of its own", data_options.data),
     "doctor": ("say what this machine can do, and what is missing", doctor),
-    "recipes": ("list what can be run by name", recipes),
+    "recipes": ("list what can be run by name, or show one recipe whole", recipes),
 }

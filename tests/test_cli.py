@@ -44,7 +44,7 @@ BAD = [
     ("export run", "required: OUT"),
     ("export run out --step last", "--step: invalid int value: 'last'"),
     ("doctor --fast", "--fast: no such setting"),
-    ("recipes demo", "demo: not understood by recipes"),
+    ("doctor demo", "demo: not understood by doctor"),
 ]
 
 
@@ -166,11 +166,27 @@ def test_our_own_faults_keep_their_traceback(monkeypatch):
         cli.main(["doctor"])
 
 
-def test_recipes_are_listed_with_what_to_expect(capsys):
-    assert cli.main(["recipes"]) == 0
+def test_the_table_of_recipes_names_all_and_fits_the_terminal(capsys, monkeypatch):
+    from grpo_jax import recipes
+
+    for columns in (60, 80, 132):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert cli.main(["recipes"]) == 0
+        table = capsys.readouterr().out.split("\n\n")[0].splitlines()
+        assert [line.split()[0] for line in table[1:]] == recipes.names()
+        assert all(len(line) <= columns for line in table)
+
+
+def test_one_recipe_is_shown_whole(capsys):
+    assert cli.main(["recipes", "gsm8k"]) == 0
     out = capsys.readouterr().out
-    for word in ("demo:", "gsm8k:", "source", "time", "memory", "score", "77.9 %, greedy, strict ####"):
-        assert word in out
+    for word in ("gsm8k:", "source", "time", "memory", "77.9 %, greedy, strict ####", "grpo-jax train gsm8k"):
+        assert word in " ".join(out.split())
+
+
+def test_an_unknown_recipe_is_named_with_the_nearest(capsys):
+    assert cli.main(["recipes", "gsm8"]) == 2
+    assert "gsm8: no such recipe (did you mean 'gsm8k'?)" in capsys.readouterr().err
 
 
 def test_no_words_at_all_print_the_help(capsys):

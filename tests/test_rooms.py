@@ -32,6 +32,7 @@ MAY_USE = {
     "trainer": {"training", "evaluation", "scoring", "setup", *BUILDING},
     "demo": {"training", "scoring", "setup", *BUILDING},
     "commands": {
+        "recipes",
         "trainer",
         "training",
         "demo",
@@ -43,7 +44,7 @@ MAY_USE = {
         "sandbox",
     }
     | BUILDING,
-    "cli": {"commands", "config", "evaluation", "recipes", "sharding"},
+    "cli": {"commands", "config", "evaluation", "sharding"},
 }
 EVERYWHERE = {"errors", "__version__"}
 DOORS = {"__init__", "__main__"}  # the package's own: lazy names, and `python -m grpo_jax`
