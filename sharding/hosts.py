@@ -105,7 +105,7 @@ def join_shares(values: np.ndarray, count: int) -> np.ndarray:
     return np.select([m.reshape(-1, *[1] * (values.ndim - 1)) for m in everyone[1]], list(everyone[0]))
 
 
-def total(counts: ArrayLike) -> np.ndarray:
+def sum_over_processes(counts: ArrayLike) -> np.ndarray:
     """Sums of integer counts over the processes; every process must ask."""
     if jax.process_count() == 1:
         return np.asarray(counts)
@@ -114,7 +114,7 @@ def total(counts: ArrayLike) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(np.asarray(counts))).sum(0)
 
 
-def least(count: int) -> int:
+def min_over_processes(count: int) -> int:
     """The smallest of the processes' counts, each below 2^31; every process must ask."""
     if jax.process_count() == 1:
         return count
@@ -123,7 +123,7 @@ def least(count: int) -> int:
     return int(multihost_utils.process_allgather(np.asarray(count, np.int32)).min())
 
 
-def agree(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether any process says yes; every process must ask."""
     if jax.process_count() == 1:
         return flag

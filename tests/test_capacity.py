@@ -48,7 +48,7 @@ def test_little_memory_changes_what_is_sampled(settings, tmp_path, capsys):
 
 def test_hosts_with_other_memory_take_other_tables(settings, monkeypatch):
     """Each host plans the table of all: they must plan with the smallest device of any of them."""
-    monkeypatch.setattr(memory_budget.hosts, "least", lambda mebibytes: min(mebibytes, 20 << 10))
+    monkeypatch.setattr(memory_budget.hosts, "min_over_processes", lambda mebibytes: min(mebibytes, 20 << 10))
     trainer = GRPOTrainer(settings["model"], args=GRPOConfig(**settings))
     policy, learner = trainer.stages.policy, trainer.stages.learner
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 80 << 30})

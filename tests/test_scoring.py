@@ -80,7 +80,7 @@ def second_of_two(monkeypatch):
     """This process as the second of two that agree with whatever it says; it scores prompts 2, 3 and 4."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(hosts, "agree", lambda flag: flag)
+    monkeypatch.setattr(hosts, "any_process", lambda flag: flag)
 
 
 def ids_of(rollout, p):
@@ -156,7 +156,7 @@ def test_among_many_hosts_it_stops_none_before_all_have_sampled(second_of_two, s
 
 
 def test_a_failure_on_another_host_ends_this_one_too(second_of_two, scorer, batch, rollout, monkeypatch):
-    monkeypatch.setattr(hosts, "agree", lambda flag: True)
+    monkeypatch.setattr(hosts, "any_process", lambda flag: True)
     with scorer.stream(batch, G, 0) as scoring, pytest.raises(UserError, match="failed on another host"):
         scoring.finish(rollout)
 

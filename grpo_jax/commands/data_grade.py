@@ -135,7 +135,7 @@ def _sample(evaluator: Evaluator, weights: Any, notes: Notes) -> None:
     for batch, real in evaluator.prompts.batches_in_order(evaluator.at_a_time):
         numbers = [int(uid) for uid in batch.uids[:real]]
         # Every host decides alike, whatever files it sees.
-        if not hosts.agree(any(str(number) not in notes.judged for number in numbers)):
+        if not hosts.any_process(any(str(number) not in notes.judged for number in numbers)):
             continue
         with evaluator.scorer.stream(batch, evaluator.sampler.samples, real=real) as scoring:
             arrays = batch.tokens, batch.lengths, batch.uids

@@ -138,7 +138,7 @@ def _piece(folder: RunFolder, number: int) -> epath.Path:
 
 
 def _is_there(folder: RunFolder, number: int) -> bool:
-    return hosts.agree(folder.is_writer and _piece(folder, number).exists())
+    return hosts.any_process(folder.is_writer and _piece(folder, number).exists())
 
 
 def _figures(rollout: Rollout, scored: Scored, real: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from grpo_jax.rollout.state import Size
 
-NOBODY = -1
+EMPTY = -1
 _FEWEST_SLOTS = 128  # of a ring at first: fewer are not worth a compilation
 _STEP = 256  # slots by which it grows, at least, for the same reason
 _ROW = 512  # a row costs as much as it attends to, and for all else as much as so many tokens of cache
@@ -25,7 +25,7 @@ Seats = list[list[tuple[int, np.ndarray]]]
 
 @dataclass(frozen=True)
 class Table:
-    """Prompts at places, samples of them at rows; NOBODY where none is."""
+    """Prompts at places, samples of them at rows; EMPTY where none is."""
 
     prompts: np.ndarray  # [D,S] int
     samples: np.ndarray  # [D,S,g] int
@@ -34,11 +34,11 @@ class Table:
     def empty(parts: int, size: Size) -> "Table":
         """Nobody anywhere."""
         rows = parts, size.places, size.rows
-        return Table(np.full(rows[:2], NOBODY), np.full(rows, NOBODY))
+        return Table(np.full(rows[:2], EMPTY), np.full(rows, EMPTY))
 
     def alive(self, ended: np.ndarray) -> np.ndarray:
         """[D,S,g] bool: rows that go on, where `ended` [P,G] says which do not."""
-        return (self.samples != NOBODY) & ~ended[self.prompts[..., None], self.samples]
+        return (self.samples != EMPTY) & ~ended[self.prompts[..., None], self.samples]
 
     def of_rows(self, values: np.ndarray) -> np.ndarray:
         """[D,S,g] from `values` [P,G], anything for nobody."""
@@ -47,7 +47,7 @@ class Table:
     @property
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """(prompts, samples) of everybody, an index into [P,G]."""
-        here = self.samples != NOBODY
+        here = self.samples != EMPTY
         return np.broadcast_to(self.prompts[..., None], here.shape)[here], self.samples[here]
 
     def size(self, slots: int) -> Size:
@@ -63,7 +63,7 @@ class Table:
             for prompt, places in queue:
                 all_rows = np.arange(len(places) * g).reshape(-1, g)
                 prompts[part, places] = prompt
-                rows[part, places] = np.where(all_rows < samples, all_rows, NOBODY)
+                rows[part, places] = np.where(all_rows < samples, all_rows, EMPTY)
         return Table(prompts, rows)
 
     def seats(self, ended: np.ndarray, times: int) -> "Iterator[tuple[int, np.ndarray]]":
@@ -131,7 +131,7 @@ def stay(table: Table) -> Move:
     D, S, g = table.samples.shape
     places = np.broadcast_to(np.arange(S, dtype=np.int32), (D, S))
     rows = np.arange(S * g, dtype=np.int32).reshape(S, g)
-    return Move(table, places, np.where(table.samples == NOBODY, NOBODY, rows).astype(np.int32))
+    return Move(table, places, np.where(table.samples == EMPTY, EMPTY, rows).astype(np.int32))
 
 
 def slots_for(tokens: int, width: int) -> int:
@@ -170,15 +170,15 @@ def _places(alive: np.ndarray, prompts: np.ndarray, rows: int, most: int) -> int
 
 def _chunks(alive: np.ndarray, prompts: np.ndarray, rows: int) -> int:
     """Places for the rows alive [S,g] of one part, `rows` of one prompt at each."""
-    counts = np.bincount(prompts[prompts != NOBODY], weights=alive.sum(1)[prompts != NOBODY])
+    counts = np.bincount(prompts[prompts != EMPTY], weights=alive.sum(1)[prompts != EMPTY])
     return int(-(-counts // rows).sum())
 
 
 def _moved(table: Table, alive: np.ndarray, places: int, rows: int) -> Move:
     D = len(alive)
     shape = D, places, rows
-    prompts, samples = np.full(shape[:2], NOBODY), np.full(shape, NOBODY)
-    old_places, old_rows = np.zeros(shape[:2], np.int32), np.full(shape, NOBODY, np.int32)
+    prompts, samples = np.full(shape[:2], EMPTY), np.full(shape, EMPTY)
+    old_places, old_rows = np.zeros(shape[:2], np.int32), np.full(shape, EMPTY, np.int32)
     for d in range(D):
         for i, (prompt, at) in enumerate(_groups(table.prompts[d], alive[d], rows)):
             prompts[d, i], old_places[d, i] = prompt, at[0] // alive.shape[2]

@@ -16,7 +16,7 @@ from grpo_jax.rollout.budget import prompts_at_a_time
 from grpo_jax.rollout.decoding import Newcomers
 from grpo_jax.rollout.output_buffer import Collected
 from grpo_jax.rollout.programs import Programs
-from grpo_jax.rollout.row_table import NOBODY, Move, Seats, Table
+from grpo_jax.rollout.row_table import EMPTY, Move, Seats, Table
 from grpo_jax.rollout.state import Drawn
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, on_cpu, row_shards
@@ -158,14 +158,14 @@ class Session:
         """The arrays [D,m,...] for `admit`, filled up with nobody, and the table that they make."""
         D, G, g = len(seats), self.sent.shape[1], self.size.rows
         times = -(-G // g)
-        who = np.full((D, m), NOBODY)
+        who = np.full((D, m), EMPTY)
         places = np.full((D, m, times), self.size.places, np.int32)
         for part, queue in enumerate(seats):
             for i, (prompt, at) in enumerate(queue):
                 who[part, i], places[part, i] = prompt, at
-        samples = np.full((D, m, times * g), NOBODY)
-        samples[..., :G] = np.where(who[..., None] == NOBODY, NOBODY, np.arange(G))
-        limits = np.where(samples == NOBODY, 0, self.collected.limits[who[..., None], samples])
+        samples = np.full((D, m, times * g), EMPTY)
+        samples[..., :G] = np.where(who[..., None] == EMPTY, EMPTY, np.arange(G))
+        limits = np.where(samples == EMPTY, 0, self.collected.limits[who[..., None], samples])
         samples = samples.reshape(D, m * times, g)
         new: Any = Newcomers(  # of NumPy arrays
             tokens=self.prompts.tokens[who].astype(np.int32),

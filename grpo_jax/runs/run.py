@@ -92,7 +92,7 @@ class Run:
 
         Whether it saved; without an `output_dir` it never does.
         """
-        terminated = hosts.agree(self.terminated)
+        terminated = hosts.any_process(self.terminated)
         saves = terminated or wanted or self.is_due(done)
         if saves:
             self.save(done, state, notes)
@@ -108,7 +108,7 @@ class Run:
         A bucket gets copies of the files; `config` comes last, and says that all are there."""
         target = self.folder.path / name
         done = self.folder.is_writer and (target / config).exists()
-        if self.checkpoints is None or hosts.agree(done):
+        if self.checkpoints is None or hosts.any_process(done):
             return
         self.checkpoints.wait()  # whatever happens while writing, no step has to be done again
         if is_local(target):
@@ -137,7 +137,7 @@ def open_together(*given: Any, is_writer: bool) -> RunFolder:
                 folder = open_run(*given, is_writer=is_writer)
             except UserError as caught:
                 fault = caught
-        if hosts.agree(fault is not None):
+        if hosts.any_process(fault is not None):
             raise fault or UserError("output_dir: another process cannot use it; see what that one says")
     assert folder is not None
     return folder

@@ -132,7 +132,7 @@ class Scorer:
         scores.errors[name] += len(reasons)
         if reasons:
             self.pool.messages[name].setdefault("errors", reasons[0])
-        if hosts.agree(bool(reasons) and self.pool.on_error == "stop"):
+        if hosts.any_process(bool(reasons) and self.pool.on_error == "stop"):
             raise UserError(
                 f"rewards: '{name}' failed: {(reasons or ['on another host'])[0]}\n"
                 "mend that (shorter rows: max_completion_length), or set on_reward_error to count"
@@ -142,7 +142,9 @@ class Scorer:
         """Rows lost, over all hosts; the first fault of each kind is told once, and once a function that fails on
         every row of a batch: a service that is down for a step costs that step, not the run."""
         kinds = {"errors": scores.errors, "timeouts": scores.timeouts, "nans": scores.nans}
-        counts = hosts.total([[kind[name] for name in self.pool.names] for kind in kinds.values()])
+        counts = hosts.sum_over_processes(
+            [[kind[name] for name in self.pool.names] for kind in kinds.values()]
+        )
         self._tell()
         for name, lost in zip(self.pool.names, counts.sum(0)):
             if lost == rows and hosts.is_writer():
@@ -254,7 +256,7 @@ class Scoring:
             scores = None if self._fault else self._rows.finish()
         except UserError as fault:
             self._fault, scores = fault, None
-        if hosts.agree(scores is None):
+        if hosts.any_process(scores is None):
             raise self._fault or UserError(
                 "rewards: a reward failed on another host; its message stands there"
             )

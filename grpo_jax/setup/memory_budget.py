@@ -51,7 +51,7 @@ def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any, reward_m
 def smallest_device(policy: Policy) -> int | None:
     """Bytes that a run may use of the device that has least; None where nobody knows, as on CPU. For every process."""
     sizes = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in policy.mesh.local_devices]
-    return hosts.least(min(sizes, default=0) >> 20) << 20 or None
+    return hosts.min_over_processes(min(sizes, default=0) >> 20) << 20 or None
 
 
 def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> int:

@@ -72,7 +72,7 @@ class Watch:
 
     def asks(self, wish: str) -> bool:
         """Whether a callback of any process asked for `training_stop`, `save` or `evaluate` in this step."""
-        return hosts.agree(getattr(self.control, f"should_{wish}"))
+        return hosts.any_process(getattr(self.control, f"should_{wish}"))
 
     def evaluation_is_due(self, done: int) -> bool:
         """By `eval_steps`, or because a callback asks; what comes after the last step is evaluated anyway."""
