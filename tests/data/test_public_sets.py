@@ -195,17 +195,17 @@ def test_a_layout_that_does_not_exist_or_fit():
 
 
 def test_a_verb_forgets_the_layout(monkeypatch):
-    from grpo_jax.commands.sft import _load
+    from grpo_jax.commands import sft
     from grpo_jax.config import GRPOConfig, SFTConfig
-    from grpo_jax.training import assembly, sft_trainer
+    from grpo_jax.training import assembly
 
     policy = types.SimpleNamespace(tokenizer=None, vocabulary=types.SimpleNamespace(pad_id=0))
     monkeypatch.setattr(assembly, "Prompts", lambda rows, tokenizer, **given: given["layout"])
     assert assembly._prompts(GRPOConfig(layout="math"), policy, []) == "math"
     row = lambda question: [{"question": question, "solution": "2", "answer": "2"}]
     rows = {"train": row("1+1?"), "test": row("0+2?")}
-    monkeypatch.setattr(sft_trainer, "load_rows", lambda name, split, seed: rows[split])
-    learned, held_out = _load(SFTConfig(model="m", dataset="d", eval_dataset="d", layout="limo"))
+    monkeypatch.setattr(sft, "load_rows", lambda name, split, seed: rows[split])
+    learned, held_out = sft._load(SFTConfig(model="m", dataset="d", eval_dataset="d", layout="limo"))
     assert [row["prompt"][0]["content"] for row in learned + held_out] == ["1+1?", "0+2?"]
 
 
