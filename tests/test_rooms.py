@@ -115,7 +115,7 @@ def test_settings_know_names_of_other_rooms_and_nothing_else_of_them():
 
 @pytest.mark.parametrize("without", WITHOUT_JAX)
 def test_no_jax_where_workers_and_help_must_start_fast(without):
-    """Not even inside a function, but for `data`, whose mixtures of hosts ask it there."""
+    """At import, that is: inside a function a file may ask for it."""
     for name, path in modules():
         if room(name) == without:
             found = re.findall(r"^(?:import|from) (?:jax|flax|optax|torch)\b.*", path.read_text(), re.M)

@@ -4,7 +4,6 @@ import shutil
 import textwrap
 
 from grpo_jax import recipes
-from grpo_jax.errors import UserError, nearest
 from grpo_jax.recipes import Recipe
 
 LABELS = ("source", "expected_time", "expected_memory", "expected_score")
@@ -15,10 +14,9 @@ def recipes_command(name: str | None) -> int:
     found = {recipe.name: recipe for recipe in recipes.describe()}
     if name is None:
         print_table(list(found.values()))
-    elif name in found:
-        print_whole(found[name])
     else:
-        raise UserError(f"{name}: no such recipe{nearest(name, found)}; recipes are {', '.join(found)}")
+        text = recipes.read(name)
+        print_whole(found[name], text)
     return 0
 
 
@@ -36,13 +34,13 @@ def print_table(found: list[Recipe]) -> None:
     )
 
 
-def print_whole(recipe: Recipe) -> None:
-    """What the recipe says about itself, how to run it, and the file itself."""
+def print_whole(recipe: Recipe, text: str) -> None:
+    """What the recipe says about itself, how to run it, and `text`, the file itself."""
     print(f"{recipe.name}: {recipe.summary}\n")
     for label in LABELS:
         _print_field(label.removeprefix("expected_"), getattr(recipe, label))
     _print_field("run", f"grpo-jax {recipe.verb} {recipe.name}{' [--tiny]' if recipe.tiny else ''}")
-    print(f"\n{recipes.read(recipe.name).rstrip()}")
+    print(f"\n{text.rstrip()}")
 
 
 def _print_field(label: str, text: str) -> None:
