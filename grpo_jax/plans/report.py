@@ -11,8 +11,6 @@ from grpo_jax.setup import memory_budget
 from grpo_jax.sharding.mesh import describe
 from grpo_jax.sharding.targets import chip_of
 
-pass
-
 
 @dataclass(frozen=True)
 class Stage:
