@@ -72,13 +72,13 @@ def objective_of(kind):
     return GRPO(kind, beta=0.1, max_length=TC, epsilon_high=5.0 if kind == "cispo" else 0.2)
 
 
-def assert_same(ours, theirs, relative=1e-5):
+def assert_same(ours, theirs, relative=1e-5, metric=1e-6):
     """Gradients to 1e-5 of their tensor's largest, metrics to 1e-6."""
     for a, b in zip(jax.tree.leaves(ours[0]), jax.tree.leaves(theirs[0])):
         assert np.abs(a - b).max() <= relative * np.abs(b).max()
     assert ours[1].keys() == theirs[1].keys()
     for name, value in theirs[1].items():
-        assert ours[1][name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
+        assert ours[1][name] == pytest.approx(value, rel=metric, abs=metric), name
 
 
 # ---- splits and order
@@ -93,8 +93,10 @@ def test_micro_batches_change_nothing(tiny, tiny_params, batch, kind):
     if kind in CLIPPED:
         assert whole[1]["clip_ratio/region_mean"] > 0
     assert whole[1]["kl"] > 0.01
+    # VESPO raises the ratio of a whole row to a power of 2 or 3: it multiplies the rounding of each log-prob.
+    metric = 1e-5 if kind == "vespo" else 1e-6
     for parts in (4, 8) if kind == "dapo" else (4,):
-        assert_same(gradients(tiny, tiny_params, batch, objective, parts), whole)
+        assert_same(gradients(tiny, tiny_params, batch, objective, parts), whole, metric=metric)
 
 
 def test_micro_batches_change_nothing_with_everything_on(tiny, tiny_params, batch):

@@ -119,7 +119,10 @@ def test_eight_devices_do_what_one_does(on_mesh, sizes, tiny_params):
     assert_close(params, wanted_params)
     for ours, theirs in zip(metrics, wanted_metrics):
         assert ours.keys() == theirs.keys()
-        assert all(ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6) for name in theirs)
+        for name in theirs:
+            # The sampler's log-probs are held to 2e-6 above, and this is a difference of two.
+            near = 4e-6 if name.startswith("sampling/") else 1e-6
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=near), name
     assert metrics[1]["loss"] < metrics[0]["loss"]
     assert metrics[1]["entropy_coef"] == pytest.approx(0.02)
 
