@@ -15,8 +15,8 @@ from grpo_jax.setup.learner import objective_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-HERE = pathlib.Path(__file__).parent
-VOWELS, LENGTH = f"{HERE / 'tiny_rewards.py'}:vowels", f"{HERE / 'tiny_rewards.py'}:brevity"
+TESTS = pathlib.Path(__file__).parents[1]
+VOWELS, LENGTH = f"{TESTS / 'tiny_rewards.py'}:vowels", f"{TESTS / 'tiny_rewards.py'}:brevity"
 
 OPTIONS = {"r", "k1", "k2", "k3", "loss", "reward", "sequence", "trajectory"}
 OPTIONS |= {"group", "leave_one_out", "reinforce_plus_plus"}
@@ -113,7 +113,7 @@ def test_a_variant_trains(train, name):
 
 
 def test_the_settings_in_the_docs_are_settings():
-    text = (HERE.parent / "docs" / "objectives.md").read_text()
+    text = (TESTS.parent / "docs" / "objectives.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert len(blocks) > 12
     for block in blocks:

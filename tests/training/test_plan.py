@@ -19,7 +19,7 @@ from grpo_jax.setup.weights import load_trained
 from grpo_jax.sharding import hosts
 from grpo_jax.training.run_summary import bytes_held, plan_of, show_plan
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROWS = [{"prompt": f"{i:2}: say a"} for i in range(40)]
 
 

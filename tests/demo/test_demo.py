@@ -60,7 +60,7 @@ def test_demo_that_stops_short(finished):
 
 
 def test_the_demos_own_lessons_that_have_changed():
-    """With its symbols (tests/test_tiny_model.py) and its settings they decide the bits of its start."""
+    """With its symbols (tests/demo/test_tiny_model.py) and its settings they decide the bits of its start."""
     rows = [
         tiny_countdown.worked_examples("", seed, 500, patience, cold_start.CARE)
         for seed in (0, 1)
