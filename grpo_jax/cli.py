@@ -3,8 +3,8 @@
 Options are made from the settings, one a field, so they cannot drift apart. Everything heavy is imported by
 the verb that needs it: help, typing errors and bad settings answer at once.
 
-Exit codes: 0 done; 2 the user's input is wrong (a few lines on stderr); 130 interrupted; 1 our fault, with a
-traceback.
+Exit codes: 0 done; 2 the user's input is wrong (a few lines on stderr); 130 interrupted; 141 nobody reads the
+output any more; 1 our fault, with a traceback.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from grpo_jax.commands import data_options
+from grpo_jax.commands import closed_output, data_options
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings
 from grpo_jax.config.base import Settings, sections, unknown
 from grpo_jax.config.load import S
@@ -25,6 +25,19 @@ NOT_OPTIONS = {"verb", "source", "file", "run", "out", "data", "data_verb"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; faults that are not the user's propagate."""
+    try:
+        code = answer(argv)
+        closed_output.flush_output()
+        return code
+    except (BrokenPipeError, SystemExit) as end:
+        if not closed_output.reader_left(end):
+            raise
+        closed_output.discard_output()
+        return closed_output.READER_LEFT
+
+
+def answer(argv: Sequence[str] | None) -> int:
+    """The exit code of one command line, whose output may still be buffered."""
     try:
         return run(list(sys.argv[1:] if argv is None else argv))
     except UserError as fault:
@@ -62,6 +75,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+    def print_help(self, file: Any = None) -> None:
+        """argparse's own swallows the error when nobody reads stdout any more."""
+        print(self.format_help(), end="", file=file, flush=True)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """The command line: bad input is one line and exit code 2, help is light, verbs get what was typed."""
 
+import os
 import subprocess
 import sys
 import types
@@ -235,3 +236,50 @@ def test_python_dash_m_runs_the_same_program():
     done = subprocess.run([sys.executable, "-m", "grpo_jax", "trian"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: trian: no such verb")
+
+
+@pytest.fixture
+def run_without_reader(tmp_path):
+    """Runs the program with stdout a pipe that nobody reads; returns its exit code and what it said on stderr."""
+
+    def run_(*arguments, unbuffered=""):
+        theirs, ours = os.pipe()
+        os.close(theirs)
+        with os.fdopen(ours, "w") as stdout:
+            done = subprocess.run(
+                [sys.executable, "-m", "grpo_jax", *arguments],
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            )
+        return done.returncode, done.stderr
+
+    return run_
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["--help", "train --help", "recipes", "recipes gsm8k", "eval --list", "plan --targets", "data --help"],
+)
+def test_a_reader_that_goes_away_ends_any_verb_quietly(line, run_without_reader):
+    assert run_without_reader(*line.split()) == (141, "")
+
+
+def test_a_reader_that_goes_away_is_noticed_without_buffering(run_without_reader):
+    assert run_without_reader("recipes", "gsm8k", unbuffered="1") == (141, "")
+
+
+def test_bad_input_keeps_its_exit_code_without_a_reader(run_without_reader):
+    code, said = run_without_reader("trian")
+    assert (code, said.count("\n")) == (2, 1)
+
+
+def test_another_pipe_that_breaks_is_a_fault_of_ours(monkeypatch, capfd):
+    def verb(args):
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setitem(cli.VERBS, "doctor", ("", verb))
+    with pytest.raises(BrokenPipeError):
+        cli.main(["doctor"])
