@@ -5,7 +5,7 @@ how likely each prompt is solved. No model: completions are coins, so the figure
 
 Prompts have success rates from Beta distributions: even, mostly too easy, mostly too hard; about half of the groups of
 8 have no spread in each, as SRPO found mid-run. Rates stay, or a prompt's log-odds rise by `gain` each time that its
-group has spread. The course and the rule of what can teach are the product's own.
+group has spread. The curriculum sampler and the rule of what can teach are the product's own.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import json
 import numpy as np
 
 from grpo_jax.data.curriculum.pass_rate_filter import Screen
-from grpo_jax.data.curriculum.sampler import Course
+from grpo_jax.data.curriculum.sampler import CurriculumSampler
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.training.collector import with_spread
 
@@ -42,25 +42,25 @@ def simulate(given, screens, dynamic):
     rates = rng.beta(given.a, given.b, given.prompts).clip(1e-6, 1 - 1e-6)
     odds = np.log(rates) - np.log1p(-rates)
     prompts = Prompts([{"prompt": str(i)} for i in range(given.prompts)], Characters(), max_prompt_length=4)
-    course = Course(prompts, screens=screens, seed=given.seed)
-    at, rows, carried = course.begin(), [], 0
+    curriculum = CurriculumSampler(prompts, screens=screens, seed=given.seed)
+    at, rows, carried = curriculum.begin(), [], 0
     for step in range(given.steps):
         sampled = useful = rounds = 0
-        tickets, wins = [], []
+        indices, wins = [], []
         while rounds < (given.max_rollouts if dynamic else 1) and (rounds == 0 or carried + useful < given.P):
-            drawn, at = course.draw(at, given.P)
+            drawn, at = curriculum.draw(at, given.P)
             row = np.array(drawn) % given.prompts
             won = (rng.random((given.P, given.G)) < 1 / (1 + np.exp(-odds[row]))[:, None]).astype(np.float32)
             spread = with_spread(won)
             if given.learn:
                 odds[row[spread]] += given.gain
-            tickets, wins = [*tickets, *drawn], [*wins, won]
+            indices, wins = [*indices, *drawn], [*wins, won]
             sampled, useful, rounds = sampled + given.P, useful + int(spread.sum()), rounds + 1
         ready = carried + useful if dynamic else useful
         trained = min(ready, given.P)
         carried = min(max(ready - given.P, 0), given.P - 1) if dynamic else 0
-        at = course.learn(at, step + 1, tickets, np.concatenate(wins), (0.0, 0.0))
-        rows.append((useful / sampled, trained / given.P, rounds, course.pool(at)[1] / given.prompts))
+        at = curriculum.learn(at, step + 1, indices, np.concatenate(wins), (0.0, 0.0))
+        rows.append((useful / sampled, trained / given.P, rounds, curriculum.pool(at)[1] / given.prompts))
     return np.array(rows)
 
 

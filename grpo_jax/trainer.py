@@ -22,12 +22,13 @@ from grpo_jax.setup.run import open_run
 from grpo_jax.setup.weights import export_run, load_base, load_trained, save_trained
 from grpo_jax.sharding import hosts
 from grpo_jax.training import arguments
-from grpo_jax.training.assembly import Stages, assemble
-from grpo_jax.training.callback_handler import Watch
+from grpo_jax.training.assembly import Components, assemble
+from grpo_jax.training.callback_handler import CallbackHandler
 from grpo_jax.training.callbacks import TrainerState
-from grpo_jax.training.completion_log import keep_completions
+from grpo_jax.training.completion_log import keep_completions, keeps_samples
 from grpo_jax.training.components import set_base, set_reference
 from grpo_jax.training.metrics import evaluation_metrics, show, step_metrics, summarize
+from grpo_jax.training.run_state import RunState
 from grpo_jax.training.run_summary import show_plan
 
 RewardFunction = str | Callable[..., Any]
@@ -86,7 +87,7 @@ class GRPOTrainer:
         )
         if reward_funcs is not None:
             config = config.replace(rewards=[f.spec or f.name for f in self.pool.functions])
-        self.stages: Stages = assemble(
+        self.components: Components = assemble(
             config,
             model,
             self.pool,
@@ -96,18 +97,18 @@ class GRPOTrainer:
             arguments.optimizer_of(optimizers),
             reward_tokenizers,
         )
-        self.args = self.stages.config
-        self.watch = Watch(self.args, callbacks or (), len(self.stages.prompts))
+        self.args = self.components.config
+        self.callback_handler = CallbackHandler(self.args, callbacks or (), len(self.components.prompts))
         self.trained: TrainState | None = None
 
     @property
     def state(self) -> TrainerState:
         """Where the run is, as callbacks see it: steps, epochs, `log_history`."""
-        return self.watch.state
+        return self.callback_handler.state
 
     def add_callback(self, callback: Any) -> None:
         """One more callback, called after the others."""
-        self.watch.callbacks.add(callback)
+        self.callback_handler.callbacks.add(callback)
 
     def train(self, resume_from_checkpoint: bool | None = None) -> dict[str, Any]:
         """Train to `max_steps`, from the newest checkpoint in `output_dir` if there is one.
@@ -115,18 +116,18 @@ class GRPOTrainer:
         Returns the summary that is written to `summary.json`. After SIGTERM it saves and raises SystemExit(143).
         """
         arguments.check_resume(resume_from_checkpoint, self.args)
-        policy = self.stages.policy
-        judges = self.stages.lessons[0].scorer.fingerprint
+        policy = self.components.policy
+        judges = self.components.stages[0].scorer.fingerprint
         with open_run(self.args, policy, judges) as run, jax.set_mesh(policy.mesh), self.pool:
             return self._train(run)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics of the held-out prompts, under `eval/`: of what was trained, else of the starting model."""
-        policy = self.stages.policy
+        policy = self.components.policy
         with jax.set_mesh(policy.mesh), self.pool:
             if self.trained is not None:
                 return evaluation_metrics(self._evaluate(self.trained.params))
-            set_base(self.stages.lessons, load_base(policy))
+            set_base(self.components.stages, load_base(policy))
             return evaluation_metrics(self._evaluate(load_trained(policy, self.args.seed)))
 
     def save_model(self, out: str | Path | None = None) -> None:
@@ -139,89 +140,103 @@ class GRPOTrainer:
             return
         if out is None:
             raise UserError("save_model: the run has no output_dir; say where to")
-        save_trained(Path(out), self.stages.policy, self.trained.params)
+        save_trained(Path(out), self.components.policy, self.trained.params)
 
     def _train(self, run: Run) -> dict[str, Any]:
-        show_plan(self.stages)
-        done, state, notes = self._start(run)
-        self.watch.begin(done, notes, run.metrics.read())
-        if "before" not in notes:
-            notes["before"] = self._evaluate(state.params, run, done)
-        done, state = self.train_loop(run, done, state, notes)
+        show_plan(self.components)
+        done, state, run_state = self._start(run)
+        self.callback_handler.begin(done, run_state, run.metrics.read())
+        if run_state.before is None:
+            run_state = run_state.replace(before=self._evaluate(state.params, run, done))
+        done, state, run_state = self.train_loop(run, done, state, run_state)
         self.trained = state
-        if "after" not in notes:
-            notes["after"] = self._evaluate(state.params, run, done)
-        self.watch.end(self.stages.course.standing(notes.get("course")).over)
-        return self._finish(run, done, notes)
+        after = self._evaluate(state.params, run, done)
+        self.callback_handler.end(run_state.sampler.over)
+        return self._finish(run, done, run_state, after)
 
     def train_loop(
-        self, run: Run, done: int, state: TrainState, notes: dict[str, Any]
-    ) -> tuple[int, TrainState]:
+        self, run: Run, done: int, state: TrainState, run_state: RunState
+    ) -> tuple[int, TrainState, RunState]:
         """The algorithm, from the step after `done` on."""
-        config, stages, watch = self.args, self.stages, self.watch
-        while done < config.max_steps and not notes.get("stopped"):
+        components, callbacks = self.components, self.callback_handler
+        while done < self.args.max_steps and not run_state.stopped:
             clock = Stopwatch()
-            watch.step_begins()
-            stage = stages.stage(notes)
-            lesson = stages.lessons[stage]
+            callbacks.step_begins()
+            number = run_state.sampler.stage  # of the curriculum
+            stage = components.stages[number]
             # The copy of the weights lives no longer than this call: the update needs its memory.
-            groups, sampled = lesson.collect(  # tokens, log-probs [P,G,Tc], rewards [P,G], on the host
-                self._sampler_weights(state.params), done, clock, notes, watch.for_rewards()
+            groups, sampled, run_state = (
+                stage.collect(  # tokens, log-probs [P,G,Tc], rewards [P,G], on the host
+                    self._sampler_weights(state.params), done, clock, run_state, callbacks.for_rewards()
+                )
             )
             with clock("update"):
-                advantages, metrics = lesson.judge(groups)  # [P,G]
-                state, learned = lesson.learner(state, lesson.judge.experience(groups), advantages)
-            done += 1
-            metrics |= learned | step_metrics(stages, stage, sampled, clock, notes, done)
-            watch.step_ends(done, notes)
-            if watch.evaluation_is_due(done):
+                advantages, metrics = stage.advantages(groups)  # [P,G]
+                state, learned = stage.learner(state, stage.advantages.experience(groups), advantages)
+            done, seconds = done + 1, clock.total()
+            run_state = run_state.counted(sampled.num_tokens, seconds)
+            metrics |= learned | step_metrics(components, number, sampled, clock, seconds, run_state, done)
+            callbacks.step_ends(done, run_state)
+            if callbacks.evaluation_is_due(done):
                 metrics |= evaluation_metrics(self._evaluate(state.params, run, done))
             run.log(done, metrics)
-            watch.logged(metrics)
-            keep_completions(stages, run, done, groups, advantages, notes)
-            self._end_step(run, done, state, notes)
-        return done, state
+            callbacks.logged(metrics)
+            keep_completions(components, run, done, groups, advantages)
+            run_state = self._end_step(run, done, state, run_state)
+        return done, state, run_state
 
-    def _end_step(self, run: Run, done: int, state: TrainState, notes: dict[str, Any]) -> None:
-        """Checkpoint, and stop if a callback asks, or where the course has ended."""
-        course = self.stages.course.standing(notes["course"])
-        notes["stopped"] = self.watch.asks("training_stop") or course.over
-        notes["callbacks"] = self.watch.callbacks.state_dict()
-        if run.end_step(done, state, notes, wanted=notes["stopped"] or self.watch.asks("save")):
-            self.watch.saved()
+    def _end_step(self, run: Run, done: int, state: TrainState, run_state: RunState) -> RunState:
+        """Save a checkpoint, and note whether to stop: because a callback asks, or where the curriculum has ended."""
+        callbacks = self.callback_handler
+        run_state = run_state.replace(
+            stopped=callbacks.asks("training_stop") or run_state.sampler.over,
+            callbacks=callbacks.callbacks.state_dict(),
+            samples=run.samples.sizes() if keeps_samples(self.args) else {},
+        )
+        wanted = run_state.stopped or callbacks.asks("save")
+        if run.end_step(done, state, run_state.to_json, wanted=wanted):
+            callbacks.saved()
+        return run_state
 
-    def _start(self, run: Run) -> tuple[int, TrainState, dict[str, Any]]:
-        """(steps done, state, notes): of the newest checkpoint, or of the starting model."""
-        policy, learner, lessons = self.stages.policy, self.stages.learner, self.stages.lessons
-        set_base(lessons, load_base(policy))
+    def _start(self, run: Run) -> tuple[int, TrainState, RunState]:
+        """(steps done, weights and moments, what else is known): of the newest checkpoint, or of the start."""
+        policy, learner, stages = self.components.policy, self.components.learner, self.components.stages
+        set_base(stages, load_base(policy))
         found = run.restore(learner.abstract_state)
         if found is None or self.args.beta > 0:
             weights = load_trained(policy, self.args.seed)
             if self.args.beta > 0:
-                set_reference(lessons, weights)
-        return found or (0, learner.init(weights), {"num_tokens": 0, "seconds": 0.0})
+                set_reference(stages, weights)
+        if found is None:
+            return 0, learner.init(weights), RunState(self.components.curriculum.begin())
+        done, state, saved = found
+        return done, state, RunState.from_json(saved)
 
     def _sampler_weights(self, params: Params) -> Params:
-        return self.stages.policy.rollout_copy(self.stages.learner.whole(params))
+        return self.components.policy.rollout_copy(self.components.learner.whole(params))
 
     def _evaluate(self, params: Params, run: Run | None = None, done: int = 0) -> dict[str, Any] | None:
         """The held-out summary with a few samples; None without held-out prompts. All of it is kept in the run."""
-        if self.stages.evaluator is None:
+        if self.components.evaluator is None:
             return None
-        result: Evaluation = self.stages.evaluator(self._sampler_weights(params), self.watch.for_rewards())
+        result: Evaluation = self.components.evaluator(
+            self._sampler_weights(params), self.callback_handler.for_rewards()
+        )
         if run is not None:
             keep_step(run.folder, done, result)
         evaluation = {"summary": result.summary(), "samples": result.samples}
-        self.watch.evaluated(evaluation_metrics(evaluation))
+        self.callback_handler.evaluated(evaluation_metrics(evaluation))
         return evaluation
 
-    def _finish(self, run: Run, done: int, notes: dict[str, Any]) -> dict[str, Any]:
+    def _finish(
+        self, run: Run, done: int, run_state: RunState, after: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """Export, summary, closing table."""
         assert self.trained is not None
-        export_run(run, self.stages.policy, self.trained.params, self.args.model)
-        summary = summarize(done, notes, self.stages.prompts.dropped)
+        export_run(run, self.components.policy, self.trained.params, self.args.model)
+        summary = summarize(done, run_state, after, self.components.prompts.dropped)
         run.folder.write_summary(summary)
         run.end_progress()
         if hosts.is_writer():
-            show(summary, notes, run.folder, self.stages.reflection)
+            show(summary, run_state.before, after, run.folder, self.components.reflection)
         return summary

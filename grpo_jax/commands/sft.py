@@ -80,7 +80,7 @@ def _train(run: Run, tuner: FineTuner) -> tuple[TrainState, dict[str, Any]]:
             metrics |= {f"eval/{name}": value for name, value in now["summary"].items()}
             notes["after"] = now
         run.log(step + 1, metrics | {"peak_memory": peak_memory()[0]})
-        run.end_step(step + 1, state, notes)
+        run.end_step(step + 1, state, lambda: notes)
     return state, notes
 
 

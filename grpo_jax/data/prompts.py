@@ -1,7 +1,7 @@
-"""Prompts, tokenised once, and batches of them by their tickets.
+"""Prompts, tokenised once, and batches of them by their sample indices.
 
-A ticket is epoch * rows + row: the row is drawn for the (epoch + 1)-th time. Randomness is folded from it, so a prompt
-that comes round again is answered with other random numbers. Which ticket comes next is for `sampler.py` to say.
+A index is epoch * rows + row: the row is drawn for the (epoch + 1)-th time. Randomness is folded from it, so a prompt
+that comes round again is answered with other random numbers. Which index comes next is for `sampler.py` to say.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class PromptBatch:
     lengths: np.ndarray
     """int32 [P], tokens of each prompt, at least 1."""
     uids: np.ndarray
-    """uint32 [P]: their tickets modulo 2^32, the identity that randomness is folded from."""
+    """uint32 [P]: their indices modulo 2^32, the identity that randomness is folded from."""
     prompts: list[Prompt]
     """P prompts as the data set gives them: text, or a list of messages."""
     texts: list[str]
@@ -97,7 +97,7 @@ class Domain:
 
 
 class Prompts:
-    """A data set's prompts, tokenised once; `prompts.at(tickets)` is a batch of them.
+    """A data set's prompts, tokenised once; `prompts.at(indices)` is a batch of them.
 
     Args:
         rows: of one data set; or of several, the domains of a mixture, by name: their rows are numbered through, and
@@ -145,7 +145,7 @@ class Prompts:
 
     @property
     def rows(self) -> int:
-        """Rows of the data set, with those left out: what tickets count by."""
+        """Rows of the data set, with those left out: what indices count by."""
         return len(self._rows)
 
     @property
@@ -181,10 +181,10 @@ class Prompts:
         """The number of the domain that a row belongs to."""
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
-    def at(self, tickets: Iterable[int]) -> PromptBatch:
-        """The prompts of these tickets, in this order."""
-        tickets = list(tickets)
-        rows = [ticket % self.rows for ticket in tickets]
+    def at(self, indices: Iterable[int]) -> PromptBatch:
+        """The prompts of these indices, in this order."""
+        indices = list(indices)
+        rows = [index % self.rows for index in indices]
         lengths = np.array([len(self._ids[row]) for row in rows], np.int32)
         width = bucket(int(lengths.max()), self.max_prompt_length)
         tokens = np.full((len(rows), width), self.pad_id, np.int32)
@@ -193,7 +193,7 @@ class Prompts:
         return PromptBatch(
             tokens=tokens,
             lengths=lengths,
-            uids=np.array([ticket % 2**32 for ticket in tickets], np.uint32),
+            uids=np.array([index % 2**32 for index in indices], np.uint32),
             prompts=[self._rows[row]["prompt"] for row in rows],
             texts=[self._texts[row] for row in rows],
             columns={name: [self._rows[row].get(name) for row in rows] for name in self._columns},

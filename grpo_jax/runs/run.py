@@ -87,7 +87,9 @@ class Run:
         if self.checkpoints:
             self.checkpoints.save(done, state, notes)
 
-    def end_step(self, done: int, state: Any, notes: dict[str, Any], *, wanted: bool = False) -> bool:
+    def end_step(
+        self, done: int, state: Any, notes: Callable[[], dict[str, Any]], *, wanted: bool = False
+    ) -> bool:
         """Save when it is due or `wanted`, or when a process was asked to end; then end it with SystemExit(143).
 
         Whether it saved; without an `output_dir` it never does.
@@ -95,7 +97,7 @@ class Run:
         terminated = hosts.any_process(self.terminated)
         saves = terminated or wanted or self.is_due(done)
         if saves:
-            self.save(done, state, notes)
+            self.save(done, state, notes())
         if terminated and done < self.total:
             if self.checkpoints:
                 self.checkpoints.wait()

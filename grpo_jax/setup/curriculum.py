@@ -1,4 +1,4 @@
-"""Settings -> the course of a run: what is drawn in which stage, and what ends each."""
+"""Settings -> the curriculum sampler: what is drawn in which stage, and what ends each."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 from grpo_jax.config import GRPOConfig
 from grpo_jax.config.curriculum import StageSettings
 from grpo_jax.data.curriculum.pass_rate_filter import Screen
-from grpo_jax.data.curriculum.sampler import Course
+from grpo_jax.data.curriculum.sampler import CurriculumSampler
 from grpo_jax.data.curriculum.stages import Stage, Trigger
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.errors import UserError, nearest
@@ -17,12 +17,12 @@ from grpo_jax.errors import UserError, nearest
 RATE = "pass_rate"  # the column that `pass_rate_window` begins with
 
 
-def course_of(config: GRPOConfig, prompts: Prompts) -> Course:
-    """The course through `prompts`. UserError for a stage without prompts, or a column that nobody has."""
+def curriculum_sampler_of(config: GRPOConfig, prompts: Prompts) -> CurriculumSampler:
+    """The curriculum sampler of `prompts`. UserError for a stage without prompts, or a column that nobody has."""
     given = config.curriculum or [StageSettings()]
     stages = [_stage(config, prompts, stage, f"curriculum[{i}]") for i, stage in enumerate(given)]
     screens = _screens(config, prompts)
-    return Course(prompts, stages, screens, seed=config.seed, shuffle=config.shuffle_dataset)
+    return CurriculumSampler(prompts, stages, screens, seed=config.seed, shuffle=config.shuffle_dataset)
 
 
 def _stage(config: GRPOConfig, prompts: Prompts, stage: StageSettings, place: str) -> Stage:

@@ -12,15 +12,15 @@ from grpo_jax.training.collector import Groups
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Advantages as the settings say."""
+class GroupAdvantages:
+    """Computes advantages as the settings say."""
 
     config: GRPOConfig
     advantages: Advantages
     learner: Learner
 
     def __call__(self, groups: Groups) -> tuple[np.ndarray, dict[str, float]]:
-        """Advantages [P,G] float32, or [P,G,Tc] of single tokens, and the metrics that fall off."""
+        """Advantages [P,G] float32, or [P,G,Tc] of single tokens, and the metrics computed along the way."""
         scored, lengths = groups.scored, np.asarray(groups.rollout.lengths)
         penalty, metrics = self._penalty(groups)
         return self.advantages(scored.rewards, self._values(groups), lengths, penalty), metrics
@@ -44,5 +44,5 @@ class Judge:
         """What the learner takes of them."""
         batch, drawn = groups.batch, groups.rollout
         arrays = [np.asarray(x) for x in (drawn.tokens, drawn.logprobs, drawn.lengths, drawn.finished)]
-        fresh = groups.fresh if self.config.dynamic_sampling else None  # otherwise they all are
-        return Experience(batch.tokens, batch.lengths, arrays[0], arrays[1], arrays[2], arrays[3], fresh)
+        on_policy = groups.on_policy if self.config.dynamic_sampling else None  # otherwise all are
+        return Experience(batch.tokens, batch.lengths, arrays[0], arrays[1], arrays[2], arrays[3], on_policy)

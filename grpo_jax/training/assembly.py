@@ -1,4 +1,4 @@
-"""Settings -> the stages of a GRPO run. Whatever can be wrong is found here, before any weight is read."""
+"""Settings -> the components of a GRPO run. Whatever can be wrong is found here, before any weight is read."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import optax
 
 from grpo_jax.config import GRPOConfig
-from grpo_jax.data.curriculum.sampler import Course
+from grpo_jax.data.curriculum.sampler import CurriculumSampler
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.data.sources import is_single_file, load_rows
 from grpo_jax.errors import UserError
@@ -18,27 +18,27 @@ from grpo_jax.learner.learner import Learner
 from grpo_jax.rewards import RewardPool
 from grpo_jax.scoring.reward_models import find_reward_models, open_reward_models
 from grpo_jax.setup import memory_budget
-from grpo_jax.setup.curriculum import course_of
+from grpo_jax.setup.curriculum import curriculum_sampler_of
 from grpo_jax.setup.learner import lora_of, optimizer_of, passes_of, schedule_of, with_clipping
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.sampling import held_out_of, stop_of
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import check_rows
-from grpo_jax.training.components import Lesson, configs_of, lessons_of
+from grpo_jax.training.components import StageComponents, components_of, configs_of
 from grpo_jax.training.reflection import Reflection, load_reflection
 
 Rows = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Stages:
-    """One object a stage, in the order in which the data flows."""
+class Components:
+    """The components of a run, in data-flow order."""
 
     config: GRPOConfig  # with what the data decided: the number of steps
     policy: Policy
     prompts: Prompts
-    course: Course  # which of them come when
-    lessons: tuple[Lesson, ...]  # of each stage of the course: what samples, scores, judges and learns
+    curriculum: CurriculumSampler  # which of them come when
+    stages: tuple[StageComponents, ...]  # of each stage of the curriculum
     evaluator: Evaluator | None
     schedule: Callable[[Any], Any] | None  # updates taken -> learning rate; None: the caller's own optimizer
     reflection: Reflection | None  # phrases that are counted in completions
@@ -46,11 +46,7 @@ class Stages:
     @property
     def learner(self) -> Learner:
         """That of the first stage: all have the same state, and the same weights beside it."""
-        return self.lessons[0].learner
-
-    def stage(self, notes: dict[str, Any]) -> int:
-        """The stage that the next step belongs to, from 0."""
-        return self.course.standing(notes.get("course")).stage
+        return self.stages[0].learner
 
 
 def assemble(
@@ -62,9 +58,9 @@ def assemble(
     tokenizer: Any = None,
     optimizer: optax.GradientTransformation | None = None,
     reward_tokenizers: Sequence[Any] | None = None,
-) -> Stages:
+) -> Components:
     """Open the model and the data that `config` names, or take the rows, the tokenizers and the optimizer given, and
-    build every stage. UserError for what is wrong with any of them."""
+    build every component. UserError for what is wrong with any of them."""
     found = find_reward_models(pool.functions, reward_tokenizers)
     policy = open_policy(
         config,
@@ -82,17 +78,17 @@ def assemble(
         train_rows = _load(config, config.dataset, config.dataset_split)
     prompts = _prompts(config, policy, train_rows)
     config, configs = _with_steps(config, prompts), [_with_steps(each, prompts) for each in configs]
-    course = course_of(config, prompts)
+    curriculum = curriculum_sampler_of(config, prompts)
     schedule = schedule_of(config, passes_of(config).updates)
     chosen = with_clipping(config, optimizer) if optimizer else optimizer_of(config, schedule)
-    lessons = lessons_of(configs, policy, pool, models, course, chosen)
-    return Stages(
+    stages = components_of(configs, policy, pool, models, curriculum, chosen)
+    return Components(
         config=config if config.curriculum else configs[0],
         policy=policy,
         prompts=prompts,
-        course=course,
-        lessons=lessons,
-        evaluator=_evaluator(policy, max(lessons, key=lambda lesson: lesson.sampler.width), eval_rows),
+        curriculum=curriculum,
+        stages=stages,
+        evaluator=_evaluator(policy, max(stages, key=lambda stage: stage.sampler.width), eval_rows),
         schedule=None if optimizer else schedule.build(),
         reflection=load_reflection(config.reflection),
     )
@@ -155,10 +151,12 @@ def _first(rows: Any, count: int, each: bool = False) -> Any:
     return {name: part for name, part in some.items() if part}
 
 
-def _evaluator(policy: Policy, lesson: Lesson, rows: Rows | Mapping[str, Rows] | None) -> Evaluator | None:
+def _evaluator(
+    policy: Policy, stage: StageComponents, rows: Rows | Mapping[str, Rows] | None
+) -> Evaluator | None:
     """Held-out prompts: the rows given, or those of `eval_dataset`, or another split of the training data; with the
-    lengths of this lesson, the widest."""
-    config = lesson.config
+    lengths of this stage, which has the longest completions."""
+    config = stage.config
     if config.eval_prompts == 0:
         return None
     if rows is None:
@@ -174,7 +172,7 @@ def _evaluator(policy: Policy, lesson: Lesson, rows: Rows | Mapping[str, Rows] |
     evaluator = Evaluator(
         policy,
         _prompts(config, policy, _first(rows, config.eval_prompts, each=config.eval_dataset is not None)),
-        lesson.scorer,
+        stage.scorer,
         held_out_of(config, policy),
         samples=config.eval_samples,
         width=longest,
@@ -182,5 +180,5 @@ def _evaluator(policy: Policy, lesson: Lesson, rows: Rows | Mapping[str, Rows] |
         segment=config.rollout_segment,
         stop=stop_of(config, policy),
     )
-    evaluator.sampler.rows = memory_budget.rows_at_a_time(evaluator.demand, lesson.memory, config)
+    evaluator.sampler.rows = memory_budget.rows_at_a_time(evaluator.demand, stage.memory, config)
     return evaluator

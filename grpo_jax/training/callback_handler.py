@@ -1,16 +1,17 @@
 """What callbacks see of a run, and what they may ask of it: to stop, to evaluate, to save."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.sharding import hosts
 from grpo_jax.training.callbacks import Callbacks, TrainerControl, TrainerState
+from grpo_jax.training.run_state import RunState
 
 
-class Watch:
+class CallbackHandler:
     """Tells callbacks what happens, and keeps what they decide. The order is that of transformers' Trainer, but
     for evaluations: they come before the step's log, of which their figures are a part.
 
@@ -25,12 +26,12 @@ class Watch:
         )
         self.control = TrainerControl()
 
-    def begin(self, done: int, notes: Mapping[str, Any], history: list[dict[str, Any]]) -> None:
-        """The run starts, or goes on after `done` steps with what is in `notes`."""
+    def begin(self, done: int, run_state: RunState, history: list[dict[str, Any]]) -> None:
+        """The run starts, or goes on after `done` steps in `run_state`."""
         self.control = TrainerControl()
-        self._count(done, notes)
+        self._count(done, run_state)
         self.state.log_history = history
-        self.callbacks.load_state_dict(notes.get("callbacks", {}))
+        self.callbacks.load_state_dict(run_state.callbacks)
         self._call("on_train_begin")
 
     def for_rewards(self) -> TrainerState:
@@ -42,9 +43,9 @@ class Watch:
         self.control.new_step()
         self._call("on_step_begin")
 
-    def step_ends(self, done: int, notes: Mapping[str, Any]) -> None:
+    def step_ends(self, done: int, run_state: RunState) -> None:
         """After a step's update; `done` counts it."""
-        self._count(done, notes)
+        self._count(done, run_state)
         self._call("on_step_end")
 
     def logged(self, metrics: dict[str, Any]) -> None:
@@ -61,13 +62,13 @@ class Watch:
         """After a checkpoint was begun."""
         self._call("on_save")
 
-    def end(self, course_over: bool = False) -> None:
-        """After the last step. A run that a callback or the end of its course has stopped is over, also for the
+    def end(self, curriculum_over: bool = False) -> None:
+        """After the last step. A run that a callback or the end of the curriculum has stopped is over, also for the
         command that comes again."""
         self._call("on_train_end")
         done, total = self.state.global_step, self.state.max_steps
         if done < total and hosts.is_writer():
-            why = ": the curriculum has ended" if course_over else ", as a callback asked"
+            why = ": the curriculum has ended" if curriculum_over else ", as a callback asked"
             print(f"stopped after step {done} of {total}{why}", file=sys.stderr, flush=True)
 
     def asks(self, wish: str) -> bool:
@@ -80,9 +81,8 @@ class Watch:
         wanted = self.asks("evaluate") or (every > 0 and done % every == 0)
         return wanted and done < self.config.max_steps
 
-    def _count(self, done: int, notes: Mapping[str, Any]) -> None:
-        drawn = notes.get("course", {}).get("total", done * self.config.prompts_per_step)
-        self.state.global_step, self.state.epoch = done, drawn / self.prompts
+    def _count(self, done: int, run_state: RunState) -> None:
+        self.state.global_step, self.state.epoch = done, run_state.sampler.total / self.prompts
 
     def _call(self, event: str, **given: Any) -> None:
         self.callbacks.call(event, self.config, self.state, self.control, **given)

@@ -1,12 +1,9 @@
 """What a step trains on: prompts are drawn, sampled and scored; under dynamic sampling until P groups can teach.
 
-A collector remembers nothing from step to step. Where the course of prompts stands, and the groups left over for the
-next step, are in the run's notes, which every checkpoint holds, and each step reads them from there: a run that was
-interrupted goes the very way of one that was not.
+A collector has no state of its own. How far the curriculum sampler is, and the groups left over for the next step, are
+in the run's state, which every checkpoint holds: a run that was interrupted does what it would have done without.
 """
 
-import base64
-import io
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -16,16 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from grpo_jax.data.curriculum.sampler import Course, Standing
+from grpo_jax.data.curriculum.sampler import CurriculumSampler, SamplerState
 from grpo_jax.data.prompts import PromptBatch
 from grpo_jax.rollout.programs import Rollout
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.scoring.scored import Scored
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.sharding import hosts
+from grpo_jax.training.run_state import CarriedGroups, RunState, packed, unpacked
 
 Clock = Callable[[str], AbstractContextManager[None]]
-Notes = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +32,17 @@ class Groups:
     batch: PromptBatch
     rollout: Rollout  # NumPy arrays
     scored: Scored
-    fresh: np.ndarray  # [n] bool; False: sampled in the step before, by older weights
-    tickets: np.ndarray  # [n] int64, of the prompts
+    on_policy: np.ndarray  # [n] bool; False: sampled in the step before, by older weights
+    indices: np.ndarray  # [n] int64, the sample indices of the prompts
 
     def __len__(self) -> int:
-        return len(self.fresh)
+        return len(self.on_policy)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all rows, prompts and completions."""
+        rollout = self.rollout
+        return int(rollout.lengths.sum()) + rollout.lengths.shape[1] * int(self.batch.lengths.sum())
 
     def take(self, which: np.ndarray) -> "Groups":
         """Those that `which`, indices or a mask, says; without the failures and metrics of the whole."""
@@ -48,8 +51,8 @@ class Groups:
             self.batch.take(which),
             jax.tree.map(lambda x: x[which], self.rollout),
             self.scored.take(which),
-            self.fresh[which],
-            self.tickets[which],
+            self.on_policy[which],
+            self.indices[which],
         )
 
     @staticmethod
@@ -59,62 +62,58 @@ class Groups:
             PromptBatch.join([part.batch for part in parts]),
             jax.tree.map(lambda *x: np.concatenate(x), *[part.rollout for part in parts]),
             Scored.join([part.scored for part in parts]),
-            np.concatenate([part.fresh for part in parts]),
-            np.concatenate([part.tickets for part in parts]),
+            np.concatenate([part.on_policy for part in parts]),
+            np.concatenate([part.indices for part in parts]),
         )
 
 
 class Collector:
     """One rollout a step: its P prompts are what is trained on."""
 
-    def __init__(self, course: Course, sampler: Sampler, scorer: Scorer, prompts_per_step: int):
-        self.course, self.sampler, self.scorer, self.prompts_per_step = (
-            course,
-            sampler,
-            scorer,
-            prompts_per_step,
-        )
+    def __init__(
+        self, curriculum: CurriculumSampler, sampler: Sampler, scorer: Scorer, prompts_per_step: int
+    ):
+        self.curriculum, self.sampler, self.scorer = curriculum, sampler, scorer
+        self.prompts_per_step = prompts_per_step
 
     def __call__(
-        self, params: Any, step: int, clock: Clock, notes: Notes, trainer_state: Any = None
-    ) -> tuple[Groups, Groups]:
-        """(groups to train on, exactly P; all groups sampled and scored in this step, whose metrics it reports).
+        self, params: Any, step: int, clock: Clock, state: RunState, trainer_state: Any = None
+    ) -> tuple[Groups, Groups, RunState]:
+        """(groups to train on, exactly P; all groups sampled and scored in this step, whose metrics it reports; the
+        run's state with what the curriculum sampler has drawn, and has learned from the rewards).
 
         Args:
             params: the rollout's copy of the weights; nothing here holds it, or device memory, on return.
             clock: `clock("rollout")` and `clock("reward")` add up the seconds of each.
-            notes: of the run, JSON values; changed only when the step has succeeded. `course` says where the course
-                stands, and what it has learned from this step.
+            state: of the run, after `step` steps.
             trainer_state: for reward functions that ask for it.
         """
-        at = self.course.standing(notes.get("course"))
-        groups, at = self._sample(params, at, step, clock, trainer_state)
-        notes["course"] = self._learned(at, step, groups)
-        return groups, groups
+        groups, drawn = self._sample(params, state.sampler, step, clock, trainer_state)
+        return groups, groups, state.replace(sampler=self._learned(drawn, step, groups))
 
     def _sample(
-        self, params: Any, at: Standing, step: int, clock: Clock, trainer_state: Any
-    ) -> tuple[Groups, Standing]:
-        """The next P prompts of the course, sampled and scored; and where it stands then."""
-        tickets, at = self.course.draw(at, self.prompts_per_step)
-        batch = self.course.prompts.at(tickets)
+        self, params: Any, state: SamplerState, step: int, clock: Clock, trainer_state: Any
+    ) -> tuple[Groups, SamplerState]:
+        """The next P prompts of the curriculum, sampled and scored; and the curriculum sampler's state after them."""
+        indices, state = self.curriculum.draw(state, self.prompts_per_step)
+        batch = self.curriculum.prompts.at(indices)
         with self.scorer.stream(batch, self.sampler.samples, trainer_state) as scoring:
             with clock("rollout"):  # groups are scored as soon as they are complete
                 arrays = batch.tokens, batch.lengths, batch.uids
                 rollout = self.sampler(params, *arrays, step, on_group=scoring.add)
             with clock("reward"):  # what is left of it
                 scored = scoring.finish(rollout)
-        fresh = np.ones(len(tickets), bool)
-        return Groups(batch, rollout, scored, fresh, np.array(tickets, np.int64)), at
+        on_policy = np.ones(len(indices), bool)
+        return Groups(batch, rollout, scored, on_policy, np.array(indices, np.int64)), state
 
-    def _learned(self, at: Standing, step: int, sampled: Groups) -> Notes:
-        """Where the course stands after a step that sampled these groups."""
+    def _learned(self, state: SamplerState, step: int, sampled: Groups) -> SamplerState:
+        """The curriculum sampler's state after a step that sampled these groups."""
         scored = sampled.scored
         known = scored.base[~np.isnan(scored.base)]
         reward = float(known.mean(dtype=np.float64)) if len(known) else float("nan")
         clipped = 1 - float(np.mean(sampled.rollout.finished))
-        successes = scored.successes if self.course.screens else np.empty((0, 0))
-        return self.course.learn(at, step + 1, sampled.tickets.tolist(), successes, (reward, clipped)).noted()
+        successes = scored.successes if self.curriculum.screens else np.empty((0, 0))
+        return self.curriculum.learn(state, step + 1, sampled.indices.tolist(), successes, (reward, clipped))
 
 
 class DynamicCollector(Collector):
@@ -127,52 +126,60 @@ class DynamicCollector(Collector):
     """
 
     def __init__(
-        self, course: Course, sampler: Sampler, scorer: Scorer, prompts_per_step: int, max_rollouts: int
+        self,
+        curriculum: CurriculumSampler,
+        sampler: Sampler,
+        scorer: Scorer,
+        prompts_per_step: int,
+        max_rollouts: int,
     ):
-        super().__init__(course, sampler, scorer, prompts_per_step)
+        super().__init__(curriculum, sampler, scorer, prompts_per_step)
         self.max_rollouts = max_rollouts
-        self._told = False
+        self._warned = False
 
     def __call__(
-        self, params: Any, step: int, clock: Clock, notes: Notes, trainer_state: Any = None
-    ) -> tuple[Groups, Groups]:
-        """As of `Collector`; `notes` also keeps `carried`, what is left over."""
+        self, params: Any, step: int, clock: Clock, state: RunState, trainer_state: Any = None
+    ) -> tuple[Groups, Groups, RunState]:
+        """As of `Collector`; the state also has the groups that are left over."""
         P = self.prompts_per_step
-        carried, at = self._carried(notes)
+        carried, drawn = self._carried(state)
         rounds: list[Groups] = []
         missing = P - sum(map(len, carried))
         while missing > 0 and len(rounds) < self.max_rollouts:
-            sampled, at = self._sample(params, at, step, clock, trainer_state)
-            rounds.append(sampled)
-            missing -= int(with_spread(rounds[-1].scored.base).sum())
+            groups, drawn = self._sample(params, drawn, step, clock, trainer_state)
+            rounds.append(groups)
+            missing -= int(with_spread(groups.scored.base).sum())
         chosen, surplus = _divide(Groups.join([*carried, *rounds]), P)
-        notes |= {"course": self._learned(at, step, Groups.join(rounds)), "carried": _noted(surplus)}
+        sampled = Groups.join(rounds)
+        state = state.replace(sampler=self._learned(drawn, step, sampled), carried=_to_carry(surplus))
         if missing > 0:
-            self._tell(P - missing, P)
-        return chosen, _with_figures(Groups.join(rounds), len(rounds), len(surplus), max(missing, 0))
+            self._warn(P - missing, P)
+        return chosen, _with_figures(sampled, len(rounds), len(surplus), max(missing, 0)), state
 
-    def _carried(self, notes: Notes) -> tuple[list[Groups], Standing]:
-        """What the step before left over, if anything: texts are decoded again; and where the course stands."""
-        at, noted = self.course.standing(notes.get("course")), notes.get("carried")
-        if noted is None:
-            return [], at
-        tickets, arrays = np.array(noted["tickets"], np.int64), _unpacked(noted["arrays"])
+    def _carried(self, state: RunState) -> tuple[list[Groups], SamplerState]:
+        """What the step before left over, if anything: texts are decoded again. Where this stage's completions have
+        another shape, the prompts of those groups are drawn again instead."""
+        carried = state.carried
+        if carried is None:
+            return [], state.sampler
+        indices, arrays = np.array(carried.indices, np.int64), unpacked(carried.arrays)
         rollout = Rollout(**{name: arrays[name] for name in _ROLLOUT})
         if rollout.tokens.shape[1:] != (self.sampler.samples, self.sampler.width):
-            return [], replace(at, again=[*noted["tickets"], *at.again])
-        batch = self.course.prompts.at(tickets.tolist())
-        scored = self.scorer.restore(batch, rollout, arrays["base"], arrays["values"], noted["extras"])
-        return [Groups(batch, rollout, scored, np.zeros(len(tickets), bool), tickets)], at
+            again = [*carried.indices, *state.sampler.carried_over]
+            return [], replace(state.sampler, carried_over=again)
+        batch = self.curriculum.prompts.at(indices.tolist())
+        scored = self.scorer.restore(batch, rollout, arrays["base"], arrays["values"], carried.extras)
+        return [Groups(batch, rollout, scored, np.zeros(len(indices), bool), indices)], state.sampler
 
-    def _tell(self, found: int, P: int) -> None:
-        if not self._told and hosts.is_writer():
+    def _warn(self, found: int, P: int) -> None:
+        if not self._warned and hosts.is_writer():
             print(
                 f"dynamic_sampling: {self.max_rollouts} rollouts gave {found} of the {P} groups of a step; groups "
                 "whose rewards are all equal fill it, here and later (max_rollouts_per_step allows more)",
                 file=sys.stderr,
                 flush=True,
             )
-        self._told = True
+        self._warned = True
 
 
 def with_spread(rewards: np.ndarray) -> np.ndarray:
@@ -203,23 +210,11 @@ def _with_figures(sampled: Groups, rollouts: int, carried: int, short: int) -> G
 _ROLLOUT = tuple(field.name for field in fields(Rollout))
 
 
-def _noted(groups: Groups) -> Notes | None:
-    """What cannot be computed again of groups that are left over, as JSON values; None for no groups."""
+def _to_carry(groups: Groups) -> CarriedGroups | None:
+    """Groups that are left over, without what can be computed again; None for no groups."""
     if not len(groups):
         return None
     scored = groups.scored
     arrays = {name: getattr(groups.rollout, name) for name in _ROLLOUT}
     arrays |= {"base": scored.base, "values": scored.values}
-    return {"tickets": groups.tickets.tolist(), "arrays": _packed(arrays), "extras": scored.extras}
-
-
-def _packed(arrays: dict[str, Any]) -> str:
-    """Arrays as text, bit by bit."""
-    file = io.BytesIO()
-    np.savez(file, **arrays)  # not compressed: it is made in every step
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def _unpacked(text: str) -> dict[str, Any]:
-    with np.load(io.BytesIO(base64.b64decode(text))) as file:
-        return dict(file)
+    return CarriedGroups(groups.indices.tolist(), packed(arrays), scored.extras)

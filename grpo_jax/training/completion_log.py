@@ -1,48 +1,53 @@
 """The completions that a run keeps: all of some steps as tables, some of all steps as text."""
 
-from typing import Any
-
 import numpy as np
 
+from grpo_jax.config import GRPOConfig
 from grpo_jax.runs import samples
 from grpo_jax.runs.completions import write_completions
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.run import Run
-from grpo_jax.training.assembly import Stages
+from grpo_jax.training.assembly import Components
 from grpo_jax.training.collector import Groups
 from grpo_jax.training.reflection import Reflection
 
 
 def keep_completions(
-    stages: Stages, run: Run, done: int, groups: Groups, advantages: np.ndarray, notes: dict[str, Any]
+    components: Components, run: Run, done: int, groups: Groups, advantages: np.ndarray
 ) -> None:
-    """What the settings want kept of the completions that step `done` was trained on."""
-    config, names = stages.config, stages.lessons[0].scorer.pool.names
+    """Write what the settings ask for of the completions that step `done` was trained on."""
+    config, names = components.config, components.stages[0].scorer.pool.names
     if config.log_completions_steps and done % config.log_completions_steps == 0:
-        save_completions(run.folder, done, groups, advantages, names, stages.reflection)
-    if config.completion_samples or config.success_samples:
-        write_samples(stages, run, done, groups)
-        notes["samples"] = run.samples.sizes()
+        save_completions(run.folder, done, groups, advantages, names, components.reflection)
+    if keeps_samples(config):
+        write_samples(components, run, done, groups)
 
 
-def write_samples(stages: Stages, run: Run, done: int, groups: Groups) -> None:
+def keeps_samples(config: GRPOConfig) -> bool:
+    """Whether the run has text files of samples."""
+    return config.completion_samples > 0 or config.success_samples > 0
+
+
+def write_samples(components: Components, run: Run, done: int, groups: Groups) -> None:
     """Some of the completions, and some of those that succeeded, at the end of the text files."""
-    config, scored = stages.config, groups.scored
+    config, scored = components.config, groups.scored
     rows, won = scored.rewards.size, scored.successes.ravel() == 1
     some = samples.chosen(config.seed, done, rows, config.completion_samples, 0)
     successes = won & samples.chosen(config.seed, done, rows, config.success_samples, 1)
     for name, which in ((samples.ALL, some), (samples.SUCCESSES, successes)):
         run.samples.append(
-            name, [_entry(stages, done, groups, row) for row in np.flatnonzero(which).tolist()]
+            name, [_entry(components, done, groups, row) for row in np.flatnonzero(which).tolist()]
         )
 
 
-def _entry(stages: Stages, done: int, groups: Groups, row: int) -> str:
+def _entry(components: Components, done: int, groups: Groups, row: int) -> str:
     """With the prompt as the model saw it: a turn that begins with <think> is whole."""
     scored, (p, sample) = groups.scored, divmod(row, groups.scored.rewards.shape[1])
-    title = f"step {done}, prompt {groups.tickets[p]}, sample {sample}, reward {scored.base[p, sample]:.4g}"
-    if stages.reflection:
-        title += f", reflection: {', '.join(stages.reflection.categories(scored.completions[row])) or 'none'}"
+    title = f"step {done}, prompt {groups.indices[p]}, sample {sample}, reward {scored.base[p, sample]:.4g}"
+    if components.reflection:
+        title += (
+            f", reflection: {', '.join(components.reflection.categories(scored.completions[row])) or 'none'}"
+        )
     return samples.entry(title, groups.batch.texts[p], scored.completions[row])
 
 

@@ -1,7 +1,7 @@
 """What a stage of the curriculum works with: samplers, collectors and learners of its own lengths and group sizes.
 
-Weights, moments, the reference and the place in the data are one for all of them. Stages with the same settings share
-a lesson, so that a stage costs one more compilation of the rollout and of the update, and only where it must.
+Weights, optimizer moments, the reference and the place in the data are the same for all stages. Stages with the same
+settings share their components: a stage compiles the rollout and the update once more only where it must.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import optax
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.config.curriculum import StageSettings, of_stage
-from grpo_jax.data.curriculum.sampler import Course
+from grpo_jax.data.curriculum.sampler import CurriculumSampler
 from grpo_jax.learner.learner import Learner
 from grpo_jax.models.lora import Base
 from grpo_jax.models.qwen import Params
@@ -25,19 +25,19 @@ from grpo_jax.setup.learner import advantages_of, learner_of
 from grpo_jax.setup.policy import Policy
 from grpo_jax.setup.sampling import sampling_of, stop_of
 from grpo_jax.sharding.mesh import check_rows
-from grpo_jax.training.advantages import Judge
+from grpo_jax.training.advantages import GroupAdvantages
 from grpo_jax.training.collector import Collector, DynamicCollector
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One object a room, in the order in which the data flows."""
+class StageComponents:
+    """What one stage of the curriculum works with, in data-flow order."""
 
     config: GRPOConfig  # the run's, as they are in the stage
     sampler: Sampler
     scorer: Scorer
     collect: Collector  # prompts -> rollout -> rewards
-    judge: Judge  # rewards -> advantages
+    advantages: GroupAdvantages  # rewards -> advantages
     learner: Learner
     memory: int | None  # bytes on each device for rollouts; None: no bound
 
@@ -72,42 +72,42 @@ def _check_micro_batches(config: GRPOConfig, policy: Policy) -> None:
         check_rows(policy.mesh, f"the mini-batch (prompts_per_step x {what} / num_minibatches)", rows)
 
 
-def lessons_of(
+def components_of(
     configs: Sequence[GRPOConfig],
     policy: Policy,
     pool: RewardPool,
     models: Mapping[int, RewardModel],
-    course: Course,
+    curriculum: CurriculumSampler,
     optimizer: optax.GradientTransformation,
-) -> tuple[Lesson, ...]:
-    """The lesson of each stage; stages with one object of settings share one. `models`: those of the pool."""
-    made: dict[int, Lesson] = {}
+) -> tuple[StageComponents, ...]:
+    """The components of each stage; stages with one object of settings share them. `models`: those of the pool."""
+    made: dict[int, StageComponents] = {}
     for config in configs:
         if id(config) not in made:
-            made[id(config)] = _lesson(config, policy, pool, models, course, optimizer)
+            made[id(config)] = _components(config, policy, pool, models, curriculum, optimizer)
     return tuple(made[id(config)] for config in configs)
 
 
-def _lesson(
+def _components(
     config: GRPOConfig,
     policy: Policy,
     pool: RewardPool,
     models: Mapping[int, RewardModel],
-    course: Course,
+    curriculum: CurriculumSampler,
     optimizer: optax.GradientTransformation,
-) -> Lesson:
+) -> StageComponents:
     scorer = Scorer(pool, config.reward_weights, policy.tokenizer, _overlong(config), models)
-    scorer.check(course.prompts)
+    scorer.check(curriculum.prompts)
     learner = learner_of(config, policy, optimizer)
     memory = memory_budget.memory_for_rollouts(config, policy, learner.abstract_state, scorer.model_bytes)
     rows = memory_budget.rows_at_a_time(memory_budget.training_demand(config, policy), memory, config)
     sampler = _sampler(config, policy, rows)
-    return Lesson(
+    return StageComponents(
         config=config,
         sampler=sampler,
         scorer=scorer,
-        collect=_collector(config, course, sampler, scorer),
-        judge=Judge(config, advantages_of(config, scorer.weights), learner),
+        collect=_collector(config, curriculum, sampler, scorer),
+        advantages=GroupAdvantages(config, advantages_of(config, scorer.weights), learner),
         learner=learner,
         memory=memory,
     )
@@ -118,8 +118,10 @@ def _overlong(config: GRPOConfig) -> tuple[int, int] | None:
     return (config.max_completion_length, buffer) if buffer else None
 
 
-def _collector(config: GRPOConfig, course: Course, sampler: Sampler, scorer: Scorer) -> Collector:
-    given = course, sampler, scorer, config.prompts_per_step
+def _collector(
+    config: GRPOConfig, curriculum: CurriculumSampler, sampler: Sampler, scorer: Scorer
+) -> Collector:
+    given = curriculum, sampler, scorer, config.prompts_per_step
     return (
         DynamicCollector(*given, config.max_rollouts_per_step)
         if config.dynamic_sampling
@@ -144,15 +146,15 @@ def _sampler(config: GRPOConfig, policy: Policy, rows: int) -> Sampler:
     )
 
 
-def set_base(lessons: Sequence[Lesson], base: Base | None) -> None:
-    """What is not trained, for all of them."""
-    for lesson in lessons:
-        lesson.learner.base = base
+def set_base(stages: Sequence[StageComponents], base: Base | None) -> None:
+    """Set the frozen base weights on every learner."""
+    for stage in stages:
+        stage.learner.base = base
 
 
-def set_reference(lessons: Sequence[Lesson], weights: Params) -> None:
-    """One copy of `weights` as the reference of all of them."""
-    first = lessons[0].learner
+def set_reference(stages: Sequence[StageComponents], weights: Params) -> None:
+    """Set one copy of `weights` as the reference of every learner."""
+    first = stages[0].learner
     first.set_reference(weights)
-    for lesson in lessons[1:]:
-        lesson.learner.reference = first.reference
+    for stage in stages[1:]:
+        stage.learner.reference = first.reference

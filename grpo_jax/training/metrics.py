@@ -2,31 +2,38 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from grpo_jax.data.curriculum.sampler import CurriculumSampler
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.metrics import peak_memory, rollout_metrics, speed_metrics
 from grpo_jax.runs.progress import closing_table, sample_panel
 from grpo_jax.runs.run import Stopwatch
-from grpo_jax.training.assembly import Stages
+from grpo_jax.training.assembly import Components
 from grpo_jax.training.collector import Groups
 from grpo_jax.training.reflection import Reflection
+from grpo_jax.training.run_state import RunState
 
 
 def step_metrics(
-    stages: Stages, stage: int, sampled: Groups, clock: Stopwatch, notes: dict[str, Any], done: int
+    components: Components,
+    stage: int,
+    sampled: Groups,
+    clock: Stopwatch,
+    seconds: float,
+    run_state: RunState,
+    done: int,
 ) -> dict[str, Any]:
-    """A step's metrics besides the learner's own, of everything that was sampled in it; adds its tokens and seconds
-    to the run's `notes`."""
-    lesson = stages.lessons[stage]
+    """A step's metrics besides the learner's own, of everything that was sampled in it. `stage` is the
+    stage of the curriculum that it belonged to; `run_state` is that after it."""
+    scorer = components.stages[stage].scorer
     rollout, scored = sampled.rollout, sampled.scored
     P, G = rollout.lengths.shape
-    tokens, seconds = int(rollout.lengths.sum()), clock.total()
-    notes["num_tokens"] += tokens + G * int(sampled.batch.lengths.sum())
-    notes["seconds"] += seconds
-    names, weights = lesson.scorer.pool.names, lesson.scorer.weights
+    tokens = int(rollout.lengths.sum())
+    names, weights = scorer.pool.names, scorer.weights
     return {
         **rollout_metrics(
             rollout.lengths, rollout.finished, scored.values.reshape(P * G, -1), names, weights
@@ -34,29 +41,28 @@ def step_metrics(
         **scored.failures,
         **scored.metrics,
         **(
-            stages.reflection.metrics(scored.completions, rollout.lengths.ravel())
-            if stages.reflection
+            components.reflection.metrics(scored.completions, rollout.lengths.ravel())
+            if components.reflection
             else {}
         ),
-        **_course(stages, stage, notes["course"]),
+        **_curriculum(components.curriculum, stage, run_state),
         **_by_domain(sampled),
-        **speed_metrics(seconds, tokens, notes["num_tokens"]),
+        **speed_metrics(seconds, tokens, run_state.num_tokens),
         **clock.times,
-        **{f"compilations/{name}": count for name, count in _compilations(stages).items()},
+        **{f"compilations/{name}": count for name, count in _compilations(components).items()},
         "rollout_tokens_per_second": tokens / clock.times["time/rollout"],
-        **_learning_rate(stages, done),
+        **_learning_rate(components, done),
         "peak_memory": peak_memory()[0],
     }
 
 
-def _course(stages: Stages, stage: int, noted: dict[str, Any]) -> dict[str, float]:
-    """Where the course stands, where it has more than one way to go."""
-    course = stages.course
+def _curriculum(curriculum: CurriculumSampler, stage: int, run_state: RunState) -> dict[str, float]:
+    """The stage, where there are several, and the prompts that take part in it, where some are left out."""
     found: dict[str, float] = {}
-    if len(course.stages) > 1:
+    if len(curriculum.stages) > 1:
         found["curriculum/stage"] = stage + 1
-    if course.screens:
-        found["curriculum/prompts"], found["curriculum/left_out"] = course.pool(course.standing(noted))
+    if curriculum.screens:
+        found["curriculum/prompts"], found["curriculum/left_out"] = curriculum.pool(run_state.sampler)
     return found
 
 
@@ -75,19 +81,19 @@ def _by_domain(sampled: Groups) -> dict[str, float]:
     return found
 
 
-def _learning_rate(stages: Stages, done: int) -> dict[str, float]:
+def _learning_rate(components: Components, done: int) -> dict[str, float]:
     """That of the step's last update; unknown where the caller brought an optimizer."""
-    if stages.schedule is None:
+    if components.schedule is None:
         return {}
-    return {"learning_rate": float(stages.schedule(done * stages.learner.passes.updates - 1))}
+    return {"learning_rate": float(components.schedule(done * components.learner.passes.updates - 1))}
 
 
-def _compilations(stages: Stages) -> dict[str, int]:
+def _compilations(components: Components) -> dict[str, int]:
     """Over all stages: each of its own lengths and group sizes adds to them when it begins."""
     counts: Counter[str] = Counter()
-    for lesson in {id(lesson): lesson for lesson in stages.lessons}.values():
-        counts += Counter({"rollout": lesson.sampler.compilations, **lesson.learner.compilations()})
-    return {name: counts[name] for name in ("rollout", *stages.learner.compilations())}
+    for stage in {id(stage): stage for stage in components.stages}.values():
+        counts += Counter({"rollout": stage.sampler.compilations, **stage.learner.compilations()})
+    return {name: counts[name] for name in ("rollout", *components.learner.compilations())}
 
 
 def evaluation_metrics(evaluation: dict[str, Any] | None) -> dict[str, float]:
@@ -95,15 +101,17 @@ def evaluation_metrics(evaluation: dict[str, Any] | None) -> dict[str, float]:
     return {} if evaluation is None else {f"eval/{k}": v for k, v in evaluation["summary"].items()}
 
 
-def summarize(steps: int, notes: dict[str, Any], prompts_dropped: int) -> dict[str, Any]:
+def summarize(
+    steps: int, run_state: RunState, after: Mapping[str, Any] | None, prompts_dropped: int
+) -> dict[str, Any]:
     """What `summary.json` holds."""
     memory, where = peak_memory()
     return {
-        "before": notes["before"] and notes["before"]["summary"],
-        "after": notes["after"] and notes["after"]["summary"],
+        "before": run_state.before and run_state.before["summary"],
+        "after": after and after["summary"],
         "steps": steps,
-        "num_tokens": notes["num_tokens"],
-        "seconds": notes["seconds"],
+        "num_tokens": run_state.num_tokens,
+        "seconds": run_state.seconds,
         "peak_memory": memory,
         "peak_memory_of": where,
         "prompts_dropped": prompts_dropped,
@@ -111,12 +119,16 @@ def summarize(steps: int, notes: dict[str, Any], prompts_dropped: int) -> dict[s
 
 
 def show(
-    summary: dict[str, Any], notes: dict[str, Any], folder: RunFolder, reflection: Reflection | None
+    summary: dict[str, Any],
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+    folder: RunFolder,
+    reflection: Reflection | None,
 ) -> None:
     """The closing table, samples before and after, and where the model is."""
-    if notes["before"] and notes["after"]:
-        sample_panel("Held-out samples before", _shown(notes["before"]["samples"], reflection))
-        sample_panel("Held-out samples after", _shown(notes["after"]["samples"], reflection))
+    if before and after:
+        sample_panel("Held-out samples before", _shown(before["samples"], reflection))
+        sample_panel("Held-out samples after", _shown(after["samples"], reflection))
         closing_table(summary["before"], summary["after"], title="Held-out prompts")
     print(
         f"{summary['steps']} steps, {summary['num_tokens']} tokens, {summary['seconds']:.0f} s, peak memory "

@@ -10,10 +10,10 @@ from grpo_jax.runs.progress import plain
 from grpo_jax.setup import memory_budget
 from grpo_jax.setup.learner import schedule_of
 from grpo_jax.sharding import hosts
-from grpo_jax.training.assembly import Stages
+from grpo_jax.training.assembly import Components
 
 
-def show_plan(stages: Stages) -> None:
+def show_plan(components: Components) -> None:
     """Print the plan on stdout, and on stderr what in the settings deserves a second look."""
     if not hosts.is_writer():
         return
@@ -21,36 +21,36 @@ def show_plan(stages: Stages) -> None:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    for title, text in plan_of(stages).items():
+    for title, text in plan_of(components).items():
         table.add_row(f"  {title}", plain(text))
     Console().print("The plan of this run", table, sep="\n")
-    for sentence in warnings_of(stages.config):
+    for sentence in warnings_of(components.config):
         Console(stderr=True).print(plain(f"note: {sentence}"), soft_wrap=True)
 
 
-def plan_of(stages: Stages) -> dict[str, str]:
+def plan_of(components: Components) -> dict[str, str]:
     """Title -> text."""
-    config = stages.config
+    config = components.config
     return {
-        "data": _data(stages),
-        "rewards": _rewards(stages),
-        "rollout": _rollout(stages),
-        "update": _update(stages),
-        "passes": _passes(stages),
+        "data": _data(components),
+        "rewards": _rewards(components),
+        "rollout": _rollout(components),
+        "update": _update(components),
+        "passes": _passes(components),
         "loss": _loss(config),
-        "training": _training(stages),
+        "training": _training(components),
         "checkpoints": _checkpoints(config),
-        "evaluation": _evaluation(stages),
-        "devices": _devices(stages),
-        "memory": _memory(stages),
+        "evaluation": _evaluation(components),
+        "devices": _devices(components),
+        "memory": _memory(components),
     }
 
 
-def _data(stages: Stages) -> str:
-    prompts, steps = stages.prompts, stages.config.max_steps
-    each = stages.config.prompts_per_step
+def _data(components: Components) -> str:
+    prompts, steps = components.prompts, components.config.max_steps
+    each = components.config.prompts_per_step
     left_out = f" ({prompts.dropped:,} longer than max_prompt_length left out)" if prompts.dropped else ""
-    least = "at least " if stages.config.dynamic_sampling else ""
+    least = "at least " if components.config.dynamic_sampling else ""
     return (
         f"{_count(len(prompts), 'prompt')}{left_out}; {_count(steps, 'step')} of {each} "
         f"take {least}{_count(steps * each, 'prompt')}, {_passes_over(steps * each / len(prompts))} the data"
@@ -61,9 +61,13 @@ def _passes_over(times: float) -> str:
     return f"{times:.3g} {'pass' if times == 1 else 'passes'} over"
 
 
-def _rewards(stages: Stages) -> str:
+def _rewards(components: Components) -> str:
     """The terms of the reward."""
-    c, names, weights = stages.config, stages.lessons[0].scorer.pool.names, stages.lessons[0].scorer.weights
+    c, names, weights = (
+        components.config,
+        components.stages[0].scorer.pool.names,
+        components.stages[0].scorer.weights,
+    )
     text = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in zip(names, weights))
     if c.overlong_buffer:
         text += f" - a punishment of up to 1 for the last {c.overlong_buffer} tokens before the limit"
@@ -72,8 +76,8 @@ def _rewards(stages: Stages) -> str:
     return text
 
 
-def _rollout(stages: Stages) -> str:
-    c = stages.config
+def _rollout(components: Components) -> str:
+    c = components.config
     rows = c.prompts_per_step * c.num_generations
     times = c.max_rollouts_per_step if c.dynamic_sampling else 1
     again = f", and again until {c.prompts_per_step} groups have rewards that differ ({times} times at most)"
@@ -81,23 +85,23 @@ def _rollout(stages: Stages) -> str:
         f"{_count(c.prompts_per_step, 'prompt')} x {c.num_generations} completions = {rows:,} rows a step"
         f"{again if c.dynamic_sampling else ''}; a row has up to {c.max_prompt_length} prompt and "
         f"{c.max_completion_length} completion tokens: at most {times * rows * c.max_completion_length:,} tokens "
-        f"are sampled a step{_at_a_time(stages)}"
+        f"are sampled a step{_at_a_time(components)}"
     )
 
 
-def _at_a_time(stages: Stages) -> str:
+def _at_a_time(components: Components) -> str:
     """What of a rollout waits, and what it costs to compile."""
-    c, rows = stages.config, stages.lessons[0].sampler.rows
+    c, rows = components.config, components.stages[0].sampler.rows
     if not c.rollout_segment:
         return ", in one piece"
-    size = memory_budget.training_demand(c, stages.policy).size(rows)
+    size = memory_budget.training_demand(c, components.policy).size(rows)
     waits = f"; memory has room for {rows:,} rows at a time, the others wait" if rows else ""
     most = shapes_at_most(size, c.max_completion_length)
     return f"{waits}; segments of {c.rollout_segment} tokens, {most} sizes of programs at most"
 
 
-def _update(stages: Stages) -> str:
-    c, passes, parts = stages.config, stages.learner.passes, stages.learner.micro_batches
+def _update(components: Components) -> str:
+    c, passes, parts = components.config, components.learner.passes, components.learner.micro_batches
     sampled, rows = c.prompts_per_step * c.num_generations, passes.rows(c.prompts_per_step, c.num_generations)
     mini = rows // c.num_minibatches
     some = f"{rows:,} rows" + (f" (of the {sampled:,} sampled)" if rows < sampled else "")
@@ -110,21 +114,21 @@ def _update(stages: Stages) -> str:
     if parts > 1:
         text += f", computed {mini // parts:,} rows at a time ({parts} micro-batches)"
     skips = "; micro-batches whose rows all have advantage 0 are left out"
-    return text + (skips if stages.learner.skips else "")
+    return text + (skips if components.learner.skips else "")
 
 
-def _passes(stages: Stages) -> str:
+def _passes(components: Components) -> str:
     """The passes over the model that a step costs, beside the sampling."""
-    c, passes, parts = stages.config, stages.learner.passes, []
+    c, passes, parts = components.config, components.learner.passes, []
     times = "" if c.num_iterations == 1 else f" {c.num_iterations} times"
     if c.beta > 0:
         parts.append("once for the reference's log-probs")
     if passes.updates > 1:
         parts.append("once for the old log-probs")
-    if c.top_entropy_quantile < 1 and stages.learner.micro_batches > 1:
+    if c.top_entropy_quantile < 1 and components.learner.micro_batches > 1:
         parts.append(f"for the entropies{times}")
     parts.append(f"forward and backward{times}")
-    scorer = stages.lessons[0].scorer
+    scorer = components.stages[0].scorer
     others = "".join(
         f"; once through {scorer.pool.names[column]}, a reward model" for column in scorer.models
     )
@@ -142,10 +146,10 @@ def _loss(c: GRPOConfig) -> str:
     return text
 
 
-def _training(stages: Stages) -> str:
-    c, updates = stages.config, stages.learner.passes.updates
-    length = f"{_count(c.max_steps, 'step')}, {_count(c.max_steps * updates, 'update')}{_trained(stages)}"
-    if stages.schedule is None:
+def _training(components: Components) -> str:
+    c, updates = components.config, components.learner.passes.updates
+    length = f"{_count(c.max_steps, 'step')}, {_count(c.max_steps * updates, 'update')}{_trained(components)}"
+    if components.schedule is None:
         return f"{length}; the optimizer given"
     falls = "constant" if c.lr_scheduler_type == "constant" else f"{c.lr_scheduler_type} to 0"
     warmup = schedule_of(c).warmup
@@ -161,34 +165,34 @@ def _checkpoints(c: GRPOConfig) -> str:
     return f"{every}after the last step, in {c.output_dir}"
 
 
-def _evaluation(stages: Stages) -> str:
-    c = stages.config
-    if stages.evaluator is None:
+def _evaluation(components: Components) -> str:
+    c = components.config
+    if components.evaluator is None:
         return "none (no held-out prompts)"
     how = "greedy" if c.eval_temperature == 0 else f"at temperature {c.eval_temperature:g}"
     filters = (("top-p", c.eval_top_p, 1), ("top-k", c.eval_top_k, 0), ("min-p", c.eval_min_p, 0))
     how += "".join(f", {name} {value:g}" for name, value, all_of_them in filters if value != all_of_them)
     if c.eval_max_completion_length:
         how += f", up to {c.eval_max_completion_length} tokens"
-    sets = [domain.name for domain in stages.evaluator.prompts.domains if domain.name]
+    sets = [domain.name for domain in components.evaluator.prompts.domains if domain.name]
     among = f" ({', '.join(sets)})" if sets else ""
     every = f", and every {_count(c.eval_steps, 'step')}" if 0 < c.eval_steps < c.max_steps else ""
     return (
-        f"{_count(len(stages.evaluator.prompts), 'held-out prompt')}{among} x "
+        f"{_count(len(components.evaluator.prompts), 'held-out prompt')}{among} x "
         f"{_count(c.eval_samples, 'completion')}, {how}: before and after the training{every}"
     )
 
 
-def _devices(stages: Stages) -> str:
-    mesh = stages.policy.mesh
+def _devices(components: Components) -> str:
+    mesh = components.policy.mesh
     shape = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     kind = mesh.devices.flat[0].device_kind
-    return f"{mesh.size} x {kind} (mesh {shape}), computing in {stages.policy.dtype}{_int8(stages)}"
+    return f"{mesh.size} x {kind} (mesh {shape}), computing in {components.policy.dtype}{_int8(components)}"
 
 
-def _trained(stages: Stages) -> str:
+def _trained(components: Components) -> str:
     """Which weights, where not all."""
-    lora, c = stages.policy.lora, stages.config
+    lora, c = components.policy.lora, components.config
     if lora is None:
         return ""
     beside = "the frozen weights" if c.base_weights == "auto" else f"frozen weights in {c.base_weights}"
@@ -196,15 +200,15 @@ def _trained(stages: Stages) -> str:
     return f"; LoRA of rank {lora.rank}, times {lora.scale:g}, on {which}, beside {beside}"
 
 
-def _int8(stages: Stages) -> str:
+def _int8(components: Components) -> str:
     """What of the sampling is not in the dtype of all else."""
-    c = stages.config
+    c = components.config
     weights = ", sampling from int8 weights" if c.rollout_weights == "int8" else ""
     return weights + (", keys and values in int8 while sampling" if c.rollout_cache == "int8" else "")
 
 
-def _memory(stages: Stages) -> str:
-    held = bytes_held(stages)
+def _memory(components: Components) -> str:
+    held = bytes_held(components)
     copy = "copy of the weights"
     moments = {
         "always": {name: held[name] for name in ALWAYS if name in held},
@@ -212,7 +216,7 @@ def _memory(stages: Stages) -> str:
         "in an update, also": {"gradients": held["gradients"]},
         "evaluating, also": {copy: held[copy], "cache": held["evaluation cache"]},
     }
-    if stages.evaluator is None:
+    if components.evaluator is None:
         del moments["evaluating, also"]
     lines = [
         f"{moment:18}  {', '.join(f'{name} {sized(size)}' for name, size in parts.items() if size)}"
@@ -221,17 +225,17 @@ def _memory(stages: Stages) -> str:
     return "\n".join(["on each device, and activations on top:", *lines])
 
 
-def bytes_held(stages: Stages) -> dict[str, int]:
+def bytes_held(components: Components) -> dict[str, int]:
     """Bytes on each device, by what they are for; not all of them at the same time."""
-    c, policy, state = stages.config, stages.policy, stages.learner.abstract_state
-    models, evaluator = stages.lessons[0].scorer.model_bytes, stages.evaluator
+    c, policy, state = components.config, components.policy, components.learner.abstract_state
+    models, evaluator = components.stages[0].scorer.model_bytes, components.evaluator
     always = memory_budget.held_always(c, policy, state, models)
     cache = lambda demand, sampler: demand.cache_bytes(demand.size(sampler.rows))
     return {
         **always,
         "gradients": always.get("weights", always.get("adapters", 0)),
         "copy of the weights": memory_budget.copy_bytes(policy),
-        "cache": cache(memory_budget.training_demand(c, policy), stages.lessons[0].sampler),
+        "cache": cache(memory_budget.training_demand(c, policy), components.stages[0].sampler),
         "evaluation cache": cache(evaluator.demand, evaluator.sampler) if evaluator else 0,
     }
 

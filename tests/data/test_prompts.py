@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.data.curriculum.epoch_order import epoch_order
-from grpo_jax.data.curriculum.sampler import Course
+from grpo_jax.data.curriculum.sampler import CurriculumSampler
 from grpo_jax.data.prompts import PromptBatch, Prompts, bucket
 from grpo_jax.errors import UserError
 
@@ -17,9 +17,9 @@ def make(tokenizer, n=7, **changes):
 
 
 def draws(prompts, count, seed=1, shuffle=True):
-    """The first tickets of a plain course."""
-    course = Course(prompts, seed=seed, shuffle=shuffle)
-    return course.draw(course.begin(), count)[0]
+    """The first indices of a plain curriculum."""
+    curriculum = CurriculumSampler(prompts, seed=seed, shuffle=shuffle)
+    return curriculum.draw(curriculum.begin(), count)[0]
 
 
 @given(n=st.integers(1, 200), seed=st.integers(0, 2**63), epoch=st.integers(0, 2**40))
@@ -31,9 +31,9 @@ def test_an_epoch_loses_or_repeats_a_row(n, seed, epoch):
 @given(n=st.integers(1, 12), size=st.integers(1, 15), seed=st.integers(0, 9), shuffle=st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_batches_are_not_the_epochs_laid_end_to_end(tokenizer, n, size, seed, shuffle):
-    tickets = draws(make(tokenizer, n), n * size, seed, shuffle)
+    indices = draws(make(tokenizer, n), n * size, seed, shuffle)
     for epoch in range(size):
-        assert sorted(tickets[epoch * n : (epoch + 1) * n]) == list(range(epoch * n, (epoch + 1) * n))
+        assert sorted(indices[epoch * n : (epoch + 1) * n]) == list(range(epoch * n, (epoch + 1) * n))
 
 
 def test_global_numpy_state_moves_the_order(tokenizer):
@@ -58,7 +58,7 @@ def test_without_shuffle_rows_leave_their_order(tokenizer):
     assert draws(make(tokenizer), 12, shuffle=False) == list(range(12))
 
 
-def test_tickets_come_in_another_order(tokenizer):
+def test_indices_come_in_another_order(tokenizer):
     prompts = make(tokenizer, n=5)
     batch = prompts.at([11, 0, 7])
     assert batch.uids.tolist() == [11, 0, 7]

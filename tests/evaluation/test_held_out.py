@@ -87,7 +87,7 @@ def test_nothing_is_kept_of_an_evaluation(trainer):
 def test_held_out_completions_are_as_long_as_the_trainings(trainer):
     lengths = pq.read_table(folder_of(trainer) / "evaluations" / "step_00000.parquet")["length"].to_pylist()
     assert 8 < max(lengths) <= 12
-    how = held_out_of(trainer.args, trainer.stages.policy)
+    how = held_out_of(trainer.args, trainer.components.policy)
     assert (how.temperature, how.top_p, how.top_k) == (0.7, 0.9, 0)
 
 

@@ -173,8 +173,8 @@ def test_a_models_score_says_what_a_success_is(trained, tiny_settings, weighted)
     """Only where there is no function: a score has no zero and no one."""
     for rewards, judge in ((weighted["rewards"][::-1], 1), (weighted["rewards"][1:], 0)):
         settings = tiny_settings | {"rewards": rewards, "output_dir": None}
-        stages = GRPOTrainer(settings["model"], args=GRPOConfig(**settings)).stages
-        assert stages.lessons[0].scorer.judges(stages.prompts.at([0, 1])).tolist() == [judge] * 2
+        components = GRPOTrainer(settings["model"], args=GRPOConfig(**settings)).components
+        assert components.stages[0].scorer.judges(components.prompts.at([0, 1])).tolist() == [judge] * 2
 
 
 def test_the_plan_keeps_silent_about_it(tiny_settings, weighted, tmp_path, capsys):
@@ -182,12 +182,12 @@ def test_the_plan_keeps_silent_about_it(tiny_settings, weighted, tmp_path, capsy
 
     settings = tiny_settings | weighted | {"output_dir": str(tmp_path / "run"), "mesh": "fsdp=4"}
     trainer = GRPOTrainer(settings["model"], args=GRPOConfig(**settings))
-    (model,) = trainer.stages.lessons[0].scorer.models.values()
-    assert bytes_held(trainer.stages)["reward models"] == model.bytes
+    (model,) = trainer.components.stages[0].scorer.models.values()
+    assert bytes_held(trainer.components)["reward models"] == model.bytes
     with jax.set_mesh(model.mesh):
         held = [x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(model.params)]
     assert model.bytes == sum(held)
-    plan = plan_of(trainer.stages)
+    plan = plan_of(trainer.components)
     assert "reward models" in plan["memory"]
     assert "once through judge, a reward model" in plan["passes"]
 
@@ -291,8 +291,8 @@ def test_another_judge_at_the_same_place_goes_on(tiny_settings, reward_model, tm
     settings = tiny_settings | {"rewards": [f"model:{judge}"], "output_dir": str(tmp_path / "run")}
 
     def opened():
-        stages = GRPOTrainer(settings["model"], args=GRPOConfig(**settings)).stages
-        return open_run(stages.config, stages.policy, stages.lessons[0].scorer.fingerprint)
+        components = GRPOTrainer(settings["model"], args=GRPOConfig(**settings)).components
+        return open_run(components.config, components.policy, components.stages[0].scorer.fingerprint)
 
     for _ in range(2):
         with opened():
@@ -421,7 +421,7 @@ def test_tokenizers_for_what_reads_no_tokens(given, said, tiny_settings, weighte
     made = GRPOTrainer(
         settings["model"], args=GRPOConfig(**settings), reward_processing_classes=[None, tokenizer]
     )
-    assert made.stages.lessons[0].scorer.models[1].tokenizer is tokenizer
+    assert made.components.stages[0].scorer.models[1].tokenizer is tokenizer
 
 
 def test_a_loaded_torch_model(tiny_settings, reward_model):

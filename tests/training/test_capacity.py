@@ -35,8 +35,8 @@ def test_little_memory_changes_what_is_sampled(settings, tmp_path, capsys):
             settings["model"],
             args=GRPOConfig(**settings | {"rollout_memory": memory, "output_dir": str(tmp_path / name)}),
         )
-        assert (trainer.stages.lessons[0].sampler.rows > 0) == (memory is not None)
-        assert trainer.stages.lessons[0].sampler.rows in (0, 4)
+        assert (trainer.components.stages[0].sampler.rows > 0) == (memory is not None)
+        assert trainer.components.stages[0].sampler.rows in (0, 4)
         trainer.train()
         table = pyarrow.parquet.read_table(tmp_path / name / "completions" / "completions_00002.parquet")
         found.append(table.to_pydict())
@@ -50,7 +50,7 @@ def test_hosts_with_other_memory_take_other_tables(settings, monkeypatch):
     """Each host plans the table of all: they must plan with the smallest device of any of them."""
     monkeypatch.setattr(memory_budget.hosts, "min_over_processes", lambda mebibytes: min(mebibytes, 20 << 10))
     trainer = GRPOTrainer(settings["model"], args=GRPOConfig(**settings))
-    policy, learner = trainer.stages.policy, trainer.stages.learner
+    policy, learner = trainer.components.policy, trainer.components.learner
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 80 << 30})
     here = SimpleNamespace(mesh=SimpleNamespace(local_devices=[device], shape=policy.mesh.shape))
     for name in (
@@ -70,7 +70,7 @@ def test_hosts_with_other_memory_take_other_tables(settings, monkeypatch):
 
 def test_a_run_computes_as_many_rows_at_a_time_as_fit(settings, monkeypatch, capsys):
     """The devices' memory is asked for, and the update that trains is the one that was compiled for it."""
-    policy = GRPOTrainer(settings["model"], args=GRPOConfig(**settings)).stages.policy
+    policy = GRPOTrainer(settings["model"], args=GRPOConfig(**settings)).components.policy
     asked = GRPOConfig(**settings | {"auto_micro_batch": True, "micro_batch_size": 0})
 
     def needs(rows):
@@ -87,8 +87,8 @@ def test_a_run_computes_as_many_rows_at_a_time_as_fit(settings, monkeypatch, cap
         monkeypatch.setattr(memory_budget, "smallest_device", lambda policy, memory=memory: memory)
         monkeypatch.setattr(memory_budget, "memory_for_rollouts", lambda *_: None)
         trainer = GRPOTrainer(settings["model"], args=asked)
-        assert trainer.stages.config.micro_batch_size == rows
-        assert trainer.stages.learner.micro_batches == whole // (rows or whole)
+        assert trainer.components.config.micro_batch_size == rows
+        assert trainer.components.learner.micro_batches == whole // (rows or whole)
     with pytest.raises(UserError, match="auto_micro_batch = true: the update does not fit these devices"):
         with_micro_batch(asked, policy, 1000)
 

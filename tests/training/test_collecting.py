@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental import multihost_utils
 
-from grpo_jax.data.curriculum.sampler import Course
+from grpo_jax.data.curriculum.sampler import CurriculumSampler
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.rewards.functions.overlong import soft_overlong
 from grpo_jax.rollout.programs import Rollout
@@ -22,6 +22,7 @@ from grpo_jax.runs import run
 from grpo_jax.runs.run import Stopwatch
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.training.collector import Collector, DynamicCollector, with_spread
+from grpo_jax.training.run_state import RunState
 
 WIDTH = 7  # of a completion, in tokens
 NAN = float("nan")
@@ -136,21 +137,21 @@ class World:
         rows = [{"prompt": f"{i:0{28 if i % 4 == 3 else 1}}", "answer": i} for i in range(self.rows)]
         return Prompts(rows, Characters(), max_prompt_length=30, pad_id=1)
 
-    def course(self):
-        return Course(self.prompts(), seed=3)
+    def curriculum(self):
+        return CurriculumSampler(self.prompts(), seed=3)
 
-    def tickets(self, first, count):
+    def indices(self, first, count):
         """Of draws `first` .. `first + count - 1`."""
-        course = self.course()
-        return course.draw(course.begin(), first + count)[0][first:]
+        curriculum = self.curriculum()
+        return curriculum.draw(curriculum.begin(), first + count)[0][first:]
 
     def collector(self, dynamic=True):
         scorer = Scorer(FakePool(self.kinds, self.G), None, Characters(), self.overlong)
-        given = self.course(), FakeSampler(self.G), scorer, self.P
+        given = self.curriculum(), FakeSampler(self.G), scorer, self.P
         return DynamicCollector(*given, self.budget) if dynamic else Collector(*given)
 
-    def can_teach(self, tickets):
-        uids = self.prompts().at(tickets).uids if len(tickets) else []
+    def can_teach(self, indices):
+        uids = self.prompts().at(indices).uids if len(indices) else []
         return np.array([KINDS[self.kinds[uid % len(self.kinds)]][1] for uid in uids], bool)
 
 
@@ -165,17 +166,27 @@ worlds = st.builds(
 )
 
 
-def steps_of(world, count, notes=None, first=0, collector=None):
-    """[(trained on, sampled, notes as a checkpoint keeps them)] of steps `first` .. `count` - 1."""
-    collector, notes = collector or world.collector(), notes if notes is not None else {}
-    taken = []
+def start(collector):
+    return RunState(collector.curriculum.begin())
+
+
+def through_json(state):
+    """As a checkpoint gives it back."""
+    return RunState.from_json(json.loads(json.dumps(state.to_json())))
+
+
+def steps_of(world, count, state=None, first=0, collector=None):
+    """[(trained on, sampled, run state as a checkpoint keeps it)] of steps `first` .. `count` - 1."""
+    collector = collector or world.collector()
+    state, taken = state or start(collector), []
     for step in range(first, count):
-        taken.append((*collector(np.int32(step + 10), step, Stopwatch(), notes), json.dumps(notes)))
+        trained, sampled, state = collector(np.int32(step + 10), step, Stopwatch(), state)
+        taken.append((trained, sampled, json.dumps(state.to_json())))
     return taken
 
 
-def carried(notes):
-    return (json.loads(notes)["carried"] or {"tickets": []})["tickets"]
+def carried(saved):
+    return (json.loads(saved)["carried"] or {"tickets": []})["tickets"]
 
 
 # ---- which groups ----
@@ -185,9 +196,9 @@ def carried(notes):
 @settings(max_examples=60, deadline=None)
 def test_a_group_that_can_teach_is_lost_or_trained_on_twice_or_out_of_turn(world, count):
     taken = steps_of(world, count)
-    tickets = np.concatenate([trained.tickets for trained, _, _ in taken])
-    everything = np.array(world.tickets(0, json.loads(taken[-1][2])["course"]["total"]))
-    useful = tickets[world.can_teach(tickets)].tolist() + carried(taken[-1][2])
+    indices = np.concatenate([trained.indices for trained, _, _ in taken])
+    everything = np.array(world.indices(0, json.loads(taken[-1][2])["course"]["total"]))
+    useful = indices[world.can_teach(indices)].tolist() + carried(taken[-1][2])
     assert useful == everything[world.can_teach(everything)].tolist()
     assert [len(trained) for trained, _, _ in taken] == [world.P] * count
 
@@ -196,19 +207,19 @@ def test_a_group_that_can_teach_is_lost_or_trained_on_twice_or_out_of_turn(world
 @settings(max_examples=60, deadline=None)
 def test_a_step_draws_past_its_budget_or_its_need(world, count):
     before = []
-    for trained, sampled, notes in steps_of(world, count):
+    for trained, sampled, saved in steps_of(world, count):
         rounds, rest = divmod(len(sampled), world.P)
         assert rest == 0
         assert 1 <= rounds <= world.budget
-        useful = world.can_teach(sampled.tickets).reshape(rounds, world.P).sum(1)
+        useful = world.can_teach(sampled.indices).reshape(rounds, world.P).sum(1)
         assert len(before) + useful[:-1].sum() < world.P, "the rollout before the last was enough"
         enough = len(before) + useful.sum() >= world.P
         assert enough or rounds == world.budget
-        idle = trained.tickets[~world.can_teach(trained.tickets)]
-        of_step = sampled.tickets[~world.can_teach(sampled.tickets)]
+        idle = trained.indices[~world.can_teach(trained.indices)]
+        of_step = sampled.indices[~world.can_teach(sampled.indices)]
         assert idle.tolist() == of_step[: len(idle)].tolist(), "what fills a step is of this step, in order"
         assert not (enough and len(idle))
-        before = carried(notes)
+        before = carried(saved)
         assert len(before) < world.P
 
 
@@ -217,11 +228,11 @@ def test_a_step_draws_past_its_budget_or_its_need(world, count):
 def test_a_group_is_older_than_a_step_or_says_so_wrongly(world, count):
     for step, (trained, sampled, _) in enumerate(steps_of(world, count)):
         age = step - trained.rollout.tokens[:, 0, 2]
-        assert age.tolist() == (~trained.fresh).astype(int).tolist()
+        assert age.tolist() == (~trained.on_policy).astype(int).tolist()
         assert trained.rollout.tokens[:, 0, 1].tolist() == (10 + step - age).tolist(), (
             "the weights that sampled"
         )
-        assert sampled.fresh.all()
+        assert sampled.on_policy.all()
         assert (sampled.rollout.tokens[:, :, 2] == step).all()
 
 
@@ -232,7 +243,7 @@ def test_a_groups_parts_are_those_of_another(world, count):
     sampler, pool, decode = FakeSampler(world.G), FakePool(world.kinds, world.G), Characters().batch_decode
     for trained, sampled, _ in steps_of(world, count):
         for groups in (trained, sampled):
-            assert_same(groups.batch, world.prompts().at(groups.tickets))
+            assert_same(groups.batch, world.prompts().at(groups.indices))
             for i, uid in enumerate(groups.batch.uids):
                 alone = groups.take(np.array([i]))
                 weights, step = groups.rollout.tokens[i, 0, 1:3]
@@ -243,12 +254,12 @@ def test_a_groups_parts_are_those_of_another(world, count):
                 assert_same(alone.scored.values[0], said.values.astype(np.float32))
                 shaping = soft_overlong(drawn[2], *world.overlong or (0, 0)).astype(np.float32)
                 assert_same(alone.scored.rewards[0], alone.scored.base[0] + shaping)
-                assert (alone.fresh, alone.tickets) == (groups.fresh[i], groups.tickets[i])
+                assert (alone.on_policy, alone.indices) == (groups.on_policy[i], groups.indices[i])
                 assert alone.scored.completions == decode(ids, True)
                 logged = alone.scored.extras.get("tokens", [None] * world.G)
                 assert logged == [pool.logged(row) for row in ids]
         kinds = with_spread(trained.scored.base)
-        assert kinds.tolist() == world.can_teach(trained.tickets).tolist()
+        assert kinds.tolist() == world.can_teach(trained.indices).tolist()
 
 
 def test_groups_of_unlike_width_are_joined_as_one_batch_of_them_would_be():
@@ -257,17 +268,17 @@ def test_groups_of_unlike_width_are_joined_as_one_batch_of_them_would_be():
     taken = steps_of(world, 9)
     assert {trained.batch.tokens.shape[1] for trained, _, _ in taken} == {16, 30}
     for trained, _, _ in taken:
-        assert_same(trained.batch, world.prompts().at(trained.tickets))
+        assert_same(trained.batch, world.prompts().at(trained.indices))
 
 
 @pytest.mark.parametrize("kind", ["all equal", "nobody knows", "equal where known"])
 def test_prompts_that_teach_nothing_stop_the_run(kind, capsys):
     world = World(kinds=(kind,), budget=2)
     taken = steps_of(world, 3)
-    for step, (trained, sampled, notes) in enumerate(taken):
-        assert trained.tickets.tolist() == world.tickets(4 * step, 2)
+    for step, (trained, sampled, saved) in enumerate(taken):
+        assert trained.indices.tolist() == world.indices(4 * step, 2)
         assert sampled.scored.metrics["dynamic_sampling/groups_short"] == 2
-        assert carried(notes) == []
+        assert carried(saved) == []
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1, "told once"
     assert "2 rollouts gave 0 of the 2 groups" in said[0]
@@ -289,7 +300,7 @@ def test_over_long_shaping_makes_a_group_look_as_if_it_could_teach():
 
 def test_the_figures_of_a_step_are_not_of_that_step():
     world = World(kinds=("rising", "all equal", "rising", "rising"), rows=4, P=3, budget=2)
-    for (trained, sampled, notes), expected in zip(steps_of(world, 3), [(2, 6), (1, 3), (1, 3)]):
+    for (trained, sampled, saved), expected in zip(steps_of(world, 3), [(2, 6), (1, 3), (1, 3)]):
         figures = {
             name.removeprefix("dynamic_sampling/"): value
             for name, value in sampled.scored.metrics.items()
@@ -298,8 +309,8 @@ def test_the_figures_of_a_step_are_not_of_that_step():
         assert figures == {
             "rollouts": expected[0],
             "groups_sampled": expected[1],
-            "groups_with_spread": world.can_teach(sampled.tickets).sum(),
-            "groups_carried": len(carried(notes)),
+            "groups_with_spread": world.can_teach(sampled.indices).sum(),
+            "groups_carried": len(carried(saved)),
             "groups_short": 0,
         }
         assert sampled.scored.metrics["rows"] == 9.0, "a figure of the rewards is the mean over rollouts"
@@ -316,17 +327,17 @@ def test_the_figures_of_a_step_are_not_of_that_step():
 def test_a_resumed_run_goes_another_way(world, cut, count):
     whole = steps_of(world, count)
     head = steps_of(world, min(cut, count))
-    tail = steps_of(world, count, notes=json.loads(head[-1][2]), first=len(head))
+    tail = steps_of(world, count, state=RunState.from_json(json.loads(head[-1][2])), first=len(head))
     for one, other in zip(whole, head + tail, strict=True):
         assert_same(one[0], other[0])
         assert_same(one[1], other[1])
         assert one[2] == other[2]
 
 
-def test_a_value_changes_on_its_way_through_the_notes():
+def test_values_keep_their_bits_on_the_way_through_a_checkpoint():
     """Bits that decimals would lose, or a zero without its sign."""
     odd = np.array([-0.0, 1e-45, -1.1754942e-38, 0.1, -3.4e38, -1 / 3, NAN], np.float32)
-    collector, notes = World(kinds=("rising", "rising", "all equal"), rows=9, P=3, G=2).collector(), {}
+    collector = World(kinds=("rising", "rising", "all equal"), rows=9, P=3, G=2).collector()
     draw = collector.sampler.draw
 
     def oddly(*given):
@@ -334,21 +345,20 @@ def test_a_value_changes_on_its_way_through_the_notes():
         return tokens, np.stack([odd, odd[::-1]]), lengths, finished
 
     collector.sampler.draw = oddly
-    olds = []
+    olds, state = [], start(collector)
     for step in range(6):
-        notes = json.loads(json.dumps(notes))
-        trained, _ = collector(np.int32(step), step, Stopwatch(), notes)
-        olds += list(trained.rollout.logprobs[~trained.fresh])
+        trained, _, state = collector(np.int32(step), step, Stopwatch(), through_json(state))
+        olds += list(trained.rollout.logprobs[~trained.on_policy])
     assert olds
     for logprobs in olds:
         assert logprobs.tobytes() == np.stack([odd, odd[::-1]]).tobytes()
 
 
-def test_a_step_that_fails_leaves_half_of_it_in_the_notes():
+def test_a_step_that_fails_leaves_the_run_state_as_it_was():
     world = World(kinds=("rising", "all equal", "all equal"), rows=9, P=3, budget=4)
-    collector, notes = world.collector(), {}
-    collector(np.int32(0), 0, Stopwatch(), notes)
-    before = json.dumps(notes)
+    collector = world.collector()
+    *_, state = collector(np.int32(0), 0, Stopwatch(), start(collector))
+    before = json.dumps(state.to_json())
     sampler, rounds = collector.sampler, []
     draws = sampler.draw
 
@@ -360,8 +370,8 @@ def test_a_step_that_fails_leaves_half_of_it_in_the_notes():
 
     sampler.draw = breaks
     with pytest.raises(RuntimeError):
-        collector(np.int32(1), 1, Stopwatch(), notes)
-    assert json.dumps(notes) == before
+        collector(np.int32(1), 1, Stopwatch(), state)
+    assert json.dumps(state.to_json()) == before
 
 
 class Weights:
@@ -372,7 +382,7 @@ class Weights:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_the_rollouts_weights_outlive_it(dynamic):
     collector, weights = World(kinds=("rising", "all equal")).collector(dynamic), Weights()
-    kept = collector(weights, 0, Stopwatch(), {})
+    *kept, _ = collector(weights, 0, Stopwatch(), start(collector))
     gone = weakref.ref(weights)
     del weights
     gc.collect()
@@ -385,23 +395,24 @@ def test_the_rollouts_weights_outlive_it(dynamic):
 
 def test_a_plain_step_is_not_its_one_rollout():
     world = World(kinds=("all equal", "rising"), P=4)
-    collector, notes = world.collector(dynamic=False), {"num_tokens": 1}
+    collector = world.collector(dynamic=False)
+    state = first = start(collector).replace(num_tokens=1)
     for step in range(3):
-        trained, sampled = collector(np.int32(step), step, Stopwatch(), notes)
+        trained, sampled, state = collector(np.int32(step), step, Stopwatch(), state)
         assert trained is sampled
-        assert_same(trained.batch, world.prompts().at(world.tickets(4 * step, 4)))
-        assert trained.fresh.all()
-        assert trained.tickets.tolist() == world.tickets(4 * step, 4)
+        assert_same(trained.batch, world.prompts().at(world.indices(4 * step, 4)))
+        assert trained.on_policy.all()
+        assert trained.indices.tolist() == world.indices(4 * step, 4)
         assert trained.scored.failures == {"rewards/first/errors": 4}
     assert [step for step, _ in collector.sampler.calls] == [0, 1, 2]
-    assert notes.pop("course")["total"] == 12
-    assert notes == {"num_tokens": 1}
+    assert state.sampler.total == 12
+    assert state == first.replace(sampler=state.sampler)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_the_trainers_state_does_not_reach_the_rewards(dynamic):
     collector = World().collector(dynamic)
-    collector(np.int32(0), 0, Stopwatch(), {}, "the state")
+    collector(np.int32(0), 0, Stopwatch(), start(collector), "the state")
     assert collector.scorer.pool.states == ["the state"]
 
 
@@ -420,7 +431,8 @@ def test_a_second_rollout_of_a_step_hides_the_first_ones_seconds(monkeypatch):
 
 def test_the_over_long_shaping_is_not_in_the_rewards():
     world = World(kinds=("rising", "nobody knows"), overlong=(WIDTH, 4), rows=6, P=6)
-    groups, _ = world.collector(dynamic=False)(np.int32(0), 0, Stopwatch(), {})
+    collector = world.collector(dynamic=False)
+    groups, *_ = collector(np.int32(0), 0, Stopwatch(), start(collector))
     shaping = -np.clip((groups.rollout.lengths - (WIDTH - 4)) / 4, 0, 1)
     expected = np.nansum(groups.scored.values, -1) + shaping
     expected[np.isnan(groups.scored.values).all(-1)] = np.nan
@@ -460,7 +472,7 @@ def test_hosts_know_different_rewards_or_logs(processes, monkeypatch):
     for end in ends:
         for one, other in zip(alone, end, strict=True):
             assert_same(one[0], other[0])
-            assert one[2] == other[2], "the notes"
+            assert one[2] == other[2], "the run state"
             assert one[1].scored.failures == other[1].scored.failures
             shares = (
                 np.diff([4 * i // processes for i in range(processes + 1)]) * 3

@@ -136,9 +136,9 @@ def test_pefts_own_configuration_is_taken(tiny_settings, tiny_model):
     given = peft.LoraConfig(r=3, lora_alpha=12, target_modules=["up_proj", "o_proj"], use_rslora=True)
     args = GRPOConfig(**tiny_settings | {"output_dir": None})
     trainer = GRPOTrainer(str(tiny_model), args=args, peft_config=given)
-    assert trainer.stages.policy.lora == LoRA(3, 12.0, ("o", "up"), use_rslora=True)
+    assert trainer.components.policy.lora == LoRA(3, 12.0, ("o", "up"), use_rslora=True)
     trainer = GRPOTrainer(str(tiny_model), args=args, peft_config={"r": 2, "lora_alpha": 4})
-    assert trainer.stages.policy.lora == LoRA(2, 4.0, ("q", "v"))
+    assert trainer.components.policy.lora == LoRA(2, 4.0, ("q", "v"))
 
 
 def test_other_verbs_merge_the_adapter(trained, tiny_model, options, tmp_path, capsys):

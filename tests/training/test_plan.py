@@ -32,8 +32,8 @@ def short(completions, **columns):
 
 
 @pytest.fixture(scope="module")
-def stages(tiny_model):
-    """`stages(**settings)` of a trainer; nothing is compiled."""
+def components(tiny_model):
+    """`components(**settings)` of a trainer; nothing is compiled."""
     small = {
         "prompts_per_step": 8,
         "num_generations": 4,
@@ -46,7 +46,7 @@ def stages(tiny_model):
         args = GRPOConfig(**small | settings)
         return GRPOTrainer(
             tiny_model, functions, args, rows, eval_dataset=eval_rows, optimizers=optimizer
-        ).stages
+        ).components
 
     return make
 
@@ -129,22 +129,22 @@ LINES = [
 
 
 @pytest.mark.parametrize(("title", "settings", "says"), LINES)
-def test_the_plan_has_another_number(stages, title, settings, says):
-    assert says in plan_of(stages(**settings))[title]
+def test_the_plan_has_another_number(components, title, settings, says):
+    assert says in plan_of(components(**settings))[title]
 
 
-def test_a_reward_by_itself_has_a_weight_or_other_terms(stages):
-    assert plan_of(stages())["rewards"] == "exact"
+def test_a_reward_by_itself_has_a_weight_or_other_terms(components):
+    assert plan_of(components())["rewards"] == "exact"
 
 
-def test_an_objective_that_shows_progress_is_said_not_to(stages):
+def test_an_objective_that_shows_progress_is_said_not_to(components):
     for changes in (
         {"beta": 0.1},
         {"num_iterations": 2},
         {"entropy_coef": 0.1},
         {"loss_type": "cispo", "epsilon_high": 5.0},
     ):
-        assert "ratio" not in plan_of(stages(**changes))["loss"], changes
+        assert "ratio" not in plan_of(components(**changes))["loss"], changes
 
 
 # ---- bytes ----
@@ -157,9 +157,9 @@ def on_first(tree):
     return sum(shard.data.nbytes for shard in shards)
 
 
-def cache_of(stages, prompts, samples):
+def cache_of(components, prompts, samples):
     """Keys and values as the rollout makes them."""
-    c, policy = stages.config, stages.policy
+    c, policy = components.config, components.policy
     widths = samples, c.max_prompt_length, c.max_completion_length
     empty = lambda: empty_cache(policy.cfg, prompts, *widths, jnp.dtype(policy.dtype)).layers
     cache = jax.jit(lambda: tuple(map(layer_on_mesh, empty())))()
@@ -177,8 +177,8 @@ def cache_of(stages, prompts, samples):
         {"rollout_weights": "int8", "mesh": "fsdp=4,tensor=2", "dtype": "bfloat16"},
     ],
 )
-def test_a_device_holds_more_than_the_plan_says(stages, settings):
-    made = stages(eval_rows=ROWS[:5], **settings)
+def test_a_device_holds_more_than_the_plan_says(components, settings):
+    made = components(eval_rows=ROWS[:5], **settings)
     with jax.set_mesh(made.policy.mesh):
         weights = load_trained(made.policy, 0)
         if made.config.beta:
@@ -218,14 +218,14 @@ def test_a_size_is_hard_to_read(size, text):
 IDLE_PENALTY = {"beta": 0.1, "kl_estimator": "k1", "use_bias_correction_kl": False}
 
 
-def shown(stages, capsys, monkeypatch, width=80):
+def shown(components, capsys, monkeypatch, width=80):
     monkeypatch.setenv("COLUMNS", str(width))
-    show_plan(stages)
+    show_plan(components)
     return capsys.readouterr()
 
 
-def test_a_line_of_the_plan_is_wider_than_the_terminal(stages, capsys, monkeypatch):
-    made = stages(eval_rows=ROWS[:5], beta=0.1, num_iterations=2, micro_batch_size=8, overlong_buffer=4)
+def test_a_line_of_the_plan_is_wider_than_the_terminal(components, capsys, monkeypatch):
+    made = components(eval_rows=ROWS[:5], beta=0.1, num_iterations=2, micro_batch_size=8, overlong_buffer=4)
     lines = shown(made, capsys, monkeypatch).out.splitlines()
     assert lines[0] == "The plan of this run"
     assert max(map(len, lines)) <= 80
@@ -235,23 +235,23 @@ def test_a_line_of_the_plan_is_wider_than_the_terminal(stages, capsys, monkeypat
     assert " ".join(plan_of(made)["update"].split()) in words, "nothing is cut off"
 
 
-def test_names_are_taken_for_markup(stages, capsys, monkeypatch):
-    made = stages(output_dir="runs/[red]x:smile:")
+def test_names_are_taken_for_markup(components, capsys, monkeypatch):
+    made = components(output_dir="runs/[red]x:smile:")
     assert "in runs/[red]x:smile:" in shown(made, capsys, monkeypatch).out
 
 
-def test_every_host_prints_the_plan(stages, capsys, monkeypatch):
+def test_every_host_prints_the_plan(components, capsys, monkeypatch):
     monkeypatch.setattr(hosts, "is_writer", lambda: False)
-    assert shown(stages(**IDLE_PENALTY), capsys, monkeypatch) == ("", "")
+    assert shown(components(**IDLE_PENALTY), capsys, monkeypatch) == ("", "")
 
 
-def test_what_is_rarely_meant_is_not_told(stages, capsys, monkeypatch):
+def test_what_is_rarely_meant_is_not_told(components, capsys, monkeypatch):
     """On stderr, in one line, in words that are no markup."""
-    found = shown(stages(**IDLE_PENALTY), capsys, monkeypatch)
+    found = shown(components(**IDLE_PENALTY), capsys, monkeypatch)
     assert found.err.startswith("note: kl_estimator = k1: in the loss its expected gradient is zero; write ")
     assert len(found.err.splitlines()) == 1
     assert "note:" not in found.out
-    assert shown(stages(), capsys, monkeypatch).err == ""
+    assert shown(components(), capsys, monkeypatch).err == ""
 
 
 SCRIPT = """

@@ -99,9 +99,9 @@ def test_a_variant_trains(train, name):
         assert first["clip_ratio/region_mean"] > 0
     if name == "dapo":
         assert first["rewards/overlong/mean"] < 0
-        assert trainer.stages.learner.passes.mask_truncated
+        assert trainer.components.learner.passes.mask_truncated
     if name == "reinforce_lite":
-        assert trainer.stages.learner.passes.rows(8, 4) == 8
+        assert trainer.components.learner.passes.rows(8, 4) == 8
     if name == "gdpo":
         assert {"rewards/vowels/mean", "rewards/brevity/mean"} <= set(first)
     if name == "entropy":
@@ -147,17 +147,22 @@ def test_settings_reach_the_objective():
 def test_the_penalty_is_in_the_reward_and_over_long_completions_are_punished(train, tiny_settings):
     """Advantages by hand from what a step collected."""
     _, trainer = train(beta=0.5, kl_in="reward", kl_estimator="k2", overlong_buffer=6, scale_rewards="none")
-    stages = trainer.stages
+    components = trainer.components
     import jax
 
-    with jax.set_mesh(stages.policy.mesh), trainer.pool:
+    with jax.set_mesh(components.policy.mesh), trainer.pool:
         from grpo_jax.runs.run import Stopwatch
+        from grpo_jax.training.run_state import RunState
 
-        groups, _ = stages.lessons[0].collect(
-            stages.policy.rollout_copy(trainer.trained.params), 5, Stopwatch(), {}
+        stage = components.stages[0]
+        groups, *_ = stage.collect(
+            components.policy.rollout_copy(trainer.trained.params),
+            5,
+            Stopwatch(),
+            RunState(components.curriculum.begin()),
         )
-        found, metrics = stages.lessons[0].judge(groups)
-        divergence = stages.learner.divergence(stages.lessons[0].judge.experience(groups))
+        found, metrics = stage.advantages(groups)
+        divergence = components.learner.divergence(stage.advantages.experience(groups))
     lengths = groups.rollout.lengths
     rewards = groups.scored.values[..., 0] + np.clip((2.0 - lengths) / 6, -1, 0) - 0.5 * divergence.sum(-1)
     np.testing.assert_allclose(found, rewards - rewards.mean(1, keepdims=True), atol=1e-5)

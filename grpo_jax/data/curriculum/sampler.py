@@ -1,4 +1,4 @@
-"""Which prompts come next: a function of where the course stands, which every checkpoint holds.
+"""Which prompts come next: a function of the sampler's state, which every checkpoint holds.
 
 The draws of a domain are an endless sequence: epoch 0 in its order, epoch 1 in its order, and so on. An epoch's order
 is a function of (seed, epoch), less the rows that are not in the stage or sit the epoch out. Domains take turns by
@@ -6,7 +6,7 @@ their weights. Nothing here is random beyond the seed, so a run that starts agai
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,8 +19,8 @@ from grpo_jax.data.prompts import Prompts
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a course stands: JSON values, never changed in place. Lists have an entry for each domain."""
+class SamplerState:
+    """How far a curriculum sampler is: JSON values, never changed in place. Lists have an entry for each domain."""
 
     places: Sequence[Sequence[int]]  # (epoch, how many of it are drawn)
     out: Sequence[Sequence[int]]  # rows that sit the epoch out
@@ -28,17 +28,26 @@ class Standing:
     total: int = 0  # prompts since the run began
     stage: int = 0
     over: bool = False  # the last stage has ended
-    again: Sequence[int] = ()  # tickets that come first: drawn already, and not trained on
+    carried_over: Sequence[int] = ()  # indices that come first: drawn already, and not trained on
     rates: Rates = field(default_factory=dict)
     recent: Sequence[Step] = ()  # the stage's last steps
 
-    def noted(self) -> dict[str, Any]:
-        """As the run's notes keep it."""
-        return asdict(self)
+    def to_json(self) -> dict[str, Any]:
+        """As a checkpoint keeps it."""
+        saved = asdict(self)
+        saved["again"] = saved.pop("carried_over")  # the key in checkpoints is older than the name
+        return saved
+
+    @staticmethod
+    def from_json(saved: Mapping[str, Any]) -> "SamplerState":
+        """What `to_json` wrote."""
+        rest = {name: value for name, value in saved.items() if name != "again"}
+        return SamplerState(**rest, carried_over=saved.get("again", ()))
 
 
-class Course:
-    """Draws tickets of `prompts` through the stages. Remembers nothing: its `Standing` goes in and comes out.
+class CurriculumSampler:
+    """Draws sample indices of `prompts`, stage by stage: epoch * (number of rows) + row. It has no state of its own: a
+    `SamplerState` goes in and comes out.
 
     Args:
         stages: in their order; without any, one with all prompts.
@@ -59,60 +68,56 @@ class Course:
         self.stages = tuple(stages) or (whole(prompts),)
         self.seed, self.shuffle = seed, shuffle
 
-    def begin(self) -> Standing:
-        """Where it stands before the first step."""
+    def begin(self) -> SamplerState:
+        """The state before the first step."""
         n = len(self.prompts.domains)
         out = [self.sitting_out(self.stages[0].rows[d], 0, {}) for d in range(n)]
-        return Standing(places=[(0, 0)] * n, out=out, drawn=[0] * n)
+        return SamplerState(places=[(0, 0)] * n, out=out, drawn=[0] * n)
 
-    def standing(self, noted: dict[str, Any] | None) -> Standing:
-        """As it was noted; None: before the first step."""
-        return self.begin() if noted is None else Standing(**noted)
-
-    def draw(self, at: Standing, count: int) -> tuple[list[int], Standing]:
-        """(the next `count` tickets, where the course stands then)."""
-        walk = _Walk(self, at)
-        return [walk.ticket() for _ in range(count)], walk.end()
+    def draw(self, state: SamplerState, count: int) -> tuple[list[int], SamplerState]:
+        """(the next `count` sample indices, the state after them)."""
+        draws = _Draws(self, state)
+        return [draws.next() for _ in range(count)], draws.end()
 
     def learn(
-        self, at: Standing, done: int, tickets: Sequence[int], successes: np.ndarray, step: Step
-    ) -> Standing:
-        """Where the course stands after a step: what was seen of the prompts, and whether a stage ends.
+        self, state: SamplerState, done: int, indices: Sequence[int], successes: np.ndarray, step: Step
+    ) -> SamplerState:
+        """The state after a step: what was seen of the prompts, and whether a stage ends.
 
         Args:
             done: steps of the run, this one included.
-            tickets: of the n prompts that were answered; successes: float [n,G], 1, 0, or NaN for unknown.
+            indices: of the n prompts that were answered; successes: float [n,G], 1, 0, or NaN for unknown.
             step: its mean reward, and the share of completions that were cut.
         """
-        rates = at.rates
+        rates = state.rates
         if self.screens:
-            epochs, rows = zip(*(divmod(ticket, self.prompts.rows) for ticket in tickets))
+            epochs, rows = zip(*(divmod(index, self.prompts.rows) for index in indices))
             rates = seen(rates, rows, epochs, successes)
-        stage = self.stages[at.stage]
+        stage = self.stages[state.stage]
         known = () if np.isnan(step).any() else (tuple(step),)
-        recent = tuple([*at.recent, *known][-2 * stage.until.window :]) if len(self.stages) > 1 else ()
-        at = replace(at, rates=rates, recent=recent)
-        ends = stage.until.fires(done, sum(at.drawn), stage.prompts, recent)
-        return self._next_stage(at) if ends else at
+        recent = tuple([*state.recent, *known][-2 * stage.until.window :]) if len(self.stages) > 1 else ()
+        state = replace(state, rates=rates, recent=recent)
+        ends = stage.until.fires(done, sum(state.drawn), stage.prompts, recent)
+        return self._next_stage(state) if ends else state
 
-    def pool(self, at: Standing) -> tuple[int, int]:
+    def pool(self, state: SamplerState) -> tuple[int, int]:
         """(prompts of the stage, how many of them sit out now)."""
-        stage = self.stages[at.stage]
-        out = sum(len(rows) for rows, weight in zip(at.out, stage.weights) if weight)
+        stage = self.stages[state.stage]
+        out = sum(len(rows) for rows, weight in zip(state.out, stage.weights) if weight)
         return stage.prompts, out
 
-    def _next_stage(self, at: Standing) -> Standing:
+    def _next_stage(self, state: SamplerState) -> SamplerState:
         """A domain whose rows stay the same goes on where it is; another begins an epoch of its new ones."""
-        if at.stage + 1 == len(self.stages):
-            return replace(at, over=True)
-        old, new = self.stages[at.stage].rows, self.stages[at.stage + 1].rows
-        places, out = list(at.places), list(at.out)
+        if state.stage + 1 == len(self.stages):
+            return replace(state, over=True)
+        old, new = self.stages[state.stage].rows, self.stages[state.stage + 1].rows
+        places, out = list(state.places), list(state.out)
         for d, (before, now) in enumerate(zip(old, new)):
             if not np.array_equal(before, now):
                 epoch = places[d][0] + (places[d][1] > 0)
-                places[d], out[d] = (epoch, 0), self.sitting_out(now, epoch, at.rates)
+                places[d], out[d] = (epoch, 0), self.sitting_out(now, epoch, state.rates)
         drawn = [0] * len(places)
-        return replace(at, stage=at.stage + 1, places=places, out=out, drawn=drawn, recent=())
+        return replace(state, stage=state.stage + 1, places=places, out=out, drawn=drawn, recent=())
 
     def sitting_out(self, rows: np.ndarray, epoch: int, rates: Rates) -> list[int]:
         """Those of `rows` that have no part in the epoch; none, where nobody would be left."""
@@ -130,37 +135,41 @@ class Course:
         return rows
 
 
-class _Walk:
-    """A course while it is drawn from."""
+class _Draws:
+    """A sampler while it is drawn from."""
 
-    def __init__(self, course: Course, at: Standing):
-        self.course, self.at = course, at
-        self.weights = course.stages[at.stage].weights
-        self.places, self.out, self.drawn = [list(place) for place in at.places], list(at.out), list(at.drawn)
-        self.again, self.total = deque(at.again), at.total
+    def __init__(self, sampler: CurriculumSampler, state: SamplerState):
+        self.sampler, self.state = sampler, state
+        self.weights = sampler.stages[state.stage].weights
+        self.places, self.out, self.drawn = (
+            [list(place) for place in state.places],
+            list(state.out),
+            list(state.drawn),
+        )
+        self.carried_over, self.total = deque(state.carried_over), state.total
         self.orders: dict[int, np.ndarray] = {}  # of the domains' epochs under way
 
-    def ticket(self) -> int:
-        """The next one."""
-        if self.again:
-            return self.again.popleft()
+    def next(self) -> int:
+        """The next index."""
+        if self.carried_over:
+            return self.carried_over.popleft()
         domain = self._turn()
         order = self._order(domain)
         epoch, position = self.places[domain]
         self.places[domain][1] += 1
         self.drawn[domain] += 1
         self.total += 1
-        return epoch * self.course.prompts.rows + int(order[position])
+        return epoch * self.sampler.prompts.rows + int(order[position])
 
-    def end(self) -> Standing:
-        """Where the course stands after these draws."""
+    def end(self) -> SamplerState:
+        """The state after these draws."""
         return replace(
-            self.at,
+            self.state,
             places=[tuple(place) for place in self.places],
             out=self.out,
             drawn=self.drawn,
             total=self.total,
-            again=list(self.again),
+            carried_over=list(self.carried_over),
         )
 
     def _turn(self) -> int:
@@ -174,14 +183,14 @@ class _Walk:
             self.orders[domain] = self._rows(domain)
         if self.places[domain][1] >= len(self.orders[domain]):
             epoch = self.places[domain][0] + 1
-            rows = self.course.stages[self.at.stage].rows[domain]
+            rows = self.sampler.stages[self.state.stage].rows[domain]
             self.places[domain] = [epoch, 0]
-            self.out[domain] = self.course.sitting_out(rows, epoch, self.at.rates)
+            self.out[domain] = self.sampler.sitting_out(rows, epoch, self.state.rates)
             self.orders[domain] = self._rows(domain)
         return self.orders[domain]
 
     def _rows(self, domain: int) -> np.ndarray:
-        return self.course.order(self.at.stage, domain, self.places[domain][0], self.out[domain])
+        return self.sampler.order(self.state.stage, domain, self.places[domain][0], self.out[domain])
 
 
 def whole(prompts: Prompts) -> Stage:

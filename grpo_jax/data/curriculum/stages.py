@@ -1,4 +1,4 @@
-"""The stages of a course: what is drawn in each, and what ends it."""
+"""The stages of a curriculum: what is drawn in each, and what ends it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

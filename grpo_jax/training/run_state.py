@@ -1,0 +1,81 @@
+"""What a run knows besides its weights: how far it is in the data, and what it has counted."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from grpo_jax.data.curriculum.sampler import SamplerState
+
+
+@dataclass(frozen=True)
+class CarriedGroups:
+    """Groups that dynamic sampling leaves over for the next step: what cannot be computed again, as JSON values."""
+
+    indices: Sequence[int]  # [n] sample indices of the prompts
+    arrays: str  # of the rollout and its rewards, as `packed` writes them
+    extras: dict[str, list[Any]]  # columns that reward functions logged
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Goes into every checkpoint beside the weights. It is frozen: a step makes the next one with `replace`, so that a
+    step that fails changes nothing."""
+
+    sampler: SamplerState
+    num_tokens: int = 0  # of prompts and completions, since the run began
+    seconds: float = 0.0  # of all steps
+    carried: CarriedGroups | None = None
+    samples: Mapping[str, int] = field(default_factory=dict)  # file of samples -> its bytes
+    callbacks: Mapping[str, Any] = field(default_factory=dict)  # what callbacks keep
+    before: Mapping[str, Any] | None = (
+        None  # the evaluation of the starting model; None: not made, or no prompts
+    )
+    stopped: bool = False  # by a callback, or at the end of the curriculum
+
+    def replace(self, **changes: Any) -> "RunState":
+        """The same but for these fields."""
+        return replace(self, **changes)
+
+    def counted(self, tokens: int, seconds: float) -> "RunState":
+        """After a step of so many tokens and seconds."""
+        return replace(self, num_tokens=self.num_tokens + tokens, seconds=self.seconds + seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a checkpoint keeps it. The keys are older than the names of the fields: runs of earlier versions go on."""
+        carried = self.carried and {
+            "tickets": list(self.carried.indices),
+            "arrays": self.carried.arrays,
+            "extras": self.carried.extras,
+        }
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        return plain | {"course": self.sampler.to_json(), "carried": carried}
+
+    @staticmethod
+    def from_json(saved: Mapping[str, Any]) -> "RunState":
+        """What `to_json` wrote; a key that an earlier version did not write has its default."""
+        carried = saved.get("carried")
+        return RunState(
+            sampler=SamplerState.from_json(saved["course"]),
+            carried=carried and CarriedGroups(carried["tickets"], carried["arrays"], carried["extras"]),
+            **{name: saved[name] for name in _PLAIN if name in saved},
+        )
+
+
+_PLAIN = ("num_tokens", "seconds", "samples", "callbacks", "before", "stopped")
+
+
+def packed(arrays: Mapping[str, Any]) -> str:
+    """Arrays as text, bit by bit."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # not compressed: it is made in every step
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def unpacked(text: str) -> dict[str, Any]:
+    """The arrays that `packed` wrote."""
+    with np.load(io.BytesIO(base64.b64decode(text))) as file:
+        return dict(file)

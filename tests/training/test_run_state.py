@@ -1,0 +1,70 @@
+"""The run's state: frozen, whole after JSON, and readable from the checkpoints of earlier versions."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from grpo_jax.data.curriculum.sampler import SamplerState
+from grpo_jax.training.run_state import CarriedGroups, RunState, packed, unpacked
+
+SAMPLER = SamplerState(
+    places=[[1, 2]], out=[[3]], drawn=[9], total=12, carried_over=[7], rates={"4": [0.5, 1]}
+)
+STATE = RunState(
+    SAMPLER,
+    num_tokens=5,
+    seconds=1.5,
+    carried=CarriedGroups([5, 6], packed({"x": np.arange(2)}), {"note": ["a", None]}),
+    samples={"completion_samples.txt": 3},
+    callbacks={"Early": {"best": 1.0}},
+    before={"summary": {"reward": 0.25}, "samples": []},
+    stopped=True,
+)
+
+
+def through_json(state):
+    return RunState.from_json(json.loads(json.dumps(state.to_json())))
+
+
+@pytest.mark.parametrize("state", [STATE, RunState(SAMPLER)])
+def test_a_state_is_whole_after_json(state):
+    assert through_json(state).to_json() == json.loads(json.dumps(state.to_json()))
+    for field in dataclasses.fields(RunState):
+        assert getattr(through_json(state), field.name) == getattr(state, field.name), field.name
+
+
+def test_no_field_of_a_state_keeps_its_default_in_this_test():
+    """Or the test above would not see that a field is forgotten."""
+    for field in dataclasses.fields(RunState):
+        assert getattr(STATE, field.name) != getattr(RunState(SamplerState([], [], [])), field.name), (
+            field.name
+        )
+
+
+def test_the_keys_of_a_checkpoint_are_those_of_earlier_versions():
+    saved = STATE.to_json()
+    assert set(saved) == {
+        *("num_tokens", "seconds", "course", "carried", "samples", "callbacks", "before", "stopped")
+    }
+    assert saved["course"]["again"] == [7]
+    assert saved["carried"]["tickets"] == [5, 6]
+
+
+def test_what_an_earlier_version_did_not_write_has_its_default():
+    course = {"places": [[0, 8]], "out": [[]], "drawn": [8], "total": 8, "stage": 0, "over": False}
+    state = RunState.from_json({"num_tokens": 3, "seconds": 2.0, "before": None, "course": course})
+    assert (state.num_tokens, state.sampler.total, state.sampler.carried_over) == (3, 8, ())
+    assert state == RunState(state.sampler, num_tokens=3, seconds=2.0)
+
+
+def test_a_state_is_not_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        STATE.num_tokens = 0
+    assert (STATE.counted(10, 0.5).num_tokens, STATE.num_tokens) == (15, 5)
+
+
+def test_packed_arrays_keep_their_bits():
+    odd = np.array([-0.0, 1e-45, np.nan], np.float32)
+    assert unpacked(packed({"odd": odd}))["odd"].tobytes() == odd.tobytes()
