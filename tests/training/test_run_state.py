@@ -9,9 +9,7 @@ import pytest
 from grpo_jax.data.curriculum.sampler import SamplerState
 from grpo_jax.training.run_state import CarriedGroups, RunState, packed, unpacked
 
-SAMPLER = SamplerState(
-    places=[[1, 2]], out=[[3]], drawn=[9], total=12, carried_over=[7], rates={"4": [0.5, 1]}
-)
+SAMPLER = SamplerState(places=[[1, 2]], out=[[3]], drawn=[9], total=12, carried_over=[7], recent=[[0.5, 0.1]])
 STATE = RunState(
     SAMPLER,
     num_tokens=5,

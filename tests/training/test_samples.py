@@ -80,5 +80,5 @@ def test_samples_on_the_terminal_do_not_tell_of_reflection(tmp_path, capsys):
     end = {"summary": {"success": 1.0}, "samples": [sample]}
     summary = {"before": end["summary"], "after": end["summary"], "steps": 1, "num_tokens": 1, "seconds": 1.0}
     summary |= {"peak_memory": 1, "peak_memory_of": "x"}
-    show(summary, {"before": end, "after": end}, RunFolder(tmp_path), load_reflection("words"))
+    show(summary, end, end, RunFolder(tmp_path), load_reflection("words"))
     assert "reflection: " in capsys.readouterr().out
