@@ -1,5 +1,8 @@
-"""`model:PATH_OR_HUB_ID` among the rewards: a reward model. It runs on the run's devices and not in the pool's
-processes, so here it has a name and no more; `grpo_jax/scoring/reward_models.py` opens it. No jax in here."""
+"""`model:PATH_OR_HUB_ID` among the rewards: a reward model.
+
+It runs on the devices, not in worker processes, so this file only knows its name; `grpo_jax/scoring/reward_models.py`
+loads it. No jax here.
+"""
 
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,9 +13,10 @@ PREFIX = "model:"
 
 
 def model_of(spec: str) -> str:
-    """The folder, absolute so that config.yaml means the same elsewhere, or the hub id.
+    """The folder, absolute so that config.yaml also works from another folder, or the hub id.
 
-    UserError: nothing is named.
+    Raises:
+        UserError: `spec` names no model.
     """
     name = spec.removeprefix(PREFIX).strip()
     if not name:
@@ -22,10 +26,10 @@ def model_of(spec: str) -> str:
 
 
 def column_of(model: str) -> str:
-    """What its metrics are called: the last part of the name, as in TRL."""
+    """The name of its metrics: the last part of the model's name, as in TRL."""
     return PurePosixPath(model).name or model
 
 
 def on_devices(prompts: list[Any], completions: list[Any]) -> list[Any]:
-    """Stands in the pool for a reward model. A scorer with the models never asks it."""
+    """Placeholder for a reward model in the `RewardPool`. A scorer that has the model does not call it."""
     raise RuntimeError("a reward model runs on the devices of a run: train, eval, reject or data grade")

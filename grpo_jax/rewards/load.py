@@ -1,4 +1,4 @@
-"""From what the user wrote (`gsm8k`, `my_rewards.py:exact`, a function) to a reward that can be called.
+"""Loads rewards: a built-in name (`gsm8k`), `my_rewards.py:exact` or a function becomes a `Reward`.
 
 A name may carry options, `boxed_math:think=false`: see `options.py`.
 """
@@ -18,17 +18,20 @@ from typing import Any
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.rewards import BUILTIN
 from grpo_jax.rewards.by_model import PREFIX, column_of, model_of, on_devices
-from grpo_jax.rewards.options import Bound, options_of, read_options, split_options
+from grpo_jax.rewards.options import BoundFunction, options_of, read_options, split_options
 from grpo_jax.rewards.pool.logs import ALWAYS
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward function under the name its metrics carry.
+    """A reward function and its name.
 
-    `spec` is how another process finds it again: a built-in name or `/absolute/file.py:function`, with its options;
-    None for a function that was given as an object. `options` are those of them that were written. `model`: the folder
-    or hub id of a reward model, which no function computes.
+    name: what its metrics are called.
+    function: the function, with its options bound.
+    spec: the text from which another process can load it, a built-in name or `/absolute/file.py:function`, with its
+        options; None for a function that was given as an object.
+    options: the options as the user wrote them.
+    model: the folder or hub id of a reward model; None for a function.
     """
 
     name: str
@@ -39,11 +42,12 @@ class Reward:
 
 
 def load_reward(spec: "str | Callable[..., Any] | Reward") -> Reward:
-    """The reward that `spec` means: a built-in name, `file.py:function`, both with options or without, a reward model
+    """The reward for `spec`: a built-in name or `file.py:function`, with or without options, a reward model
     (`model:FOLDER`), or a function.
 
     Raises:
-        UserError: no such name, file, function or option; the file fails when imported; it is not a function.
+        UserError: there is no such name, file, function or option; the file fails when imported; or it is not a
+            function.
     """
     if isinstance(spec, Reward):
         return spec
@@ -53,27 +57,28 @@ def load_reward(spec: "str | Callable[..., Any] | Reward") -> Reward:
     if spec.startswith(PREFIX):
         model = model_of(spec)
         return Reward(column_of(model), on_devices, PREFIX + model, model=model)
-    what, options = split_options(spec)
-    name, _, wrong = what.partition(":")
+    reward, options = split_options(spec)
+    name, _, wrong = reward.partition(":")
     if name in BUILTIN:
-        function = _with_options(spec, _builtin(name), options or wrong, everything=True)
+        function = _with_options(spec, _builtin(name), options or wrong, builtin=True)
         return Reward(name, function, f"{name}:{options}" if options else name, options)
-    if ":" in what or what.endswith(".py"):
-        found = _from_file(what)
+    if ":" in reward or reward.endswith(".py"):
+        found = _from_file(reward)
         function = _with_options(spec, found.function, options)
         written = f"{found.spec}:{options}" if options else found.spec
         return replace(found, function=function, spec=written, options=options)
     raise UserError(
-        f"rewards: nothing is called '{what}'{nearest(what, BUILTIN)}; "
+        f"rewards: nothing is called '{reward}'{nearest(reward, BUILTIN)}; "
         f"built in are {', '.join(sorted(BUILTIN))}; your own is file.py:function, a reward model model:FOLDER"
     )
 
 
 def named_apart(rewards: Sequence[Reward]) -> list[Reward]:
-    """The same rewards; those that share a name carry their options, or the whole name of a model, in it.
+    """The same rewards with names that differ: where two share one, it is extended by the options or the whole name
+    of the model.
 
     Raises:
-        UserError: two are still called the same.
+        UserError: two still have the same name.
     """
     names = [reward.name for reward in rewards]
     whole = lambda r: f"{r.name}:{r.options}" if r.options else r.model or r.name
@@ -96,22 +101,23 @@ def _builtin(name: str) -> Callable[..., Any]:
 
 
 def _with_options(
-    spec: str, function: Callable[..., Any], text: str, everything: bool = False
+    spec: str, function: Callable[..., Any], text: str, builtin: bool = False
 ) -> Callable[..., Any]:
-    """The function with the options written in `text`; with `everything`, the others at their defaults too."""
+    """The function with the options in `text`. Those of a built-in function are all bound, at their defaults too, and
+    checked."""
     known = options_of(function)
     values = read_options(spec, text, known)
-    bound = {name: option.default for name, option in known.items() if everything} | values
+    bound = {name: option.default for name, option in known.items() if builtin} | values
     if not bound:
         return function
-    made = Bound(function, **bound)
-    if everything:
+    made = BoundFunction(function, **bound)
+    if builtin:
         _check_range(spec, made)
     return made
 
 
-def _check_range(spec: str, function: Bound) -> None:
-    """UserError when a built-in function refuses its options, given or not: it says so before any row."""
+def _check_range(spec: str, function: BoundFunction) -> None:
+    """Raise UserError when a built-in function refuses its options. A call with no rows shows that."""
     try:
         columns = inspect.signature(function.func).parameters.values()
         function(**{p.name: [] for p in columns if p.kind is not p.VAR_KEYWORD and p.name not in ALWAYS})
@@ -120,25 +126,25 @@ def _check_range(spec: str, function: Bound) -> None:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The metric name: `__name__`; for a `functools.partial` the inner one; for an object its class."""
+    """The metric name: `__name__`, that of the inner function of a `functools.partial`, or an object's class."""
     inner = getattr(function, "func", function)
     return getattr(function, "__name__", None) or getattr(inner, "__name__", None) or type(function).__name__
 
 
 def parameters(function: Callable[..., Any]) -> tuple[set[str], set[str] | None]:
-    """(names that must be given, names that may be given); the latter None when there is a `**columns`."""
+    """(required parameter names, all parameter names); the latter is None if the function takes `**columns`."""
     try:
-        found = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # compiled functions need not tell
+        signature = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a compiled function may have no signature
         return set(), None
-    named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [p for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = {p.name for p in named if p.default is p.empty}
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in found)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in signature)
     return required, None if takes_all else {p.name for p in named}
 
 
 def has_parameter(function: Callable[..., Any], name: str) -> bool:
-    """Whether it names a parameter so; `**columns` does not count."""
+    """Whether the function has a parameter of this name; `**columns` does not count."""
     try:
         return name in inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -146,7 +152,7 @@ def has_parameter(function: Callable[..., Any], name: str) -> bool:
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Whether it is an `async def`, or an object whose `__call__` is one."""
+    """Whether the function is an `async def`, or an object whose `__call__` is one."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004
     )
@@ -169,7 +175,7 @@ def _from_file(spec: str) -> Reward:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Run a file as a module. Its folder joins `sys.path`, last: neighbours import, nothing is hidden."""
+    """Run a file as a module. Its folder is appended to `sys.path`, so that it can import the files beside it."""
     name = f"reward_file_{path.stem}"
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:
@@ -192,10 +198,10 @@ def _check_callable(function: Any, written: str) -> None:
 
 
 def describe(fault: BaseException) -> str:
-    """An exception in one short line: type, message, and the deepest line that is the user's own."""
+    """An exception in one short line: its type, message, and the deepest line of the user's own code."""
     text = f"{type(fault).__name__}: {fault}" if str(fault) else type(fault).__name__
     foreign = (os.path.dirname(os.__file__), os.path.dirname(os.path.dirname(__file__)), "<frozen")
     frames = traceback.extract_tb(fault.__traceback__)
     own = [f for f in frames if not f.filename.startswith(foreign) and "site-packages" not in f.filename]
-    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return text[:400] + where
+    location = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return text[:400] + location

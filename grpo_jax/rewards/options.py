@@ -16,13 +16,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from grpo_jax.errors import UserError, nearest
 
-_WHAT_A_VALUE_IS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+_TYPE_WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 _BEFORE_OPTIONS = re.compile(r":(?=\s*[A-Za-z_]\w*\s*=)")
 _TRUTH = {"true": True, "false": False}
 
 
-class Bound(functools.partial):
-    """A function with its options. Unlike a plain `partial`'s, they are not replaced by columns of the same name."""
+class BoundFunction(functools.partial):
+    """A function with its options, which a column of the same name cannot replace, unlike in a plain `partial`."""
 
     def __call__(self, /, *rows: Any, **columns: Any) -> Any:
         free = {name: column for name, column in columns.items() if name not in self.keywords}
@@ -30,26 +30,26 @@ class Bound(functools.partial):
 
 
 def split_options(spec: str) -> tuple[str, str]:
-    """(what is meant, its options as they are written): `a.py:f:x=1` is ("a.py:f", "x=1")."""
-    what, *options = _BEFORE_OPTIONS.split(spec, maxsplit=1)
-    return what, options[0].strip() if options else ""
+    """(reward, its options as written): `a.py:f:x=1` is ("a.py:f", "x=1")."""
+    reward, *options = _BEFORE_OPTIONS.split(spec, maxsplit=1)
+    return reward, options[0].strip() if options else ""
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The options that a function has, by name."""
+    """The options of a function, by name."""
     try:
-        found = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # compiled functions need not tell
+        signature = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a compiled function may have no signature
         return {}
-    plain = lambda p: p.kind is p.KEYWORD_ONLY and type(p.default) in _WHAT_A_VALUE_IS
-    return {name: parameter for name, parameter in found.items() if plain(parameter)}
+    is_option = lambda p: p.kind is p.KEYWORD_ONLY and type(p.default) in _TYPE_WORDS
+    return {name: parameter for name, parameter in signature.items() if is_option(parameter)}
 
 
 def read_options(spec: str, text: str, known: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """The values of `name=value,name=value`.
 
     Raises:
-        UserError: no such option (with those that there are), one given twice, a value of another type.
+        UserError: an unknown option, one given twice, or a value of another type.
     """
     values: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -80,7 +80,7 @@ def _value(spec: str, option: inspect.Parameter, text: str) -> Any:
         if kind is float and not math.isfinite(value):
             raise ValueError
     except (KeyError, ValueError):
-        raise UserError(f"rewards: '{spec}': {option.name}={text} must be {_WHAT_A_VALUE_IS[kind]}") from None
+        raise UserError(f"rewards: '{spec}': {option.name}={text} must be {_TYPE_WORDS[kind]}") from None
     choices = get_args(option.annotation) if get_origin(option.annotation) is Literal else ()
     if choices and value not in choices:
         raise UserError(

@@ -75,7 +75,7 @@ def test_functions_and_groups_wait_side_by_side_in_one_worker(functions):
         start = time.perf_counter()
         got = score(pool, [["slow", "a"], ["slow", "b"], ["slow", "c"]])  # 2.4 s one after the other
         assert time.perf_counter() - start < 1.2
-        assert len(pool._crew.lanes) == 1
+        assert len(pool._worker_pool.workers) == 1
     np.testing.assert_array_equal(got.values, np.ones((6, 2)))
 
 
@@ -104,9 +104,9 @@ def test_a_bad_row_costs_only_itself(functions, words, counts):
 def test_one_that_only_waits_too_long_is_cancelled_and_the_worker_lives(functions):
     with RewardPool(functions("first"), workers=1, timeout=0.3) as pool:
         score(pool, [["a"]])
-        before = pool._crew.lanes[0].process.pid
+        before = pool._worker_pool.workers[0].process.pid
         score(pool, [["a", "hang"], ["b"]])
-        assert [lane.process.pid for lane in pool._crew.lanes] == [before]
+        assert [worker.process.pid for worker in pool._worker_pool.workers] == [before]
         assert pool.messages["first"]["timeouts"] == "took longer than reward_timeout, 0.3 s"
 
 
@@ -119,9 +119,9 @@ def test_a_time_out_of_the_function_itself_is_an_error_with_its_own_message(func
 def test_one_that_never_really_waits_has_the_deadline_for_each_group(functions):
     with RewardPool(functions("never_waits"), workers=1, timeout=0.5) as pool:
         score(pool, [["a"]])
-        before = pool._crew.lanes[0].process.pid
+        before = pool._worker_pool.workers[0].process.pid
         assert score(pool, [["a"]] * 7).timeouts["never_waits"] == 0  # 2.1 s in all
-        assert [lane.process.pid for lane in pool._crew.lanes] == [before]
+        assert [worker.process.pid for worker in pool._worker_pool.workers] == [before]
 
 
 def test_clients_kept_between_calls_stay_on_their_loop(functions):

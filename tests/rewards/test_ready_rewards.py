@@ -189,7 +189,7 @@ def test_all_run_in_worker_processes():
     texts = [r"<think>hm</think> \boxed{4}", r"\boxed{5}"]
     with RewardPool(rewards, workers=1) as pool:
         got = pool.score(["a", "a"], texts, {"solution": ["4", "4"]}, [[1, 2, 3], [1] * 5])
-        assert not pool._crew.stays
+        assert not pool._worker_pool.local
         assert pool.messages["accuracy_reward"] == {}
     half = 0.5 + 0.25 * (1 + np.cos(np.pi * 0.75))
     np.testing.assert_allclose(got.values, [[1, 1, half, 0, -0.5], [0, 0, -0.5, -2 / 3, -1]])

@@ -145,7 +145,7 @@ def test_a_column_of_two_functions_keeps_both_and_a_metric_averages(functions):
             2,
             r"log_metric\('share', ...\) takes a number, not str 'many' \(logging_rewards.py, line",
         ),
-        ("a_text", 2, r"log_extra\('note', ...\) takes a list, one value a row; not str 'ab'"),
+        ("a_text", 2, r"log_extra\('note', ...\) takes a list, one value per row; not str 'ab'"),
         ("tuple_keys", 2, "keys must be str"),
     ],
 )

@@ -9,7 +9,7 @@ from grpo_jax.config import GRPOConfig, load_settings
 from grpo_jax.errors import UserError
 from grpo_jax.rewards import BUILTIN, RewardPool, load_reward
 from grpo_jax.rewards.load import parameters
-from grpo_jax.rewards.options import Bound, options_of, read_options
+from grpo_jax.rewards.options import BoundFunction, options_of, read_options
 
 FILE = """
 from typing import Literal
@@ -98,7 +98,7 @@ def test_a_column_never_is_an_option_of_a_builtin_reward():
     for name in BUILTIN:
         function = load_reward("code:sandbox=local" if name == "code" else name).function
         options = options_of(function)
-        assert not options or isinstance(function, Bound)
+        assert not options or isinstance(function, BoundFunction)
         assert options.keys() <= getattr(function, "keywords", {}).keys()
         assert not options.keys() & parameters(function)[0]
 
@@ -142,7 +142,7 @@ def test_bound_is_a_partial_to_whoever_looks():
     def f(completions, answer, *, x: int = 1, **columns):
         return x
 
-    bound = Bound(f, x=5)
+    bound = BoundFunction(f, x=5)
     assert bound([], [], x=7) == 5 != functools.partial(f, x=5)([], [], x=7)
     assert parameters(bound)[0] == {"completions", "answer"}
     assert read_options("f", "", options_of(f)) == {}

@@ -230,7 +230,7 @@ def test_stop_names_function_completion_and_fault(attacks, word, message):
 
 def test_after_a_stop_no_late_answer_is_taken_for_a_new_one(attacks):
     with RewardPool([f"{attacks}:judge"], workers=2, on_error="stop") as pool:
-        while sum(lane.idle for lane in pool._crew.lanes) < 2:
+        while sum(worker.idle for worker in pool._worker_pool.workers) < 2:
             score(pool, [["1"]] * 2)
         with pytest.raises(UserError):
             score(pool, [["late"], ["nan"]])  # the second fails at once, the first is still at work
@@ -239,12 +239,12 @@ def test_after_a_stop_no_late_answer_is_taken_for_a_new_one(attacks):
 
 def test_hundreds_of_tiny_units_reuse_the_workers(judge):
     score(judge, [["0"]])
-    before = {lane.process.pid for lane in judge._crew.lanes}
+    before = {worker.process.pid for worker in judge._worker_pool.workers}
     start = time.perf_counter()
     got = score(judge, [[str(i)] for i in range(600)])
     assert time.perf_counter() - start < 5
     np.testing.assert_array_equal(got.values[:, 0], np.arange(600))
-    assert {lane.process.pid for lane in judge._crew.lanes} == before
+    assert {worker.process.pid for worker in judge._worker_pool.workers} == before
 
 
 def test_units_run_side_by_side(attacks):
@@ -268,9 +268,9 @@ def test_a_worker_lost_between_two_steps_costs_nothing(attacks):
     """Idle or still starting: one worker does both units before the other has loaded the file."""
     with RewardPool([f"{attacks}:judge"], workers=2) as pool:
         score(pool, [["1"], ["2"]])
-        for lane in pool._crew.lanes:
-            lane.process.kill()
-            lane.process.wait()
+        for worker in pool._worker_pool.workers:
+            worker.process.kill()
+            worker.process.wait()
         got = score(pool, [["3"], ["4"]])
     np.testing.assert_array_equal(got.values[:, 0], [3, 4])
     assert got.errors == got.retried == {"judge": 0}
@@ -303,7 +303,7 @@ def test_closures_and_lambdas_travel():
     pool = RewardPool([lambda prompts, completions, **_: [factor * len(c) for c in completions]], workers=1)
     with pool:
         np.testing.assert_array_equal(score(pool, [["a", "bb"]]).values[:, 0], [3, 6])
-        assert not pool._crew.stays
+        assert not pool._worker_pool.local
     with pytest.raises(UserError, match="two functions are called '<lambda>'"):
         RewardPool([lambda: 1, lambda: 2])
 
@@ -355,7 +355,7 @@ def f(prompts, completions, **columns):
     return [1.0] * len(completions)
 pool = RewardPool([f], workers=2, timeout=60)
 total = pool.score(["a", "b"], ["x", "y"]).values.sum()
-print(total, *(lane.process.pid for lane in pool._crew.lanes), flush=True)
+print(total, *(worker.process.pid for worker in pool._worker_pool.workers), flush=True)
 pool.score(["a"], [sys.argv[1]])
 time.sleep(60)
 """
@@ -383,7 +383,7 @@ def test_workers_die_with_a_killed_trainer(tmp_path, word):
 def test_close_is_quick_leaves_no_zombie_and_can_be_repeated(attacks):
     pool = RewardPool([f"{attacks}:judge"], workers=3)
     score(pool, [["1"]] * 3)
-    pids = [lane.process.pid for lane in pool._crew.lanes]
+    pids = [worker.process.pid for worker in pool._worker_pool.workers]
     start = time.perf_counter()
     pool.close()
     pool.close()

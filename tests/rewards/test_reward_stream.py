@@ -81,7 +81,9 @@ def both(functions):
 
 @pytest.fixture(scope="module", autouse=True)
 def both_is_started(both, tmp_path_factory):
-    while sum(lane.idle for lane in both._crew.lanes) < 2:  # `leaves_nothing` counts only what a test adds
+    while (
+        sum(worker.idle for worker in both._worker_pool.workers) < 2
+    ):  # `leaves_nothing` counts only what a test adds
         score(both, [["1"]] * 2, tmp_path_factory.mktemp("start"))
 
 
@@ -166,7 +168,7 @@ def test_async_groups_that_come_later_do_not_wait_for_those_that_wait(functions,
             add(stream, row, [[word]], tmp_path)
             until((tmp_path / word).exists)
         assert stream.finish().values.tolist() == [[1]] * 3
-        assert len(pool._crew.lanes) == 1
+        assert len(pool._worker_pool.workers) == 1
 
 
 def test_async_groups_join_those_that_wait_in_the_trainer_too(tmp_path):
@@ -256,7 +258,7 @@ def test_an_exception_of_the_caller_ends_the_work_and_no_late_answer_counts(func
             add(stream, 3, [[word], ["1"]], tmp_path)
             until((tmp_path / "hangs").exists)
             raise ZeroDivisionError
-        assert not pool._crew.busy
+        assert not pool._worker_pool.busy
         with pytest.raises(RuntimeError, match="cancelled"):
             add(stream, 0, [["1"]], tmp_path)
         assert score(pool, [["5", "6"]] * 2, tmp_path).values.tolist() == [[5, 5], [6, 6]] * 2

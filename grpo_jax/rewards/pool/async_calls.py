@@ -1,7 +1,7 @@
-"""Async rewards: units wait side by side, those of a request and those that come while others wait.
+"""Async rewards: a worker awaits the units of a request concurrently, and those of requests that come meanwhile.
 
-All of a worker's wait on one event loop, as TRL has: a connection that a function keeps from one call to the next
-belongs to a loop.
+A worker has one event loop for all its calls, as in TRL, because a connection that a function keeps from one call to
+the next belongs to a loop.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ class Loop:
     """Awaits results and sends a reply for each as it comes; cancels those that take more than `timeout` seconds.
 
     Args:
-        connection: where replies go, and where requests come from.
-        more: reads a request from there and begins its units.
+        connection: to the trainer, for replies and further requests.
+        more: reads a request from the connection and begins its units.
     """
 
     def __init__(self, connection: Connection, timeout: float, more: Callable[[], Iterable[Waiting]]):
@@ -36,7 +36,7 @@ class Loop:
         self.runner.close()
 
     def run(self, waiting: Iterable[Waiting]) -> None:
-        """Return when each has been answered, or when the other side has gone away."""
+        """Return when every call has been answered, or when the connection has ended."""
         with contextlib.suppress(asyncio.CancelledError):
             self.runner.run(self._all(waiting))
 
@@ -57,7 +57,7 @@ class Loop:
         self.tasks |= {asyncio.ensure_future(self._one(call, result)) for call, result in waiting}
 
     def _join(self, main: asyncio.Task[Any] | None) -> None:
-        """Something can be read: more units, or the end of the connection, which the server will read again."""
+        """Read more units, or the end of the connection (which the server then reads again)."""
         try:
             self._start(self.more())
         except (EOFError, OSError):
@@ -70,17 +70,17 @@ class Loop:
         except TimeoutError:
             self.send(timed_out(call.unit))
         except asyncio.CancelledError as fault:
-            if _being_cancelled():  # the loop is closing: this unit has done nothing wrong
+            if _being_cancelled():  # the loop is closing, so this unit is not at fault
                 raise
             self.send(failed(call.unit, fault))
 
     async def _finish(self, call: Call, result: Awaitable[Any]) -> None:
-        """Answers in here, so that functions which never really wait are heard of one by one."""
+        """Await the result and answer at once: functions that never yield to the loop are answered one by one."""
         try:
             reply = call.reply(await result)
         except asyncio.CancelledError:
             raise
-        except BaseException as fault:  # among them a TimeoutError of the function's own
+        except BaseException as fault:  # including a TimeoutError that the function itself raises
             reply = failed(call.unit, fault)
         self.send(reply)
 

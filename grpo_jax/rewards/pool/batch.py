@@ -1,4 +1,4 @@
-"""One step's scoring: what is left to run, what has been found, and what went wrong."""
+"""One step's scoring: the units left to run, the scores so far, and the failures."""
 
 import math
 import pickle
@@ -16,20 +16,20 @@ from grpo_jax.rewards.pool.logs import LogBook
 from grpo_jax.rewards.pool.serialize import pack_data
 
 VERBS = {"errors": "failed", "timeouts": "timed out", "nans": "gave no number"}
-"""The kinds of fault, as the counters of `Scores` are called, and how a sentence says them."""
+"""Kind of fault (a counter of `Scores`) -> the verb that messages use for it."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the functions said, and what went wrong, in rows per function name.
+    """The scores of B rows by n functions, and counts of failed rows by function name.
 
-    values: float64 [B, n], NaN where a function returned None or failed; the worst verdict where one that judges was
-        lost (`verdicts.py`).
-    errors: rows lost because the function raised, died, or returned something else than numbers.
+    values: float64 [B, n]. NaN where a function returned None or failed; for a function with a worst verdict
+        (`verdicts.py`), that verdict where it failed.
+    errors: rows lost because the function raised, crashed, or returned something other than numbers.
     timeouts: rows lost because it took too long.
     nans: rows for which it returned NaN or an infinity.
-    retried: units that failed and were tried again row by row (a row healed by that is in no other count).
-    extras: columns for the completions table from `log_extra`, [B] each, None where nothing was given.
+    retried: units that failed and were retried row by row (a row that then succeeds is in no other count).
+    extras: columns for the completions table from `log_extra`, [B] each, None where nothing was logged.
     metrics: means of the numbers given to `log_metric`.
     """
 
@@ -44,40 +44,41 @@ class Scores:
 
 @dataclass(frozen=True)
 class Unit:
-    """One function (its index) on some neighbouring rows."""
+    """One function (its index) on consecutive rows."""
 
     function: int
     rows: range
     retry: bool = False
 
 
-class Batch:
-    """B rows and n functions on their way to `scores`: rows come in groups, the pool takes units and brings answers.
+class RewardBatch:
+    """The units of B rows and n functions that are still to run, and the scores of those that have been.
 
-    `waiting` holds units that are run one at a time, `together` those of async functions, which wait side by side.
+    `waiting` holds the units of plain functions, which run one at a time; `concurrent` those of async functions.
 
     Args:
-        names: of the functions, [n].
+        names: names of the functions, [n].
         rows: B.
-        messages: by function and kind of fault, the first sentence seen; written here, kept by the pool.
-        stop: raise `UserError` at the first row that is lost, instead of counting it.
-        patient: the functions (indices) that are async.
-        state: the trainer's state, for every function that takes it, as it is now.
-        worst: what a row gets from each function that took too long for it or died of it, [n]; None: NaN.
+        messages: by function and kind of fault, the first message. Written here; the `RewardPool` keeps it.
+        stop: raise `UserError` at the first lost row instead of counting it.
+        async_functions: indices of the async functions.
+        state: the trainer's state, for every function that takes it.
+        worst: the score of a row that a function lost, [n]; None scores it NaN.
     """
 
     def __init__(
         self,
+        *,
         names: Sequence[str],
         rows: int,
         messages: dict[str, dict[str, str]],
         stop: bool,
-        patient: Set[int] = frozenset(),
+        async_functions: Set[int] = frozenset(),
         state: Any = None,
         worst: Sequence[float] | None = None,
     ):
         self.names, self.rows, self.messages, self.stop = names, rows, messages, stop
-        self.patient = patient
+        self.async_functions = async_functions
         self.worst = worst or [math.nan] * len(names)
         none = lambda: dict.fromkeys(names, 0)
         self.scores = Scores(np.full((rows, len(names)), np.nan), none(), none(), none(), none())
@@ -85,13 +86,13 @@ class Batch:
         self.state = self._packed(state, "trainer_state")
         self.data: dict[
             str, list[Any]
-        ] = {}  # arguments of every function, [B] each, None where nothing came yet
+        ] = {}  # arguments of every function, [B] each, None for rows not added yet
         self.waiting: deque[Unit] = deque()
-        self.together: deque[Unit] = deque()
+        self.concurrent: deque[Unit] = deque()
 
     def add(self, first: int, data: Mapping[str, Sequence[Any]], idle: Set[int] = frozenset()) -> None:
-        """Rows from `first` on: keyword arguments of every function; "prompts" and "completions" among them. `idle`
-        functions are not asked."""
+        """Add rows from `first` on. `data` holds the keyword arguments of every function, "prompts" and "completions"
+        among them. The functions (indices) in `idle` do not score these rows."""
         for name, column in data.items():
             self.data.setdefault(name, [None] * self.rows)[first : first + len(column)] = column
         for group in runs_of_equal(data["prompts"]):
@@ -100,10 +101,10 @@ class Batch:
                 self._queue(function).append(Unit(function, rows))
 
     def _queue(self, function: int) -> deque[Unit]:
-        return self.together if function in self.patient else self.waiting
+        return self.concurrent if function in self.async_functions else self.waiting
 
     def request(self, units: Mapping[int, Unit], known: bytes | None) -> bytes:
-        """The message to a worker that asks for these units, by number; `known` is the state that it has."""
+        """The message that asks a worker for these units, by number. It leaves out a state that the worker knows."""
         packed = [(number, self._unit(unit)) for number, unit in units.items()]
         return pickle.dumps((None if known == self.state else self.state, packed))
 
@@ -121,7 +122,7 @@ class Batch:
             ) from fault
 
     def accept(self, unit: Unit, reply: Mapping[str, Any]) -> None:
-        """Take a unit's answer: an entry a row, and what the function logged."""
+        """Record a unit's answer: one entry per row, and what the function logged."""
         self.logs.add(unit.function, unit.rows, reply)
         for row, entry in zip(unit.rows, reply["values"]):
             if entry == "nan":
@@ -132,7 +133,7 @@ class Batch:
                 self.scores.values[row, unit.function] = math.nan if entry is None else entry
 
     def fail(self, unit: Unit, kind: str, why: str) -> None:
-        """A whole unit failed, by itself: put its rows back one by one, or give its only row up."""
+        """Record that a unit failed: put its rows back one by one, or give its row up if this was the retry."""
         name = self.names[unit.function]
         self.messages[name].setdefault(kind, why)
         if unit.retry:
@@ -144,12 +145,12 @@ class Batch:
             Unit(unit.function, range(row, row + 1), retry=True) for row in unit.rows
         )
 
-    def again(self, units: Iterable[Unit]) -> None:
-        """Units that were lost together, nobody knows through which: each is run once more by itself."""
+    def requeue(self, units: Iterable[Unit]) -> None:
+        """Run each of these units by itself: they were lost together, and any one may be at fault."""
         self.waiting.extend(units)
 
     def finished(self) -> Scores:
-        """The scores, with all that was logged."""
+        """The scores, with the logged columns and metrics."""
         return replace(self.scores, extras=self.logs.extras(), metrics=self.logs.metrics())
 
     def _lose(self, unit: Unit, row: int, kind: str, why: str) -> None:
@@ -160,16 +161,16 @@ class Batch:
             completion = shortened(text_of(self.data["completions"][row]))
             raise UserError(
                 f"rewards: '{name}' {VERBS[kind]} on the completion {completion!r}: {why}\n"
-                "mend the function, or set on_reward_error to count"
+                "fix the function, or set on_reward_error to count"
             )
 
 
 def runs_of_equal(prompts: Sequence[Any]) -> list[range]:
-    """The groups: runs of neighbouring equal prompts, as ranges of rows."""
+    """The groups: runs of consecutive equal prompts, as ranges of rows."""
     starts = [i for i in range(len(prompts)) if i == 0 or prompts[i] != prompts[i - 1]]
     return [range(a, b) for a, b in zip(starts, starts[1:] + [len(prompts)])]
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """Beginning and end of a text that is too long for a message."""
+    """`text`, reduced to its beginning and end if it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

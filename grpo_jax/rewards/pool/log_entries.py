@@ -1,11 +1,11 @@
-"""One number that foreign code has given us."""
+"""Checks one number that a reward function returned or logged."""
 
 import math
 from typing import Any
 
 
 def entry(score: Any) -> float | str | None:
-    """One row's score as JSON: a finite number; None; "nan" when not finite; else what is wrong with it."""
+    """One row's score as JSON: a finite number, None, "nan" for a number that is not finite, or an error message."""
     if score is None:
         return None
     if isinstance(score, str | bytes):
@@ -18,5 +18,5 @@ def entry(score: Any) -> float | str | None:
 
 
 def kind_of(value: Any) -> str:
-    """A value in a sentence: its type and the beginning of what it is."""
+    """A value for a message: its type and the beginning of its repr."""
     return f"{type(value).__name__} {value!r}"[:80]

@@ -1,17 +1,17 @@
-"""What reward functions say beside their scores: columns of the completions table, and metrics.
+"""What reward functions log beside their scores: columns of the completions table, and metrics.
 
 A function that names them, or takes `**columns`, gets these keyword arguments (TRL 1.16's):
 
-    trainer_state               what the trainer gave to `RewardPool.score`: a copy, one for each call of it
-    log_extra(column, values)   values for a column of the completions table, one a row
-    log_metric(name, value)     a number; a metric is the mean of all numbers given for it in a step
+    trainer_state               a copy of what the trainer passed to `RewardPool.score`, made once per call of `score`
+    log_extra(column, values)   values for a column of the completions table, one per row
+    log_metric(name, value)     a number; a metric is the mean of all numbers logged for it in a step
 
-One that names it also gets
+A function that names it also gets
 
-    reward_timeout              seconds after which this call is given up (for an async function: its waiting)
+    reward_timeout              seconds after which this call is ended (for an async function: cancelled)
 
-A function is called on one group of rows at a time, so a metric had better be a mean than a sum. What a call
-that failed had logged is dropped with its scores; the rows then tried one by one log for themselves.
+A function is called on one group of rows at a time, so log a mean rather than a sum as a metric. What a failed call
+has logged is dropped with its scores; the rows are then retried one by one and log again.
 """
 
 from collections import Counter
@@ -21,11 +21,11 @@ from typing import Any
 from grpo_jax.rewards.pool.log_entries import entry, kind_of
 
 ALWAYS = frozenset({"trainer_state", "log_extra", "log_metric", "reward_timeout"})
-"""Arguments that every function may ask for, whatever the columns of the data."""
+"""Arguments that every function may take, whatever the columns of the data."""
 
 
 class Logs:
-    """What one call of a function on some rows says. Lives in the worker."""
+    """What one call of a function logs. Lives in the worker."""
 
     def __init__(self) -> None:
         self.extras: dict[str, list[Any]] = {}
@@ -33,24 +33,24 @@ class Logs:
 
     @property
     def callables(self) -> dict[str, Any]:
-        """The arguments for the function."""
+        """The functions that the reward function gets as keyword arguments."""
         return {"log_extra": self.log_extra, "log_metric": self.log_metric}
 
     @property
     def content(self) -> dict[str, Any]:
-        """What goes into the reply."""
+        """The logs, for the reply."""
         return {"extras": self.extras, "metrics": self.metrics}
 
     def log_extra(self, column: str, values: Iterable[Any]) -> None:
-        """Values for a column, one a row; calls for the same column follow one another."""
+        """Log values for a column, one per row. Several calls for one column append."""
         if isinstance(values, str | bytes | Mapping):
             raise TypeError(
-                f"log_extra('{column}', ...) takes a list, one value a row; not {kind_of(values)}"
+                f"log_extra('{column}', ...) takes a list, one value per row; not {kind_of(values)}"
             )
         self.extras.setdefault(str(column), []).extend(values)
 
     def log_metric(self, name: str, value: Any) -> None:
-        """One number. NaN and infinities are left out of the mean: a group may have nothing to say."""
+        """Log one number. NaN and infinities are left out of the mean, for groups that have no value."""
         number = entry(value)
         if number == "nan":
             return
@@ -59,7 +59,7 @@ class Logs:
         self.metrics.setdefault(str(name), []).append(number)
 
     def wrong(self, rows: int) -> str | None:
-        """What is wrong with the columns, now that the call has ended: they must have one value a row."""
+        """An error message if a column does not have one value per row, else None. For when the call has ended."""
         for column, values in self.extras.items():
             if len(values) != rows:
                 return f"log_extra('{column}', ...) was given {len(values)} values for {rows} completions"
@@ -67,7 +67,7 @@ class Logs:
 
 
 class LogBook:
-    """What all functions, `names`, said about B rows. Lives in the trainer; the order of arrival changes nothing."""
+    """What the functions `names` logged for B rows. Lives in the trainer; the order of arrival changes nothing."""
 
     def __init__(self, names: Sequence[str], rows: int):
         self.names, self.rows = names, rows
@@ -75,15 +75,15 @@ class LogBook:
         self._metrics: dict[str, list[float]] = {}
 
     def add(self, function: int, rows: range, reply: Mapping[str, Any]) -> None:
-        """The logs of one call, from its reply."""
+        """Add the logs of one call, from its reply."""
         for column, values in reply["extras"].items():
-            everywhere = self._extras.setdefault((function, column), [None] * self.rows)
-            everywhere[rows.start : rows.stop] = values
+            whole = self._extras.setdefault((function, column), [None] * self.rows)
+            whole[rows.start : rows.stop] = values
         for name, values in reply["metrics"].items():
             self._metrics.setdefault(name, []).extend(values)
 
     def extras(self) -> dict[str, list[Any]]:
-        """column -> [B], None where nothing was said. A column of several functions: `function/column` for each."""
+        """Column -> [B], None where nothing was logged. Columns that several functions log: `function/column`."""
         writers = Counter(column for _, column in self._extras)
         return {
             column if writers[column] == 1 else f"{self.names[function]}/{column}": self._extras[
@@ -93,5 +93,5 @@ class LogBook:
         }
 
     def metrics(self) -> dict[str, float]:
-        """name -> mean of what was given, by whichever function."""
+        """Metric -> mean of all numbers logged for it, by any function."""
         return {name: sum(sorted(values)) / len(values) for name, values in sorted(self._metrics.items())}

@@ -1,15 +1,14 @@
-"""What a worker answers to a unit: its scores and logs, or what went wrong.
+"""A worker's reply to a unit: its scores and logs, or what went wrong.
 
     {"unit": number, "values": one `entry` a row, "extras": .., "metrics": ..}
     {"unit": number, "error": sentence}
     {"unit": number, "timeout": true}
 
-And `LISTENING` to an `OFFER` of more units, made while others still wait: the worker reads nothing else until the
-request has come. So a request is never sent to a worker that is busy inside a function, where it might stay unread
-and hold up the sender.
+An `OFFER` of more units, made while async units still run, is answered with `LISTENING`: the worker then reads
+nothing else until the request has come. So a request is never sent to a worker that is busy inside a function, where
+it might stay unread and block the sender.
 
-JSON, so that the trainer reads nothing but numbers, sentences and plain values from a process that runs
-foreign code.
+Replies are JSON, so that the trainer reads only plain values from a process that runs the user's code.
 """
 
 import json
@@ -27,14 +26,14 @@ LISTENING = b'{"listening": true}'
 
 @dataclass
 class Call:
-    """One call of a function: the number of its unit, how many rows that has, what it logs."""
+    """One call of a function: the number of its unit, the number of its rows, and what it logs."""
 
     unit: int
     rows: int = 0
     logs: Logs = field(default_factory=Logs)
 
     def reply(self, result: Any) -> bytes:
-        """The answer, now that the function has returned `result`. Raises for what is unfit to be sent."""
+        """The reply for the returned `result`. Raises if a logged value cannot be encoded."""
         fault = _wrong(result, self.rows) or self.logs.wrong(self.rows)
         if fault:
             return encode({"unit": self.unit, "error": fault})
@@ -43,17 +42,17 @@ class Call:
 
 
 def failed(unit: int, fault: BaseException) -> bytes:
-    """The answer for a unit that raised."""
+    """The reply for a unit that raised."""
     return encode({"unit": unit, "error": describe(fault)})
 
 
 def timed_out(unit: int) -> bytes:
-    """The answer for a unit that was given up while it waited."""
+    """The reply for a unit that was cancelled at its timeout."""
     return encode({"unit": unit, "timeout": True})
 
 
 def encode(reply: Mapping[str, Any]) -> bytes:
-    """Logged values that JSON does not know become lists and numbers, or else text."""
+    """A reply as JSON. Logged values of other types become lists and numbers, or else text."""
     return json.dumps(reply, default=_plain).encode()
 
 

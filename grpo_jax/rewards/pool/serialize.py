@@ -1,4 +1,4 @@
-"""How functions and their arguments travel from the trainer to a worker process."""
+"""Serializes functions and their arguments for a worker process."""
 
 import pickle
 from collections.abc import Callable, Sequence
@@ -7,14 +7,14 @@ from typing import Any
 from grpo_jax.rewards.load import Reward, describe, load_reward
 
 LARGEST_FUNCTION = 64 * 2**20
-"""Bytes. A function that carries more with it (a model, a table) is not copied to every worker."""
+"""Bytes. A function whose pickle is larger (it holds a model or a table) is not copied to every worker."""
 
 Packed = tuple[str, Any]
-"""("spec", text to load it by), ("pickle", bytes), or ("absent", why it cannot travel)."""
+"""("spec", the text to load it by), ("pickle", bytes), or ("absent", why it cannot be sent)."""
 
 
 def pack(reward: Reward) -> Packed:
-    """By name where it has one, so that a worker imports the file itself; else pickled."""
+    """Pack a function by its spec if it has one, so that a worker imports the file itself; otherwise by pickle."""
     if reward.spec:
         return "spec", reward.spec
     import cloudpickle
@@ -29,20 +29,20 @@ def pack(reward: Reward) -> Packed:
 
 
 def unpack(packed: Sequence[Packed]) -> tuple[list[Callable[..., Any] | None], dict[int, str]]:
-    """The functions, in order (None where there is none here), and by index why a sent one does not load."""
+    """The functions, in order (None for one that was not sent or does not load), and index -> why it does not load."""
     functions: list[Callable[..., Any] | None] = [None] * len(packed)
     failed: dict[int, str] = {}
-    for index, (kind, what) in enumerate(packed):
+    for index, (kind, content) in enumerate(packed):
         try:
             if kind != "absent":
-                functions[index] = load_reward(what).function if kind == "spec" else pickle.loads(what)
+                functions[index] = load_reward(content).function if kind == "spec" else pickle.loads(content)
         except Exception as fault:
             failed[index] = describe(fault)
     return functions, failed
 
 
 def pack_data(value: Any) -> bytes:
-    """Plain pickle for plain data; objects of classes in the user's script need cloudpickle."""
+    """Pickle a value. Objects whose classes are in the user's script need cloudpickle; plain data do not."""
     try:
         return pickle.dumps(value)
     except Exception:

@@ -1,7 +1,7 @@
-"""Rows that are scored while the caller is busy with something else, and the thread that sees to it.
+"""Scoring in the background: a stream of rows, and the driver thread that has them scored.
 
-The caller's thread only puts rows into a stream's inbox and waits for its end; batch and workers belong to the
-driver's thread. Whatever goes wrong there is raised in the caller's, at its next `add` or at `finish`.
+The caller's thread only puts rows into a stream's inbox and waits for the stream to end; batch and workers belong to
+the driver's thread. An error there is raised in the caller's thread, at its next `add` or at `finish`.
 """
 
 import threading
@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from queue import SimpleQueue
 from typing import Any
 
-from grpo_jax.rewards.pool.batch import Batch, Scores
-from grpo_jax.rewards.pool.wakeup import Bell
-from grpo_jax.rewards.pool.workers import Crew
+from grpo_jax.rewards.pool.batch import RewardBatch, Scores
+from grpo_jax.rewards.pool.wakeup import WakeupPipe
+from grpo_jax.rewards.pool.workers import WorkerPool
 
 Columns = dict[str, list[Any]]
 
 
 class Stream:
-    """B rows on their way to `Scores`; made by `RewardPool.stream`. Leaving its `with` early gives up what is left.
+    """B rows that are being scored; made by `RewardPool.stream`. Leaving its `with` block early cancels the rest.
 
     The result does not depend on when, in which order or in which portions rows are added.
     """
 
-    def __init__(self, batch: Batch, check: Callable[[Iterable[str]], None], wake: Callable[[], None]):
+    def __init__(self, batch: RewardBatch, check: Callable[[Iterable[str]], None], wake: Callable[[], None]):
         self._batch, self._check, self._wake = batch, check, wake
         self._missing = set(range(batch.rows))  # rows not added yet
         self._columns: frozenset[str] | None = None  # of the rows added so far
@@ -47,14 +47,15 @@ class Stream:
         completion_ids: Sequence[Any] | None = None,
         idle: Set[int] = frozenset(),
     ) -> None:
-        """Rows `first`, `first` + 1, ..., for which the work may begin. Takes no time.
+        """Add rows `first`, `first` + 1, ...; their scoring begins in the background. Returns at once.
 
-        A group, which a function gets at a time, is a run of equal prompts within one `add`: what is added
-        apart is never put together. `idle` functions (indices) are not asked about these rows.
+        A function scores one group at a time: a run of equal prompts within one `add`. Rows of different calls are
+        never in one group. The functions (indices) in `idle` do not score these rows.
 
         Raises:
-            UserError: a function needs a column that is not there, or something has gone wrong with earlier rows.
-            ValueError: lengths differ, rows were added before or lie beyond the last, or other columns came before.
+            UserError: a function needs a missing column, or the scoring of earlier rows failed.
+            ValueError: the lengths differ, a row was added before or is beyond the last, or the columns are not
+                those of earlier rows.
         """
         data = {**(columns or {}), "prompts": prompts, "completions": completions}
         if completion_ids is not None:
@@ -81,14 +82,14 @@ class Stream:
         return self._batch.finished()
 
     def cancel(self) -> None:
-        """Give up what is not finished; on return nobody works for this stream any more."""
+        """Cancel what is not finished. On return no worker works for this stream any more."""
         if not self._done.is_set():
             self._cancelled = True
             self._wake()
             self._done.wait()
 
     def _register(self, first: int, data: Mapping[str, Sequence[Any]]) -> None:
-        """These rows come now, and no other time."""
+        """Check rows and columns, and record that these rows have been added."""
         count = len(data["completions"])
         wrong = {name: len(column) for name, column in data.items() if len(column) != count}
         if wrong:
@@ -110,51 +111,51 @@ class Stream:
         if self._cancelled:
             raise RuntimeError("this stream of rewards was cancelled")
 
-    def drive(self, crew: Crew, bell: Bell) -> None:
-        """All the work, on the driver's thread. A fault is kept for the caller's."""
+    def drive(self, worker_pool: WorkerPool, wakeup: WakeupPipe) -> None:
+        """Score all rows, on the driver's thread. An exception is stored, to be raised in the caller's thread."""
         try:
             try:
-                while self._goes_on(crew):
-                    crew.dispatch(self._batch)
-                    crew.collect(self._batch, bell)
+                while self._goes_on(worker_pool):
+                    worker_pool.dispatch(self._batch)
+                    worker_pool.collect(self._batch, wakeup)
             finally:
-                crew.interrupt()
+                worker_pool.interrupt()
         except BaseException as fault:
             self._fault = fault
 
     def end(self) -> None:
-        """The driver works for it no more."""
+        """Let the callers that wait for this stream go on: the driver has finished it."""
         self._done.set()
 
-    def _goes_on(self, crew: Crew) -> bool:
-        """Take what was added; whether there is anything to do or to wait for."""
+    def _goes_on(self, worker_pool: WorkerPool) -> bool:
+        """Move added rows from the inbox to the batch. Returns whether anything is left to do or to wait for."""
         while self._inbox:
             added = self._inbox.popleft()
             if added is None:
                 self._complete = True
             else:
                 self._batch.add(*added)
-        left = crew.busy or self._batch.waiting or self._batch.together
+        left = worker_pool.busy or self._batch.waiting or self._batch.concurrent
         return not self._cancelled and bool(left or not self._complete)
 
 
 class Driver:
-    """The thread that works for streams, one after another.
+    """The thread that scores streams, one after another.
 
-    It lives longer than any of them because worker processes die with the thread that started them.
+    It outlives them because worker processes die with the thread that started them.
     """
 
-    def __init__(self, crew: Crew):
-        self.crew, self.bell = crew, Bell()
+    def __init__(self, worker_pool: WorkerPool):
+        self.worker_pool, self.wakeup = worker_pool, WakeupPipe()
         self._streams: SimpleQueue[Stream | None] = SimpleQueue()
-        self._stream: Stream | None = None  # that is worked for
+        self._stream: Stream | None = None  # the open one
         self._thread: threading.Thread | None = None
 
     def begin(self, stream: Stream) -> Stream:
-        """Work for this stream from now on. RuntimeError while another is open."""
+        """Start to score this stream, and return it. Raises RuntimeError while another is open."""
         if self._stream:
             raise RuntimeError("another stream of rewards is open: finish or cancel it first")
-        self.crew.pack()
+        self.worker_pool.pack()
         if not self._thread:
             self._thread = threading.Thread(target=self._serve, name="rewards", daemon=True)
             self._thread.start()
@@ -163,21 +164,20 @@ class Driver:
         return stream
 
     def close(self) -> None:
-        """End the thread and all workers; both can be started anew."""
+        """End the thread and all workers; `begin` starts them again."""
         if stream := self._stream:
             stream.cancel()
         if thread := self._thread:
             self._thread = None
             self._streams.put(None)
-            if (
-                thread is not threading.current_thread()
-            ):  # there, a forgotten pool may be collected as anywhere
+            # The garbage collector may close a forgotten pool on any thread, this one too.
+            if thread is not threading.current_thread():
                 thread.join()
-        self.crew.close()
+        self.worker_pool.close()
 
     def _serve(self) -> None:
         while stream := self._streams.get():
-            stream.drive(self.crew, self.bell)
+            stream.drive(self.worker_pool, self.wakeup)
             self._stream = None
             stream.end()
-            del stream  # nothing of its rows is kept
+            del stream  # frees its rows

@@ -3,20 +3,20 @@
 from multiprocessing import Pipe
 
 
-class Bell:
-    """`connection` can be waited for beside others; it is readable from `ring` until `silence`."""
+class WakeupPipe:
+    """A pipe to oneself: `connection`, which a thread waits for beside others, is readable from `wake` to `drain`."""
 
     def __init__(self) -> None:
-        self.connection, self._rope = Pipe(duplex=False)
-        self._rings = False
+        self.connection, self._sender = Pipe(duplex=False)
+        self._pending = False
 
-    def ring(self) -> None:
-        """Wake the other thread, which then sees all that was done before."""
-        if not self._rings:  # a pipe that nobody reads would be full one day
-            self._rings = True
-            self._rope.send_bytes(b"")
+    def wake(self) -> None:
+        """Wake the waiting thread. It sees everything that was done before this call."""
+        if not self._pending:  # one message is enough, and a pipe that nobody reads would fill up
+            self._pending = True
+            self._sender.send_bytes(b"")
 
-    def silence(self) -> None:
-        """For the thread that was woken, before it looks what there is to do."""
+    def drain(self) -> None:
+        """Take the message. The woken thread calls this before it looks for work."""
         self.connection.recv_bytes()
-        self._rings = False
+        self._pending = False

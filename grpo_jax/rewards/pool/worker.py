@@ -1,8 +1,8 @@
-"""The process in which rewards run: read units of work, call the functions, write the scores back.
+"""The worker process: reads units of work, calls the reward functions, writes the scores back.
 
-Started by `lanes.ProcessLane` as a fresh interpreter: nothing of the trainer (its threads, its devices, its
-`__main__`) is in here. Talks over a socket of its own: what a reward prints goes to the trainer's stderr.
-Requests are pickled (columns may hold anything); replies are JSON, see `replies.py`.
+`worker_handle.WorkerProcess` starts it as a fresh interpreter, without the trainer's threads, devices or `__main__`.
+It communicates over its own socket, so what a reward prints goes to the trainer's stderr. Requests are pickled
+(columns may hold anything); replies are JSON, see `replies.py`.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from grpo_jax.rewards.pool.async_calls import Loop, Waiting
 
 
-class Server:
-    """Answers requests: (pickled state of the trainer, or None for "as before"; units as [(number, pickled unit)]).
+class RewardServer:
+    """Answers requests: (pickled trainer state, or None if it has not changed; units as [(number, pickled unit)]).
 
-    Each unit is answered by itself, as soon as it is done.
+    Each unit is answered separately, as soon as it is done.
 
     Args:
-        functions: by index; None for one that is not here.
-        timeout: seconds that an async function may wait. (A plain one is ended from outside.)
+        functions: by index; None for one that could not be loaded in this process.
+        timeout: seconds that an async function may take. (The worker pool kills the process of a plain one.)
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Server:
         self.open = contextlib.ExitStack()
 
     def serve(self) -> None:
-        """Answer until the other side goes away."""
+        """Answer requests until the connection ends."""
         with self.open, contextlib.suppress(EOFError, OSError):
             while True:
                 if waiting := self.begin(self.receive()):
                     self.loop.run(waiting)
 
     def receive(self) -> bytes:
-        """The next request, which an offer may precede."""
+        """The next request. Accepts the offer that may precede it."""
         message = self.connection.recv_bytes()
         if message == OFFER:
             self.connection.send_bytes(LISTENING)
@@ -58,11 +58,11 @@ class Server:
         return message
 
     def begin(self, request: bytes) -> "list[Waiting]":
-        """Call the function of each unit, in order, and answer; returns those that are to be waited for."""
+        """Call the function of each unit, in order, and answer. Returns the calls whose results must be awaited."""
         state, units = pickle.loads(request)
         try:
             if state is not None:
-                self.state = None  # rather than an old one, should the next line fail
+                self.state = None  # so that no old state stays if the next line fails
                 self.state = pickle.loads(state)
         except BaseException as fault:
             for number, _ in units:
@@ -72,20 +72,22 @@ class Server:
         return [waiting for waiting in begun if waiting]
 
     def _answer(self, number: int, unit: bytes) -> "Waiting | None":
-        """Send what the unit's function says, or return it when it must be awaited."""
+        """Send the result of the unit's function, or return it if it must be awaited."""
         call = Call(number)
         try:
             result = self._begin(call, unit)
             if inspect.isawaitable(result):
                 return call, result
             reply = call.reply(result)
-        except BaseException as fault:  # SystemExit, and time-outs that are no Exception, are faults too
+        except (
+            BaseException
+        ) as fault:  # SystemExit, and timeouts that do not derive from Exception, count too
             reply = failed(number, fault)
         self.connection.send_bytes(reply)
         return None
 
     def _begin(self, call: Call, unit: bytes) -> Any:
-        """Call the function with those of the arguments that it takes."""
+        """Call the function with the arguments that it accepts."""
         index, arguments = pickle.loads(unit)
         function, names = self.functions[index], self.accepted[index]
         assert function is not None, "a function that did not load was asked for"
@@ -99,7 +101,7 @@ class Server:
 
     @functools.cached_property
     def loop(self) -> "Loop":
-        """Made for the first async function; asyncio is not imported for the others."""
+        """The event loop, made at the first async function: plain ones need no asyncio."""
         from grpo_jax.rewards.pool.async_calls import Loop
 
         more = lambda: self.begin(self.receive())
@@ -107,10 +109,10 @@ class Server:
 
 
 def die_with(parent: int) -> None:
-    """End when the trainer ends, even while a reward hangs. (An idle worker reads the end of its socket.)
+    """End this process when the trainer ends, even while a reward hangs. (An idle worker reads the end of its socket.)
 
-    Linux only; elsewhere a hanging reward outlives a trainer that was killed. The signal already comes when
-    the thread that started this process ends; the pool replaces a worker that it has lost this way.
+    Linux only: elsewhere a hanging reward outlives a trainer that was killed. The kernel sends the signal when the
+    thread that started this process ends; the worker pool replaces a worker that is lost this way.
     """
     if sys.platform.startswith("linux"):
         import ctypes
@@ -118,12 +120,12 @@ def die_with(parent: int) -> None:
 
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the trainer died before the line above
         os._exit(1)
 
 
 def main(descriptor: int, parent: int) -> None:
-    """Body of the process: `descriptor` is its end of the socket, `parent` the trainer's process id."""
+    """Run the worker: `descriptor` is its end of the socket, `parent` the trainer's process id."""
     die_with(parent)
     os.set_inheritable(descriptor, False)  # a program started by a reward must not keep the socket open
     connection = Connection(descriptor)
@@ -131,7 +133,7 @@ def main(descriptor: int, parent: int) -> None:
     sys.path[:] = setup["path"]
     functions, not_loaded = unpack(setup["functions"])
     connection.send_bytes(json.dumps({"failed": not_loaded}).encode())
-    Server(connection, functions, setup["timeout"]).serve()
+    RewardServer(connection, functions, setup["timeout"]).serve()
 
 
 if __name__ == "__main__":

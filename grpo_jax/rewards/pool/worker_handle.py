@@ -1,6 +1,6 @@
-"""Where rewards run, one job at a time: a process that can be killed, or (second best) a thread.
+"""Handles of the workers that run rewards: a process, which can be killed, or a thread, which cannot.
 
-Both speak the protocol of `worker.py` over a `Connection`, so the pool need not know which is which.
+Both speak the protocol of `worker.py` over a `Connection`, so the worker pool treats them alike.
 """
 
 import contextlib
@@ -25,20 +25,24 @@ from grpo_jax.rewards.pool.batch import Unit
 from grpo_jax.rewards.pool.serialize import Packed
 
 STALL_SECONDS = 60
-"""Longest wait for a peer in the middle of a message; a healthy one needs microseconds."""
+"""Longest wait for a worker in the middle of a message; a healthy one needs microseconds."""
 
 
-class Lane:
-    """A place that runs one job at a time: a single unit, or units that wait side by side and may be joined by more.
+class WorkerHandle:
+    """One worker. It runs a single unit at a time, or several units of async functions, which more may join.
 
-    The fields are the crew's business: `units` are those not answered yet, by number; `joint` whether they wait
-    side by side; `offered` whether an offer of more is not answered yet; `ready` whether the functions are loaded;
-    `deadline` when (time.monotonic) the patience with it ends; `state` the trainer's state that it knows, as sent.
+    The worker pool sets the fields:
+        units: the units that it has not answered yet, by number.
+        joint: whether they are of async functions, and run concurrently.
+        offered: whether it has not answered yet an offer of more async units.
+        ready: whether it has loaded the functions.
+        deadline: the time (time.monotonic) by which it must answer, or load the functions.
+        state: the pickled trainer state that was last sent to it; None before the first request.
     """
 
     connection: Connection
     in_process = False
-    fate = "unknown"  # how it ended, in words
+    exit_reason = "unknown"  # for messages, once it has ended
 
     def __init__(self, ready: bool, deadline: float):
         self.units: dict[int, Unit] = {}
@@ -50,7 +54,7 @@ class Lane:
 
     @property
     def busy(self) -> bool:
-        """Whether it has to answer something."""
+        """Whether it owes an answer."""
         return bool(self.units) or self.offered
 
     @property
@@ -58,12 +62,12 @@ class Lane:
         return self.ready and not self.busy
 
     def end(self, patience: float = 0.0) -> None:
-        """Stop; wait `patience` seconds for a clean end before using force."""
+        """Stop the worker: wait `patience` seconds for it to exit by itself, then kill it."""
         raise NotImplementedError
 
 
-class ProcessLane(Lane):
-    """A fresh interpreter in a session of its own, so that it dies together with whatever it has started."""
+class WorkerProcess(WorkerHandle):
+    """A fresh interpreter in its own session, so that it can be killed together with the processes it started."""
 
     def __init__(self, functions: Sequence[Packed], timeout: float, deadline: float):
         super().__init__(ready=False, deadline=deadline)
@@ -86,7 +90,9 @@ class ProcessLane(Lane):
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", STALL_SECONDS, 0))
         self.connection = Connection(ours.detach())
-        with contextlib.suppress(OSError):  # it died at once: the pool reads the socket's end and says so
+        with contextlib.suppress(
+            OSError
+        ):  # it died at once: the worker pool reads the socket's end and reports it
             setup = {"path": sys.path, "functions": functions, "timeout": timeout}
             self.connection.send_bytes(pickle.dumps(setup))
 
@@ -95,18 +101,18 @@ class ProcessLane(Lane):
         if patience:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(patience)
-        # No such group: all of it has ended. Not permitted: macOS, for a group that is only zombies.
+        # ProcessLookupError: the whole group has ended. PermissionError: on macOS, the group is only zombies.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         code = self.process.returncode
-        self.fate = f"signal {-code}" if code < 0 else f"exit status {code}"
+        self.exit_reason = f"signal {-code}" if code < 0 else f"exit status {code}"
 
 
-class ThreadLane(Lane):
-    """A thread of the trainer, for functions that cannot be sent to another process.
+class WorkerThread(WorkerHandle):
+    """A thread of the trainer's process, for functions that cannot be pickled.
 
-    It cannot be killed: one that passes its deadline is left alone, and a new thread takes over.
+    It cannot be killed: when it passes its deadline it is abandoned, and a new thread takes over.
     """
 
     in_process = True
@@ -122,11 +128,11 @@ class ThreadLane(Lane):
 
 def _serve(connection: Connection, functions: Sequence[Callable[..., Any]], timeout: float) -> None:
     with connection:
-        worker.Server(connection, functions, timeout).serve()
+        worker.RewardServer(connection, functions, timeout).serve()
 
 
 def _environment() -> dict[str, str]:
-    """The trainer's, but: this package can be imported, jax stays on the CPU, prints appear at once."""
+    """The trainer's environment, changed so that this package is found, jax uses the CPU and prints are unbuffered."""
     root = str(Path(grpo_jax.__file__).absolute().parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}

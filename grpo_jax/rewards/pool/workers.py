@@ -1,6 +1,6 @@
-"""The workers of a pool: who does what, until when, and what happens to a worker that fails.
+"""The worker pool: starts workers, hands them units, enforces their deadlines and replaces those that fail.
 
-All of it runs on one thread, the one of `stream.Driver`: a worker process ends with the thread that started it.
+All of it runs on the thread of `stream.Driver`: a worker process ends with the thread that started it.
 """
 
 import json
@@ -14,178 +14,183 @@ from typing import Any
 
 from grpo_jax.errors import UserError
 from grpo_jax.rewards.load import Reward, is_async
-from grpo_jax.rewards.pool.batch import Batch, Unit
+from grpo_jax.rewards.pool.batch import RewardBatch, Unit
 from grpo_jax.rewards.pool.replies import OFFER
 from grpo_jax.rewards.pool.serialize import Packed, pack
-from grpo_jax.rewards.pool.wakeup import Bell
-from grpo_jax.rewards.pool.worker_handle import Lane, ProcessLane, ThreadLane
+from grpo_jax.rewards.pool.wakeup import WakeupPipe
+from grpo_jax.rewards.pool.worker_handle import WorkerHandle, WorkerProcess, WorkerThread
 
 START_SECONDS = 300.0
-"""Longest start of a worker, most of it the imports of the user's file."""
+"""Longest time a worker may take to start. Most of it is spent importing the user's file."""
 START_TRIES = 3
-"""Workers in a row that may end before they are ready (the system may kill one, for want of memory)."""
+"""Consecutive workers that may end before they are ready (the system may kill one that runs out of memory)."""
 GRACE_SECONDS = 1.0
-"""What a worker gets beyond the deadline to give up an async function that waits, before it is killed itself."""
+"""Time beyond the deadline that a worker gets to cancel async functions before it is killed."""
 CLOSE_SECONDS = 1.0
-"""What idle workers get to end on their own (flush files, run their exit handlers) before they are killed."""
+"""Time that idle workers get to exit by themselves (flush files, run exit handlers) before they are killed."""
 
 
-class Crew:
-    """At most `workers` processes (0: as many as cores, at most 8), and a thread for functions that stay here.
+class WorkerPool:
+    """At most `workers` processes (0: one per core, at most 8), and a thread for functions that cannot be pickled.
 
-    A unit of a plain function goes to whichever lane is free. Units of async functions go to one lane, all that
-    are there at once, and those that come later join them.
+    A unit of a plain function goes to any idle worker. All units of async functions go to one worker, which runs
+    them concurrently; later ones join them.
     """
 
     def __init__(self, functions: Sequence[Reward], workers: int, timeout: float):
         self.functions = functions
-        self.workers = workers or min(_cores(), 8)
+        self.max_workers = workers or min(_cores(), 8)
         self.timeout = timeout
-        self.patient = {i for i, reward in enumerate(functions) if is_async(reward.function)}
-        self.lanes: list[Lane] = []
-        self.stays: set[int] = set()  # indices of functions that cannot leave this process
+        self.async_functions = {i for i, reward in enumerate(functions) if is_async(reward.function)}
+        self.workers: list[WorkerHandle] = []
+        self.local: set[int] = set()  # indices of the functions that run in a thread of this process
         self._packed: list[Packed] = []
-        self._lost_starts = 0  # workers in a row that ended before they were ready
+        self._lost_starts = 0  # consecutive workers that ended before they were ready
 
     def pack(self) -> None:
-        """Make the functions ready to travel, once. Objects among them belong to the thread of the caller."""
+        """Pickle the functions, once. The caller's thread does this, because it owns the objects among them."""
         if self._packed:
             return
         self._packed = [pack(reward) for reward in self.functions]
         for index, (kind, why) in enumerate(self._packed):
             if kind == "absent":
-                self._keep_here(index, why)
+                self._run_locally(index, why)
 
     def close(self) -> None:
-        """End all workers; they would be started anew."""
-        lanes, self.lanes = self.lanes, []
+        """End all workers; `dispatch` starts new ones."""
+        workers, self.workers = self.workers, []
         until = time.monotonic() + CLOSE_SECONDS
-        for lane in lanes:
-            lane.connection.close()  # tell all before waiting for any
-        for lane in lanes:
-            lane.end(patience=max(until - time.monotonic(), 0.0) if lane.idle else 0.0)
+        for worker in workers:
+            worker.connection.close()  # tell all of them before waiting for the first
+        for worker in workers:
+            worker.end(patience=max(until - time.monotonic(), 0.0) if worker.idle else 0.0)
 
     def interrupt(self) -> None:
-        """End those that owe an answer: a late one must not be taken for one of the next batch."""
-        for lane in [lane for lane in self.lanes if lane.busy]:
-            self._end(lane)
+        """End the workers that owe an answer: a late answer must not be taken for one of the next batch."""
+        for worker in [worker for worker in self.workers if worker.busy]:
+            self._end(worker)
 
     @property
     def busy(self) -> bool:
-        return any(lane.busy for lane in self.lanes)
+        return any(worker.busy for worker in self.workers)
 
-    def dispatch(self, batch: Batch) -> None:
-        """Give every idle lane units that it can do; start lanes while there is work for more."""
-        self._start_lanes(batch)
-        for here in (False, True):
-            self._bring_together(batch, here)
-        for lane in [lane for lane in self.lanes if lane.idle]:
-            units = self._suited(batch.waiting, lane.in_process)
+    def dispatch(self, batch: RewardBatch) -> None:
+        """Give units to every idle worker, and start workers while there are more units than idle workers."""
+        self._start_workers(batch)
+        for in_process in (False, True):
+            self._dispatch_async(batch, in_process)
+        for worker in [worker for worker in self.workers if worker.idle]:
+            units = self._runnable(batch.waiting, worker.in_process)
             if units:
-                self._give(lane, units[:1], batch)
+                self._give(worker, units[:1], batch)
 
-    def collect(self, batch: Batch, bell: Bell) -> None:
-        """Wait for the next answer, end or deadline among the lanes that owe one, or for the bell, and act on it."""
-        owing = [lane for lane in self.lanes if not lane.idle]
-        if not owing and (batch.waiting or batch.together):
-            return  # a lane was lost while it was idle
-        patience = max(min(lane.deadline for lane in owing) - time.monotonic(), 0.0) if owing else None
-        answered = wait([bell.connection, *(lane.connection for lane in owing)], patience)
-        if bell.connection in answered:
-            bell.silence()
-        for lane in owing:
-            if lane.connection in answered:
-                self._receive(lane, batch)
-            # Asked again: this thread may have been kept from its work since `wait` looked.
-            elif time.monotonic() >= lane.deadline and not lane.connection.poll():
-                self._expire(lane, batch)
+    def collect(self, batch: RewardBatch, wakeup: WakeupPipe) -> None:
+        """Wait until a busy or starting worker answers, ends or passes its deadline, or until the wakeup pipe is
+        readable, and act on it."""
+        active = [worker for worker in self.workers if not worker.idle]
+        if not active and (batch.waiting or batch.concurrent):
+            return  # a worker was lost while it was idle: `dispatch` starts another
+        patience = max(min(worker.deadline for worker in active) - time.monotonic(), 0.0) if active else None
+        answered = wait([wakeup.connection, *(worker.connection for worker in active)], patience)
+        if wakeup.connection in answered:
+            wakeup.drain()
+        for worker in active:
+            if worker.connection in answered:
+                self._receive(worker, batch)
+            # Poll again: this thread may have been suspended since `wait` returned.
+            elif time.monotonic() >= worker.deadline and not worker.connection.poll():
+                self._expire(worker, batch)
 
-    def _suited(self, units: Iterable[Unit], here: bool) -> list[Unit]:
-        """Those that run in this process, or those that do not."""
-        if not self.stays:
-            return [] if here else list(units)
-        return [unit for unit in units if (unit.function in self.stays) == here]
+    def _runnable(self, units: Iterable[Unit], in_process: bool) -> list[Unit]:
+        """The units that run in this process (`in_process`), or those that run in a worker process."""
+        if not self.local:
+            return [] if in_process else list(units)
+        return [unit for unit in units if (unit.function in self.local) == in_process]
 
-    def _bring_together(self, batch: Batch, here: bool) -> None:
-        """Units that wait side by side: offer them to the lane that has such already, or else take an idle one."""
-        units = self._suited(batch.together, here)
-        lanes = [lane for lane in self.lanes if lane.in_process == here]
+    def _dispatch_async(self, batch: RewardBatch, in_process: bool) -> None:
+        """Offer async units to the worker that already runs some, or give them to an idle worker."""
+        units = self._runnable(batch.concurrent, in_process)
+        workers = [worker for worker in self.workers if worker.in_process == in_process]
         if not units:
             return
-        if joint := next((lane for lane in lanes if lane.joint and lane.busy), None):
+        if joint := next((worker for worker in workers if worker.joint and worker.busy), None):
             self._offer(joint)
-        elif idle := next((lane for lane in lanes if lane.idle), None):
+        elif idle := next((worker for worker in workers if worker.idle), None):
             self._give(idle, units, batch, joint=True)
 
-    def _offer(self, lane: Lane) -> None:
-        if not lane.offered:
-            lane.offered = True
-            self._send(lane, OFFER)
+    def _offer(self, worker: WorkerHandle) -> None:
+        if not worker.offered:
+            worker.offered = True
+            self._send(worker, OFFER)
 
-    def _give(self, lane: Lane, units: Sequence[Unit], batch: Batch, joint: bool = False) -> None:
-        """Send units to a lane that listens, and take them off the batch; they stay there if it has ended."""
-        numbered = dict(zip(lane.numbers, units))
-        if not self._send(lane, batch.request(numbered, lane.state)):
+    def _give(
+        self, worker: WorkerHandle, units: Sequence[Unit], batch: RewardBatch, joint: bool = False
+    ) -> None:
+        """Send units to a listening worker and remove them from the batch. If the worker has ended, they stay there."""
+        numbered = dict(zip(worker.numbers, units))
+        if not self._send(worker, batch.request(numbered, worker.state)):
             return
-        queue: deque[Unit] = batch.together if joint else batch.waiting
+        queue: deque[Unit] = batch.concurrent if joint else batch.waiting
         for unit in units:
             queue.remove(unit)
-        lane.units |= numbered
-        lane.state, lane.joint = batch.state, joint
-        self._be_patient(lane)
+        worker.units |= numbered
+        worker.state, worker.joint = batch.state, joint
+        self._extend_deadline(worker)
 
-    def _send(self, lane: Lane, message: bytes) -> bool:
+    def _send(self, worker: WorkerHandle, message: bytes) -> bool:
         try:
-            lane.connection.send_bytes(message)
+            worker.connection.send_bytes(message)
         except OSError:
-            if not lane.busy:  # it ended while idle, through no fault of what it was to do
-                self._end(lane)
-            return False  # else the end of its connection is read next
+            if not worker.busy:  # it ended while idle, so these units are not at fault
+                self._end(worker)
+            return False  # a busy one: `collect` reads the end of its connection next
         return True
 
-    def _be_patient(self, lane: Lane) -> None:
-        """Count anew the time in which a lane must say something."""
-        patient = any(unit.function in self.patient for unit in lane.units.values())
-        lane.deadline = time.monotonic() + self.timeout + GRACE_SECONDS * patient
+    def _extend_deadline(self, worker: WorkerHandle) -> None:
+        """Restart the time within which a worker must answer."""
+        has_async = any(unit.function in self.async_functions for unit in worker.units.values())
+        worker.deadline = time.monotonic() + self.timeout + GRACE_SECONDS * has_async
 
-    def _start_lanes(self, batch: Batch) -> None:
-        processes = [lane for lane in self.lanes if not lane.in_process]
-        jobs = len(self._suited(batch.waiting, False))
-        if self._suited(batch.together, False) and not any(lane.joint and lane.busy for lane in processes):
+    def _start_workers(self, batch: RewardBatch) -> None:
+        processes = [worker for worker in self.workers if not worker.in_process]
+        jobs = len(self._runnable(batch.waiting, False))
+        if self._runnable(batch.concurrent, False) and not any(
+            worker.joint and worker.busy for worker in processes
+        ):
             jobs += 1
-        free = sum(not lane.busy for lane in processes)
-        for _ in range(min(jobs - free, self.workers - len(processes))):
-            self.lanes.append(ProcessLane(self._packed, self.timeout, time.monotonic() + START_SECONDS))
-        here = self._suited([*batch.waiting, *batch.together], True)
-        if here and not any(lane.in_process for lane in self.lanes):
-            self.lanes.append(ThreadLane([reward.function for reward in self.functions], self.timeout))
+        free = sum(not worker.busy for worker in processes)
+        for _ in range(min(jobs - free, self.max_workers - len(processes))):
+            self.workers.append(WorkerProcess(self._packed, self.timeout, time.monotonic() + START_SECONDS))
+        for_thread = self._runnable([*batch.waiting, *batch.concurrent], True)
+        if for_thread and not any(worker.in_process for worker in self.workers):
+            self.workers.append(WorkerThread([reward.function for reward in self.functions], self.timeout))
 
-    def _keep_here(self, index: int, why: str) -> None:
-        self.stays.add(index)
+    def _run_locally(self, index: int, why: str) -> None:
+        self.local.add(index)
         warnings.warn(
-            f"reward '{self.functions[index].name}' cannot be sent to a worker process ({why}): it runs inside "
-            "the trainer, where a hang cannot be killed. Put it in a file of its own: file.py:function",
+            f"reward '{self.functions[index].name}' cannot be sent to a worker process ({why}), so it runs inside "
+            "the trainer, where it cannot be killed if it hangs. Put it in a file of its own: file.py:function",
             stacklevel=2,
         )
 
-    def _receive(self, lane: Lane, batch: Batch) -> None:
+    def _receive(self, worker: WorkerHandle, batch: RewardBatch) -> None:
         try:
-            reply = json.loads(lane.connection.recv_bytes())
+            reply = json.loads(worker.connection.recv_bytes())
         except (EOFError, OSError):
-            self._end(lane)
-            self._died(lane, batch)
+            self._end(worker)
+            self._died(worker, batch)
             return
-        if not lane.ready:
-            lane.ready, self._lost_starts = True, 0
+        if not worker.ready:
+            worker.ready, self._lost_starts = True, 0
             self._not_loaded(reply["failed"])
         elif "listening" in reply:
-            self._give(lane, self._suited(batch.together, lane.in_process), batch, joint=True)
-            lane.offered = False
+            self._give(worker, self._runnable(batch.concurrent, worker.in_process), batch, joint=True)
+            worker.offered = False
         else:
-            self._settle(lane.units.pop(reply["unit"]), reply, batch)
-            self._be_patient(lane)
+            self._settle(worker.units.pop(reply["unit"]), reply, batch)
+            self._extend_deadline(worker)
 
-    def _settle(self, unit: Unit, reply: Mapping[str, Any], batch: Batch) -> None:
+    def _settle(self, unit: Unit, reply: Mapping[str, Any], batch: RewardBatch) -> None:
         if "timeout" in reply:
             batch.fail(unit, "timeouts", self._too_long())
         elif "error" in reply:
@@ -193,52 +198,53 @@ class Crew:
         else:
             batch.accept(unit, reply)
 
-    def _lose(self, lane: Lane, kind: str, why: str, batch: Batch) -> None:
-        """None of a lane's units will be answered. Only where it is a single one is the fault known to be its own."""
-        units, lane.units = list(lane.units.values()), {}
+    def _lose(self, worker: WorkerHandle, kind: str, why: str, batch: RewardBatch) -> None:
+        """A worker will not answer its units. A single unit is at fault itself; of several, any one may be."""
+        units, worker.units = list(worker.units.values()), {}
         if len(units) == 1:
             batch.fail(units[0], kind, why)
         else:
-            batch.again(units)
+            batch.requeue(units)
 
-    def _died(self, lane: Lane, batch: Batch) -> None:
-        if lane.ready:
-            self._lose(lane, "errors", f"the process it ran in ended ({lane.fate})", batch)
+    def _died(self, worker: WorkerHandle, batch: RewardBatch) -> None:
+        if worker.ready:
+            self._lose(worker, "errors", f"the process it ran in ended ({worker.exit_reason})", batch)
             return
         self._lost_starts += 1
         if self._lost_starts >= START_TRIES:
             raise UserError(
-                f"rewards: a worker process ended ({lane.fate}) while it loaded {self._sources()}; "
-                "what it printed stands above"
+                f"rewards: a worker process ended ({worker.exit_reason}) while it loaded {self._sources()}; "
+                "its output is above"
             )
 
-    def _expire(self, lane: Lane, batch: Batch) -> None:
-        self._end(lane)
-        if not lane.ready:
+    def _expire(self, worker: WorkerHandle, batch: RewardBatch) -> None:
+        self._end(worker)
+        if not worker.ready:
             raise UserError(
                 f"rewards: a worker process did not load {self._sources()} in {START_SECONDS:g} s"
             )
-        still = "; it cannot be killed and goes on in the background" if lane.in_process else ""
-        self._lose(lane, "timeouts", self._too_long() + still, batch)
+        still = "; it cannot be killed and keeps running in the background" if worker.in_process else ""
+        self._lose(worker, "timeouts", self._too_long() + still, batch)
 
     def _too_long(self) -> str:
         return f"took longer than reward_timeout, {self.timeout:g} s"
 
     def _not_loaded(self, failed: Mapping[str, str]) -> None:
-        """A worker is ready but could not load all functions: an object stays here, a file is at fault."""
+        """Handle the functions that a ready worker could not load: an object runs locally instead, a named function
+        is the user's error."""
         for index, why in ((int(i), why) for i, why in failed.items()):
             reward = self.functions[index]
             if reward.spec:
                 raise UserError(f"rewards: a worker process cannot load '{reward.spec}': {why}")
-            if index not in self.stays:
-                self._keep_here(index, why)
+            if index not in self.local:
+                self._run_locally(index, why)
 
     def _sources(self) -> str:
         return ", ".join(reward.spec or reward.name for reward in self.functions)
 
-    def _end(self, lane: Lane) -> None:
-        self.lanes.remove(lane)
-        lane.end()
+    def _end(self, worker: WorkerHandle) -> None:
+        self.workers.remove(worker)
+        worker.end()
 
 
 def _cores() -> int:
