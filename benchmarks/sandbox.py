@@ -3,7 +3,7 @@
     python benchmarks/sandbox.py --programs 40 --at_once 1 2
 
 Each program is `print(int(input()) + 1)`: what is measured is the start of two interpreters and the walls.
-`processor_ms` is what a program costs in processor time, the keeper included, whatever else the machine does.
+`processor_ms` is what a program costs in processor time, the supervisor included, whatever else the machine does.
 """
 
 import argparse

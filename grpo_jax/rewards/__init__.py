@@ -1,11 +1,10 @@
-"""Stage 3: rewards. Pure functions on text, and the pool of processes that runs them. No jax in here.
+"""Rewards: pure functions on text, and the pool of worker processes that runs them. No jax here.
 
 A reward has TRL's signature, `f(prompts, completions, completion_ids=None, **columns) -> list[float | None]`:
-lists of equal length, one entry a row; `None` says that the reward does not apply to that row. It may also take
-`trainer_state`, `log_extra`, `log_metric` and `reward_timeout`: see `logs.py`.
+lists of equal length, one entry per row; `None` means that the reward does not apply to that row. It may also take
+`trainer_state`, `log_extra`, `log_metric` and `reward_timeout`: see `pool/logs.py`.
 
-docs/rewards.md lists them all. TRL's ready rewards are here under TRL's names. The package math-verify is needed where
-mathematics is judged.
+docs/rewards.md lists all rewards. TRL's have TRL's names. Those for mathematics need the package math-verify.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,7 @@ BUILTIN = {
     "think_format_reward": "grpo_jax.rewards.functions.format:think_format_reward",
     "tinyzero": "grpo_jax.rewards.functions.mini_r1:tinyzero",
 }
-"""The rewards that are called by name: name -> "module:function", imported when first asked for."""
+"""Built-in rewards: name -> "module:function", imported on first use."""
 
 _HOME = {
     "Reward": "grpo_jax.rewards.load",

@@ -1,8 +1,9 @@
-"""A sandbox: one Python program that nobody trusts, with its input, in a process of its own. No jax; Linux first.
+"""A sandbox: runs one untrusted Python program, with its input, in a process of its own. No jax; Linux first.
 
-`run` and `Limits` are for here, `open_sandbox` takes what a user wrote: `local`, `strict` or a URL. The walls, from the
-outside in: namespaces and a file system of its own (`walls.py`), a user of its own, Landlock, seccomp, and limits.
-What the kernel refuses is left out and said (`protections.py`). docs/code_execution.md says what it is good for.
+`run` and `Limits` run a program on this machine; `open_sandbox` takes the user's setting: `local`, `strict` or a URL.
+The walls, from the outside in: namespaces and a file system of its own (`walls.py`), a user of its own, Landlock,
+seccomp, and limits. Walls that the kernel refuses are left out and reported (`protections.py`).
+docs/code_execution.md says what the sandbox protects against.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use (PEP 562): the keeper of a program starts once a program, and needs little."""
+    """Import on first use (PEP 562): a supervisor is started for every program and needs few of these modules."""
     import importlib
 
     if name not in _HOME:

@@ -1,7 +1,7 @@
-"""Landlock: a program that gives itself up to a few folders, which needs no rights (Linux 5.13 and later).
+"""Landlock: a process restricts itself to a few folders, which needs no privileges (Linux 5.13 and later).
 
-It is the wall around files where a program cannot have a file system of its own. `/proc` is not among what may be read.
-From Linux 6.7 on it also bars TCP, from 6.12 on signals to other processes.
+It protects the machine's files where a program cannot have a file system of its own. `/proc` is not readable. From
+Linux 6.7 on it also blocks TCP, from 6.12 on signals to other processes.
 """
 
 import os
@@ -13,7 +13,7 @@ _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _VERSION = 1
 _BENEATH = 1
 _RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
-"""Rights over files that a version of Landlock knows, from that version on."""
+"""First version of Landlock that knows them -> the rights over files, as a bit mask."""
 _RUN, _WRITE, _READ, _LIST, _TRUNCATE = 1, 2, 4, 8, 1 << 14
 _ON_FILES = _RUN | _WRITE | _READ | _TRUNCATE
 _TCP, _SCOPES = 3, 3
@@ -21,9 +21,10 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"
 
 
 def restrict(folder: str) -> None:
-    """Leave this process and all it becomes: reading of what Python needs, and everything within `folder`.
+    """Restrict this process and its children to reading what Python needs, and to any access within `folder`.
 
-    Raises OSError where the kernel has no Landlock.
+    Raises:
+        OSError: the kernel has no Landlock.
     """
     version = linux.syscall(_CREATE, None, 0, _VERSION)
     rights = max(value for since, value in _RIGHTS.items() if since <= version)

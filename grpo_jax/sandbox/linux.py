@@ -1,6 +1,6 @@
-"""The few system calls that the standard library of Python 3.11 does not have. Each raises OSError.
+"""System calls that the standard library of Python 3.11 lacks. Each raises OSError.
 
-Numbers and constants are the kernel's own (its uapi headers); system calls are looked up by the machine's name.
+Numbers and constants are those of the kernel's uapi headers.
 """
 
 import ctypes
@@ -19,11 +19,11 @@ DEATH_SIGNAL, DUMPABLE, SECCOMP, NO_NEW_PRIVILEGES, SUBREAPER = 1, 4, 22, 38, 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def checked(result: int, what: str) -> int:
-    """The result, or the error that errno tells."""
+def checked(result: int, call: str) -> int:
+    """The result of a system call. Raises the OSError of errno if it is negative."""
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        raise OSError(number, f"{call}: {os.strerror(number)}")
     return result
 
 
@@ -55,7 +55,7 @@ def unmount(folder: str) -> None:
 
 
 def change_root(folder: str) -> None:
-    """Make a mount point the root of this mount namespace; what was mounted is gone from it."""
+    """Make a mount point the root of this mount namespace, and detach the old root."""
     os.chdir(folder)
     checked(_LIBC.pivot_root(b".", b"."), "pivot_root")
     unmount(".")
@@ -63,5 +63,5 @@ def change_root(folder: str) -> None:
 
 
 def machine() -> str:
-    """`x86_64`, `aarch64`, ... of this interpreter; empty where it is a 32-bit one on a 64-bit kernel."""
+    """The machine of this interpreter, `x86_64` or `aarch64`; empty if the interpreter is 32-bit."""
     return os.uname().machine if ctypes.sizeof(ctypes.c_void_p) == 8 else ""

@@ -1,4 +1,4 @@
-"""Run one program on this machine: starts its keeper, feeds and reads the pipes, keeps the bounds of output."""
+"""Runs one program on this machine: starts its supervisor, feeds and reads its pipes, and limits its output."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from grpo_jax.sandbox.protections import WALLS
 from grpo_jax.sandbox.supervisor import environment, remove
 
 BACKSTOP_SECONDS = 10.0
-"""What a keeper gets beyond its program's time, to start, to clean up and to tell, before it is killed itself."""
+"""Time beyond its program's that a supervisor gets to start, clean up and report before it is killed itself."""
 _CHUNK = 2**16
 _MAIN = (
     "import sys; sys.path.append(sys.argv[1]); from grpo_jax.sandbox.supervisor import main; "
@@ -36,12 +36,12 @@ def run(
     strict: bool = False,
     walls: Iterable[str] = WALLS,
 ) -> Outcome:
-    """Run a Python program to its end, or to that of a limit; when this returns, nothing of it is left.
+    """Run a Python program until it ends or reaches a limit. No process or file of it is left on return.
 
     Args:
-        code: the program, as its file's text. Only the standard library is there.
-        stdin: all that it can read.
-        strict: run nothing where a program could reach files, the network or processes of the machine.
+        code: the source of the program. Only the standard library can be imported.
+        stdin: the program's standard input.
+        strict: refuse to run where a program could reach files, the network or processes of the machine.
         walls: the walls to put up where the kernel permits it.
 
     Raises:
@@ -50,20 +50,19 @@ def run(
     limits = limits or Limits()
     begun = time.monotonic()
     folder = os.path.join(tempfile.gettempdir(), f"grpo-sandbox-{os.getpid()}-{os.urandom(6).hex()}")
-    wanted = request(code, limits, folder, strict, walls)
     try:
-        talk = _Talk(_start(wanted), stdin, limits.output)
-        talk.until(begun + limits.patience + BACKSTOP_SECONDS)
+        exchange = _Exchange(_start(request(code, limits, folder, strict, walls)), stdin, limits.output)
+        exchange.until(begun + limits.patience + BACKSTOP_SECONDS)
     finally:
         if os.path.lexists(folder):
             remove(folder)
-    return _outcome(talk, limits, time.monotonic() - begun)
+    return _outcome(exchange, limits, time.monotonic() - begun)
 
 
 def request(
     code: str, limits: Limits, folder: str, strict: bool = False, walls: Iterable[str] = WALLS
 ) -> dict[str, Any]:
-    """What the keeper is told. `folder` is where the program lives if it gets no file system of its own."""
+    """The request to the supervisor. `folder` is for the program's files if it gets no file system of its own."""
     bounds = {
         name: getattr(limits, name) for name in ("memory", "processes", "threads", "files", "open_files")
     }
@@ -72,19 +71,20 @@ def request(
 
 
 class _Start:
-    """A keeper that runs, and our ends of its pipes."""
+    """A running supervisor, and the read end of its report pipe."""
 
     def __init__(self, process: subprocess.Popen[bytes], report: int):
         self.process, self.report = process, report
 
 
-def _start(wanted: dict[str, Any]) -> _Start:
+def _start(content: dict[str, Any]) -> _Start:
+    """Start a supervisor with this request."""
     root = str(Path(grpo_jax.__file__).absolute().parents[1])
     python = os.path.realpath(sys.executable)
     ours, theirs = os.pipe()
     try:
         with tempfile.TemporaryFile() as file:
-            file.write(json.dumps(wanted).encode())
+            file.write(json.dumps(content).encode())
             file.seek(0)
             fds = (file.fileno(), theirs)
             process = subprocess.Popen(
@@ -105,8 +105,8 @@ def _start(wanted: dict[str, Any]) -> _Start:
     return _Start(process, ours)
 
 
-class _Talk:
-    """All that passes between us, the program and its keeper. At most `most` bytes of each output are kept."""
+class _Exchange:
+    """Passes stdin to the program, and reads its outputs (at most `most` bytes of each) and the supervisor's report."""
 
     def __init__(self, start: _Start, stdin: str, most: int):
         self.process, self.most = start.process, most
@@ -115,20 +115,20 @@ class _Talk:
         self.overran = self.abandoned = False
         self.input, output, error = (pipe.fileno() for pipe in self._pipes())
         self.outputs = {start.report: self.report, output: self.stdout, error: self.stderr}
-        self.told = start.report
+        self.report_pipe = start.report
 
     def _pipes(self) -> list[IO[bytes]]:
         return [pipe for pipe in (self.process.stdin, self.process.stdout, self.process.stderr) if pipe]
 
     def until(self, deadline: float) -> None:
-        """Feed and read until keeper and program have ended, at the latest at the deadline."""
+        """Write and read until supervisor and program have ended, or until the deadline."""
         try:
             with selectors.DefaultSelector() as pipes:
                 for descriptor in (*self.outputs, self.input):
                     os.set_blocking(descriptor, False)
                     write = descriptor == self.input
                     pipes.register(descriptor, selectors.EVENT_WRITE if write else selectors.EVENT_READ)
-                while self.told in pipes.get_map() and not self.abandoned:
+                while self.report_pipe in pipes.get_map() and not self.abandoned:
                     self._pass_on(pipes, deadline)
                 for descriptor in self.outputs:
                     while descriptor in pipes.get_map() and self._read(descriptor, pipes):
@@ -150,14 +150,14 @@ class _Talk:
             self.left = self.left[os.write(self.input, self.left[:_CHUNK]) :]
         except BlockingIOError:
             return
-        except OSError:  # the program reads no more
+        except OSError:  # the program has closed its stdin
             self.left = self.left[:0]
         if not self.left:
             pipes.unregister(self.input)
             self._pipes()[0].close()
 
     def _read(self, descriptor: int, pipes: selectors.BaseSelector) -> bool:
-        """Take what is there; whether there may be more at once."""
+        """Read what is available. Returns whether there may be more."""
         try:
             data = os.read(descriptor, _CHUNK)
         except BlockingIOError:
@@ -166,7 +166,7 @@ class _Talk:
             pipes.unregister(descriptor)
             return False
         kept = self.outputs[descriptor]
-        room = self.most - len(kept) if descriptor != self.told else _CHUNK
+        room = self.most - len(kept) if descriptor != self.report_pipe else _CHUNK
         kept += data[:room]
         if len(data) > room and not self.overran:
             self.overran = True
@@ -175,9 +175,9 @@ class _Talk:
         return True
 
     def _end(self) -> None:
-        """Leave no process of the keeper's, and no descriptor."""
-        # Its report has ended, so it has nothing left to do but to go; else it has missed its deadline.
-        if self.told in self.outputs and not self.abandoned:
+        """End the supervisor's processes, and close all descriptors."""
+        # A supervisor whose report has ended is about to exit; an abandoned one has missed its deadline.
+        if self.report_pipe in self.outputs and not self.abandoned:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(BACKSTOP_SECONDS)
         if self.process.poll() is None:
@@ -187,22 +187,22 @@ class _Talk:
         for pipe in self._pipes():
             with contextlib.suppress(OSError):
                 pipe.close()
-        os.close(self.told)
+        os.close(self.report_pipe)
 
 
-def _outcome(talk: _Talk, limits: Limits, seconds: float) -> Outcome:
-    told: dict[str, Any] = {}
-    for line in talk.report.splitlines():
-        told |= json.loads(line)
-    if "failed" in told:
-        raise SandboxError(f"the program was not run: {told['failed']}")
-    stdout, stderr = (bytes(kept).decode("utf-8", "replace") for kept in (talk.stdout, talk.stderr))
-    if "status" not in told and not talk.overran:
+def _outcome(exchange: _Exchange, limits: Limits, seconds: float) -> Outcome:
+    report: dict[str, Any] = {}
+    for line in exchange.report.splitlines():
+        report |= json.loads(line)
+    if "failed" in report:
+        raise SandboxError(f"the program was not run: {report['failed']}")
+    stdout, stderr = (bytes(kept).decode("utf-8", "replace") for kept in (exchange.stdout, exchange.stderr))
+    if "status" not in report and not exchange.overran:
         raise SandboxError(
-            "its keeper ended before the program; " + (stderr.strip()[-300:] or "it said nothing")
+            "the supervisor ended before the program; " + (stderr.strip()[-300:] or "it printed nothing")
         )
-    status = told.get("status", -signal.SIGKILL)
-    ended = "output" if talk.overran else _ended(status, told, limits, stderr)
+    status = report.get("status", -signal.SIGKILL)
+    ended = "output" if exchange.overran else _ended(status, report, limits, stderr)
     return Outcome(
         stdout=stdout,
         stderr=stderr,
@@ -210,14 +210,14 @@ def _outcome(talk: _Talk, limits: Limits, seconds: float) -> Outcome:
         signal=-status if status < 0 else None,
         ended=ended,
         seconds=seconds,
-        walls=tuple(told.get("walls", ())),
+        walls=tuple(report.get("walls", ())),
     )
 
 
-def _ended(status: int, told: dict[str, Any], limits: Limits, stderr: str) -> Ended:
-    if told["stopped"]:
+def _ended(status: int, report: dict[str, Any], limits: Limits, stderr: str) -> Ended:
+    if report["stopped"]:
         return "wall"
-    if status == -signal.SIGXCPU or (status == -signal.SIGKILL and told["cpu"] >= limits.cpu):
+    if status == -signal.SIGXCPU or (status == -signal.SIGKILL and report["cpu"] >= limits.cpu):
         return "cpu"
     if status != 0 and stderr.rstrip().rpartition("\n")[2].startswith("MemoryError"):
         return "memory"

@@ -1,4 +1,4 @@
-"""What a program may use, and what came of it."""
+"""The limits of a program, and the outcome of running it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,20 +6,20 @@ from typing import Literal
 MIB = 2**20
 
 Ended = Literal["exit", "signal", "cpu", "wall", "memory", "output"]
-"""What ended a program: itself (`exit`), a signal, a limit on its seconds (`cpu`, `wall`), memory or output."""
+"""What ended a program: its own exit, a signal, or a limit on its seconds (`cpu`, `wall`), memory or output."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """What one program may use.
 
-    cpu: seconds of processor time, of all its threads together.
-    wall: seconds by the clock, its start included; None: twice the processor time and two more.
-    memory: bytes of address space, a process. With one process, the default, that is all it can have.
-    processes: processes it may have at a time. 1: it can start none, where seccomp is at work.
-    threads: threads (of all processes) it may have at a time.
-    files: bytes that all its files may hold, where it has a file system of its own; else that each of them may.
-    open_files: descriptors.
+    cpu: seconds of processor time, summed over its threads.
+    wall: seconds of wall-clock time, its start included; None: 2 * cpu + 2.
+    memory: bytes of address space per process.
+    processes: the most processes at a time. With 1 and seccomp it cannot start any.
+    threads: the most threads at a time, of all processes together.
+    files: bytes of all its files together if it has a file system of its own; otherwise bytes of each file.
+    open_files: the most open file descriptors.
     output: bytes of stdout, and of stderr.
     """
 
@@ -39,20 +39,20 @@ class Limits:
 
     @property
     def patience(self) -> float:
-        """Seconds by the clock."""
+        """The limit on wall-clock time, in seconds."""
         return 2 * self.cpu + 2 if self.wall is None else self.wall
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a program fared.
+    """What a program printed and how it ended.
 
-    stdout, stderr: what it printed, up to the limit; bytes that are no UTF-8 are U+FFFD.
-    exit_code: None where a signal ended it.
-    signal: its number, or None.
+    stdout, stderr: what it printed, up to the limit; bytes that are not UTF-8 become U+FFFD.
+    exit_code: None if a signal ended it.
+    signal: the number of the signal that ended it; None if it exited.
     ended: what ended it. `memory` is a guess: it failed, and the last thing it printed was a MemoryError.
-    seconds: by the clock, with the start of its interpreter.
-    walls: the walls that stood around it (see `protections.py`); none where that is not known.
+    seconds: wall-clock time, with the start of its interpreter.
+    walls: the walls around it (see `protections.py`); empty if unknown.
     """
 
     stdout: str
@@ -69,4 +69,4 @@ class Outcome:
 
 
 class SandboxError(Exception):
-    """The sandbox could not do its work; it says nothing about the program."""
+    """The sandbox failed. This says nothing about the program."""

@@ -1,16 +1,16 @@
-"""Which walls there are, what each is good for, and what is open where walls are missing."""
+"""The walls by name, what each protects, and what a program can reach where walls are missing."""
 
 from collections.abc import Iterable
 
 WALLS = ("namespaces", "root", "user", "landlock", "seccomp")
-"""From the outside in; a keeper puts up those that the kernel lets it."""
+"""From the outside in. A supervisor puts up those that the kernel permits."""
 
-KEEPERS: dict[str, list[set[str]]] = {
+SUFFICIENT_WALLS: dict[str, list[set[str]]] = {
     "the machine's files": [{"root"}, {"landlock", "seccomp"}],
     "the network": [{"namespaces"}, {"seccomp"}],
     "other processes": [{"namespaces"}, {"seccomp"}, {"user"}],
 }
-"""What a program must not reach -> walls that are enough, each set by itself."""
+"""What a program must not reach -> sets of walls, each of which suffices to keep it away."""
 
 WORDS = {
     "namespaces": "namespaces of its own (processes, network, mounts)",
@@ -22,14 +22,18 @@ WORDS = {
 
 
 def open_to(walls: Iterable[str]) -> list[str]:
-    """What a program behind these walls could reach all the same."""
-    there = set(walls)
-    return [what for what, enough in KEEPERS.items() if not any(needed <= there for needed in enough)]
+    """What a program behind these walls can still reach."""
+    present = set(walls)
+    return [
+        target
+        for target, alternatives in SUFFICIENT_WALLS.items()
+        if not any(needed <= present for needed in alternatives)
+    ]
 
 
 def described(walls: Iterable[str]) -> str:
     """The walls and the gaps in one sentence."""
-    there = [WORDS[wall] for wall in WALLS if wall in set(walls)]
+    present = [WORDS[wall] for wall in WALLS if wall in set(walls)]
     gaps = open_to(walls)
-    sentence = "limits on time, memory and output" + "".join(f", {words}" for words in there)
+    sentence = "limits on time, memory and output" + "".join(f", {words}" for words in present)
     return sentence + (f"; nothing keeps a program from {', '.join(gaps)}" if gaps else "")

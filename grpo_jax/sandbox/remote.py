@@ -1,4 +1,4 @@
-"""A sandbox elsewhere, asked over HTTP. docs/code_execution.md has the protocol; two known ones are spoken too.
+"""A sandbox on a server, over HTTP. docs/code_execution.md has the protocol; those of two other servers work too.
 
     POST {"language": "python", "code": ..., "stdin": ..., "limits": {"cpu": 4.0, ...}}
     200  {"stdout": ..., "stderr": ..., "exit_code": 0, "signal": null, "ended": "exit", "seconds": 0.1}
@@ -18,18 +18,18 @@ from typing import Any, get_args
 from grpo_jax.sandbox.outcome import Ended, Limits, Outcome, SandboxError
 
 TRIES = 3
-"""A server that is busy, restarts or loses a connection is asked again, after a pause."""
+"""Attempts per program: a server that is busy, restarts or loses the connection is asked again after a pause."""
 PAUSE_SECONDS = 0.5
 GRACE_SECONDS = 10.0
-"""What the server gets beyond the program's own time."""
+"""Time that the server gets beyond the program's own time limit."""
 _LONGEST = 64 * 2**20
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _BROKEN = (OSError, http.client.HTTPException)
-"""No connection, or one that ends early or speaks no HTTP."""
+"""There is no connection, it ends early, or the server does not speak HTTP."""
 
 
 class Remote:
-    """A sandbox behind a URL. An environment's proxies are not used."""
+    """A sandbox behind a URL. Proxies of the environment are not used."""
 
     def __init__(self, url: str):
         self.url = url
@@ -37,7 +37,7 @@ class Remote:
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def run(self, code: str, stdin: str = "", limits: Limits | None = None) -> Outcome:
-        """As `local.run`; raises SandboxError when the server gives no answer that can be understood."""
+        """Like `local.run`. Raises SandboxError if the server gives no valid answer."""
         limits = limits or Limits()
         ask, read = self.dialect
         begun = time.monotonic()
@@ -74,7 +74,7 @@ class Remote:
 
 
 def _beginning(fault: urllib.error.HTTPError) -> str:
-    """What a server says about a status that is no 200, as far as it can be read."""
+    """The beginning of the body of an error response, as far as it can be read."""
     try:
         return fault.read(200).decode("utf-8", "replace")
     except _BROKEN:
@@ -95,7 +95,14 @@ def _read(answer: Mapping[str, Any], limits: Limits, seconds: float) -> Outcome:
     code, signal = answer["exit_code"], answer.get("signal")
     if not isinstance(code, int | None) or isinstance(code, bool):
         raise ValueError(f"exit_code = {code!r}")
-    return Outcome(_text(answer["stdout"]), _text(answer["stderr"]), code, signal, ended, seconds)
+    return Outcome(
+        stdout=_text(answer["stdout"]),
+        stderr=_text(answer["stderr"]),
+        exit_code=code,
+        signal=signal,
+        ended=ended,
+        seconds=seconds,
+    )
 
 
 def _text(given: Any) -> str:
@@ -118,9 +125,13 @@ def _read_fusion(answer: Mapping[str, Any], limits: Limits, seconds: float) -> O
     late = result["status"] == "TimeLimitExceeded"
     if result["status"] not in ("Finished", "TimeLimitExceeded"):
         raise ValueError(result["status"])
-    texts = (_text(result.get("stdout") or ""), _text(result.get("stderr") or ""))
     return Outcome(
-        *texts, None if late else int(result["return_code"]), None, "wall" if late else "exit", seconds
+        stdout=_text(result.get("stdout") or ""),
+        stderr=_text(result.get("stderr") or ""),
+        exit_code=None if late else int(result["return_code"]),
+        signal=None,
+        ended="wall" if late else "exit",
+        seconds=seconds,
     )
 
 
@@ -142,12 +153,18 @@ def _read_piston(answer: Mapping[str, Any], limits: Limits, seconds: float) -> O
     result = answer["run"]
     code = result["code"]
     ended: Ended = "exit" if code is not None else "wall" if result.get("signal") == "SIGKILL" else "signal"
-    texts = (_text(result["stdout"]), _text(result["stderr"]))
-    return Outcome(*texts, None if code is None else int(code), None, ended, seconds)
+    return Outcome(
+        stdout=_text(result["stdout"]),
+        stderr=_text(result["stderr"]),
+        exit_code=None if code is None else int(code),
+        signal=None,
+        ended=ended,
+        seconds=seconds,
+    )
 
 
 Dialect = tuple[Callable[[str, str, Limits], dict[str, Any]], Callable[[Any, Limits, float], Outcome]]
-"""How to ask, and how to read the answer."""
+"""(makes the request's content, reads the answer's)."""
 OURS: Dialect = (_ask, _read)
 _DIALECTS: dict[str, Dialect] = {
     "/run_code": (_ask_fusion, _read_fusion),

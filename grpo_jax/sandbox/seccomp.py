@@ -1,7 +1,7 @@
-"""System calls that a program does not get: a filter in the kernel (seccomp), which needs no rights to install.
+"""seccomp: a filter of system calls in the kernel, which needs no privileges to install.
 
-It is a second wall where there are namespaces, and where there are none it is what keeps a program from the network and
-from other processes. A list of what is refused, not of what is allowed: it closes ways out, and leaves Python whole.
+Beside namespaces it is a second wall; without them it alone keeps a program from the network and from other processes.
+The filter lists the calls that are refused rather than those that are allowed, so that all of Python keeps working.
 """
 
 import ctypes
@@ -24,21 +24,21 @@ _REFUSED = {  # name: (x86_64, aarch64); None where the machine has no such call
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
     "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
     "fsmount": (432, 432), "mount_setattr": (442, 442), "open_by_handle_at": (304, 265),
-    # memory that no limit counts, or that outlives the program
+    # memory that no limit counts, or that survives the program
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
     "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
-    # parts of the kernel that programs need not and attacks do use
+    # parts of the kernel that attacks use and programs do not need
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219),
     "add_key": (248, 217), "request_key": (249, 218), "kexec_load": (246, 104), "init_module": (175, 105),
     "finit_module": (313, 273), "delete_module": (176, 106), "acct": (163, 89), "swapon": (167, 224),
     "quotactl": (179, 60), "personality": (135, 92), "modify_ldt": (154, None), "uselib": (134, None),
     "iopl": (172, None), "ioperm": (173, None), "fanotify_init": (300, 262), "syslog": (103, 116),
 }  # fmt: skip
-_OF_ITSELF_ONLY = {  # the first argument is a process: itself (or 0) is fine, another is not
+_OF_ITSELF_ONLY = {  # allowed if the first argument, a process id, is 0 or the program's own
     "kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261), "sched_setaffinity": (203, 122),
     "sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
 }  # fmt: skip
-_OF_FILES = {  # what Landlock does not look at: changes of a file's marks, and cutting it short (until Linux 6.2)
+_OF_FILES = {  # what Landlock does not check: changes of a file's attributes, and (until Linux 6.2) truncation
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
     "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
     "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
@@ -50,34 +50,34 @@ _CLONE, _CLONE3, _SOCKETPAIR = (56, 220), (435, 435), (53, 199)
 _OPEN, _OPENAT, _OPENAT2 = (2, None), (257, 56), (437, 437)
 
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""Name -> (column of the tables, the kernel's own number for it)."""
+"""Machine -> (its column in the tables above, the kernel's number for it)."""
 _X32 = 0x40000000
 _THREAD = 0x00010000
 _DATAGRAM = 2
 _CUT, _FOR_WRITING = 0o1000, 0o3
 _NEW_NAMESPACES = 0x7E020000
-"""clone's flags for namespaces of every kind."""
+"""The flags of clone for all kinds of namespaces."""
 
 _LOAD, _EQUAL, _ABOVE, _SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _MACHINE, _FIRST, _SECOND, _THIRD = 0, 4, 16, 24, 32
-"""Where in the kernel's record of a call its number, the machine and the low halves of its arguments stand."""
+"""Offsets in `seccomp_data`: the call's number, the machine, and the low halves of the first three arguments."""
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
 _FILTER = 2
 
-Step = tuple[int, int, int, int]
-"""One instruction: code, value, steps to skip if true, steps to skip if not."""
+Instruction = tuple[int, int, int, int]
+"""Opcode, value, instructions to skip if true, instructions to skip if false."""
 
 
 def install(processes: int, alone: bool, own_files: bool) -> None:
-    """Refuse, from now on, in this process and all it becomes or starts.
+    """Install the filter in this process; its children inherit it.
 
     Args:
-        processes: with 1 it may start threads and no process.
-        alone: its process table holds nothing but its own, so that signals may go wherever they reach.
-        own_files: it sees no files of the machine that it could write.
+        processes: with 1, the program may start threads but no process.
+        alone: the program sees only its own processes, so signals need no filter.
+        own_files: the program sees no file of the machine that it could write.
 
     Raises:
-        OSError: the kernel has no such filters, or the machine is not among those known.
+        OSError: the kernel has no seccomp filters, or there is no list of system calls for this machine.
     """
     code = b"".join(
         struct.pack("=HBBI", op, yes, no, value)
@@ -88,60 +88,60 @@ def install(processes: int, alone: bool, own_files: bool) -> None:
     linux.prctl(linux.SECCOMP, _FILTER, header)
 
 
-def program(processes: int, alone: bool, own_files: bool) -> list[Step]:
-    """The filter's instructions."""
+def program(processes: int, alone: bool, own_files: bool) -> list[Instruction]:
+    """The instructions of the filter, for the arguments of `install`."""
     if linux.machine() not in _MACHINES:
         raise OSError(errno.ENOSYS, f"no list of system calls for {linux.machine() or 'this machine'}")
     column, number = _MACHINES[linux.machine()]
-    steps: list[Step] = [(_LOAD, _MACHINE, 0, 0), (_EQUAL, number, 1, 0), (_RETURN, _KILL, 0, 0)]
-    steps += [(_LOAD, _NUMBER, 0, 0)]
+    code: list[Instruction] = [(_LOAD, _MACHINE, 0, 0), (_EQUAL, number, 1, 0), (_RETURN, _KILL, 0, 0)]
+    code += [(_LOAD, _NUMBER, 0, 0)]
     if column == 0:
-        steps += [(_ABOVE, _X32, 0, 1), _refusal()]
+        code += [(_ABOVE, _X32, 0, 1), _refusal()]
     refused = _REFUSED | (_FORKS if processes == 1 else {}) | ({} if own_files else _OF_FILES)
     for numbers in refused.values():
-        steps += _on(numbers[column], [_refusal()])
-    # Their flags are in memory, where a filter cannot look; without them C libraries use the older calls.
-    steps += _on(_CLONE3[column], [_refusal(errno.ENOSYS)])
-    steps += _on(_OPENAT2[column], [_refusal(errno.ENOSYS)])
+        code += _on(numbers[column], [_refusal()])
+    # The flags of these calls are in memory, which a filter cannot read. C libraries fall back to the older calls.
+    code += _on(_CLONE3[column], [_refusal(errno.ENOSYS)])
+    code += _on(_OPENAT2[column], [_refusal(errno.ENOSYS)])
     if not own_files:
-        steps += _on(_OPEN[column], _opened(_SECOND))
-        steps += _on(_OPENAT[column], _opened(_THIRD))
-    steps += _on(_CLONE[column], _clone(processes))
-    steps += _on(_SOCKETPAIR[column], _pair())
+        code += _on(_OPEN[column], _opened(_SECOND))
+        code += _on(_OPENAT[column], _opened(_THIRD))
+    code += _on(_CLONE[column], _clone(processes))
+    code += _on(_SOCKETPAIR[column], _pair())
     if not alone:
         for numbers in _OF_ITSELF_ONLY.values():
-            steps += _on(numbers[column], _of_itself())
-    return [*steps, (_RETURN, _ALLOW, 0, 0)]
+            code += _on(numbers[column], _of_itself())
+    return [*code, (_RETURN, _ALLOW, 0, 0)]
 
 
-def _on(number: int | None, then: list[Step]) -> list[Step]:
-    """Do `then`, which ends with an answer, for one system call."""
+def _on(number: int | None, then: list[Instruction]) -> list[Instruction]:
+    """Run `then`, which ends in a return, for one system call."""
     return [] if number is None else [(_EQUAL, number, 0, len(then)), *then]
 
 
-def _refusal(number: int = errno.EPERM) -> Step:
+def _refusal(number: int = errno.EPERM) -> Instruction:
     return (_RETURN, _REFUSE | number, 0, 0)
 
 
-def _clone(processes: int) -> list[Step]:
-    """No namespaces; and where there may be one process only, nothing but threads."""
+def _clone(processes: int) -> list[Instruction]:
+    """Refuse new namespaces, and with one process allowed, everything but threads."""
     no_namespace = [(_LOAD, _FIRST, 0, 0), (_SET, _NEW_NAMESPACES, 0, 1), _refusal()]
     thread = [(_SET, _THREAD, 1, 0), _refusal()] if processes == 1 else []
     return [*no_namespace, *thread, (_RETURN, _ALLOW, 0, 0)]
 
 
-def _opened(flags: int) -> list[Step]:
-    """Not cut short by who opens it for reading only."""
+def _opened(flags: int) -> list[Instruction]:
+    """Refuse to truncate a file that is opened for reading only."""
     cut = [(_LOAD, flags, 0, 0), (_SET, _CUT, 0, 2), (_SET, _FOR_WRITING, 1, 0), _refusal()]
     return [*cut, (_RETURN, _ALLOW, 0, 0)]
 
 
-def _pair() -> list[Step]:
-    """Two ends that know each other are harmless (asyncio has such), but those of datagrams may write elsewhere."""
+def _pair() -> list[Instruction]:
+    """Allow connected pairs (asyncio uses them), refuse datagram sockets: those can send to other addresses."""
     return [(_LOAD, _SECOND, 0, 0), (_SET, _DATAGRAM, 0, 1), _refusal(), (_RETURN, _ALLOW, 0, 0)]
 
 
-def _of_itself() -> list[Step]:
-    """The process that installs the filter is the one that the program runs in."""
+def _of_itself() -> list[Instruction]:
+    """Allow process id 0 and that of this process, which is the one that becomes the program."""
     answer = [_refusal(), (_RETURN, _ALLOW, 0, 0)]
     return [(_LOAD, _FIRST, 0, 0), (_EQUAL, 0, 2, 0), (_EQUAL, os.getpid(), 1, 0), *answer]

@@ -1,4 +1,4 @@
-"""From what the user wrote (`local`, `strict`, a URL) to something that runs programs."""
+"""Opens the sandbox that a setting names: `local`, `strict` or a URL."""
 
 import functools
 import sys
@@ -14,14 +14,14 @@ Run = Callable[..., Outcome]
 
 @functools.cache
 def open_sandbox(name: str) -> Run:
-    """What runs programs under this name; one empty program is run to see what this machine permits.
+    """The function that runs programs in the sandbox `name`. Runs one empty program to see what this machine permits.
 
     Args:
-        name: `local`: here, behind the walls that the kernel lets us put up, with a warning that names the gaps.
-            `strict`: the same, but refused where there are gaps. A URL: elsewhere (see `remote.py`).
+        name: `local`: on this machine, behind the walls that the kernel permits, with a warning that names the gaps.
+            `strict`: the same, but refused where there are gaps. A URL: on a server (see `remote.py`).
 
     Raises:
-        UserError: no such sandbox, or programs cannot be run in it here.
+        UserError: there is no such sandbox, or this machine cannot run programs in it.
     """
     if name.startswith(("http://", "https://")):
         from grpo_jax.sandbox.remote import Remote
@@ -36,7 +36,7 @@ def open_sandbox(name: str) -> Run:
         walls = run("", strict=name == "strict").walls
     except SandboxError as fault:
         raise UserError(
-            f"sandbox = {name}: {fault}; use a container with a server in it, and its URL"
+            f"sandbox = {name}: {fault}; run the sandbox server in a container and give its URL"
         ) from None
     if open_to(walls):
         warnings.warn(f"sandbox = local: {described(walls)}; better run in a container", stacklevel=2)
@@ -44,7 +44,7 @@ def open_sandbox(name: str) -> Run:
 
 
 def here() -> str:
-    """What stands around a program on this machine, in one sentence."""
+    """The walls and gaps of a sandbox on this machine, in one sentence."""
     from grpo_jax.sandbox.local import run
     from grpo_jax.sandbox.protections import described
 

@@ -1,8 +1,8 @@
 """The sandbox as a server, to be put into a container: python -m grpo_jax.sandbox.serve --port 8800
 
-It speaks the protocol of `remote.py` at every path and listens on this machine only, unless `--host` says otherwise: it
-asks nobody who they are. It refuses to start where a program could reach files, the network or processes of the machine
-it runs on; `--any` starts it all the same, for a container that holds nothing else.
+It speaks the protocol of `remote.py` at every path, without authentication, and listens on this machine only unless
+`--host` says otherwise. It refuses to start where a program could reach files, the network or processes of its machine;
+`--any` starts it anyway, for a container that holds nothing else.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from grpo_jax.sandbox.protections import described
 _LONGEST = 64 * 2**20
 
 
-class Server(ThreadingHTTPServer):
-    """Runs as many programs at a time as there are `slots`; others wait."""
+class SandboxServer(ThreadingHTTPServer):
+    """Runs up to `slots` programs at a time (0: one per core); others wait."""
 
     daemon_threads = True
 
@@ -32,35 +32,35 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server
+    server: SandboxServer
 
     def do_POST(self) -> None:
-        """One program."""
+        """Run one program."""
         try:
-            asked = self._asked()
-            limits = Limits(**asked.get("limits", {}))
+            request = self._request()
+            limits = Limits(**request.get("limits", {}))
         except (ValueError, TypeError, KeyError, AttributeError) as fault:
             self._answer(400, {"error": f"{type(fault).__name__}: {fault}"})
             return
         try:
             with self.server.slots:
-                outcome = run(asked["code"], asked["stdin"], limits, strict=self.server.strict)
+                outcome = run(request["code"], request["stdin"], limits, strict=self.server.strict)
         except SandboxError as fault:
             self._answer(500, {"error": str(fault)})
             return
         self._answer(200, asdict(outcome))
 
-    def _asked(self) -> dict[str, Any]:
+    def _request(self) -> dict[str, Any]:
         length = int(self.headers.get("Content-Length") or 0)
         if length > _LONGEST:
             raise ValueError(f"{length} bytes; {_LONGEST} at most")
-        asked = json.loads(self.rfile.read(length))
-        if asked.get("language", "python") != "python":
-            raise ValueError(f"language = {asked['language']!r}; only python")
-        asked.setdefault("stdin", "")
-        if not (isinstance(asked["code"], str) and isinstance(asked["stdin"], str)):
+        request = json.loads(self.rfile.read(length))
+        if request.get("language", "python") != "python":
+            raise ValueError(f"language = {request['language']!r}; only python")
+        request.setdefault("stdin", "")
+        if not (isinstance(request["code"], str) and isinstance(request["stdin"], str)):
             raise ValueError("code and stdin must be texts")
-        return asked
+        return request
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Programs are many; nothing is written about each."""
+        """Log nothing: there are many programs."""
 
 
 def main() -> None:
@@ -79,12 +79,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
-    parser.add_argument("--port", type=int, default=8800, help="%(default)s; 0: any that is free")
-    parser.add_argument("--slots", type=int, default=0, help="programs at a time; 0: one a core")
+    parser.add_argument("--port", type=int, default=8800, help="%(default)s; 0: any free one")
+    parser.add_argument("--slots", type=int, default=0, help="programs at a time; 0: one per core")
     parser.add_argument("--any", action="store_true", help="start with whatever walls there are")
     args = parser.parse_args()
     walls = run("", strict=not args.any).walls
-    with Server((args.host, args.port), strict=not args.any, slots=args.slots) as server:
+    with SandboxServer((args.host, args.port), strict=not args.any, slots=args.slots) as server:
         print(f"http://{args.host}:{server.server_port}/ runs programs with {described(walls)}", flush=True)
         server.serve_forever()
 

@@ -1,10 +1,10 @@
-"""The process around a program: puts up the walls, starts it, ends whatever is left of it, and says how it ended.
+"""The supervisor: the process that puts up walls around a program, starts it, ends what is left of it, and reports.
 
-    local.run  ->  keeper  ->  (with namespaces: the first process in them  ->)  program
+    local.run  ->  supervisor  ->  (with namespaces: the first process in them  ->)  program
 
-A fresh interpreter that is started for one program: nothing of the trainer is in here. It writes lines of JSON:
+A fresh interpreter is started for each program, so nothing of the trainer is in it. It writes lines of JSON:
 `{"walls": [...]}` as the program begins, then `{"status": ..., "stopped": ...}`, or `{"failed": why}`. SIGTERM ends the
-program and all that it has started; so does the end of the process that started the keeper.
+program and every process it has started; so does the end of the process that started the supervisor.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ if LINUX:
     from grpo_jax.sandbox import landlock, linux, seccomp, walls
 
 OWN_USERS = 2**30
-"""Where user ids begin that nobody has: a program of root's gets this one plus its keeper's process id."""
-_TOLD = {signal.SIGTERM, signal.SIGCHLD}
+"""First of the user ids that nobody has: a program that root runs gets this one plus its supervisor's process id."""
+_SIGNALS = {signal.SIGTERM, signal.SIGCHLD}
 _SWEEP_SECONDS = 5.0
 _PROGRAM = """\
 import builtins, sys, _sitebuiltins
@@ -36,11 +36,11 @@ sys.argv[:] = [__file__ := "main.py"]
 del builtins, sys, _sitebuiltins
 exec(compile(open("main.py", "rb").read(), "main.py", "exec"))
 """
-"""Without `site`, and so without the machine's packages and what their .pth files run, but with its `exit`."""
+"""Runs main.py without `site`, so without the machine's packages and their .pth files, but with `exit` and `quit`."""
 
 
-class Keeper:
-    """Keeps one program. The request is `local.request`'s; lines for the other side go to `report`."""
+class Supervisor:
+    """Supervises one program. `request` comes from `local.request`; `report` is the descriptor for the report."""
 
     def __init__(self, request: dict[str, Any], report: int):
         self.request, self.report = request, report
@@ -49,15 +49,15 @@ class Keeper:
         self.others = _tasks_of(os.geteuid()) if self.user is None else 0
 
     def _own_user(self) -> int | None:
-        """The user that the program is to be, or None: the keeper's own."""
+        """The user id for the program; None for the supervisor's own."""
         if not (LINUX and os.geteuid() == 0 and "user" in self.request["walls"]):
             return None
         with open("/proc/self/uid_map", encoding="ascii") as table:
             highest = max(int(line.split()[0]) + int(line.split()[2]) for line in table)
         return OWN_USERS + os.getpid() if highest > OWN_USERS + 2**22 else walls.NOBODY
 
-    def keep(self) -> None:
-        """All of it; returns in the outermost process only, when nothing of the program is left."""
+    def supervise(self) -> None:
+        """Run the program from start to end. Returns in the outermost process only, when no process of it is left."""
         if not self._wall("namespaces", lambda: walls.separate()):
             if LINUX:
                 linux.prctl(linux.SUBREAPER, 1)
@@ -72,7 +72,7 @@ class Keeper:
         os.waitpid(first, 0)
 
     def _inside(self) -> None:
-        """The first process of the namespaces: when it ends, the kernel ends all others."""
+        """Run as the first process of the namespaces: when it ends, the kernel ends all others."""
         try:
             linux.prctl(linux.DEATH_SIGNAL, signal.SIGKILL)
             size, user = self.request["files"], self.user
@@ -85,12 +85,12 @@ class Keeper:
             os._exit(0)
 
     def _unreadable(self) -> None:
-        """The program may be the same user: it must not look into its keeper."""
+        """Keep the program, which may be the same user, from reading the supervisor's memory."""
         if LINUX:
             linux.prctl(linux.DUMPABLE, 0)
 
     def _wall(self, name: str, build: Any) -> bool:
-        """Put up a wall if it is wanted and the kernel lets us."""
+        """Put up a wall if it is requested. Returns whether the kernel permitted it."""
         if not LINUX or name not in self.request["walls"]:
             return False
         try:
@@ -101,13 +101,13 @@ class Keeper:
         return True
 
     def _run(self) -> None:
-        """Start the program, wait for it, end what is left, tell."""
+        """Start the program, wait for it, end what is left of it, and report."""
         with self._folder() as folder:
             program = os.fork()
             if program == 0:
                 self._become(folder)
             stopped = self._wait(program, time.monotonic() + self.request["wall"])
-            # Its group before itself: as long as it is not waited for, nobody else can have its number.
+            # Kill its group before waiting for it: until then no other process can get its number.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(program, signal.SIGKILL)
             _, status, used = os.wait4(program, 0)
@@ -117,22 +117,22 @@ class Keeper:
         self._say({"status": os.waitstatus_to_exitcode(status), "cpu": seconds, "stopped": stopped})
 
     def _wait(self, process: int, deadline: float) -> bool:
-        """Wait until it has ended, without taking its status; end it when told to, or at the deadline. Whether so."""
+        """Wait until a process has ended, without reaping it. Returns whether SIGTERM or the deadline had it killed."""
         stopped = False
         while not _ended(process):
             left = min(max(deadline - time.monotonic(), 0.0), 3600.0)
-            if _told_to_end(left) or time.monotonic() >= deadline:
+            if _end_requested(left) or time.monotonic() >= deadline:
                 stopped, deadline = True, float("inf")
                 os.kill(process, signal.SIGKILL)
         return stopped
 
     @contextlib.contextmanager
     def _folder(self) -> Iterator[str]:
-        """Where the program may write, with the program in it."""
+        """The folder that the program may write to, with main.py in it."""
         own = "root" in self.walls
         folder = walls.WORK if own else self.request["folder"] + "/work"
         if not own:
-            # The outer one is the keeper's: what the program owns it could put something else in the place of.
+            # The supervisor owns the outer folder: a program could replace a folder that it owns itself.
             os.mkdir(self.request["folder"], 0o711)
             os.mkdir(folder, 0o700)
         try:
@@ -148,7 +148,7 @@ class Keeper:
                 remove(self.request["folder"])
 
     def _become(self, folder: str) -> None:
-        """Turn into the program, behind the inner walls. Never returns."""
+        """Become the program, behind the inner walls. Never returns."""
         try:
             os.setsid()
             os.chdir(folder)
@@ -180,8 +180,8 @@ class Keeper:
     def _limit(self) -> None:
         request = self.request
         seconds = request["cpu"]
-        # Tasks are counted by user, since Linux 5.14 by user and namespace. One of its own has no others; in a user
-        # namespace there are the keeper and the first process.
+        # The kernel counts tasks by user, since Linux 5.14 by user and namespace. A user of its own has no other tasks;
+        # in a user namespace there are also the supervisor and the first process.
         apart = self.user is None and "namespaces" in self.walls and _kernel() >= (5, 14)
         tasks = request["threads"] + request["processes"] + (2 if apart else self.others)
         bounds = {
@@ -195,8 +195,8 @@ class Keeper:
             "RLIMIT_MSGQUEUE": 0,
         }
         for name, bound in bounds.items():
-            if (which := getattr(resource, name, None)) is not None:
-                _lower(which, bound)
+            if (kind := getattr(resource, name, None)) is not None:
+                _lower(kind, bound)
 
     def _change_user(self) -> None:
         if self.user is None:
@@ -211,20 +211,20 @@ class Keeper:
 
 
 def environment(folder: str) -> dict[str, str]:
-    """All of a program's environment. Sets and dicts of texts have the same order in each run."""
+    """The whole environment of a program. Sets of strings have the same order in each run."""
     return {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": folder,
         "TMPDIR": folder,
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",
-        # Each further heap of threads would take 64 MiB of address space.
+        # Each further heap for threads would take 64 MiB of address space.
         "MALLOC_ARENA_MAX": "1",
     }
 
 
 def sweep() -> None:
-    """End all descendants of this process; orphans among them are its children, where the kernel can do that."""
+    """End all descendants of this process. On Linux orphans among them have become its children."""
     until = time.monotonic() + _SWEEP_SECONDS
     while time.monotonic() < until:
         left = _descendants()
@@ -239,10 +239,10 @@ def sweep() -> None:
 
 
 def remove(folder: str) -> None:
-    """Delete a folder, whatever a program has made of what is in it.
+    """Delete a folder, whatever a program has put into it.
 
-    Links are not followed, what may not be read is made readable, and folders in folders come up to the top one by one:
-    a thousand of them, each in the other, are too deep for a path and for recursion.
+    Links are not followed, unreadable folders are made readable, and nested folders are moved to the top one by one,
+    because a thousand nested ones are too deep for a path and for recursion.
     """
     fresh = (f"{folder}/{os.getpid()}-{count}" for count in itertools.count())
     with contextlib.suppress(OSError):
@@ -304,28 +304,28 @@ def _ended(process: int) -> bool:
     return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _told_to_end(seconds: float) -> bool:
-    """Sleep until a child has ended or a word came, no longer than so many seconds; whether it was the word to end."""
+def _end_requested(seconds: float) -> bool:
+    """Sleep until a child ends or SIGTERM comes, for at most `seconds`. Returns whether SIGTERM came."""
     if hasattr(signal, "sigtimedwait"):
-        told = signal.sigtimedwait(_TOLD, seconds)
-        return told is not None and told.si_signo == signal.SIGTERM
+        received = signal.sigtimedwait(_SIGNALS, seconds)
+        return received is not None and received.si_signo == signal.SIGTERM
     time.sleep(min(seconds, 0.02))
     return signal.SIGTERM in signal.sigpending()
 
 
-def _lower(which: int, bound: Any) -> None:
-    """Never above what this process may have itself."""
+def _lower(kind: int, bound: Any) -> None:
+    """Set a resource limit, but not above the hard limit of this process."""
     soft, hard = bound if isinstance(bound, tuple) else (bound, bound)
-    most = resource.getrlimit(which)[1]
+    most = resource.getrlimit(kind)[1]
     if most != resource.RLIM_INFINITY:
         soft, hard = min(soft, most), min(hard, most)
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(which, (soft, hard))
+        resource.setrlimit(kind, (soft, hard))
 
 
 def main(request: int, report: int, parent: int) -> None:
-    """Body of the process: two descriptors that are its own, and who started it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _TOLD)
+    """Run a supervisor: descriptors of the request and the report, and the id of the process that started it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     if LINUX:
         linux.prctl(linux.DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() != parent:
@@ -333,9 +333,9 @@ def main(request: int, report: int, parent: int) -> None:
     for descriptor in (request, report):
         os.set_inheritable(descriptor, False)
     with os.fdopen(request, encoding="utf-8") as file:
-        wanted = json.load(file)
-    keeper = Keeper(wanted, report)
+        content = json.load(file)
+    supervisor = Supervisor(content, report)
     try:
-        keeper.keep()
+        supervisor.supervise()
     except BaseException as fault:
-        keeper._say({"failed": f"{type(fault).__name__}: {fault}"})
+        supervisor._say({"failed": f"{type(fault).__name__}: {fault}"})

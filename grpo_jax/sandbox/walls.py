@@ -1,8 +1,9 @@
-"""Namespaces, and a file system of its own: the outer walls around a program.
+"""The outer walls around a program: namespaces, and a file system of its own.
 
-In its namespaces it sees no process but its own, no network (not even a loopback), no shared memory; when the first
-process in there ends, the kernel ends all the others. Its file system holds what Python needs, read-only, and `/work`,
-which is in memory, bounded, and gone with the last process. Home folders, data, sockets and devices are not there.
+In its namespaces it sees only its own processes, no network (not even a loopback) and no shared memory; when the first
+process there ends, the kernel ends all the others. Its file system holds what Python needs, read-only, and `/work`,
+which is in memory, limited in size, and disappears with the last process. Home folders, data, sockets and devices are
+not visible.
 """
 
 import os
@@ -13,7 +14,7 @@ from grpo_jax.sandbox import linux
 NOBODY = 65534
 WORK = "/work"
 _FILES = 1024
-"""Files and folders that may be in `/work`."""
+"""The most files and folders in `/work`."""
 
 _APART = (
     linux.NEW_MOUNTS
@@ -27,13 +28,16 @@ _SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/
 _SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/ld-musl-x86_64.path", "/etc/ld-musl-aarch64.path")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _KEPT = {"nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
-"""Options of a mount that another mount of it may not drop: mountinfo's word -> flag."""
+"""Mount options that a remount must keep: the word in mountinfo -> its flag."""
 
 
 def separate() -> None:
-    """Leave the namespaces of the machine; the next process that is forked is the first of its own.
+    """Leave the machine's namespaces; the next forked process is the first one of the new namespaces.
 
-    Root needs no user namespace. Others get one in which they are nobody. Raises OSError, having changed nothing.
+    Root needs no user namespace; other users get one in which they are nobody.
+
+    Raises:
+        OSError: the kernel refuses; nothing has changed.
     """
     if os.geteuid() == 0:
         linux.unshare(_APART)
@@ -49,15 +53,18 @@ def separate() -> None:
 
 
 def readable() -> list[str]:
-    """What a program may read beside its own folder: this interpreter's library, and the system's shared ones."""
+    """Paths that a program may read beside its own folder: this interpreter's and the system's shared libraries."""
     own = {sys.base_prefix, sys.base_exec_prefix, os.path.dirname(os.path.realpath(sys.executable))}
     wanted = sorted(own) + [*_SYSTEM, *_SYSTEM_FILES]
     return [path for path in wanted if os.path.exists(path)]
 
 
 def enter_root(size: int, user: int) -> None:
-    """Have a file system of its own, `/work` with `size` bytes in it for `user`. Raises OSError, having changed nothing
-    that a program sees."""
+    """Switch this process to a file system of its own, with `/work` of `size` bytes that `user` owns.
+
+    Raises:
+        OSError: the kernel refuses; nothing that a program sees has changed.
+    """
     linux.mount("none", "/", flags=linux.RECURSIVE | linux.PRIVATE)
     sources = readable()
     root = _mount_point(sources)
@@ -71,7 +78,7 @@ def enter_root(size: int, user: int) -> None:
 
 
 def _furnish(root: str, sources: list[str], size: int, user: int) -> None:
-    """All that is in it; afterwards nothing but `/work` can be written."""
+    """Fill the new root. Afterwards only `/work` can be written."""
     linux.name_host("sandbox")
     for source in sources:
         _show(source, root)
@@ -87,7 +94,7 @@ def _furnish(root: str, sources: list[str], size: int, user: int) -> None:
 
 
 def _mount_point(sources: list[str]) -> str:
-    """A folder of the machine that hides none of the sources when it is covered."""
+    """A folder of the machine that contains none of the sources, so that mounting over it hides none of them."""
     for folder in ("/tmp", "/var/tmp", "/mnt", "/run"):
         if os.path.isdir(folder) and not any(f"{source}/".startswith(f"{folder}/") for source in sources):
             return folder
@@ -95,7 +102,7 @@ def _mount_point(sources: list[str]) -> str:
 
 
 def _show(source: str, root: str) -> None:
-    """The same path in the new root: a link stays a link, the rest is the machine's own."""
+    """Make `source` visible at the same path in the new root: copy a link, bind-mount anything else."""
     target = root + source
     if os.path.lexists(target):
         return
@@ -111,7 +118,7 @@ def _show(source: str, root: str) -> None:
 
 
 def _only_read(root: str) -> None:
-    """Nothing of the machine's can be written through any of the mounts, with whatever is mounted inside of them."""
+    """Remount everything in the new root read-only, including the mounts inside the bind mounts."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         mounts = [line.split() for line in table]
     always = linux.REMOUNT | linux.BIND | linux.READ_ONLY | linux.NO_SUID | linux.NO_DEVICES
@@ -122,7 +129,7 @@ def _only_read(root: str) -> None:
 
 
 def _unescaped(point: str) -> str:
-    """mountinfo writes a space as `\\040`."""
+    """A path of mountinfo, which writes a space as `\\040`, as it is."""
     for code in ("040", "011", "012", "134"):
         point = point.replace(f"\\{code}", chr(int(code, 8)))
     return point
@@ -139,9 +146,9 @@ def _devices(root: str) -> None:
 
 
 def _processes(root: str) -> None:
-    """The table of its own processes, and from Linux 5.8 on nothing else of the machine.
+    """Mount `/proc` of the new process namespace; from Linux 5.8 on it shows nothing but processes.
 
-    A container may not be allowed to have it; then only `/dev/stdin` and the like are missed.
+    A container may not be permitted to mount it; the program then lacks `/dev/stdin` and the like.
     """
     flags = linux.NO_SUID | linux.NO_DEVICES | linux.NO_EXEC | linux.READ_ONLY
     for options in ("subset=pid", ""):

@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from grpo_jax import recipes
 from grpo_jax.errors import UserError
 from grpo_jax.rewards import RewardPool, load_reward
-from grpo_jax.rewards.functions.code import Judge, code, fenced, program_of
-from grpo_jax.rewards.functions.code_tests import Asserted, Printed, Returned, lines, read_tests, same
+from grpo_jax.rewards.functions.code import Grader, code, fenced, program_of
+from grpo_jax.rewards.functions.code_tests import (
+    AssertionTest,
+    OutputTest,
+    ReturnTest,
+    lines,
+    read_tests,
+    same,
+)
 from grpo_jax.rewards.functions.open_r1 import code_format
 from grpo_jax.sandbox import Limits, run
 
@@ -179,7 +186,7 @@ def test_returned_values_are_compared_whole(value, expected, equal):
 
 PAIRS = {"inputs": ["1\n", "2\n"], "outputs": ["2\n", "4\n"]}
 CASES = [{"input": "1\n", "output": "2\n", "type": "stdin_stdout"}, {"input": "2\n", "output": "4\n"}]
-DOUBLED = [Printed("1\n", "2\n"), Printed("2\n", "4\n")]
+DOUBLED = [OutputTest("1\n", "2\n"), OutputTest("2\n", "4\n")]
 
 
 @pytest.mark.parametrize(
@@ -202,14 +209,14 @@ def test_pairs_of_input_and_output_in_their_published_shapes(row):
 
 def test_calls_in_their_published_shapes():
     apps = {"inputs": [[[1, 2], 3]], "outputs": [[6]], "fn_name": "add"}
-    wrapped = Returned("add", [[1, 2], 3], [6], wrapped=True)
+    wrapped = ReturnTest("add", [[1, 2], 3], [6], wrapped=True)
     assert read_tests({"input_output": apps}) == [wrapped]
     assert read_tests({"test_cases": [{"input": "[[1, 2], 3]", "output": [6], "fn_name": "add"}]}) == [
         wrapped
     ]
     case = {"input": "[1, 2]\n3", "output": "6", "testtype": "functional"}
     live = {"public_test_cases": [case], "metadata": '{"func_name": "add"}'}
-    assert read_tests(live) == [Returned("add", [[1, 2], 3], 6)]
+    assert read_tests(live) == [ReturnTest("add", [[1, 2], 3], 6)]
 
 
 def test_assertions_in_their_published_shapes():
@@ -219,11 +226,11 @@ def test_assertions_in_their_published_shapes():
         "test_imports": ["import math"],
     }
     assert read_tests(mbpp) == [
-        Asserted("import math\nx = 1\nassert f(1)"),
-        Asserted("import math\nx = 1\nassert f(2)"),
+        AssertionTest("import math\nx = 1\nassert f(1)"),
+        AssertionTest("import math\nx = 1\nassert f(2)"),
     ]
     human = {"test": "def check(candidate):\n    assert candidate(1)", "entry_point": "f"}
-    assert read_tests(human) == [Asserted(human["test"] + "\ncheck(f)")]
+    assert read_tests(human) == [AssertionTest(human["test"] + "\ncheck(f)")]
 
 
 @pytest.mark.parametrize(
@@ -361,13 +368,13 @@ def test_a_right_function_fails_for_what_its_program_does_with_stdin_and_stdout(
 
 
 def test_what_is_expected_is_not_where_the_program_runs():
-    for test in (Printed("1", "expected-secret"), Returned("f", [1], "expected-secret")):
+    for test in (OutputTest("1", "expected-secret"), ReturnTest("f", [1], "expected-secret")):
         assert "expected-secret" not in "".join(test.script("def f(x): return x"))
 
 
 @pytest.mark.parametrize("answer", ["[" * 100_000, "9" * 5_000, "NaN", "{", ""])
 def test_whatever_stands_in_the_place_of_a_value_is_only_wrong(answer):
-    test = Returned("f", [], 1)
+    test = ReturnTest("f", [], 1)
     script = ("", "word")
     outcome = run(f"print('word' + {answer!r})")
     assert test.passed(outcome, script) is False
@@ -377,7 +384,7 @@ def test_whatever_stands_in_the_place_of_a_value_is_only_wrong(answer):
 
 
 class Recorded:
-    """A sandbox that takes so many seconds a program and tells what it was asked."""
+    """A sandbox in which each program takes `seconds`; `asked` records the calls."""
 
     def __init__(self, ended="exit", stdout="", seconds=0.0):
         self.ended, self.stdout, self.seconds, self.asked = ended, stdout, seconds, []
@@ -387,11 +394,18 @@ class Recorded:
 
         self.asked.append((code, stdin, limits))
         time.sleep(self.seconds)
-        return Outcome(self.stdout, "", 0 if self.ended == "exit" else None, None, self.ended, self.seconds)
+        return Outcome(
+            stdout=self.stdout,
+            stderr="",
+            exit_code=0 if self.ended == "exit" else None,
+            signal=None,
+            ended=self.ended,
+            seconds=self.seconds,
+        )
 
 
 def judge(sandbox, whole=True, deadline=INF, alone=True):
-    return Judge(sandbox, Limits(), whole, deadline, alone)
+    return Grader(sandbox, Limits(), whole=whole, deadline=deadline, alone=alone)
 
 
 def test_all_or_nothing_stops_at_the_first_failure():

@@ -138,7 +138,7 @@ def test_a_setting_without_a_meaning_is_refused_before_any_row(spec, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "mended", "faithful"),
+    ("text", "corrected", "faithful"),
     [
         ("Step 1: a\nStep 2: b\nStep 3: c\nStep 4: d", 1, 1),
         ("1. a\n2. b\n3. c", 1, 1 / 3),  # published: only the number at the very beginning
@@ -153,7 +153,7 @@ def test_a_setting_without_a_meaning_is_refused_before_any_row(spec, message):
         ("", 0, 0),
     ],
 )
-def test_reasoning_steps(text, mended, faithful):
-    assert load_reward("reasoning_steps").function(completions=[text]) == [pytest.approx(mended)]
+def test_reasoning_steps(text, corrected, faithful):
+    assert load_reward("reasoning_steps").function(completions=[text]) == [pytest.approx(corrected)]
     published = load_reward("reasoning_steps:faithful=true").function(completions=[text])
     assert published == [pytest.approx(faithful)]

@@ -16,7 +16,7 @@ GOLDEN = [
     ("18 instead of 19.</think>\n<answer>55 + 36 - 7 - 18</answer>", 1, 0, 0.1),
 ]
 
-# Text, then mended and faithful for format, equation and tinyzero.
+# Text, then corrected and faithful for format, equation and tinyzero.
 FAULTS = [
     (f"a</think>\n<answer>{RIGHT}</answer><|im_end|>", (1, 0), (1, 1), (1, 1)),
     (f"a</think>\n\n<answer>{RIGHT}</answer>", (1, 0), (1, 1), (1, 1)),

@@ -1,4 +1,4 @@
-"""Published format rewards: the mended rule by default, and the published one, faults and all, on request."""
+"""Published format rewards: the corrected rule by default, and the published one, faults and all, on request."""
 
 import re
 import time
@@ -24,7 +24,7 @@ def score(spec, text, prompt="q"):
 
 
 @pytest.mark.parametrize(
-    ("text", "mended", "faithful"),
+    ("text", "corrected", "faithful"),
     [
         (LINES, 1, 1),
         (LINES + "<|im_end|>", 1, 0),
@@ -40,8 +40,8 @@ def score(spec, text, prompt="q"):
         ("", 0, 0),
     ],
 )
-def test_open_r1_format(text, mended, faithful):
-    assert score("open_r1_format", text) == mended
+def test_open_r1_format(text, corrected, faithful):
+    assert score("open_r1_format", text) == corrected
     assert score("open_r1_format:faithful=true", text) == faithful
 
 
@@ -59,7 +59,7 @@ def test_a_thought_that_the_prompt_has_opened():
 
 
 @pytest.mark.parametrize(
-    ("text", "mended", "faithful"),
+    ("text", "corrected", "faithful"),
     [
         (LINES, 1, 1),
         (PLAIN, 1, 0),
@@ -69,8 +69,8 @@ def test_a_thought_that_the_prompt_has_opened():
         ("", 0, 0),
     ],
 )
-def test_tag_count(text, mended, faithful):
-    assert score("tag_count", text) == mended
+def test_tag_count(text, corrected, faithful):
+    assert score("tag_count", text) == corrected
     assert score("tag_count:faithful=true", text) == faithful
 
 
@@ -109,7 +109,7 @@ def test_soft_format(text, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "mended", "faithful"),
+    ("text", "corrected", "faithful"),
     [
         (PLAIN, 1.25, 1.25),
         ("<think></think><answer></answer>", -1, 1.25),
@@ -122,8 +122,8 @@ def test_soft_format(text, expected):
         ("", -1, -1),
     ],
 )
-def test_simple_grpo_format(text, mended, faithful):
-    assert score("simple_grpo_format", text) == mended
+def test_simple_grpo_format(text, corrected, faithful):
+    assert score("simple_grpo_format", text) == corrected
     assert score("simple_grpo_format:faithful=true", text) == faithful
 
 
@@ -137,7 +137,7 @@ def test_simple_grpos_four_totals(text, total):
 
 
 @pytest.mark.parametrize(
-    ("text", "mended", "faithful"),
+    ("text", "corrected", "faithful"),
     [
         (CODE, 1, 1),
         (CODE.replace("python", "cpp"), 0, 0),
@@ -151,8 +151,8 @@ def test_simple_grpos_four_totals(text, total):
         ("", 0, 0),
     ],
 )
-def test_code_format(text, mended, faithful):
-    assert score("code_format", text) == mended
+def test_code_format(text, corrected, faithful):
+    assert score("code_format", text) == corrected
     assert score("code_format:faithful=true", text) == faithful
 
 

@@ -120,7 +120,7 @@ KILL = """
     parent = os.getppid()
     tries = {
         "kill": lambda: os.kill(@PARENT@, signal.SIGKILL),
-        "keeper": lambda: os.kill(parent, signal.SIGKILL) if parent > 1 else os.kill(1, signal.SIGKILL),
+        "supervisor": lambda: os.kill(parent, signal.SIGKILL) if parent > 1 else os.kill(1, signal.SIGKILL),
         "group": lambda: os.killpg(os.getpgid(@PARENT@), signal.SIGKILL),
         "limit": lambda: resource.prlimit(@PARENT@, resource.RLIMIT_CPU, (0, 0)),
         "trace": lambda: libc.ptrace(16, @PARENT@, None, None) and os.open("/none", 0),
@@ -139,7 +139,7 @@ def test_a_program_cannot_kill_limit_or_trace_the_process_that_asked_for_it(way)
     lines = found["stdout"].split("\n")
     assert found["exit_code"] == 0
     # The first process of a namespace cannot be killed from within, though the kernel does not say so.
-    assert [line for line in lines if line.endswith("done")] in ([], ["keeper done"])
+    assert [line for line in lines if line.endswith("done")] in ([], ["supervisor done"])
 
 
 def test_a_program_that_kills_all_that_it_can_reach_kills_nothing_outside():

@@ -9,7 +9,7 @@ import pytest
 from grpo_jax.rewards.functions.code import code
 from grpo_jax.sandbox import Limits, SandboxError, open_sandbox, remote
 from grpo_jax.sandbox.remote import Remote
-from grpo_jax.sandbox.serve import Server
+from grpo_jax.sandbox.serve import SandboxServer
 
 
 def serving(server):
@@ -23,7 +23,7 @@ def serving(server):
 
 @pytest.fixture(scope="module")
 def ours():
-    yield from serving(Server(("127.0.0.1", 0), strict=False, slots=2))
+    yield from serving(SandboxServer(("127.0.0.1", 0), strict=False, slots=2))
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_a_kernel_without_anything_is_told_or_refused(monkeypatch):
 
 
 def test_every_wall_has_words_and_a_use():
-    used = set().union(*(needed for enough in protections.KEEPERS.values() for needed in enough))
+    used = set().union(*(needed for enough in protections.SUFFICIENT_WALLS.values() for needed in enough))
     assert used <= set(WALLS) == set(protections.WORDS)
 
 

@@ -1,9 +1,9 @@
-r"""Is the completion's mathematical answer the right one? Judged by math-verify: `\frac{1}{2}` equals `0.5`.
+r"""Accuracy of mathematical answers, by math-verify: `\frac{1}{2}` equals `0.5`.
 
-Same names, arguments and values as TRL 1.16's. math-verify's own time limits are switched off: they rest on
-SIGALRM, which works on a main thread only, and swallow several seconds for each hostile row. Answers that would take
-for ever are refused unread (`endless.py`), as wrong; `RewardPool`'s deadline stands in for the rest, which are counted
-and wrong as well (`verdicts.py`). A call outside a pool has no limit at all.
+Same names, arguments and values as TRL 1.16's. math-verify's own time limits are switched off: they use SIGALRM,
+which works on a main thread only, and cost several seconds for each hostile row. Answers that would take too long are
+wrong without being parsed (`endless.py`); `RewardPool`'s deadline stops the rest, which are counted and are wrong as
+well (`verdicts.py`). A call outside a pool has no time limit.
 """
 
 import logging
@@ -21,7 +21,7 @@ from grpo_jax.rewards.functions.verdicts import worst
 T = TypeVar("T")
 
 Judgement = tuple[float | None, str, str]
-"""Score; what was understood of the gold; what was understood of the completion."""
+"""Score; the gold answer as parsed; the completion's answer as parsed."""
 
 NO_GOLD: Judgement = (None, "[missing]", "[skipped]")
 INCOMPLETE: Judgement = (0.0, "[incomplete reasoning]", "[incomplete reasoning]")
@@ -34,18 +34,18 @@ def accuracy_reward(
     log_extra: Callable[[str, list], None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """1.0 where the completion's answer equals the solution, 0.0 where not; None where the solution says nothing.
+    """1.0 if the completion's answer equals the solution, otherwise 0.0; None if the solution cannot be parsed.
 
     Args:
         completions: texts, or TRL's lists of one message.
-        solution: the right answer a row, in LaTeX, plain, or a number; it may stand inside a text. None: there is none.
-        log_extra: told `solution`, `gold_parsed` and `answer_parsed`, as TRL's.
+        solution: the right answers, in LaTeX, plain, or as numbers, perhaps inside a text; None for a row without one.
+        log_extra: gets the columns `solution`, `gold_parsed` and `answer_parsed`, as in TRL.
 
     An answer counts only in LaTeX: boxed (tried first), or a formula that words announce ("the answer is $7$").
-    It is read more strictly than the solution, so a few forms (`\\frac43`) are lost on the completion's side.
+    It is parsed more strictly than the solution, so a few forms (`\\frac43`) are not recognised in a completion.
     """
     judgements = [judge(text_of(c), gold) for c, gold in zip(completions, solution, strict=True)]
-    return told(judgements, solution, log_extra)
+    return logged(judgements, solution, log_extra)
 
 
 @worst(0.0)
@@ -56,30 +56,30 @@ def reasoning_accuracy_reward(
     log_extra: Callable[[str, list], None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """As `accuracy_reward` on what follows the reasoning; 0.0 where the reasoning never ends.
+    """Like `accuracy_reward`, on the text after the reasoning; 0.0 if the reasoning has no end.
 
     Args:
-        reasoning_delimiters: what may end the reasoning (None: `</think>`). The first of them, in the order
-            of the list, that the completion holds decides, and its last occurrence does the cut.
+        reasoning_delimiters: texts that may end the reasoning; None for `</think>` only. The text is cut at the last
+            occurrence of the first delimiter in the list that it contains.
 
-    As in TRL, reasoning without an end scores 0.0 even where the solution cannot be read.
+    As in TRL, reasoning without an end scores 0.0 even if the solution cannot be parsed.
     """
     ends = ["</think>"] if reasoning_delimiters is None else reasoning_delimiters
     judgements = [
         INCOMPLETE if (answer := after_reasoning(text_of(c), ends)) is None else judge(answer, gold)
         for c, gold in zip(completions, solution, strict=True)
     ]
-    return told(judgements, solution, log_extra)
+    return logged(judgements, solution, log_extra)
 
 
 def after_reasoning(text: str, delimiters: Sequence[str]) -> str | None:
-    """What stands behind the last occurrence of the first delimiter that the text holds; None without any."""
+    """The text after the last occurrence of the first delimiter that it contains; None if it contains none."""
     end = next((d for d in delimiters if d in text), None)
     return None if end is None else text.rpartition(end)[2]
 
 
 def judge(text: str, solution: Any) -> Judgement:
-    """One text against one solution."""
+    """Judge one completion against one solution."""
     if is_missing(solution):
         return NO_GOLD
     box = last_box(text)
@@ -96,25 +96,25 @@ def is_missing(gold: Any) -> bool:
 
 
 def attempted(attempt: Callable[[], T], otherwise: T) -> T:
-    """What an attempt at a model's words gives. math-verify raises whatever sympy does; an answer that it cannot take
-    is wrong, and no fault of the reward's."""
+    """The result of `attempt`, or `otherwise` if it raises. math-verify raises whatever sympy raises; an answer that it
+    cannot handle is wrong, not an error of the reward."""
     try:
         return attempt()
     except Exception:
         return otherwise
 
 
-def read(text: str, *how: Any, **more: Any) -> list[Any]:
-    """What math-verify understands of a text, without its time limit; an empty list when that is nothing."""
+def read(text: str, *args: Any, **kwargs: Any) -> list[Any]:
+    """The answers that math-verify parses from a text, without its time limit; empty if it finds none."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
-    return parse(text, *how, **more, parsing_timeout=None)
+    return parse(text, *args, **kwargs, parsing_timeout=None)
 
 
 def judged(gold: list[Any], answer: list[Any]) -> Judgement:
-    """What was read of an answer against what was read of the gold; without a time limit."""
+    """Compare a parsed answer with the parsed gold answer, without a time limit."""
     if not gold:
         return None, "[unparseable]", "[skipped]"
-    # In this order: swapped, some results differ.
+    # The order matters: some results differ with the arguments swapped.
     right = attempted(lambda: verify(gold, answer, timeout_seconds=None), False)
     return float(right), _shown(gold), _shown(answer) if answer else "[unparseable]"
 
@@ -130,14 +130,14 @@ def _in_latex() -> LatexExtractionConfig:
 def _shown(parsed: list[Any]) -> str:
     try:
         return str(parsed)
-    except ValueError:  # Python writes no integer of more than 4300 digits
+    except ValueError:  # Python does not convert integers of more than 4300 digits to text
         return "[too long to show]"
 
 
-def told(
+def logged(
     judgements: list[Judgement], solution: Sequence[Any], log_extra: Callable[[str, list], None] | None
 ) -> list[float | None]:
-    """The scores; the rest goes to the completions table."""
+    """Log the parsed answers to the completions table, and return the scores."""
     if log_extra is not None:
         log_extra("solution", list(solution))
         log_extra("gold_parsed", [gold for _, gold, _ in judgements])

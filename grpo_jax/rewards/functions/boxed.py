@@ -1,7 +1,7 @@
-r"""Boxed mathematics, as DeepScaleR and others ask for it: `.. </think> .. \boxed{\frac{4}{3}}`.
+r"""Boxed mathematics, as in DeepScaleR: `.. </think> .. \boxed{\frac{4}{3}}`.
 
-Gold and answer are read in the same way, each as what stands in a box. Where they are read differently, as
-elsewhere (a gold freely, an answer strictly), rightly boxed answers such as `\frac43` and `11\sqrt2` are lost.
+Gold and answer are parsed in the same way, as the content of a box. Rewards that parse them differently (`accuracy.py`)
+do not recognise right answers such as `\frac43` and `11\sqrt2`.
 """
 
 import re
@@ -16,8 +16,8 @@ from grpo_jax.rewards.functions.accuracy import (
     attempted,
     is_missing,
     judged,
+    logged,
     read,
-    told,
 )
 from grpo_jax.rewards.functions.endless import is_endless
 from grpo_jax.rewards.functions.text import last_box, text_of
@@ -40,26 +40,26 @@ def boxed_math(
     think: bool = True,
     **columns: Any,
 ) -> list[float | None]:
-    r"""1.0 where the last box behind the last `</think>` equals the gold, 0.0 where not; None where the gold is none.
+    r"""1.0 if the last box after the last `</think>` equals the gold, otherwise 0.0; None if the gold cannot be parsed.
 
     Args:
-        answer: the gold a row: a formula, plain or in dollars, the number that GSM8K's text ends with, or a text
-            whose last box holds it.
-        log_extra: told `solution`, `gold_parsed` and `answer_parsed`.
-        think: without a `</think>` the score is 0.0; with false the whole text then counts.
+        answer: the gold answers: formulas, plain or in dollars, GSM8K's text with its final number, or texts whose last
+            box holds the answer.
+        log_extra: gets the columns `solution`, `gold_parsed` and `answer_parsed`.
+        think: true: a text without `</think>` scores 0.0; false: the whole text then counts.
 
-    Equal is what math-verify calls equal; a gold of words alone (`blue`) must be the same words. There is no time limit
-    but `RewardPool`'s. Source: DeepScaleR; None is Open-R1's.
+    math-verify decides what is equal; a gold answer of words alone (`blue`) must match word for word. The only time
+    limit is `RewardPool`'s. Source: DeepScaleR; None is from Open-R1.
     """
     judgements = [
         NO_GOLD if is_missing(gold) else _judge(text_of(c), gold_of(gold), think)
         for c, gold in zip(completions, answer, strict=True)
     ]
-    return told(judgements, answer, log_extra)
+    return logged(judgements, answer, log_extra)
 
 
 def gold_of(answer: Any) -> str:
-    """The formula that a gold answer consists of."""
+    """The formula in a gold answer."""
     text = str(answer).rpartition("####")[2].strip()
     if box := last_box(text):
         return box[1]
@@ -87,20 +87,21 @@ def _judge(text: str, gold: str, think: bool) -> Judgement:
 
 
 def answer_in_box(formula: str) -> list[Any]:
-    """As `in_box`, of what a model wrote: nothing where that is better not read."""
+    """Like `in_box`, for a model's formula: empty if it would take too long to parse."""
     return [] if is_endless(formula) else attempted(lambda: in_box(formula), [])
 
 
 def in_box(formula: str) -> list[Any]:
-    """What math-verify understands of a box's inside. A mixed number it would take for a product: `3 1/2`."""
+    """The answers that math-verify parses from the content of a box. Mixed numbers (`3 1/2`) are rewritten first: it
+    would read them as products."""
     formula = formula.replace(r"\$", "")  # money
     if any(mark in formula for mark in _FORMULA):
         return read(formula)
-    mended = _MIXED.sub(r"\1\\frac{\2}{\3}", formula)
-    return read(r"\boxed{" + mended + "}") if mended.strip() else []
+    rewritten = _MIXED.sub(r"\1\\frac{\2}{\3}", formula)
+    return read(r"\boxed{" + rewritten + "}") if rewritten.strip() else []
 
 
 def _plain_words(formula: str) -> str | None:
-    r"""The words of `blue` or `\text{Blue}`, which else were products of letters; None for a formula."""
+    r"""The words of `blue` or `\text{Blue}`, which would be parsed as products of letters; None for a formula."""
     text = _TEXT.sub(r"\1", formula).strip(" .")
     return text.casefold() if _WORDS.fullmatch(text) else None

@@ -1,8 +1,8 @@
-"""Code: does the program that the completion ends with pass its row's tests? It runs, in a sandbox, and only if asked.
+"""The reward `code`: does the completion's program pass its row's tests? It runs in a sandbox, and only on request.
 
-The program is the last closed block fenced with ```python (or ```py; any fence where there is none such) behind the
-reasoning. Each of its tests (see `code_tests.py`) gets an interpreter of its own. docs/code_execution.md says what
-keeps such a program from doing harm.
+The program is the last closed block fenced with ```python (or ```py; without such a block, any fenced one) after the
+reasoning. Each of its tests (see `code_tests.py`) runs in an interpreter of its own. docs/code_execution.md says what
+protects the machine from the program.
 """
 
 import re
@@ -19,13 +19,13 @@ from grpo_jax.sandbox.select import Run, open_sandbox
 
 LABELS = {"python", "python3", "py"}
 LEAST_MEMORY = 64
-"""MiB; with less an interpreter may not start, and every program would fail."""
+"""MiB. With less an interpreter may not start, and every program would fail."""
 SHARE_OF_DEADLINE = 0.9
-"""Of a call's deadline, what programs may use; the rest is for the pool to hear of it in time."""
+"""The share of a call's deadline that programs may use; the rest is for the answer to reach the pool in time."""
 OUT_OF_TIME = "rewards/code/out_of_time"
-"""The metric for the share of rows that failed for want of the call's time, not of a program's own."""
+"""The metric for the share of rows that failed because the call, not the program, ran out of time."""
 
-# With a backtick behind them, three of them begin code within a line. What is read is not given back (`*+`): linear.
+# Three backticks with another one later in the line are inline code, not a fence. `*+` never backtracks: linear time.
 _FENCE = re.compile(r"(?P<indent>\s*+)(?P<ticks>`{3,}+)\s*+(?P<label>[^\s`]*+)[^`]*+")
 
 UNASKED = (
@@ -48,43 +48,49 @@ def code(
     log_metric: Callable[[str, float], None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """1.0 where the program passes all tests, else 0.0; with `score=share` the share that it passes.
+    """1.0 if the program passes all tests, else 0.0; with `score=share` the share of tests that it passes.
 
-    None where a row has no tests.
+    None for a row without tests.
 
     Args:
-        sandbox: where programs run: `none`, `local`, `strict` or a URL. See `sandbox.choose`.
-        score: `all` is the default because a share pays for guessing: "-1" or "YES" passes many a test.
-        seconds: of processor time, a test.
-        memory: MiB, a test.
-        reward_timeout: the pool's own deadline for this call, in seconds (None: none). A row that is judged alone has
-            it for all its tests, and has failed those that it did not come to.
-        log_metric: the pool's own; hears of each row whether it ran out of that time.
+        sandbox: where programs run: `none`, `local`, `strict` or a URL. See `sandbox/select.py`.
+        score: `all` is the default because a share rewards guessing: "-1" or "YES" passes many tests.
+        seconds: processor time per test.
+        memory: MiB per test.
+        reward_timeout: the pool's deadline for this call, in seconds; None for no deadline. In a call for a single row,
+            tests not reached within it count as failed.
+        log_metric: the pool's; gets 1.0 for each row that ran out of that time, else 0.0.
 
-    A program that is too slow for a test is not run on those after it: they count as failed.
+    A program that is too slow for a test is not run on the later ones: they count as failed.
 
     Raises:
-        UserError: no sandbox, or not one that works here.
-        SandboxError: the sandbox could not run a program. The pool tries once more and counts the row as an error.
-        TimeoutError: not all rows were judged in time; the pool then gives each its own.
-        ValueError: a row's tests are in no shape that is known; an option has no use.
+        UserError: no sandbox is given, or it does not work here.
+        SandboxError: the sandbox could not run a program. The pool retries, then counts the row as an error.
+        TimeoutError: the call ran out of time with several rows; the pool then retries each row by itself.
+        ValueError: the tests of a row have an unknown shape, or an option has an unusable value.
     """
     if sandbox == "none":
         raise UserError(UNASKED)
     if memory < LEAST_MEMORY:
-        raise ValueError(f"memory={memory} MiB: Python does not start in it; use {LEAST_MEMORY} at least")
+        raise ValueError(
+            f"memory={memory} MiB: Python does not start in so little; use at least {LEAST_MEMORY}"
+        )
     limits = Limits(cpu=seconds, memory=memory * MIB)
-    judge = Judge(
-        open_sandbox(sandbox), limits, score == "all", _deadline(reward_timeout), len(completions) == 1
+    grader = Grader(
+        open_sandbox(sandbox),
+        limits,
+        whole=score == "all",
+        deadline=_deadline(reward_timeout),
+        alone=len(completions) == 1,
     )
     known = {name: columns[name] for name in COLUMNS if name in columns}
     scores = [
-        judge.score(program_of(text_of(completion), prefill_of(prompt)), read_tests(_row(known, i)))
+        grader.score(program_of(text_of(completion), prefill_of(prompt)), read_tests(_row(known, i)))
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
     ]
     if log_metric:
         for _ in scores:
-            log_metric(OUT_OF_TIME, float(judge.late))
+            log_metric(OUT_OF_TIME, float(grader.late))
     return scores
 
 
@@ -96,23 +102,23 @@ def _row(columns: dict[str, Any], index: int) -> dict[str, Any]:
     return {name: column[index] for name, column in columns.items()}
 
 
-class Judge:
+class Grader:
     """Runs programs on tests until a deadline (time.monotonic).
 
     Args:
-        whole: stop a program at its first failure.
-        alone: there is one row, which has failed what it does not come to in time.
+        whole: score 1.0 or 0.0, and stop at a program's first failure.
+        alone: there is a single row; tests that it does not reach in time count as failed.
 
-    `late` becomes true with such a row. It fails although its program may be right: a program that sleeps and a machine
-    that is busy look alike from here, and with no verdict in its place a wrong program had better dawdle than fail.
+    `late` becomes true for such a row. It fails although its program may be right: a sleeping program cannot be told
+    from a busy machine, and if it scored nothing instead, a wrong program would gain by being slow.
     """
 
-    def __init__(self, run: Run, limits: Limits, whole: bool, deadline: float, alone: bool):
+    def __init__(self, run: Run, limits: Limits, *, whole: bool, deadline: float, alone: bool):
         self.run, self.limits, self.whole, self.deadline, self.alone = run, limits, whole, deadline, alone
         self.late = False
 
     def score(self, program: str | None, tests: Sequence[Test]) -> float | None:
-        """One row's."""
+        """The score of one row: its program on its tests."""
         if not tests:
             return None
         if program is None:
@@ -140,7 +146,7 @@ class Judge:
 
 
 def program_of(text: str, prefill: str = "") -> str | None:
-    """The program that a completion ends with, or None: it still reasons, or has no closed block."""
+    """The last program of a completion; None if the reasoning has no end, or there is no closed block."""
     _, end, answer = text.rpartition("</think>")
     reasons = "<think>" in text or prefill.rstrip().endswith("<think>")
     if not end and reasons:
@@ -152,10 +158,10 @@ def program_of(text: str, prefill: str = "") -> str | None:
 
 
 def fenced(text: str) -> list[tuple[str, str]]:
-    """(label, inside) of every closed block between fences of three backticks or more, in order, as CommonMark has it.
+    """(label, content) of every closed block between fences of three or more backticks, in order, as in CommonMark.
 
-    The label is the first word of what follows the opening fence, in lower case: "python" of "```Python title=a.py".
-    A fence that is indented, in a list, takes as much indentation as it has off the lines inside.
+    The label is the first word after the opening fence, in lower case: "python" of "```Python title=a.py". The
+    indentation of an indented fence (in a list) is removed from the lines inside.
     """
     blocks, opened, inside = [], None, list[str]()
     for line in text.split("\n"):

@@ -1,4 +1,4 @@
-r"""Tests of programs, in the shapes in which published data sets have them, and what a test runs and expects.
+r"""Tests of programs: reads them from the columns of published data sets, and makes the scripts that run them.
 
     verification_info   {"test_cases": [{"input", "output", "fn_name"?}, ...]}                    (Open-R1, SYNTHETIC-1)
     input_output        {"inputs": [...], "outputs": [...], "fn_name"?}                           (APPS, TACO)
@@ -7,8 +7,8 @@ r"""Tests of programs, in the shapes in which published data sets have them, and
     test_list           ["assert f(1) == 2", ...], with test_setup_code and test_imports          (MBPP)
     test, entry_point   "def check(candidate): ..."                                               (HumanEval)
 
-Each may be JSON text. What a program must print or return never comes near it: it is compared outside of the sandbox.
-Assertions are another matter, they run where the program does.
+Each may be JSON text. What a program must print or return never enters the sandbox: it is compared outside.
+Assertions, however, run in the same interpreter as the program.
 """
 
 import json
@@ -36,14 +36,14 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Printed:
-    """A program that reads `stdin` prints `expected`."""
+class OutputTest:
+    """The program reads `stdin` and must print `expected`."""
 
     stdin: str
     expected: str
 
     def script(self, program: str) -> tuple[str, str]:
-        """(code, stdin) to be run."""
+        """(code, stdin) for the sandbox."""
         return program, self.stdin
 
     def passed(self, outcome: Outcome, script: tuple[str, str]) -> bool:
@@ -51,10 +51,10 @@ class Printed:
 
 
 @dataclass(frozen=True)
-class Returned:
-    """The function `name`, or the method of a class `Solution`, returns `expected` for `arguments`.
+class ReturnTest:
+    """The function `name`, or the method of a class `Solution`, must return `expected` for `arguments`.
 
-    wrapped: `expected` may be a list that holds the value alone, as in APPS.
+    wrapped: `expected` may be a list with the value as its only element, as in APPS.
     """
 
     name: str
@@ -74,13 +74,13 @@ class Returned:
         try:
             value = json.loads(said)
             return same(value, self.expected) or (alone and same(value, self.expected[0]))
-        except (ValueError, RecursionError):  # whatever a program may have printed in its place
+        except (ValueError, RecursionError):  # the program printed something else in its place
             return False
 
 
 @dataclass(frozen=True)
-class Asserted:
-    """A piece of code that runs after the program, in its names, and raises nothing."""
+class AssertionTest:
+    """The code `check` runs after the program, in its namespace, and must not raise."""
 
     check: str
 
@@ -91,13 +91,13 @@ class Asserted:
         return _said(outcome, script) is not None
 
 
-Test = Printed | Returned | Asserted
+Test = OutputTest | ReturnTest | AssertionTest
 
 
-# The program is a module of its own, so that what it keeps for `__main__` does not run. A program that ends before its
-# tests do has not passed them: only the last line says the word. It is read before the program runs, which finds stdin
-# empty, and what is used after it is bound before: `builtins.exec = print` changes nothing. All the same they share an
-# interpreter, and a program that searches its frames finds the word.
+# The program is a module of its own, so that its `if __name__ == "__main__"` block does not run. A program that exits
+# before its tests has not passed them: only the last line prints the secret word. The word is read from stdin before
+# the program runs, and the functions used afterwards are bound before, so `builtins.exec = print` changes nothing.
+# Still they share an interpreter, and a program that inspects its frames finds the word.
 _SCRIPT = """\
 import builtins, json, os, sys, types
 
@@ -143,18 +143,18 @@ def _script(program: str, then: str) -> tuple[str, str]:
 
 
 def _said(outcome: Outcome, script: tuple[str, str]) -> str | None:
-    """What follows the word in its line, where the script came to its end. Lines behind it are the program's last."""
+    """What follows the secret word in its line; None if the script did not reach its end."""
     _, word, rest = outcome.stdout.rpartition(script[1])
     return rest.partition("\n")[0] if outcome.ok and word else None
 
 
 def lines(text: str) -> list[str]:
-    """What is compared of printed text: its lines without whitespace at their ends, without empty lines at the end."""
+    """The lines of printed text for comparison: without trailing whitespace and without empty lines at the end."""
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
 def same(value: Any, expected: Any) -> bool:
-    """Equality of JSON values: of equal length and order, 1 equals 1.0, and true is no 1."""
+    """Equality of JSON values: 1 equals 1.0, but true does not equal 1."""
     if isinstance(value, bool) or isinstance(expected, bool):
         return value is expected
     if isinstance(value, list) and isinstance(expected, list):
@@ -168,10 +168,10 @@ def same(value: Any, expected: Any) -> bool:
 
 
 def read_tests(row: Mapping[str, Any]) -> list[Test]:
-    """The tests of one row, from those of `COLUMNS` that it has; none where they are empty.
+    """The tests of one row, from those of `COLUMNS` that it has; an empty list if they are empty.
 
     Raises:
-        ValueError: a column is in no shape that is known.
+        ValueError: a column has an unknown shape.
     """
     given = {name: value for name, value in row.items() if value is not None and value != ""}
     found: list[Test] = []
@@ -184,7 +184,7 @@ def read_tests(row: Mapping[str, Any]) -> list[Test]:
     if "test_list" in given and not found:
         found = _assertions(given)
     if "test" in given and "entry_point" in given and not found:
-        found = [Asserted(f"{given['test']}\ncheck({given['entry_point']})")]
+        found = [AssertionTest(f"{given['test']}\ncheck({given['entry_point']})")]
     return found
 
 
@@ -219,7 +219,7 @@ def _pairs(name: str, value: Any) -> list[Test]:
 
 
 def _cases(name: str, cases: Any, function: str | None, of_lines: bool = False) -> list[Test]:
-    """Tests from a list of mappings with input and output; with `of_lines` arguments are JSON, one a line."""
+    """Tests from a list of mappings with input and output. With `of_lines`, arguments are JSON, one per line."""
     found: list[Test] = []
     for case in cases:
         if not isinstance(case, Mapping) or not ({"input", "output"} <= case.keys()):
@@ -227,7 +227,7 @@ def _cases(name: str, cases: Any, function: str | None, of_lines: bool = False) 
         called = case.get("fn_name") or (function if case.get("testtype") == "functional" else None)
         if of_lines and called:
             arguments = [json.loads(line) for line in case["input"].splitlines() if line.strip()]
-            found.append(Returned(called, arguments, json.loads(case["output"])))
+            found.append(ReturnTest(called, arguments, json.loads(case["output"])))
         else:
             found.append(_test(name, case["input"], case["output"], called))
     return found
@@ -235,16 +235,16 @@ def _cases(name: str, cases: Any, function: str | None, of_lines: bool = False) 
 
 def _test(name: str, given: Any, expected: Any, function: str | None) -> Test:
     if not function:
-        return Printed(_joined(given), _joined(expected))
+        return OutputTest(_joined(given), _joined(expected))
     arguments = _parsed(name, given) if isinstance(given, str) else given
     if not isinstance(arguments, list | tuple):
         raise ValueError(f"{name}: the arguments of {function} are {arguments!r:.60}; must be a list")
-    # As JSON has them, so that what comes back from the sandbox can be like them.
-    return Returned(function, list(arguments), json.loads(json.dumps(expected)), wrapped=True)
+    # Converted as JSON would convert them, because what the sandbox returns is JSON.
+    return ReturnTest(function, list(arguments), json.loads(json.dumps(expected)), wrapped=True)
 
 
 def _joined(text: Any) -> str:
-    """Text, or its lines."""
+    """Text that is given as a string or as a list of lines."""
     return "\n".join(map(str, text)) if isinstance(text, list | tuple) else str(text)
 
 
@@ -255,10 +255,10 @@ def _function(given: Mapping[str, Any]) -> str | None:
 
 
 def _assertions(given: Mapping[str, Any]) -> list[Test]:
-    """A test for each assertion, with what must come before it."""
+    """One test per assertion, with the imports and the setup code before it."""
     tests = _parsed("test_list", given["test_list"])
     if not isinstance(tests, Sequence) or not all(isinstance(test, str) for test in tests):
         raise ValueError(f"test_list holds {tests!r:.60}; must be a list of texts")
     before = given.get("test_imports") or []
     setup = [*([before] if isinstance(before, str) else before), given.get("test_setup_code") or ""]
-    return [Asserted("\n".join([*filter(None, setup), test])) for test in tests]
+    return [AssertionTest("\n".join([*filter(None, setup), test])) for test in tests]

@@ -1,4 +1,4 @@
-"""Several rewards become one number a row."""
+"""Combines the scores of several reward functions into one reward per row."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ import numpy as np
 
 
 def combine(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """Weighted sum over functions, float64 [B]; a NaN (the function does not apply, or failed) adds nothing.
+    """Weighted sum over functions, float64 [B]. A NaN (the function does not apply, or failed) adds nothing.
 
     Args:
-        values: [B, n], one column a function.
+        values: [B, n], one column per function.
         weights: [n].
 
-    A row for which every function gave NaN stays NaN: nobody judged it, which is not the same as zero.
+    A row for which every function gave NaN stays NaN, because no score is not the same as zero.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or len(weights) != values.shape[1]:

@@ -1,4 +1,4 @@
-"""Right or wrong, and how long it took to say it. Same name, arguments and values as TRL 1.16's."""
+"""Accuracy scaled by length. Same name, arguments and values as TRL 1.16's."""
 
 import math
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ def get_cosine_scaled_reward(
     """A reward that favours short right answers, and long wrong ones over short wrong ones.
 
     Args:
-        max_len: the tokens L at which the schedule ends; at least 1.
-        min_value_wrong, max_value_wrong: a wrong answer's reward at 0 and at L tokens.
-        min_value_correct, max_value_correct: a right answer's reward at L and at 0 tokens.
-        faithful: the bare cosine, as in Open-R1: beyond L it climbs back, and pays for it.
+        max_len: the number of tokens L at which the schedule ends; at least 1.
+        min_value_wrong, max_value_wrong: the reward of a wrong answer at 0 and at L tokens.
+        min_value_correct, max_value_correct: the reward of a right answer at L and at 0 tokens.
+        faithful: as in Open-R1, the plain cosine: beyond L tokens the reward returns towards its value at 0.
 
-    With n tokens, r = at_L + (at_0 - at_L) (1 + cos(pi min(n / L, 1))) / 2. Right and wrong as `accuracy_reward`
-    says; None where that is None. Beyond L the value stays.
+    With n tokens, r = at_L + (at_0 - at_L) (1 + cos(pi min(n / L, 1))) / 2, constant beyond L. `accuracy_reward`
+    decides what is right; None where that is None.
     arXiv:2502.03373, appendix C.1.
     """
     if max_len < 1:
@@ -50,7 +50,7 @@ class CosineScaledReward:
 
     @property
     def worst(self) -> float:
-        """Of a row that could not be judged."""
+        """The score of a row for which the reward fails; see `verdicts.py`."""
         return self.min_value_wrong
 
     def __call__(
@@ -60,7 +60,7 @@ class CosineScaledReward:
         completion_ids: Sequence[Any],
         **columns: Any,
     ) -> list[float | None]:
-        """A float a row, None where the solution cannot be read."""
+        """One float per row; None if the solution cannot be parsed."""
         right = accuracy_reward(completions, solution)
         return [
             None if score is None else self._scaled(bool(score), len(ids))
@@ -91,6 +91,6 @@ def cosine_scaled_reward(
     faithful: bool = False,
     **columns: Any,
 ) -> list[float | None]:
-    """`get_cosine_scaled_reward` by its name; the defaults are Open-R1's."""
+    """`get_cosine_scaled_reward` as a named reward with options; the defaults are Open-R1's."""
     bounds = (min_value_wrong, max_value_wrong, min_value_correct, max_value_correct)
     return get_cosine_scaled_reward(max_len, *bounds, faithful)(completions, solution, completion_ids)

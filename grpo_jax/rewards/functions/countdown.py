@@ -18,24 +18,23 @@ def countdown(
     nums: list[Any] | None = None,
     **columns: Any,
 ) -> list[float]:
-    """1.0 where the last `<answer>` reaches the target with exactly the given numbers.
+    """1.0 if the last `<answer>` reaches the target with exactly the given numbers, otherwise 0.0.
 
     Args:
-        numbers: the integers to use, a list a row; published data sets call the column `nums`.
-        target: the integer to reach, exactly: no tolerance.
+        numbers: the integers to use, one list per row; published data sets call the column `nums`.
+        target: the integer to reach exactly.
 
-    What counts as an expression is said in `expressions.py`. `= target` may follow it; another value there is
-    a false statement and scores 0.0.
+    `expressions.py` defines what an expression is. `= target` may follow it; any other value there scores 0.0.
 
     Raises:
-        ValueError: neither `numbers` nor `nums` is there.
+        ValueError: there is neither `numbers` nor `nums`.
     """
     given = given_numbers(numbers, nums, "countdown")
     return [float(solves(text_of(c), n, t)) for c, n, t in zip(completions, given, target)]
 
 
 def given_numbers(numbers: list[Any] | None, nums: list[Any] | None, reward: str) -> list[Any]:
-    """A row's numbers from the column that has them; ValueError when there is neither column."""
+    """Each row's numbers, from the column that has them. Raises ValueError if there is neither column."""
     if numbers is None or nums is None:
         given = numbers if nums is None else nums
     else:
@@ -61,6 +60,6 @@ def solves(text: str, numbers: Iterable[Any], target: Any) -> bool:
 
 
 def _states(claimed: str, goal: Fraction) -> bool:
-    """Whether what follows `=` is the goal itself, a single number."""
+    """Whether what follows `=` is a single number equal to the goal."""
     claim = parse(claimed)
     return claim is not None and len(claim.numbers) == 1 and claim.value == goal

@@ -1,13 +1,13 @@
-r"""Formulas on which math-verify would compute for ever, or fall over: towers of powers, deep nesting, long chains.
+r"""Recognises formulas on which math-verify would run for ever or crash: towers of powers, deep nesting, long chains.
 
-No gold answer is one, so an answer that is one is wrong. These rules spare time: what slips through costs its row the
-deadline of `RewardPool`, and gets the worst verdict.
+No gold answer is like that, so such an answer is wrong. The rules only save time: a formula that they miss runs into
+the deadline of `RewardPool` and gets the worst score (`verdicts.py`).
 """
 
 import re
 
 DEEPEST = 12
-"""Brackets within brackets; reading takes time exponential in them."""
+"""The deepest nesting of brackets: parsing takes exponential time in it."""
 
 _ENDLESS = re.compile(
     r"""(?:[^/,;&\n]{0,24}/){9}                     # a chain of divisions
@@ -24,12 +24,12 @@ _TOWER = re.compile(r"(\d{1,9})[\s{(]*\^[\s{(]*(\d{1,9})[\s{(]*\^[\s{(]*(\d{1,9}
 
 
 def is_endless(formula: str) -> bool:
-    """Whether a formula is better not read. Linear in its length."""
+    """Whether a formula must not be parsed. Takes linear time."""
     return bool(_ENDLESS.search(formula)) or _is_deep(formula) or any(map(_is_high, _TOWER.finditer(formula)))
 
 
 def without_open_formulas(text: str) -> str:
-    r"""The text without `\(` and `\[` that nothing closes: the search for their end would be quadratic."""
+    r"""The text without unclosed `\(` and `\[`: the search for their ends would take quadratic time."""
     for opening, closing in ((r"\(", r"\)"), (r"\[", r"\]")):
         end = text.rfind(closing) + len(closing) if closing in text else 0
         text = text[:end] + text[end:].replace(opening, "")
@@ -46,6 +46,6 @@ def _is_deep(formula: str) -> bool:
 
 
 def _is_high(tower: re.Match[str]) -> bool:
-    """Whether the exponent, itself a power, is beyond a million."""
+    """Whether the exponent, itself a power, is above a million."""
     base, exponent = int(tower[2]), int(tower[3])
     return base > 1 and base ** min(exponent, 20) > 10**6

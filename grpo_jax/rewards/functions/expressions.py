@@ -1,11 +1,11 @@
-"""Arithmetic on whole numbers, evaluated exactly. No `eval`: what a model writes is never run.
+"""Evaluates arithmetic on integers exactly, without running the model's text as Python.
 
     sum     = ["-"] product { ("+" | "-") product }        the sign only at the start or after "("
     product = atom { ("*" | "/") atom }
     atom    = integer | "(" sum ")"
 
-Everything else is refused: powers, `//`, decimals, `--3`, `2*-3`, `(3)(4)`, `+3`. Length and depth are
-bounded, hence so is the cost: a value has at most about `MAX_LENGTH` digits.
+Everything else is refused: powers, `//`, decimals, `--3`, `2*-3`, `(3)(4)`, `+3`. Length and depth are limited, and
+with them the cost: a value has at most about `MAX_LENGTH` digits.
 """
 
 import re
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_LENGTH = 200
-"""Characters. The longest honest Countdown answer has fewer than 50."""
+"""Characters. The longest sensible Countdown answer has fewer than 50."""
 MAX_DEPTH = 30
 """Nested parentheses."""
 
@@ -21,15 +21,15 @@ _TOKEN = re.compile(r"\s*([0-9]+|[-+*/()])")
 
 
 @dataclass(frozen=True)
-class Expression:
-    """An arithmetic expression: its exact value, and the integers it is written with, left to right."""
+class ParsedExpression:
+    """An arithmetic expression: its exact value, and the integers in it, from left to right."""
 
     value: Fraction
     numbers: tuple[int, ...]
 
 
-def parse(text: str) -> Expression | None:
-    """Read and evaluate an expression; None when it is not one, divides by zero, or passes a limit."""
+def parse(text: str) -> ParsedExpression | None:
+    """Parse and evaluate an expression; None if it is not one, divides by zero, or exceeds a limit."""
     tokens = _tokens(text)
     if not tokens:
         return None
@@ -38,21 +38,21 @@ def parse(text: str) -> Expression | None:
         value = reader.sum()
     except (_Refused, ZeroDivisionError):
         return None
-    return Expression(value, tuple(reader.numbers)) if reader.next is None else None
+    return ParsedExpression(value, tuple(reader.numbers)) if reader.next is None else None
 
 
 def _tokens(text: str) -> list[str]:
-    """The tokens of the whole text; empty when a character belongs to none or the text is too long."""
+    """The tokens of the whole text; empty if a character belongs to none, or the text is too long."""
     text = text.strip()
     if len(text) > MAX_LENGTH:
         return []
-    tokens, at = [], 0
-    while at < len(text):
-        match = _TOKEN.match(text, at)
+    tokens, position = [], 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
         if match is None:
             return []
         tokens.append(match[1])
-        at = match.end()
+        position = match.end()
     return tokens
 
 
@@ -61,21 +61,21 @@ class _Refused(Exception):
 
 
 class _Reader:
-    """Recursive descent: one method a rule, each reads what it names and returns its value."""
+    """A recursive-descent parser: one method per grammar rule, which consumes its tokens and returns their value."""
 
     def __init__(self, tokens: list[str]):
         self.tokens = tokens
-        self.at = 0
+        self.position = 0
         self.depth = 0
         self.numbers: list[int] = []
 
     @property
     def next(self) -> str | None:
-        return self.tokens[self.at] if self.at < len(self.tokens) else None
+        return self.tokens[self.position] if self.position < len(self.tokens) else None
 
     def take(self) -> str | None:
         token = self.next
-        self.at += 1
+        self.position += 1
         return token
 
     def sum(self) -> Fraction:

@@ -1,6 +1,6 @@
-"""Did the completion think first and answer second, and nothing else?
+"""Format rewards: a thought, then an answer, in tags.
 
-All rules count tags and split at them: their cost is linear in the text, whatever it holds.
+All rules count tags and split the text at them, so they take linear time on any text.
 """
 
 from typing import Any
@@ -12,18 +12,18 @@ END_MARKERS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>", "</
 
 
 def think_answer_format(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """1.0 for one `<think>..</think>`, then one `<answer>..</answer>`, both with something inside; else 0.0.
+    """1.0 for one `<think>..</think>`, then one `<answer>..</answer>`, neither of them empty; otherwise 0.0.
 
-    Around and between the blocks only whitespace may stand, and an end-of-text marker after them. When the
-    prompt ends with an opened `<think>` (a prefill), the completion may leave its own out.
+    Only whitespace may surround and separate the blocks; an end-of-text marker may follow them. If the prompt ends with
+    an open `<think>` (a prefill), the completion may omit it.
     """
     return [float(is_think_answer(text_of(c), opens_thought(p))) for p, c in zip(prompts, completions)]
 
 
 def logic_rl_format(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """1.0 where each of the four tags stands exactly once and in order, else -1.0; anything may stand around them.
+    """1.0 if each of the four tags occurs exactly once and in order, otherwise -1.0; any text may surround them.
 
-    A `<think>` that the prompt has opened counts. Logic-RL (arXiv:2502.14768); `logic_rl` is this and the answer.
+    A `<think>` that the prompt opens counts. Logic-RL (arXiv:2502.14768); `logic_rl` also scores the answer.
     """
     return [1.0 if in_order(whole(p, text_of(c))) else -1.0 for p, c in zip(prompts, completions)]
 
@@ -36,12 +36,12 @@ def soft_format(
     answer: str = "answer",
     **columns: Any,
 ) -> list[float]:
-    """1.0 where somewhere a thought is closed and, behind it, an answer, both with something inside; else 0.0.
+    """1.0 if a closed thought is followed by a closed answer, neither of them empty; otherwise 0.0.
 
-    Text around them and between them, and more blocks of both, do no harm. A thought that the prompt has opened counts.
+    Other text and further blocks are allowed. A thought that the prompt opens counts.
 
     Args:
-        think, answer: the names of the tags; `soft_format:think=reasoning` asks for `<reasoning>`.
+        think, answer: the names of the tags; `soft_format:think=reasoning` expects `<reasoning>`.
 
     Raises:
         ValueError: a name is empty.
@@ -52,7 +52,7 @@ def soft_format(
 
 
 def _is_soft(text: str, think: str, answer: str) -> bool:
-    """Whether the first thought that is closed has something inside, and so has an answer behind it."""
+    """Whether the first thought is closed and not empty, and a closed answer that is not empty follows."""
     _, opening, rest = text.partition(f"<{think}>")
     thought, closing, rest = rest.partition(f"</{think}>")
     block = last_block(rest, answer)
@@ -60,11 +60,10 @@ def _is_soft(text: str, think: str, answer: str) -> bool:
 
 
 def think_format_reward(completions: list[Any], **columns: Any) -> list[float]:
-    """1.0 for a text that begins with `<think>`, its only one, and closes it somewhere; else 0.0.
+    """1.0 for a text that begins with `<think>`, its only one, and closes it; otherwise 0.0.
 
-    The values of TRL 1.16's function of this name, with what that lets pass: nothing need stand between the
-    tags, nor behind them, and further `</think>` do no harm; one space before `<think>` does.
-    `think_answer_format` asks for more.
+    Gives the values of TRL 1.16's function of this name: the thought and what follows may be empty, and further
+    `</think>` are allowed, but a space before `<think>` is not. `think_answer_format` is stricter.
     """
     return [float(is_think(text_of(c))) for c in completions]
 
@@ -75,23 +74,23 @@ def is_think(text: str) -> bool:
 
 
 def opens_thought(prompt: Any, tag: str = "think") -> bool:
-    """Whether the prompt ends with an opened thought, so that the completion need not open one."""
+    """Whether the prompt ends with an open thought, so that the completion need not open one."""
     return prefill_of(prompt).rstrip().endswith(f"<{tag}>")
 
 
 def whole(prompt: Any, text: str, tag: str = "think") -> str:
-    """The completion with a thought's opening that the prompt ends with."""
+    """The completion, preceded by the opening tag of a thought if the prompt ends with it."""
     return f"<{tag}>{text}" if opens_thought(prompt, tag) else text
 
 
 def in_order(text: str) -> bool:
-    """Whether each of the four tags stands exactly once, and in order."""
+    """Whether each of the four tags occurs exactly once, and in order."""
     places = [text.find(tag) for tag in TAGS]
     return all(text.count(tag) == 1 for tag in TAGS) and places == sorted(places)
 
 
 def is_think_answer(text: str, prefilled: bool = False) -> bool:
-    """The rule of `think_answer_format` for one text. Counts and splits only, so linear in its length."""
+    """The rule of `think_answer_format` for one text."""
     text = without_end_markers(text)
     if prefilled and not text.startswith("<think>"):
         text = "<think>" + text
@@ -106,7 +105,7 @@ def is_think_answer(text: str, prefilled: bool = False) -> bool:
 
 
 def without_end_markers(text: str) -> str:
-    """The text without white space around it and end-of-text markers behind it."""
+    """The text without surrounding white space and trailing end-of-text markers."""
     text = text.strip()
     while marker := next((m for m in END_MARKERS if text.endswith(m)), None):
         text = text[: -len(marker)].rstrip()

@@ -1,4 +1,4 @@
-"""Kimi's reward for length (arXiv:2501.12599, section 2.3.3): among the answers to one prompt, the short ones win."""
+"""Kimi's length reward (arXiv:2501.12599, section 2.3.3): favours the shorter answers to a prompt."""
 
 from collections import defaultdict
 from typing import Any, Literal
@@ -6,7 +6,7 @@ from typing import Any, Literal
 from grpo_jax.rewards.functions.verdicts import worst
 from grpo_jax.rewards.load import load_reward
 
-Judge = Literal["boxed_math", "gsm8k", "knights_and_knaves"]
+Correctness = Literal["boxed_math", "gsm8k", "knights_and_knaves"]
 
 
 @worst(-0.5)
@@ -16,19 +16,19 @@ def kimi_length(
     completion_ids: list[Any],
     *,
     answer: list[Any],
-    judge: Judge = "boxed_math",
+    judge: Correctness = "boxed_math",
     **columns: Any,
 ) -> list[float | None]:
     """l = 0.5 - (n - shortest) / (longest - shortest) for n tokens: a right answer gets l, a wrong one min(0, l).
 
-    0.0 where all are equally long; None where the gold cannot be read.
+    0.0 if all answers have the same length; None if the gold answer cannot be read.
 
     Args:
-        answer: the gold a row.
-        judge: the built-in reward that says what is right; `boxed_math` does not ask it for a `</think>`.
+        answer: the gold answers.
+        judge: the built-in reward that decides what is right; `boxed_math` is used with think=false.
 
-    A group is the rows of one call with equal prompts. `RewardPool` gives a whole group in one call; where that fails
-    and its rows are tried one by one, each is alone and gets 0.0, or -0.5 where even that takes too long.
+    A group is the rows of one call with equal prompts. `RewardPool` passes a whole group in one call; if that fails,
+    it retries the rows one by one: each is then alone and gets 0.0, or -0.5 if it times out again.
     """
     right = _judged(judge, prompts, completions, answer)
     groups: dict[str, list[int]] = defaultdict(list)
@@ -43,7 +43,7 @@ def kimi_length(
 
 
 def _places(lengths: list[int]) -> list[float]:
-    """From 0.5 for the shortest to -0.5 for the longest; all 0 when there is no difference."""
+    """0.5 for the shortest down to -0.5 for the longest; all 0 if they have the same length."""
     shortest, longest = min(lengths), max(lengths)
     if shortest == longest:
         return [0.0] * len(lengths)
@@ -51,7 +51,7 @@ def _places(lengths: list[int]) -> list[float]:
 
 
 def _judged(
-    judge: Judge, prompts: list[Any], completions: list[Any], answer: list[Any]
+    judge: Correctness, prompts: list[Any], completions: list[Any], answer: list[Any]
 ) -> list[float | None]:
     reward = load_reward("boxed_math:think=false" if judge == "boxed_math" else judge)
     return reward.function(prompts=prompts, completions=completions, answer=answer)

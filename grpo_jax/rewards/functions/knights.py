@@ -1,7 +1,7 @@
-"""Knights and knaves: has everyone been told right?
+"""Knights and knaves: does the answer name everyone's kind correctly?
 
-`answer` is the data's own column, lines such as `(1) Zoey is a knight`; what a completion says is read from its
-last `<answer>` block, whatever the order, the numbering or the punctuation; `**Zoey**: knight` will do.
+`answer` is a column of the data, with lines such as `(1) Zoey is a knight`. A completion's claims are read from its
+last `<answer>` block, in any order, numbering or punctuation; `**Zoey**: knight` counts as well.
 """
 
 import re
@@ -11,33 +11,33 @@ from typing import Any
 from grpo_jax.rewards.functions.format import in_order, whole
 from grpo_jax.rewards.functions.text import last_block, text_of
 
-Told = dict[str, str]
-"""Who is what: a name in lower case, "knight" or "knave"."""
+Identities = dict[str, str]
+"""Name in lower case -> "knight" or "knave"."""
 _SAID = re.compile(r"\b(\w+)(?:\s+is\s+|\s*:\s*)(?:a\s+)?(knight|knave)\b", re.IGNORECASE)
 _KIND = re.compile(r"\b(knight|knave)\b", re.IGNORECASE)
 
 
 def knights_and_knaves(completions: list[Any], *, answer: list[str], **columns: Any) -> list[float]:
-    """1.0 where everyone is named once for what they are, and nobody else is; 0.0 otherwise.
+    """1.0 if the answer gives everyone's kind correctly, and nobody else's; otherwise 0.0.
 
     Raises:
         ValueError: a gold answer names nobody.
     """
-    return [float(_told(text_of(c)) == _gold(a)) for c, a in zip(completions, answer)]
+    return [float(_claimed(text_of(c)) == _gold(a)) for c, a in zip(completions, answer)]
 
 
 def logic_rl(
     prompts: list[Any], completions: list[Any], *, answer: list[str], faithful: bool = False, **columns: Any
 ) -> list[float]:
-    """Logic-RL's score (Xie et al. 2025, arXiv:2502.14768): +1 or -1 for the format, and for the answer +2 where it is
-    right, -1.5 where everyone is named but not rightly, -2 where not, or where the format is wrong: 3, -0.5, -1 or -3.
+    """Logic-RL's score (Xie et al. 2025, arXiv:2502.14768): +1 or -1 for the format, plus +2 for a right answer, -1.5
+    if everyone is named but not correctly, and -2 otherwise or if the format is wrong. The sum is 3, -0.5, -1 or -3.
 
-    The format: each of the four tags exactly once, in their order; a `<think>` that the prompt has opened counts. What
-    the answer says of others than the puzzle's people ("so she is a knight") does not count.
+    The format requires each of the four tags exactly once, in order; a `<think>` that the prompt opens counts. Claims
+    about anyone who is not in the puzzle ("so she is a knight") do not count.
 
     Args:
-        faithful: a person is what is named first behind their name, in its line: "not a knave" is a knave, and who is
-            said to be both is the first. The search as published at first; later copies want "NAME is a KIND".
+        faithful: as first published: a person is the kind that is named first after their name in a line, so "not a
+            knave" is a knave, and someone named both is the first. (Later copies require "NAME is a KIND".)
 
     Raises:
         ValueError: a gold answer names nobody.
@@ -47,36 +47,36 @@ def logic_rl(
     return [_score(whole(prompt, text_of(said)), _gold(right), read) for prompt, said, right in scores]
 
 
-def _score(text: str, right: Told, read: Callable[[str, Collection[str]], Told | None]) -> float:
+def _score(text: str, right: Identities, read: Callable[[str, Collection[str]], Identities | None]) -> float:
     block = last_block(text, "answer")
     if block is None or not in_order(text):
         return -3.0
-    told = read(block[1], right)
-    if told is None or told.keys() != right.keys():
+    claimed = read(block[1], right)
+    if claimed is None or claimed.keys() != right.keys():
         return -1.0
-    return 3.0 if told == right else -0.5
+    return 3.0 if claimed == right else -0.5
 
 
-def _gold(answer: str) -> Told:
+def _gold(answer: str) -> Identities:
     found = identities(answer)
     if found is None:
         raise ValueError(f"the gold answer {answer[:60]!r} says of nobody that they are a knight or a knave")
     return found
 
 
-def _told(text: str) -> Told | None:
-    """Who is said to be what in the last answer; None where there is none, or somebody is said to be both."""
+def _claimed(text: str) -> Identities | None:
+    """The claims of the last answer; None if there is no answer, or it names somebody both."""
     block = last_block(text, "answer")
     return None if block is None else identities(block[1])
 
 
-def identities(text: str, people: Collection[str] | None = None) -> Told | None:
-    """Who is said to be what; None where nobody is, or somebody is said to be both.
+def identities(text: str, people: Collection[str] | None = None) -> Identities | None:
+    """The claims in a text; None if there are none, or it names somebody both.
 
     Args:
-        people: their names in lower case; what is said of others does not count. None: everybody's does.
+        people: names in lower case; claims about others do not count. None: all claims count.
     """
-    found: Told = {}
+    found: Identities = {}
     for name, kind in _SAID.findall(_unmarked(text).lower()):
         if people is not None and name not in people:
             continue
@@ -86,17 +86,17 @@ def identities(text: str, people: Collection[str] | None = None) -> Told | None:
 
 
 def _unmarked(text: str) -> str:
-    """Without Markdown's emphasis; a `_` inside of a word is a letter."""
+    """The text without Markdown's emphasis; a `_` inside a word is kept."""
     return re.sub(r"[*`]+|\w+", lambda found: found[0].strip("*`_"), text)
 
 
-def _named_first(text: str, people: Collection[str]) -> Told:
-    r"""What the search `\bNAME\b.*?\b(knight|knave)\b` finds for each, line by line, so that its cost is linear."""
-    found: Told = {}
+def _named_first(text: str, people: Collection[str]) -> Identities:
+    r"""What the search `\bNAME\b.*?\b(knight|knave)\b` finds for each name, done line by line to take linear time."""
+    found: Identities = {}
     for name in people:
         named = re.compile(rf"\b{re.escape(name)}\b", re.IGNORECASE)
         lines = ((line, named.search(line)) for line in text.split("\n"))
-        kinds = (_KIND.search(line, at.end()) for line, at in lines if at)
+        kinds = (_KIND.search(line, match.end()) for line, match in lines if match)
         if kind := next(filter(None, kinds), None):
             found[name] = kind[1].lower()
     return found

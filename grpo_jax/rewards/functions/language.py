@@ -1,12 +1,12 @@
-"""Does the response stay in the prompt's language? DeepSeek-R1 rewards it (arXiv:2501.12948), Logic-RL asks for it.
+"""Language consistency: does the response stay in the prompt's language? As in DeepSeek-R1 (arXiv:2501.12948).
 
-Neither has published how it is counted. Here: a language is known by its script, so English and French are one, and
-Chinese and Japanese are one (`cjk`). The prompt's is the one of most of its words (in a conversation: those of the last
-user message). Of the response these words count (see `scripts.py` for what a word is):
+How DeepSeek-R1 and Logic-RL count is not published. Here a language is identified by its script, so English and French
+are the same, and so are Chinese and Japanese (`cjk`). The prompt's script is that of most of its words (in a
+conversation, of the last user message). All words of the response count (see `scripts.py` for what a word is), except
 
-- none with a capital letter: names, abbreviations, the first word of a sentence;
-- none of a single Latin or Greek letter: variables;
-- none that is foreign and stands in the prompt too, or in the row's `names`: it is only repeated.
+- words with a capital letter: names, abbreviations, the first word of a sentence;
+- single Latin or Greek letters: variables;
+- words in another script that occur in the prompt or in the row's `names`: they are only repeated.
 
     share = words in the prompt's script / words that count
 """
@@ -32,11 +32,11 @@ def language_consistency(
     language: Script = "prompt",
     **columns: Any,
 ) -> list[float | None]:
-    """The share of the response's words that are in the prompt's language, from 0.0 to 1.0; None where no word counts.
+    """The share of the response's words that are in the prompt's language, from 0.0 to 1.0; None if no word counts.
 
     Args:
-        names: names that the row's problem uses, a list of texts a row; foreign ones do not count.
-        language: the script that is asked for, or that of the prompt.
+        names: names in each row's problem, one list of texts per row; those in another script do not count.
+        language: the required script; `prompt` for that of the prompt.
     """
     rows = zip(prompts, completions, names or [None] * len(prompts))
     return [_share(prompt, text_of(completion), given, language) for prompt, completion, given in rows]
@@ -50,7 +50,7 @@ def language_mixing(
     language: Script = "prompt",
     **columns: Any,
 ) -> list[float | None]:
-    """The penalty for it: `language_consistency` - 1, so 0.0 without a foreign word and -1.0 with no other."""
+    """`language_consistency` - 1, a penalty: 0.0 without words in another script, -1.0 if all are in another."""
     shares = language_consistency(prompts, completions, names, language=language)
     return [None if share is None else share - 1.0 for share in shares]
 
@@ -79,7 +79,7 @@ def _most_used(scripts: Any) -> str | None:
 
 
 def _question(prompt: Any) -> str:
-    """What the user asks: a text prompt itself, or the last message that is the user's."""
+    """The user's question: the text prompt itself, or the last user message."""
     if isinstance(prompt, str):
         return prompt
     asked = [message for message in prompt if message.get("role") == "user"]
@@ -87,7 +87,7 @@ def _question(prompt: Any) -> str:
 
 
 def _listed(names: Any) -> list[str]:
-    """The names of a row: a list, or one text with commas."""
+    """The names of a row, which is a list or a text with commas."""
     if names is None:
         return []
     return re.split(r"[,;]", names) if isinstance(names, str) else [str(name) for name in names]

@@ -1,7 +1,7 @@
-"""Countdown's rewards as two write-ups have them: Mini-R1, in two parts, and TinyZero, in one.
+"""Rewards for Countdown as in two publications: Mini-R1's two, and TinyZero's one.
 
-What is mended by default and what `faithful=true` keeps is said below. In neither is anything that a model has written
-run: the arithmetic is that of `expressions.py`, so powers, `//`, decimals and `--3`, which `eval` takes, are refused.
+By default they correct faults of the published rules; `faithful=true` keeps these faults, as described below. Neither
+form evaluates the model's text with `eval`: `expressions.py` computes it, and refuses powers, `//`, decimals and `--3`.
 """
 
 from collections import Counter
@@ -19,18 +19,18 @@ _FORMAT_POINTS = 0.1
 
 
 def mini_r1_format(completions: list[Any], *, faithful: bool = False, **columns: Any) -> list[float]:
-    r"""1.0 for one thought, then one answer, and nothing else; else 0.0. The prompt is taken to open the thought.
+    r"""1.0 for one thought, then one answer, and nothing else; else 0.0. The prompt is assumed to open the thought.
 
     Args:
-        faithful: as published: blocks may be empty, and a second `<answer>` may follow; between `</think>` and
-            `<answer>` stands exactly one line break, and an `<|im_end|>` is refused.
+        faithful: as published: blocks may be empty, a second `<answer>` may follow, exactly one line break separates
+            `</think>` and `<answer>`, and an `<|im_end|>` is refused.
     """
     is_right = _is_published if faithful else lambda text: is_think_answer(text, prefilled=True)
     return [float(is_right(text_of(c))) for c in completions]
 
 
 def _is_published(text: str) -> bool:
-    r"""No `<think>` up to the first `</think>`; right behind that `\n<answer>`, and `</answer>` at the end."""
+    r"""Whether there is no `<think>` before the first `</think>`, `\n<answer>` follows that, and `</answer>` is the end."""
     thought, closing, rest = text.partition("</think>")
     rest = rest.removesuffix("\n")
     opening = "\n<answer>"
@@ -40,6 +40,9 @@ def _is_published(text: str) -> bool:
         and rest.startswith(opening)
         and rest[len(opening) :].endswith("</answer>")
     )
+
+
+# A reward's parameters name the columns that it needs: `mini_r1_equation` and `tinyzero` repeat those of `countdown`.
 
 
 def mini_r1_equation(
@@ -52,12 +55,12 @@ def mini_r1_equation(
     faithful: bool = False,
     **columns: Any,
 ) -> list[float]:
-    """1.0 where an `<answer>` reaches the target with exactly the given numbers; the rule of `countdown`.
+    """1.0 if the `<answer>` reaches the target with exactly the given numbers, by the rule of `countdown`.
 
     Args:
         numbers, target, nums: as for `countdown`.
-        faithful: as published: the first `<answer>` that is on one line counts, the target may be missed by less than
-            1e-5, and `= target` behind the expression is refused.
+        faithful: as published: the first `<answer>` that is on one line counts, the value may differ from the target by
+            less than 1e-5, and `= target` after the expression is refused.
     """
     right = _nearly_solves if faithful else solves
     given = given_numbers(numbers, nums, "mini_r1_equation")
@@ -72,7 +75,7 @@ def _nearly_solves(text: str, numbers: Iterable[Any], target: Any) -> bool:
 
 
 def _first_on_a_line(text: str) -> str:
-    """The inside of the first `<answer>` whose closing tag follows before the line ends; empty without one."""
+    """The content of the first `<answer>` that is closed on the same line; empty if there is none."""
     for line in text.split("\n"):
         _, _, rest = line.partition("<answer>")
         inside, closing, _ = rest.partition("</answer>")
@@ -91,12 +94,12 @@ def tinyzero(
     faithful: bool = False,
     **columns: Any,
 ) -> list[float]:
-    """1.0 where the last `<answer>` is right by `countdown`'s rule, 0.1 where it holds something else, 0.0 without one.
+    """1.0 if the last `<answer>` is right by the rule of `countdown`, 0.1 if it is wrong, 0.0 without one.
 
     Args:
         numbers, target, nums: as for `countdown`.
-        faithful: as published: only the text's last line is looked at, an empty `<answer>` is worth 0.1 too, the target
-            may be missed by less than 1e-5, and `= target` behind the expression is refused.
+        faithful: as published: only the last line of the text counts, an empty `<answer>` scores 0.1, the value may
+            differ from the target by less than 1e-5, and `= target` after the expression is refused.
     """
     given = given_numbers(numbers, nums, "tinyzero")
     score = _published_points if faithful else _points

@@ -1,18 +1,18 @@
 r"""Numbers as people and models write them, read exactly: `-7`, `1,080`, `$18.50`, `3 1/2`, `\frac{7}{2}`.
 
 Every value is a `Fraction`: two spellings of the same number are equal and nothing is rounded.
-All patterns are linear in the text: no nested repeats, and searches never start over.
+All patterns take linear time: they have no nested repeats.
 """
 
 import re
 from fractions import Fraction
 
 LONGEST = 64
-"""Characters of the longest number read; turning 100,000 digits into an integer is quadratic work."""
+"""The most characters of a number: converting 100,000 digits to an integer takes quadratic time."""
 
 _PLAIN = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 
-# A sign counts only where no operand stands before it: `10-7` holds 10 and 7, `x = -7` holds -7.
+# A sign counts only if no operand precedes it: `10-7` holds 10 and 7, `x = -7` holds -7.
 NUMBER = re.compile(
     rf"""(?<!\w)(?:(?<!\))(?P<sign>[-+]))?(?:[$£€](?P<sign2>[-+])?)?
     (?P<whole>{_PLAIN})(?P<exponent>[eE][-+]?\d{{1,2}}(?!\d))?
@@ -42,13 +42,13 @@ def plain(text: str) -> str:
     if "frac" not in text:
         return text
     for pattern in (_FRACTION, _SHORT_FRACTION):
-        # A digit before it makes a mixed number: `3\frac12` is `3 1/2`, not 31/2.
+        # After a digit it is part of a mixed number: `3\frac12` is `3 1/2`, not 31/2.
         text = pattern.sub(lambda m: f"{m[1]}{' ' if m[1] else ''}{m[2]}/{m[3]}", text)
     return text
 
 
 def value(match: re.Match[str]) -> Fraction | None:
-    """The exact value of a match of `NUMBER`; None when it is longer than `LONGEST` or divides by zero."""
+    """The exact value of a match of `NUMBER`; None if it is longer than `LONGEST` or divides by zero."""
     if len(match.group()) > LONGEST:
         return None
     part = match.groupdict()
@@ -64,19 +64,19 @@ def value(match: re.Match[str]) -> Fraction | None:
 
 
 def _mixed(whole: Fraction, part: Fraction) -> Fraction:
-    """`3 1/2` is 7/2; but two numbers side by side (`5 7/2`, `1.5 1/2`) are two, and the later one counts."""
+    """A mixed number: `3 1/2` is 7/2. `5 7/2` and `1.5 1/2` are two numbers, of which the second counts."""
     return whole + part if part < 1 and whole.denominator == 1 else part
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The number that the whole text is (a trailing `%` or period apart), or None."""
+    """The value of a text that is one number, perhaps with a trailing `%` or period; None for any other text."""
     match = NUMBER.match(text := plain(text).strip())
     rest = text[match.end() :] if match else ""
     return value(match) if match and rest.strip() in ("", "%", ".", "%.") else None
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in a text in plain characters, or None."""
+    """The last number in a text (as `plain` writes it); None without one."""
     last = None
     for last in NUMBER.finditer(text):  # noqa: B007
         pass

@@ -1,6 +1,6 @@
-r"""Open-R1's rewards for form: the blocks, their tags, a program in the answer, steps that are told.
+r"""Open-R1's format rewards: the blocks, their tags, a program in the answer, reasoning steps.
 
-Each has `faithful=true`, which scores as the published regular expressions do, faults and all.
+Each has the option `faithful=true`, which scores exactly as the published regular expressions do.
 """
 
 import re
@@ -27,12 +27,12 @@ _STEP = re.compile(
 def open_r1_format(
     prompts: list[Any], completions: list[Any], *, faithful: bool = False, **columns: Any
 ) -> list[float]:
-    r"""1.0 for one thought, then one answer, each tag on a line of its own, and nothing else; else 0.0.
+    r"""1.0 for one thought, then one answer, each tag on its own line, and nothing else; otherwise 0.0.
 
     Args:
-        faithful: as published: the text begins with `<think>\n`, whatever the prompt has opened; blocks may be empty;
-            a second answer, or anything else, may follow the first `\n</answer>` that ends its line; a blank line
-            between the blocks or an `<|im_end|>` on the last line is refused.
+        faithful: as published: the text must begin with `<think>\n` even if the prompt opens the thought; blocks may be
+            empty; anything may follow the first `\n</answer>` that ends its line; a blank line between the blocks or
+            an `<|im_end|>` on the last line is refused.
     """
     if faithful:
         return [float(_is_published(text_of(c))) for c in completions]
@@ -41,7 +41,7 @@ def open_r1_format(
 
 
 def _is_published(text: str, inside: str = "") -> bool:
-    r"""`^<think>\n.*?\n</think>\n<answer>\n.*?` + `inside` + `\n</answer>$`, by plain searches."""
+    r"""Whether `^<think>\n.*?\n</think>\n<answer>\n.*?` + `inside` + `\n</answer>$` matches, without backtracking."""
     middle = text.find(_THOUGHT_THEN_ANSWER, len("<think>\n")) if text.startswith("<think>\n") else -1
     if middle < 0:
         return False
@@ -52,14 +52,14 @@ def _is_published(text: str, inside: str = "") -> bool:
 
 
 def _after_fence(text: str, start: int, opening: str) -> int:
-    """Where the fence ends that `opening` begins, at `start` or later; -1 without one."""
+    """The end of the first fence that `opening` begins at `start` or later; -1 without one."""
     begin = text.find(opening, start)
     end = text.find("```", begin + len(opening)) if begin >= 0 else -1
     return end + len("```") if end >= 0 else -1
 
 
 def _on_lines(text: str) -> bool:
-    """Whether every tag that the text holds has its line to itself."""
+    """Whether every tag in the text is on its own line."""
     lines = [line.strip() for line in without_end_markers(text).splitlines()]
     return all(tag not in line or line == tag for line in lines for tag in TAGS)
 
@@ -67,11 +67,11 @@ def _on_lines(text: str) -> bool:
 def tag_count(
     prompts: list[Any], completions: list[Any], *, faithful: bool = False, **columns: Any
 ) -> list[float]:
-    r"""0.25 for each of `<think>`, `</think>`, `<answer>`, `</answer>` that stands exactly once.
+    r"""0.25 for each of `<think>`, `</think>`, `<answer>`, `</answer>` that occurs exactly once.
 
     Args:
-        faithful: as published: with the line breaks `<think>\n`, `\n</think>\n`, `\n<answer>\n`, `\n</answer>`,
-            and a `<think>` that the prompt has opened is missed.
+        faithful: as published: the tags need their line breaks `<think>\n`, `\n</think>\n`, `\n<answer>\n`,
+            `\n</answer>`, and a `<think>` that the prompt opens does not count.
     """
     if faithful:
         tags = ("<think>\n", "\n</think>\n", "\n<answer>\n", "\n</answer>")
@@ -83,11 +83,11 @@ def tag_count(
 def code_format(
     completions: list[Any], *, language: str = "python", faithful: bool = False, **columns: Any
 ) -> list[float]:
-    """1.0 where the text behind the thought has a closed fence in the language with something inside; else 0.0.
+    """1.0 if a closed fence in the language, not empty, follows the thought; otherwise 0.0.
 
     Args:
-        language: the word behind the opening fence, as "python" in "```python"; its case does not matter.
-        faithful: as published: `open_r1_format:faithful=true` with such a fence, which may be empty, in the answer.
+        language: the word after the opening fence, as "python" in "```python", in upper or lower case.
+        faithful: as published: `open_r1_format:faithful=true` with such a fence, perhaps empty, in the answer.
     """
     texts = [text_of(c) for c in completions]
     if faithful:
@@ -96,7 +96,7 @@ def code_format(
 
 
 def _has_program(text: str, language: str) -> bool:
-    """Whether what stands behind the thought has a fence in the language that `code` would take a program from."""
+    """Whether the text after the thought has a fence in the language from which `code` would take a program."""
     blocks = fenced(text.rpartition("</think>")[2])
     return any(label == language.lower() and inside.strip() for label, inside in blocks)
 
@@ -105,7 +105,7 @@ def reasoning_steps(completions: list[Any], *, faithful: bool = False, **columns
     """min(1, steps / 3): a step is a numbered or dotted line, "Step 1", or a word such as "First," or "首先".
 
     Args:
-        faithful: as published: only a number that begins the text counts, and nothing in Chinese.
+        faithful: as published: a number counts only at the beginning of the text, and Chinese words do not count.
     """
     pattern = _PUBLISHED_STEP if faithful else _STEP
     counts = [sum(1 for _ in pattern.finditer(text_of(c))) for c in completions]

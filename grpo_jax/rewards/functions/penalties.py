@@ -1,6 +1,6 @@
-"""Penalties for repetition and for length. What counts tokens has TRL 1.16's names, arguments and values.
+"""Penalties for repetition and length. Those that count tokens have TRL 1.16's names, arguments and values.
 
-The `get_` functions return objects and not closures: those can be pickled, hence run in a worker process.
+The `get_` functions return objects rather than closures, so that they can be pickled and run in a worker process.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from grpo_jax.rewards.functions.text import text_of
 
 
 def get_repetition_penalty_reward(ngram_size: int = 3, max_penalty: float = -1.0) -> "RepetitionPenalty":
-    """A reward that grows from 0 towards `max_penalty` with the share of n-grams of tokens seen before.
+    """A penalty that goes from 0 to `max_penalty` with the share of repeated n-grams of tokens.
 
     Args:
         ngram_size: tokens of an n-gram; at least 1.
         max_penalty: 0 or less.
 
-    r = max_penalty (1 - different n-grams / all n-grams); 0 where there is no n-gram.
+    r = max_penalty (1 - distinct n-grams / all n-grams); 0 if there is no n-gram.
     arXiv:2502.03373, appendix C.2.
     """
     if ngram_size < 1:
@@ -37,11 +37,11 @@ class RepetitionPenalty:
     __name__ = "repetition_penalty_reward"
 
     def __call__(self, completion_ids: Sequence[Any], **columns: Any) -> list[float]:
-        """A float in [max_penalty, 0] a row."""
+        """One float in [max_penalty, 0] per row."""
         return [self.max_penalty * share if (share := self.repeated(ids)) else 0.0 for ids in completion_ids]
 
     def repeated(self, ids: Sequence[Any]) -> float:
-        """The share of n-grams that stand earlier in the row as well."""
+        """The share of n-grams that occur earlier in the row as well."""
         n = self.ngram_size
         ngrams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
         return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
@@ -50,7 +50,7 @@ class RepetitionPenalty:
 def repetition_penalty_reward(
     completion_ids: Sequence[Any], *, ngram_size: int = 3, max_penalty: float = -1.0, **columns: Any
 ) -> list[float]:
-    """`get_repetition_penalty_reward` by its name: n-grams of tokens."""
+    """`get_repetition_penalty_reward` as a named reward with options."""
     return get_repetition_penalty_reward(ngram_size, max_penalty)(completion_ids)
 
 
@@ -62,13 +62,13 @@ def repetition(
     faithful: bool = False,
     **columns: Any,
 ) -> list[float]:
-    """The same with n-grams of words in small letters, after Open-R1; a Chinese or Japanese character is a word.
+    """The repetition penalty on n-grams of lower-case words, after Open-R1; a Chinese or Japanese character is a word.
 
-    What words are is said in `scripts.py`: programs and formulas, which repeat themselves for a reason, have none.
+    `scripts.py` defines what a word is: programs and formulas, which repeat for good reason, contain none.
 
     Args:
-        faithful: as Open-R1 has it: whatever white space separates is a word. Loops of numbers and formulas are seen,
-            and rightly repeated formulas are punished; Chinese is a word as long as the line.
+        faithful: as in Open-R1, words are separated by white space. This catches repeated numbers and formulas, but
+            also penalises formulas that repeat for good reason, and takes a line of Chinese for one word.
     """
     spelled = (lambda text: text.split()) if faithful else (lambda text: [word for word, _ in words(text)])
     small = [[word.lower() for word in spelled(text_of(c))] for c in completions]
@@ -76,14 +76,14 @@ def repetition(
 
 
 def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int) -> "SoftOverlongPunishment":
-    """A reward that takes up to 1 away from completions that come near the length limit.
+    """A penalty of up to -1 for completions that come near the length limit.
 
     Args:
         max_completion_len: the limit, in tokens.
         soft_punish_cache: tokens below the limit over which it falls from 0 to -1; 0: -1 beyond the limit only.
 
-    The formula stands in `overlong.py` (DAPO, arXiv:2503.14476, equation 13). The setting `overlong_buffer` does
-    the same inside the trainer.
+    The formula is in `overlong.py` (DAPO, arXiv:2503.14476, equation 13). The setting `overlong_buffer` does the same
+    inside the trainer.
     """
     if max_completion_len < 1 or soft_punish_cache < 0:
         raise ValueError(
@@ -102,8 +102,8 @@ class SoftOverlongPunishment:
     __name__ = "soft_overlong_punishment_reward"
 
     def __call__(self, completion_ids: Sequence[Any], **columns: Any) -> list[float]:
-        """A float in [-1, 0] a row."""
-        from grpo_jax.rewards.functions.overlong import soft_overlong  # here: it needs numpy
+        """One float in [-1, 0] per row."""
+        from grpo_jax.rewards.functions.overlong import soft_overlong  # imported here because it needs numpy
 
         lengths = [len(ids) for ids in completion_ids]
         if not self.soft_punish_cache:
@@ -118,5 +118,5 @@ def soft_overlong_punishment_reward(
     soft_punish_cache: int = 4096,
     **columns: Any,
 ) -> list[float]:
-    """`get_soft_overlong_punishment` by its name; the defaults are DAPO's."""
+    """`get_soft_overlong_punishment` as a named reward with options; the defaults are DAPO's."""
     return get_soft_overlong_punishment(max_completion_len, soft_punish_cache)(completion_ids)

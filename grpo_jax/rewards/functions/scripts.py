@@ -1,8 +1,8 @@
-r"""Words, and the script that each is written in: what `language.py` counts, and `repetition` repeats.
+r"""Splits a text into words and names the script of each, for `language.py` and `repetition`.
 
-A word is a run of letters of one script; in scripts that put no spaces between words (Chinese, Japanese, Thai, ..)
-each letter is one. Not words are: numbers; programs between backticks; LaTeX (`$..$`, `\(..\)`, `\[..\]`, `\name{..}`);
-tags and links. All is linear in the text: what is opened and never closed stays.
+A word is a run of letters of one script; in scripts without spaces between words (Chinese, Japanese, Thai, ..) each
+letter is a word. Skipped are numbers, programs between backticks, LaTeX (`$..$`, `\(..\)`, `\[..\]`, `\name{..}`), tags
+and links. Everything takes linear time: what is opened but never closed is kept.
 """
 
 import functools
@@ -23,7 +23,7 @@ _LETTERS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 def words(text: str) -> Iterator[tuple[str, str]]:
-    """(word, script), in order; the script in lower case as Unicode names it, `cjk` for all of Han and kana."""
+    """(word, script) in order. The script is Unicode's name in lower case; `cjk` for Han and kana."""
     for run in _LETTERS.findall(_prose(text)):
         for script, letters in itertools.groupby(run, _script_within):
             if script in _WITHOUT_SPACES:
@@ -33,26 +33,26 @@ def words(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _prose(text: str) -> str:
-    """The text with a space for whatever is no prose; wide and bold forms of letters as plain ones."""
+    """The text with a space in place of what is not prose, and plain letters in place of wide and bold ones."""
     for opening, closing in _PAIRS:
         text = _cut(text, opening, closing)
     text = _ONE_LINE.sub(" ", text)
     if text.isascii():
         return text
-    # Vowel signs are no letters to `re`, and would take words apart.
+    # `re` does not count vowel signs as letters, so they would split words.
     return "".join(c for c in unicodedata.normalize("NFKC", text) if not _is_mark(c))
 
 
 def _cut(text: str, opening: str, closing: str) -> str:
     """The text without all `opening` .. `closing`."""
-    kept, at = [], 0
-    while (start := text.find(opening, at)) >= 0:
+    kept, position = [], 0
+    while (start := text.find(opening, position)) >= 0:
         end = text.find(closing, start + len(opening))
         if end < 0:
             break
-        kept.append(text[at:start])
-        at = end + len(closing)
-    return " ".join([*kept, text[at:]])
+        kept.append(text[position:start])
+        position = end + len(closing)
+    return " ".join([*kept, text[position:]])
 
 
 def _script_within(letter: str) -> str:

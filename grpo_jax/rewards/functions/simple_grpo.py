@@ -1,4 +1,4 @@
-"""Rewards that punish too: simple_GRPO's two, whose sum is 2.25, 0.25, 0 or -2, and Reinforce-Lite's one."""
+"""Rewards that are negative for wrong answers: simple_GRPO's two (sum 2.25, 0.25, 0 or -2) and Reinforce-Lite's."""
 
 import re
 from fractions import Fraction
@@ -15,12 +15,12 @@ _UNSIGNED = re.compile(r"\d+\.\d+|\d+/\d+|\d+", re.ASCII)
 def simple_grpo_correct(
     completions: list[Any], *, answer: list[Any], faithful: bool = False, **columns: Any
 ) -> list[float]:
-    """1.0 where the final number equals the gold answer, else -1.0.
+    """1.0 if the final number equals the gold answer, otherwise -1.0.
 
     Args:
-        answer: the gold a row, GSM8K's own text ("... #### 72") or only the number.
-        faithful: as published: the last digits in the text decide, wherever they stand and without a sign, so that `-7`
-            is read as 7 and `1,080` as 80. Else the rule is that of `gsm8k`.
+        answer: the gold answers: GSM8K's text ("... #### 72") or only the number.
+        faithful: as published: the last digits in the text count, without a sign, so that `-7` is read as 7 and `1,080`
+            as 80. By default the rule is that of `gsm8k`.
 
     Raises:
         ValueError: a gold answer is not a number.
@@ -42,11 +42,11 @@ def _last_unsigned(text: str) -> Fraction | None:
 def simple_grpo_format(
     prompts: list[Any], completions: list[Any], *, faithful: bool = False, **columns: Any
 ) -> list[float]:
-    """1.25 for one thought, then one answer, and nothing else; else -1.0. The rule of `think_answer_format`.
+    """1.25 for one thought, then one answer, and nothing else; otherwise -1.0. The rule of `think_answer_format`.
 
     Args:
-        faithful: as published: blocks may be empty; an `<|im_end|>` is refused, and so is a text whose thought the
-            prompt has opened.
+        faithful: as published: blocks may be empty; an `<|im_end|>` is refused, and so is a text whose thought is
+            opened by the prompt.
     """
     texts = [(text_of(c), opens_thought(p)) for p, c in zip(prompts, completions)]
     formed = [_is_published(text) if faithful else is_think_answer(text, opened) for text, opened in texts]
@@ -54,7 +54,7 @@ def simple_grpo_format(
 
 
 def _is_published(text: str) -> bool:
-    """`<think>`, `</think>`, line breaks or spaces, `<answer>`, and `</answer>` at the end, two tags of each kind."""
+    """Whether the text is `<think>..</think>`, line breaks or spaces, then `<answer>..</answer>`, without more tags."""
     counts = [text.count(f"<{tag}>") + text.count(f"</{tag}>") for tag in ("think", "answer")]
     text = text.removesuffix("\n")
     if counts != [2, 2] or not text.startswith("<think>") or not text.endswith("</answer>"):
@@ -63,9 +63,9 @@ def _is_published(text: str) -> bool:
 
 
 def reinforce_lite(completions: list[Any], *, answer: list[Any], **columns: Any) -> list[float]:
-    """1.0 where the number behind the last `<answer>` equals the gold answer, else -1.0.
+    """1.0 if the number after the last `<answer>` equals the gold answer, otherwise -1.0. Reinforce-Lite on GSM8K.
 
-    The block need not be closed; how its number is read is said in `gsm8k.py`. Reinforce-Lite on GSM8K.
+    The block need not be closed. Its number is read as in `gsm8k.py`.
 
     Raises:
         ValueError: a gold answer is not a number.

@@ -1,16 +1,16 @@
-"""The text inside what a reward receives: plain strings or chat messages, and the blocks in them."""
+"""Extracts the text of completions and prompts (strings or chat messages), and the blocks in a text."""
 
 import unicodedata
 from typing import Any
 
 LONGEST_BOX = 2000
-"""Characters of what a box may hold; bounds the search for its closing brace."""
+"""Characters that the content of a box may have; limits the search for its closing brace."""
 
 
 def text_of(completion: Any) -> str:
     """The text of one completion: a string, or TRL's `[{"role": "assistant", "content": ...}]`.
 
-    Several messages (a conversation with tools) give their assistant turns, one after the other.
+    Of several messages (a conversation with tools), the assistant's are joined by line breaks.
     """
     if isinstance(completion, str):
         return completion
@@ -19,7 +19,7 @@ def text_of(completion: Any) -> str:
 
 
 def prefill_of(prompt: Any) -> str:
-    """What the prompt already says in the model's name: a string's own text, or a last assistant message."""
+    """The text that a completion continues: the prompt itself if it is a string, or a last assistant message."""
     if isinstance(prompt, str):
         return prompt
     return _content(prompt[-1]) if prompt and prompt[-1].get("role") == "assistant" else ""
@@ -33,14 +33,14 @@ def _content(message: dict[str, Any]) -> str:
 
 
 def says_something(text: str) -> bool:
-    """Whether anything in it can be seen: no white space, no joiner or mark of direction, which have no width."""
+    """Whether the text has a visible character: neither white space nor a zero-width or control character."""
     return any(not sign.isspace() and unicodedata.category(sign) not in ("Cf", "Cc") for sign in text)
 
 
 def last_block(text: str, tag: str) -> tuple[int, str] | None:
-    """(start, inside) of the last closed `<tag>..</tag>`; None when there is none.
+    """(start, content) of the last closed `<tag>..</tag>`; None if there is none.
 
-    Plain searches from the end, not a regular expression: `<answer>` repeated 100,000 times costs nothing.
+    Searches from the end, not by a regular expression, so 100,000 repeated `<answer>` cost nothing.
     """
     opening, closing = f"<{tag}>", f"</{tag}>"
     end = text.rfind(closing)
@@ -49,12 +49,12 @@ def last_block(text: str, tag: str) -> tuple[int, str] | None:
 
 
 def last_box(text: str) -> tuple[int, str] | None:
-    r"""(start, inside) of the last `\boxed{..}` with balanced braces, or None when it is never closed."""
+    r"""(start, content) of the last `\boxed{..}`, with balanced braces; None if there is none or it is not closed."""
     start = text.rfind("\\boxed{")
     opened = start + len("\\boxed{")
     depth = 1
-    for at in range(opened, min(len(text), opened + LONGEST_BOX)) if start >= 0 else ():
-        depth += (text[at] == "{") - (text[at] == "}")
+    for index in range(opened, min(len(text), opened + LONGEST_BOX)) if start >= 0 else ():
+        depth += (text[index] == "{") - (text[index] == "}")
         if depth == 0:
-            return start, text[opened:at]
+            return start, text[opened:index]
     return None

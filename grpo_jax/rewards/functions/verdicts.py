@@ -1,7 +1,7 @@
-"""What a row gets where a reward took too long to judge it, or died of it.
+"""The score of a row for which a reward timed out or crashed.
 
-Most rewards then say nothing (NaN). One that judges what a model wrote must not: nothing is better than the score of a
-wrong answer, so that a completion that breaks its judge would be reinforced.
+Most rewards then give no score (NaN). A reward that computes with the model's text must give its worst one instead:
+with NaN, a completion that crashes the reward would fare better than a wrong answer, and be reinforced.
 """
 
 import inspect
@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def worst(score: float | str) -> Callable[[F], F]:
-    """Mark a function with the score of a row that could not be judged: a number, or the option that holds it."""
+    """Mark a function with the score of a row for which it fails: a number, or the name of the option that holds it."""
 
     def mark(function: F) -> F:
         function.__dict__["worst"] = score
@@ -23,7 +23,7 @@ def worst(score: float | str) -> Callable[[F], F]:
 
 
 def worst_of(function: Callable[..., Any]) -> float:
-    """The score of a row that the function could not judge; NaN: none."""
+    """The score of a row for which the function fails; NaN for a function that is not marked."""
     score = getattr(getattr(function, "func", function), "worst", math.nan)
     if not isinstance(score, str):
         return float(score)
