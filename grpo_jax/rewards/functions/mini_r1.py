@@ -30,7 +30,7 @@ def mini_r1_format(completions: list[Any], *, faithful: bool = False, **columns:
 
 
 def _is_published(text: str) -> bool:
-    r"""Whether there is no `<think>` before the first `</think>`, `\n<answer>` follows that, and `</answer>` is the end."""
+    r"""Whether no `<think>` comes before the first `</think>`, `\n<answer>` right after it, and `</answer>` last."""
     thought, closing, rest = text.partition("</think>")
     rest = rest.removesuffix("\n")
     opening = "\n<answer>"
