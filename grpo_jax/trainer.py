@@ -145,7 +145,7 @@ class GRPOTrainer:
     def _train(self, run: Run) -> dict[str, Any]:
         show_plan(self.components)
         done, state, run_state = self._start(run)
-        self.callback_handler.begin(done, run_state, run.metrics.read())
+        self.callback_handler.begin(done, run_state, run.logged())
         if run_state.before is None:
             run_state = run_state.replace(before=self._evaluate(state.params, run, done))
         done, state, run_state = self.train_loop(run, done, state, run_state)

@@ -31,9 +31,9 @@ def while_weights_load():
 
 def in_the_middle_of_a_line():
     """The second step's line of metrics gets to the disk in part."""
-    from grpo_jax.runs.metrics import Metrics
+    from grpo_jax.runs.loggers import JsonlLogger
 
-    write = Metrics.log
+    write = JsonlLogger.log
 
     def half(self, step, metrics):
         if step == 2:
@@ -42,7 +42,7 @@ def in_the_middle_of_a_line():
             die()
         write(self, step, metrics)
 
-    Metrics.log = half
+    JsonlLogger.log = half
 
 
 def while_saving(step):

@@ -114,7 +114,7 @@ def _sample(
             if folder.is_writer:
                 lines = _candidates(config, batch, real, rollout, scored, scorer.pool.names, origin)
                 write_atomically(_piece(folder, i), "".join(json.dumps(line) + "\n" for line in lines))
-            progress.update(done, _figures(rollout, scored, real))
+            progress.log(done, _figures(rollout, scored, real))
 
 
 def _sampler(config: RejectConfig, policy: Policy) -> Sampler:

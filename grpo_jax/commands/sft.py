@@ -94,11 +94,10 @@ def _evaluated(run: Run, tuner: FineTuner, state: TrainState, done: int) -> dict
     if found is None:
         return None
     save_samples(run.folder, done, found["samples"])
-    if run.progress is not None:
-        run.progress.say(f"step {done}: held-out {_held_out_in_words(found['summary'])}")
-        if found["samples"] and hosts.is_writer():
-            shown = found["samples"][:SHOWN]
-            sample_panel(f"Held-out samples, step {done}", shown, console=run.progress.console)
+    run.progress.say(f"step {done}: held-out {_held_out_in_words(found['summary'])}")
+    if found["samples"] and hosts.is_writer():
+        shown = found["samples"][:SHOWN]
+        sample_panel(f"Held-out samples, step {done}", shown, console=run.progress.console)
     return found
 
 

@@ -183,5 +183,5 @@ def _cold_start(policy: Policy, seed: int, lessons: Sequence[Lesson]) -> Params:
         state = tuner.start()
         for step in range(steps):
             state, metrics = tuner(state, step)
-            progress.update(step + 1, metrics)
+            progress.log(step + 1, metrics)
     return state.params

@@ -1,69 +1,13 @@
-"""`metrics.jsonl`, one line a step, and the numbers in it that are taken from rollouts, rewards and clocks.
+"""The metrics of a step that are taken from rollouts, rewards and clocks.
 
 Names mean what they mean in TRL 1.16; what TRL does not have is marked (ours). Pure numpy.
 """
 
-import json
-import math
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-from grpo_jax.runs.files import is_local, write_atomically
-from grpo_jax.runs.folder import RunFolder
-
-
-class Metrics:
-    """The lines of a run, in a local file or a bucket. Only a writer of the run writes them."""
-
-    def __init__(self, run: RunFolder):
-        self._run = run
-        self._file = run.metrics_file
-
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append one line, `step` first; it is in the file when this returns. Not-a-number becomes null."""
-        if not self._run.is_writer:
-            return
-        line = (
-            json.dumps({"step": int(step), **{name: _plain(value) for name, value in metrics.items()}}) + "\n"
-        )
-        if is_local(self._file):
-            with self._file.open("a") as file:
-                file.write(line)
-        else:  # objects cannot grow: write the file anew (some hundred bytes a step)
-            before = self._file.read_text() if self._file.exists() else ""
-            write_atomically(self._file, before + line)
-
-    def read(self) -> list[dict[str, Any]]:
-        """The lines so far; one that a kill left half-written is left out."""
-        text = self._file.read_text() if self._file.exists() else ""
-        rows = [_parsed(line) for line in text.splitlines()]
-        return [row for row in rows if row is not None]
-
-    def truncate(self, step: int) -> None:
-        """Forget the lines after `step`, and a half-written one: they come again after a restore."""
-        if not self._run.is_writer or not self._file.exists():
-            return
-        kept = [row for row in self.read() if row["step"] <= step]
-        write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept))
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) and "step" in row else None
-
-
-def _plain(value: Any) -> Any:
-    """A JSON value for a number, a string, or an array or device scalar of one element."""
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def rollout_metrics(

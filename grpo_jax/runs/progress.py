@@ -22,8 +22,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class TrainingProgress:
     """A bar with reward, length and tokens/s; where stderr is not a terminal, a plain line now and then.
 
+    A `MetricsLogger` (see `loggers.py`), and a context manager for what is no run.
+
     Args:
-        total: steps of the whole run; first: steps done before (a resumed run).
+        total: steps of the whole run; first: steps done before, where `with` starts it.
         every: steps between plain lines; default a twentieth of the run.
         silent: for the processes of a run other than 0.
     """
@@ -38,7 +40,7 @@ class TrainingProgress:
         console: Console | None = None,
     ):
         self.console = console or Console(stderr=True, quiet=silent)
-        self._total, self._every = total, every or max(1, total // 20)
+        self._total, self._first, self._every = total, first, every or max(1, total // 20)
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -48,16 +50,26 @@ class TrainingProgress:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total, completed=first, numbers="")
+        self._task = self._bar.add_task("", total=total, numbers="")
 
     def __enter__(self) -> "TrainingProgress":
-        self._bar.start()
+        self.start(self._first)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self.close()
 
-    def update(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def start(self, step: int) -> None:
+        """Show the bar, with `step` steps done."""
+        self._bar.reset(self._task, completed=step, numbers="")
+        self._bar.start()
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._bar.live.is_started:
+            self._bar.stop()
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show that `step` steps are done."""
         numbers = "  ".join(
             f"{label} {_number(metrics[name], shape)}"

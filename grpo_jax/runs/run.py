@@ -14,7 +14,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.runs.checkpoints import Checkpoints
 from grpo_jax.runs.files import is_local
 from grpo_jax.runs.folder import RunFolder, open_run
-from grpo_jax.runs.metrics import Metrics
+from grpo_jax.runs.loggers import LOGGERS, MetricsLogger, read_metrics
 from grpo_jax.runs.progress import TrainingProgress
 from grpo_jax.runs.samples import Samples
 from grpo_jax.sharding import hosts
@@ -44,10 +44,17 @@ class Run:
         if settings["output_dir"]:
             keep = settings["save_total_limit"]
             self.checkpoints = self._open.enter_context(Checkpoints(self.folder.checkpoints, keep=keep))
-        self.metrics, self.samples = Metrics(self.folder), Samples(self.folder)
+        self.samples = Samples(self.folder)
         self.total, self.save_steps = settings["max_steps"], settings["save_steps"]
-        self.progress: TrainingProgress | None = None
+        self.progress = TrainingProgress(self.total, silent=not is_writer)
+        self.loggers: list[MetricsLogger] = self._open_loggers(settings) if is_writer else []
         self.terminated = False
+
+    def _open_loggers(self, settings: Mapping[str, Any]) -> list[MetricsLogger]:
+        loggers = [*(opened(self.folder, settings) for opened in LOGGERS), self.progress]
+        for logger in loggers:
+            self._open.callback(logger.close)
+        return loggers
 
     def __enter__(self) -> "Run":
         previous = signal.signal(signal.SIGTERM, self._terminate) if _in_main_thread() else None
@@ -65,18 +72,19 @@ class Run:
     def restore(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """(steps done, state, notes) of the newest whole checkpoint; later metrics and samples are forgotten."""
         found = self.checkpoints.restore(abstract) if self.checkpoints else None
-        self.metrics.truncate(found[0] if found else 0)
         self.samples.truncate(found[2].get("samples", {}) if found else {})
-        self.progress = self._open.enter_context(
-            TrainingProgress(self.total, first=found[0] if found else 0, silent=not self.folder.is_writer)
-        )
+        for logger in self.loggers:
+            logger.start(found[0] if found else 0)
         return found
 
-    def log(self, done: int, metrics: Mapping[str, Any]) -> None:
-        """Write down and show the metrics of the step after which `done` steps are done."""
-        self.metrics.log(done, metrics)
-        if self.progress is not None:
-            self.progress.update(done, metrics)
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Tell every logger the metrics of a step, which counts from 1."""
+        for logger in self.loggers:
+            logger.log(step, metrics)
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The metrics of the steps so far, as `metrics.jsonl` has them."""
+        return read_metrics(self.folder)
 
     def is_due(self, done: int) -> bool:
         """Whether a checkpoint is due after `done` steps: by `save_steps`, and after the last."""
@@ -125,8 +133,7 @@ class Run:
 
     def end_progress(self) -> None:
         """Take the bar off the terminal, for what is printed at the end."""
-        if self.progress is not None:
-            self.progress.__exit__()
+        self.progress.close()
 
 
 def open_together(*given: Any, is_writer: bool) -> RunFolder:

@@ -18,7 +18,7 @@ def test_log_file_gets_a_few_plain_lines_and_the_last_step():
     out = console()
     with TrainingProgress(50, every=20, console=out) as progress:
         for step in range(1, 51):
-            progress.update(step, NUMBERS)
+            progress.log(step, NUMBERS)
     lines = out.file.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["20/50", "40/50", "50/50"]
     assert lines[0] == "step 20/50  reward 0.500  length 12  tokens/s 12,346"
@@ -27,7 +27,7 @@ def test_log_file_gets_a_few_plain_lines_and_the_last_step():
 def test_terminal_gets_a_bar_that_starts_where_the_run_resumes():
     out = console(terminal=True)
     with TrainingProgress(50, first=30, console=out) as progress:
-        progress.update(31, NUMBERS)
+        progress.log(31, NUMBERS)
     shown = out.file.getvalue()
     assert "31/50" in shown
     assert "reward 0.500" in shown
@@ -36,12 +36,12 @@ def test_terminal_gets_a_bar_that_starts_where_the_run_resumes():
 
 def test_missing_reward_does_not_stop_the_bar():
     out = console()
-    TrainingProgress(1, console=out).update(1, {"reward": None})
+    TrainingProgress(1, console=out).log(1, {"reward": None})
     assert "reward -" in out.file.getvalue()
 
 
 def test_other_processes_are_silent(capsys):
-    TrainingProgress(1, silent=True).update(1, NUMBERS)
+    TrainingProgress(1, silent=True).log(1, NUMBERS)
     assert capsys.readouterr() == ("", "")
 
 

@@ -201,12 +201,12 @@ def bucket(monkeypatch):
 
 
 def test_run_in_a_bucket_starts_and_resumes(bucket):
-    from grpo_jax.runs.metrics import Metrics
+    from grpo_jax.runs.loggers import JsonlLogger, read_metrics
 
     for reward in (1.0, 2.0):
         run = open_run(bucket, SETTINGS, MODEL)
-        Metrics(run).log(int(reward), {"reward": reward})
-    assert [row["reward"] for row in Metrics(run).read()] == [1.0, 2.0]
+        JsonlLogger(run).log(int(reward), {"reward": reward})
+    assert [row["reward"] for row in read_metrics(run)] == [1.0, 2.0]
     assert not os.path.exists("gs:")
     with pytest.raises(UserError, match="seed"):
         open_run(bucket, SETTINGS | {"seed": 1}, MODEL)

@@ -1,62 +1,9 @@
-"""metrics.jsonl across kills and resumes, and numbers held against TRL's formulas."""
-
-import json
+"""The numbers of a step, held against TRL's formulas."""
 
 import numpy as np
 import pytest
 
-from grpo_jax.runs.folder import RunFolder
-from grpo_jax.runs.metrics import Metrics, peak_memory, rollout_metrics, speed_metrics
-
-
-@pytest.fixture
-def metrics(tmp_path):
-    return Metrics(RunFolder(tmp_path))
-
-
-def test_not_a_number_is_null_as_json_has_no_nan(metrics, tmp_path):
-    metrics.log(1, {"reward": float("nan"), "kl": np.float32(0.5), "gap": np.inf, "n": np.int64(3)})
-    line = (tmp_path / "metrics.jsonl").read_text()
-    assert line == '{"step": 1, "reward": null, "kl": 0.5, "gap": null, "n": 3}\n'
-
-
-def test_device_scalars_become_numbers(metrics):
-    import jax.numpy as jnp
-
-    metrics.log(1, {"grad_norm": jnp.float32(1.5)})
-    assert metrics.read() == [{"step": 1, "grad_norm": 1.5}]
-
-
-def test_resume_drops_later_steps_and_the_half_written_line(metrics, tmp_path):
-    for step in (1, 2, 3, 4):
-        metrics.log(step, {"reward": 0.1 * step})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "rew')
-    metrics.truncate(3)
-    metrics.log(4, {"reward": 9.0})
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert rows[2]["reward"] == 0.1 * 3  # bit for bit
-    assert rows[3]["reward"] == 9.0
-
-
-def test_half_written_line_that_parses_as_json_is_dropped(metrics, tmp_path):
-    metrics.log(1, {"reward": 0.5})
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n12')
-    assert metrics.read() == [{"step": 1}]
-
-
-def test_process_that_is_not_the_writer_writes_nothing(tmp_path):
-    metrics = Metrics(RunFolder(tmp_path, is_writer=False))
-    metrics.log(1, {"reward": 1.0})
-    metrics.truncate(0)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_truncating_a_run_that_logged_nothing_is_fine(metrics):
-    metrics.truncate(0)
-    assert metrics.read() == []
-
+from grpo_jax.runs.metrics import peak_memory, rollout_metrics, speed_metrics
 
 LENGTHS = np.array([[3, 5, 8, 8], [2, 8, 8, 4]])
 FINISHED = np.array([[True, True, False, True], [True, False, False, True]])
