@@ -55,7 +55,9 @@ class Experience:
     logprobs: np.ndarray  # [P,G,Tc] float32, the sampler's
     lengths: np.ndarray  # [P,G] int32
     finished: np.ndarray  # [P,G] bool
-    fresh: np.ndarray | None = None  # [P] bool; False: sampled by older weights; None: all of it is fresh
+    on_policy: np.ndarray | None = (
+        None  # [P] bool; False: sampled by older weights; None: all of it is on policy
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class MiniBatch:
     mask: np.ndarray  # [B,Tc] float32
     logprobs: np.ndarray  # [B,Tc] float32
     advantages: np.ndarray  # [B] or [B,Tc] float32
-    fresh: np.ndarray | None  # [B] bool
+    on_policy: np.ndarray | None  # [B] bool
     mean_tokens: np.float32
     ends: (
         np.ndarray
@@ -108,7 +110,7 @@ def _rows(x: Experience, advantages: np.ndarray, how: Passes) -> MiniBatch:
         mask=mask,
         logprobs=flat(x.logprobs),
         advantages=_advantages(advantages[:, :carry], P * carry, width),
-        fresh=None if x.fresh is None else per_row(x.fresh),
+        on_policy=None if x.on_policy is None else per_row(x.on_policy),
         mean_tokens=np.float32(0),
         ends=np.zeros(1, np.int32),
     )
@@ -162,7 +164,7 @@ def _pick(rows: MiniBatch, which: np.ndarray, mean_tokens: np.float32, ends: np.
         mask=rows.mask[which],
         logprobs=rows.logprobs[which],
         advantages=rows.advantages[which],
-        fresh=None if rows.fresh is None else rows.fresh[which],
+        on_policy=None if rows.on_policy is None else rows.on_policy[which],
         mean_tokens=mean_tokens,
         ends=ends,
     )

@@ -159,7 +159,7 @@ class Learner:
             self._rows(part.prompts, part.prompt_lengths, part.tokens, part.mask),
             put(part.advantages),
             sampler_logprobs=put(part.logprobs),
-            fresh=None if part.fresh is None else put(part.fresh),
+            on_policy=None if part.on_policy is None else put(part.on_policy),
             mean_tokens=scalar(part.mean_tokens),
             ends=scalar(part.ends) if self.widths else None,
         )

@@ -47,8 +47,8 @@ class Batch:
     sampler_logprobs: Array | None = None  # [B,Tc] as the sampler recorded them
     old_logprobs: Array | None = None  # [B,Tc]; None: this is the rollout's only update, so old = current
     ref_logprobs: Array | None = None  # [B,Tc]; None: no KL term
-    fresh: Array | None = (
-        None  # [B] bool; False: sampled by older weights, and old is what the sampler recorded
+    on_policy: Array | None = (
+        None  # [B] bool; False: sampled by older weights; old is what the sampler recorded
     )
     mean_tokens: Array | None = None  # [] tokens of the rollout over its mini-batches
     ends: Array | None = None  # [K] int32, which micro-batches to compute in which width; None: all in full
@@ -159,8 +159,8 @@ class GRPO:
         logprobs = jnp.where(mask > 0, logprobs, 0.0)
         old = jax.lax.stop_gradient(logprobs) if batch.old_logprobs is None else batch.old_logprobs
         sampler = old if batch.sampler_logprobs is None else batch.sampler_logprobs
-        if batch.fresh is not None:
-            old = jnp.where(batch.fresh[:, None], old, sampler)
+        if batch.on_policy is not None:
+            old = jnp.where(batch.on_policy[:, None], old, sampler)
         log_ratio = masked_gap(logprobs, old, mask)
         return _Terms(
             mask,
@@ -240,7 +240,7 @@ class GRPO:
             tokens = t.mask if chosen is None else chosen
             sums |= {"bonus_entropy": (entropy * tokens).sum(-1), "bonus_tokens": tokens.sum(-1)}
         return RowSums(sums, {}, {}, jnp.ones(len(t.mask), bool)) | sampling_rows(
-            t.logprobs, batch.sampler_logprobs, t.correction, t.mask, batch.fresh
+            t.logprobs, batch.sampler_logprobs, t.correction, t.mask, batch.on_policy
         )
 
     def _clip_counts(self, t: "_Terms") -> dict[str, Array]:

@@ -75,13 +75,13 @@ def _extreme(x: Array) -> Array:
 
 
 def sampling_rows(
-    logprobs: Array, sampler_logprobs: Array | None, correction: Array, mask: Array, fresh: Array | None
+    logprobs: Array, sampler_logprobs: Array | None, correction: Array, mask: Array, on_policy: Array | None
 ) -> RowSums:
     """The gap between the scorer [B,Tc] and the sampler, and the importance ratio ([B,Tc] or [B,1]) that mends it.
 
-    Rows that are not `fresh` [B] count in neither: their sampler was another policy.
+    Rows that are not `on_policy` [B] count in neither: their sampler was another policy.
     """
-    mask = mask if fresh is None else mask * fresh[:, None]
+    mask = mask if on_policy is None else mask * on_policy[:, None]
     computed = jnp.ones(len(mask), bool)
     if sampler_logprobs is None:
         return RowSums({}, {}, {}, computed)

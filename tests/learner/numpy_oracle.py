@@ -55,7 +55,7 @@ def difference_gradient(o, case, step=1e-6):
 def _arrays(case, base):
     old = base if case.old is None else case.old
     sampler = old if case.sampler is None else case.sampler
-    return old if case.fresh is None else np.where(case.fresh[:, None], old, sampler), sampler
+    return old if case.on_policy is None else np.where(case.on_policy[:, None], old, sampler), sampler
 
 
 def _ratio(o, gap):

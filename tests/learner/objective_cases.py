@@ -25,7 +25,7 @@ class Case:
     entropy: np.ndarray
     advantages: np.ndarray  # [B] or [B,Tc]
     mask: np.ndarray
-    fresh: np.ndarray | None = None  # [B]
+    on_policy: np.ndarray | None = None  # [B]
     updates: int = 1  # of a rollout that has `updates` times the tokens of this batch, and a few more
 
     @property
@@ -75,7 +75,7 @@ def batch_of(case: Case, objective: GRPO) -> Batch:
         sampler_logprobs=there(case.sampler),
         old_logprobs=there(case.old),
         ref_logprobs=jnp.asarray(case.ref) if objective.beta else None,
-        fresh=there(case.fresh),
+        on_policy=there(case.on_policy),
         mean_tokens=jnp.float32(case.rollout_tokens / case.updates),
     )
 

@@ -239,9 +239,9 @@ def test_only_the_first_samples_carry_gradient(learn, experience, advantages):
 def test_stale_groups_are_held_to_what_the_sampler_recorded(learn, experience, advantages):
     """A group of the step before: its ratio is that to the weights that sampled it, and so it is clipped."""
     metrics = []
-    for fresh in (None, np.ones(P, bool), np.array([False, True, True, True])):
+    for on_policy in (None, np.ones(P, bool), np.array([False, True, True, True])):
         learner, state = learn()
-        metrics.append(learner(state, dataclasses.replace(experience, fresh=fresh), advantages)[1])
+        metrics.append(learner(state, dataclasses.replace(experience, on_policy=on_policy), advantages)[1])
     assert metrics[0]["clip_ratio/region_mean"] == metrics[1]["clip_ratio/region_mean"] == 0
     assert metrics[0]["loss"] == metrics[1]["loss"]
     assert metrics[2]["clip_ratio/region_mean"] > 0  # the sampler's log-probs here are noise

@@ -59,13 +59,13 @@ def test_advantages_of_single_tokens(loss_type):
 @pytest.mark.parametrize("loss_type", ALL)
 def test_rows_of_older_weights_are_measured_from_what_sampled_them(loss_type):
     """Of a stale row old is what the sampler recorded, in the ratio as in the sampler's correction, which is then 1;
-    with and without old log-probs of the fresh ones."""
-    fresh = np.array([True, False] * (B // 2))
+    with and without old log-probs of the on-policy ones."""
+    on_policy = np.array([True, False] * (B // 2))
     for old, mode in itertools.product((True, False), ("none", "token_truncate")):
         objective = objective_of(loss_type, sampler_mode=mode)
-        case = replace(random_case(3, old=old), fresh=fresh)
+        case = replace(random_case(3, old=old), on_policy=on_policy)
         found = assert_equal(objective, case)
-        blind, _ = ours(objective, replace(case, fresh=None))
+        blind, _ = ours(objective, replace(case, on_policy=None))
         if (loss_type, mode) not in (("vespo", "token_truncate"), ("reinforce", "none")):
             assert found.loss != blind.loss  # VESPO multiplies both ratios: old cancels
 
@@ -101,7 +101,7 @@ def test_settings_together(seed):
     if rng.random() < 0.5:
         case = replace(case, advantages=rng.normal(0, 1, (B, TC)).astype(np.float32))
     if rng.random() < 0.3:
-        case = replace(case, fresh=rng.random(B) < 0.5)
+        case = replace(case, on_policy=rng.random(B) < 0.5)
     assert_equal(objective, case, parts=int(rng.integers(1, 3)))
 
 
