@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import jax
@@ -24,7 +25,7 @@ import numpy as np
 from shapes import SMALL
 
 from grpo_jax.config import parse_mesh
-from grpo_jax.learner.batches import Experience, Passes, minibatches
+from grpo_jax.learner.batches import Passes, minibatches
 from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import GRPO
@@ -35,7 +36,7 @@ from grpo_jax.models.qwen import Params, abstract_params, cast, init
 from grpo_jax.models.remat import Remat
 from grpo_jax.plans.roofline import forward_flops
 from grpo_jax.program import Program
-from grpo_jax.rollout.programs import Vocabulary
+from grpo_jax.rollout.programs import Rollout, Vocabulary
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.runs.metrics import peak_memory
@@ -123,8 +124,9 @@ class Bench:
         completions = rng.integers(0, cfg.vocab_size, rows, np.int32)
         logprobs = np.full(rows, -np.log(cfg.vocab_size), np.float32)
         arrays = completions, logprobs, work.lengths, np.ones(rows[:2], bool)
-        self.experience = Experience(self.tokens, self.lengths, *arrays)
-        (part,) = minibatches(self.experience, self.advantages, passes, skip=False, unit=self.learner.unit)
+        prompts = SimpleNamespace(tokens=self.tokens, lengths=self.lengths)
+        self.groups = SimpleNamespace(batch=prompts, rollout=Rollout.of_policy(*arrays))
+        (part,) = minibatches(self.groups, self.advantages, passes, skip=False, unit=self.learner.unit)
         self.batch = self.learner.on_devices(part)
 
     def sample(self) -> Any:
@@ -136,7 +138,7 @@ class Bench:
         return jax.block_until_ready(self.learner.score(self.state.params, self.batch.rows, self.batch.ends))
 
     def update(self) -> Any:
-        self.state, metrics = self.learner(self.state, self.experience, self.advantages)
+        self.state, metrics = self.learner(self.state, self.groups, self.advantages)
         return metrics
 
 

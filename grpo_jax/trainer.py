@@ -172,7 +172,7 @@ class GRPOTrainer:
             )
             with clock("update"):
                 advantages, metrics = stage.advantages(groups)  # [P,G]
-                state, learned = stage.learner(state, stage.advantages.experience(groups), advantages)
+                state, learned = stage.learner(state, groups, advantages)
             done, seconds = done + 1, clock.total()
             run_state = run_state.counted(sampled.num_tokens, seconds)
             metrics |= learned | step_metrics(components, number, sampled, clock, seconds, run_state, done)

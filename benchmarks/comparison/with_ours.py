@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,13 +15,13 @@ from words import make_tokenizer, reward
 import grpo_jax
 from grpo_jax.config import GRPOConfig
 from grpo_jax.learner.advantages import group_advantages
-from grpo_jax.learner.batches import Experience, Passes, minibatches
+from grpo_jax.learner.batches import Passes, minibatches
 from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models import hf
-from grpo_jax.rollout.programs import Vocabulary
+from grpo_jax.rollout.programs import Rollout, Vocabulary
 from grpo_jax.rollout.sampler import Sampler
 from grpo_jax.rollout.sampling import Sampling
 from grpo_jax.sharding.mesh import make_mesh
@@ -40,8 +41,8 @@ class Ours:
         self.learner.set_reference(weights)
         self.state = self.learner.init(weights)
         self.sampler, self.draws = self._sampler(), 0
-        self.experience = self._experience()
-        (part,) = minibatches(self.experience, self.given["advantages"], self.passes, skip=False)
+        self.groups = self._groups()
+        (part,) = minibatches(self.groups, self.given["advantages"], self.passes, skip=False)
         self.batch = self.learner.on_devices(part)
 
     def _learner(self) -> Learner:
@@ -66,12 +67,15 @@ class Ours:
             segment=self.variant.get("segment", GRPOConfig.model_fields["rollout_segment"].default),
         )
 
-    def _experience(self) -> Experience:
+    def _groups(self) -> Any:
         """The given rows as if they had been sampled."""
         x = self.given
         prompt_lengths = np.full(self.work.prompts, self.work.prompt_length, np.int32)
         logprobs, finished = np.zeros(x["completions"].shape, np.float32), np.ones(x["lengths"].shape, bool)
-        return Experience(x["prompts"], prompt_lengths, x["completions"], logprobs, x["lengths"], finished)
+        prompts = SimpleNamespace(tokens=x["prompts"], lengths=prompt_lengths)
+        return SimpleNamespace(
+            batch=prompts, rollout=Rollout.of_policy(x["completions"], logprobs, x["lengths"], finished)
+        )
 
     def sample(self) -> Any:
         """One rollout, on the host."""
@@ -98,7 +102,7 @@ class Ours:
 
     def update(self) -> None:
         """Reference log-probs, loss, gradient, AdamW."""
-        self.state, _ = self.learner(self.state, self.experience, self.given["advantages"])
+        self.state, _ = self.learner(self.state, self.groups, self.given["advantages"])
         jax.block_until_ready(self.state.params)
 
     def step(self) -> int:
@@ -106,8 +110,7 @@ class Ours:
         drawn = self.sample()
         flat = np.asarray(drawn.tokens).reshape(self.work.rows, -1)
         rewards = np.array(reward(self.tokenizer.batch_decode(flat))).reshape(drawn.lengths.shape)
-        prompts = self.experience.prompts, self.experience.prompt_lengths
-        sampled = Experience(*prompts, drawn.tokens, drawn.logprobs, drawn.lengths, drawn.finished)
+        sampled = SimpleNamespace(batch=self.groups.batch, rollout=drawn)
         self.state, _ = self.learner(self.state, sampled, group_advantages(rewards))
         jax.block_until_ready(self.state.params)
         return int(np.asarray(drawn.lengths).sum())

@@ -27,16 +27,17 @@ class Advantages:
         self,
         rewards: np.ndarray,
         values: np.ndarray,
-        lengths: np.ndarray,
+        action_mask: np.ndarray,
         penalty: np.ndarray | None = None,
     ) -> np.ndarray:
         """Advantages float32, [P,G], or [P,G,Tc] for `reinforce_plus_plus`.
 
-        rewards [P,G] are the weighted sums of `values` [P,G,n]; lengths [P,G] tokens; penalty [P,G,Tc], 0 behind
-        the end, is taken off: the whole of a completion's from its reward, or token by token (REINFORCE++).
+        rewards [P,G] are the weighted sums of `values` [P,G,n]; action_mask [P,G,Tc] is True for tokens that the
+        policy chose; penalty [P,G,Tc], 0 elsewhere, is taken off: the whole of a completion's from its reward, or
+        token by token (REINFORCE++).
         """
         if self.estimator == "reinforce_plus_plus":
-            found = reinforce_plus_plus(rewards, lengths, penalty)
+            found = reinforce_plus_plus(rewards, action_mask, penalty)
         elif self.per_function:
             found = gdpo(values, self.weights)
         else:
@@ -89,21 +90,21 @@ def gdpo(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
 
 
 def reinforce_plus_plus(
-    rewards: np.ndarray, lengths: np.ndarray, penalty: np.ndarray | None = None
+    rewards: np.ndarray, action_mask: np.ndarray, penalty: np.ndarray | None = None
 ) -> np.ndarray:
     """Advantages [P,G,Tc] float32 of single tokens; [P,G,1] without a penalty, as all of a row are then equal.
 
     A token's return is the completion's reward less the penalties from that token on; returns are standardised
-    over all tokens of the batch (REINFORCE++, arXiv:2501.03262, section 3). 0 behind the end.
+    over all tokens of the batch that the policy chose (REINFORCE++, arXiv:2501.03262, section 3). 0 elsewhere.
     """
     if penalty is None:
-        penalty = np.zeros((*lengths.shape, 1))
-        there = (lengths > 0)[..., None]
+        penalty = np.zeros((*rewards.shape, 1))
+        there = action_mask.any(-1, keepdims=True)
     else:
-        there = np.arange(penalty.shape[-1]) < lengths[..., None]
+        there = action_mask
     later = np.cumsum(penalty.astype(np.float64)[..., ::-1], axis=-1)[..., ::-1]
     returns = np.where(there, rewards[..., None] - later, np.nan)
-    counts = lengths[..., None] if penalty.shape[-1] == 1 else np.ones_like(returns)
+    counts = action_mask.sum(-1, keepdims=True) if penalty.shape[-1] == 1 else np.ones_like(returns)
     mean, std = _moments(returns, counts)
     return _filled((returns - mean) / (std + _SMALL))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from grpo_jax.learner.groups import SampledGroups
 from grpo_jax.learner.microbatches import widths
 
 _SHORTEST = 16  # completions are cut to the smallest power of two that holds the longest, from here up
@@ -22,6 +23,7 @@ class Passes:
     skip_zero_advantages: bool = True  # leave out micro-batches of rows that cannot change the weights
     length_buckets: int = 1  # widths that micro-batches may have
     share_prompts: bool = False  # compute the prompt of a group's rows once
+    carries_over: bool = False  # some groups may have been sampled by older weights
 
     @property
     def updates(self) -> int:
@@ -46,21 +48,6 @@ class Passes:
 
 
 @dataclass(frozen=True)
-class Experience:
-    """A rollout and what became of it; P prompts with G completions each."""
-
-    prompts: np.ndarray  # [P,Tp] int32, right-padded
-    prompt_lengths: np.ndarray  # [P] int32
-    tokens: np.ndarray  # [P,G,Tc] int32
-    logprobs: np.ndarray  # [P,G,Tc] float32, the sampler's
-    lengths: np.ndarray  # [P,G] int32
-    finished: np.ndarray  # [P,G] bool
-    on_policy: np.ndarray | None = (
-        None  # [P] bool; False: sampled by older weights; None: all of it is on policy
-    )
-
-
-@dataclass(frozen=True)
 class MiniBatch:
     """The rows of one update, in the order in which micro-batches take them."""
 
@@ -78,39 +65,39 @@ class MiniBatch:
 
 
 def minibatches(
-    experience: Experience, advantages: np.ndarray, how: Passes, *, skip: bool, unit: int = 1
+    groups: SampledGroups, advantages: np.ndarray, passes: Passes, *, skip: bool, unit: int = 1
 ) -> list[MiniBatch]:
     """The mini-batches of a rollout with advantages [P,G], [P,G,1] or [P,G,Tc]: row b in mini-batch
     b % num_minibatches. `skip`: rows with advantage 0 come last, to be left out. `unit`: rows of one prompt that stay
     together (`Passes.alike`)."""
-    rows = _rows(experience, advantages, how)
-    n, micro_batches = how.num_minibatches, how.micro_batches(len(rows.tokens))
+    rows = _rows(groups, advantages, passes)
+    n, micro_batches = passes.num_minibatches, passes.micro_batches(len(rows.tokens))
     mean_tokens = np.float32(rows.mask.sum(dtype=np.float64) / n)
     of = lambda i: np.arange(i, len(rows.tokens), n)
-    return [_arranged(rows, of(i), mean_tokens, how, micro_batches, unit, skip) for i in range(n)]
+    return [_arranged(rows, of(i), mean_tokens, passes, micro_batches, unit, skip) for i in range(n)]
 
 
-def _rows(x: Experience, advantages: np.ndarray, how: Passes) -> MiniBatch:
+def _rows(groups: SampledGroups, advantages: np.ndarray, passes: Passes) -> MiniBatch:
     """All rows that carry gradient as one mini-batch, B = P * G; prompts and completions cut to a bucket of the
     longest."""
-    P, G, _ = x.tokens.shape
-    carry = how.gradient_samples or G
-    lengths = x.lengths[:, :carry].reshape(-1)
-    width = bucket(int(lengths.max()), x.tokens.shape[-1])
-    prompts = x.prompts[:, : bucket(int(x.prompt_lengths.max()), x.prompts.shape[1])]
-    mask = (np.arange(width) < lengths[:, None]).astype(np.float32)
-    if how.mask_truncated:
-        mask *= x.finished[:, :carry].reshape(-1, 1)
-    flat = lambda a: a[:, :carry, :width].reshape(P * carry, -1)
-    per_row = lambda a: np.repeat(a, carry, axis=0)
+    prompts, rollout = groups.batch, groups.rollout
+    P, G, Tc = rollout.tokens.shape
+    carry = passes.gradient_samples or G
+    width = bucket(int(rollout.lengths[:, :carry].max()), Tc)
+    prompt_width = bucket(int(prompts.lengths.max()), prompts.tokens.shape[1])
+    flat = lambda x: np.asarray(x[:, :carry, :width]).reshape(P * carry, -1)
+    per_row = lambda x: np.repeat(x, carry, axis=0)
+    mask = flat(rollout.action_mask).astype(np.float32)
+    if passes.mask_truncated:
+        mask *= rollout.finished[:, :carry].reshape(-1, 1)
     return MiniBatch(
-        prompts=per_row(prompts),
-        prompt_lengths=per_row(x.prompt_lengths),
-        tokens=flat(x.tokens),
+        prompts=per_row(prompts.tokens[:, :prompt_width]),
+        prompt_lengths=per_row(prompts.lengths),
+        tokens=flat(rollout.tokens),
         mask=mask,
-        logprobs=flat(x.logprobs),
+        logprobs=flat(rollout.logprobs),
         advantages=_advantages(advantages[:, :carry], P * carry, width),
-        on_policy=None if x.on_policy is None else per_row(x.on_policy),
+        on_policy=per_row(groups.on_policy) if passes.carries_over else None,
         mean_tokens=np.float32(0),
         ends=np.zeros(1, np.int32),
     )
@@ -127,7 +114,7 @@ def _arranged(
     rows: MiniBatch,
     which: np.ndarray,
     mean_tokens: np.float32,
-    how: Passes,
+    passes: Passes,
     micro_batches: int,
     unit: int,
     skip: bool,
@@ -135,7 +122,7 @@ def _arranged(
     """The mini-batch of the rows `which`, in the order in which micro-batches take them: micro-batch m the rows b with
     b % micro_batches == m, so that it has rows of every shard of a mesh. `unit` rows after one another stay so."""
     mask, advantages = rows.mask[which], rows.advantages[which]
-    widest = np.array(widths(mask.shape[1], how.length_buckets))
+    widest = np.array(widths(mask.shape[1], passes.length_buckets))
     ranks = _ranks(mask, advantages if skip else None, widest, unit)
     if skip or len(widest) > 1:
         order = np.argsort(ranks, kind="stable").reshape(micro_batches, -1)  # [M,B/M/unit]
@@ -149,11 +136,16 @@ def _arranged(
 
 def _ranks(mask: np.ndarray, advantages: np.ndarray | None, widest: np.ndarray, unit: int) -> np.ndarray:
     """[B/unit]: into which of the widths [K] each unit fits; K where `advantages` say that it changes nothing."""
-    ranks = np.searchsorted(widest, mask.sum(-1).reshape(-1, unit).max(-1))
+    ranks = np.searchsorted(widest, _ends(mask).reshape(-1, unit).max(-1))
     if advantages is None:
         return ranks
     acts = (advantages != 0).reshape(len(mask), -1) & (mask != 0)
     return np.where(acts.reshape(len(ranks), -1).any(-1), ranks, len(widest))
+
+
+def _ends(mask: np.ndarray) -> np.ndarray:
+    """[B]: the position after the last 1 of each row of `mask` [B,Tc]; 0 where there is none."""
+    return np.where(mask != 0, np.arange(1, mask.shape[1] + 1), 0).max(-1)
 
 
 def _pick(rows: MiniBatch, which: np.ndarray, mean_tokens: np.float32, ends: np.ndarray) -> MiniBatch:

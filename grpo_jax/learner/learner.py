@@ -11,8 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 from grpo_jax.errors import UserError
-from grpo_jax.learner.batches import Experience, MiniBatch, Passes, bucket, minibatches
+from grpo_jax.learner.batches import MiniBatch, Passes, bucket, minibatches
 from grpo_jax.learner.divergences import ESTIMATORS
+from grpo_jax.learner.groups import SampledGroups
 from grpo_jax.learner.logprobs import Rows, Scoring, make_rows
 from grpo_jax.learner.objective import GRPO, Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state, state_shardings
@@ -101,13 +102,13 @@ class Learner:
         return matrices_on_host(weights) if self._reference_on_host else weights
 
     def __call__(
-        self, state: TrainState, experience: Experience, advantages: np.ndarray
+        self, state: TrainState, groups: SampledGroups, advantages: np.ndarray
     ) -> tuple[TrainState, dict[str, float]]:
         """All updates of one rollout with advantages [P,G], [P,G,1] or [P,G,Tc]; `state` is donated.
 
         Returns the state and the step's metrics.
         """
-        parts = minibatches(experience, advantages, self.passes, skip=self.skips, unit=self.unit)
+        parts = minibatches(groups, advantages, self.passes, skip=self.skips, unit=self.unit)
         batches = [self.on_devices(part) for part in parts]
         if self.unit > 1 and not self._checked:
             self._check_sharing(self.whole(state.params), batches[0].rows)
@@ -132,21 +133,21 @@ class Learner:
                 f"than {most:g}; nothing was updated. Set share_prompts to false, and report it: it is a fault"
             )
 
-    def divergence(self, experience: Experience) -> np.ndarray:
-        """The divergence from the reference of every sampled token, [P,G,Tc] float32, 0 behind the end: for a
+    def divergence(self, groups: SampledGroups) -> np.ndarray:
+        """The divergence from the reference of every token that the policy chose, [P,G,Tc] float32, 0 elsewhere: for a
         penalty in the reward. By the log-probs that the sampler recorded: they cost nothing, and it is the
         sampler's distribution that the completions come from."""
-        x = experience
-        P, G, Tc = x.tokens.shape
-        width = bucket(int(x.lengths.max()), Tc)
-        mask = (np.arange(width) < x.lengths[..., None]).astype(np.float32).reshape(P * G, width)
-        flat = lambda a: a[..., :width].reshape(P * G, width)
-        repeated = np.repeat(x.prompts, G, axis=0), np.repeat(x.prompt_lengths, G, axis=0)
-        rows = self._rows(*repeated, flat(x.tokens), mask)
+        prompts, rollout = groups.batch, groups.rollout
+        P, G, Tc = rollout.tokens.shape
+        width = bucket(int(rollout.lengths.max()), Tc)
+        flat = lambda x: np.asarray(x[..., :width]).reshape(P * G, width)
+        mask = flat(rollout.action_mask).astype(np.float32)
+        repeated = np.repeat(prompts.tokens, G, axis=0), np.repeat(prompts.lengths, G, axis=0)
+        rows = self._rows(*repeated, flat(rollout.tokens), mask)
         assert self.reference is not None
         reference = hosts.get(self.score_rollout(self.whole(self.reference), rows))
         estimate = ESTIMATORS[self.objective.kl_estimator](
-            jnp.asarray(flat(x.logprobs)), jnp.asarray(reference), jnp.asarray(mask)
+            jnp.asarray(flat(rollout.logprobs)), jnp.asarray(reference), jnp.asarray(mask)
         )
         found = np.asarray(estimate)
         return np.pad(found, [(0, 0), (0, Tc - width)]).reshape(P, G, Tc)

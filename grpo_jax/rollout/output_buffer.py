@@ -85,4 +85,4 @@ class Collected:
     def rollout(self) -> Rollout:
         """As it is now."""
         arrays: Any = self.tokens, self.logprobs, self.lengths, self.finished
-        return Rollout(*arrays)
+        return Rollout.of_policy(*arrays)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
@@ -32,12 +33,20 @@ WHOLE, OWN = Spec(), Spec(ROWS)  # how arrays are split over the parts
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rollout:
-    """What was sampled. The end-of-sequence token is an action: it is stored, counted and scored."""
+    """P prompts with G completions each. The end-of-sequence token is an action: it is stored, counted and scored."""
 
     tokens: Array  # [P,G,Tc] int32, pad_id after the end
     logprobs: Array  # [P,G,Tc] float32 under the full softmax at the sampling temperature, 0 after the end
     lengths: Array  # [P,G] int32, end-of-sequence included
     finished: Array  # [P,G] bool, False where the length limit cut the completion
+    action_mask: Array  # [P,G,Tc] bool, True for tokens that the policy chose: what it is trained on
+
+    @staticmethod
+    def of_policy(tokens: Any, logprobs: Any, lengths: Any, finished: Any) -> "Rollout":
+        """A rollout whose tokens were all chosen by the policy. NumPy arrays, or traced ones."""
+        numpy = np if isinstance(lengths, np.ndarray) else jnp
+        mask = numpy.arange(tokens.shape[-1]) < lengths[..., None]
+        return Rollout(tokens, logprobs, lengths, finished, mask)
 
 
 def make_generate(
@@ -75,10 +84,10 @@ def _generate(
     state = blank(of, Size(m, samples, width), prompt_width, _dtype(params))
     state, first = admit(of, params, key, state, new)
     if width == 1:
-        return Rollout(first.tokens, first.logprobs, first.lengths, first.finished)
+        return Rollout.of_policy(first.tokens, first.logprobs, first.lengths, first.finished)
     _, rest = extend(of, width - 1, params, state)
     join = lambda a, b: jnp.concatenate([a, b], axis=-1)
-    return Rollout(
+    return Rollout.of_policy(
         join(first.tokens, rest.tokens), join(first.logprobs, rest.logprobs), rest.lengths, rest.finished
     )
 

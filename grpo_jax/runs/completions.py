@@ -28,6 +28,7 @@ def write_completions(
     token_ids: ArrayLike,
     logprobs: ArrayLike,
     lengths: ArrayLike,
+    action_mask: ArrayLike,
     finished: ArrayLike,
     extras: Mapping[str, Sequence[Any]] | None = None,
 ) -> None:
@@ -57,6 +58,7 @@ def write_completions(
         "advantage": pa.array(_floats(advantages), from_pandas=True),
         "token_ids": _ragged(token_ids, lengths, pa.int32()),
         "logprobs": _ragged(logprobs, lengths, pa.float32()),
+        "action_mask": _ragged(action_mask, lengths, pa.bool_()),
         "length": pa.array(lengths, pa.int32()),
         "truncated": pa.array(~np.asarray(finished, bool)),
     }

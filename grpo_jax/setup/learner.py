@@ -109,6 +109,7 @@ def passes_of(config: GRPOConfig) -> Passes:
         config.skip_zero_advantages,
         config.length_buckets,
         config.share_prompts,
+        carries_over=config.dynamic_sampling,
     )
 
 

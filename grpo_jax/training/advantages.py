@@ -6,7 +6,6 @@ import numpy as np
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.learner.advantages import Advantages
-from grpo_jax.learner.batches import Experience
 from grpo_jax.learner.learner import Learner
 from grpo_jax.training.collector import Groups
 
@@ -21,9 +20,9 @@ class GroupAdvantages:
 
     def __call__(self, groups: Groups) -> tuple[np.ndarray, dict[str, float]]:
         """Advantages [P,G] float32, or [P,G,Tc] of single tokens, and the metrics computed along the way."""
-        scored, lengths = groups.scored, np.asarray(groups.rollout.lengths)
         penalty, metrics = self._penalty(groups)
-        return self.advantages(scored.rewards, self._values(groups), lengths, penalty), metrics
+        mask = np.asarray(groups.rollout.action_mask)
+        return self.advantages(groups.scored.rewards, self._values(groups), mask, penalty), metrics
 
     def _values(self, groups: Groups) -> np.ndarray:
         """[P,G,n], one for each function; the punishment of long completions is one more."""
@@ -36,13 +35,6 @@ class GroupAdvantages:
         """beta times the divergence of every token [P,G,Tc], when it is a part of the reward."""
         if self.config.beta == 0 or self.config.kl_in != "reward":
             return None, {}
-        divergence = self.learner.divergence(self.experience(groups))
-        mean = float(divergence.sum(dtype=np.float64) / max(int(np.sum(groups.rollout.lengths)), 1))
+        divergence = self.learner.divergence(groups)
+        mean = float(divergence.sum(dtype=np.float64) / max(int(np.sum(groups.rollout.action_mask)), 1))
         return self.config.beta * divergence, {"kl": mean}
-
-    def experience(self, groups: Groups) -> Experience:
-        """What the learner takes of them."""
-        batch, drawn = groups.batch, groups.rollout
-        arrays = [np.asarray(x) for x in (drawn.tokens, drawn.logprobs, drawn.lengths, drawn.finished)]
-        on_policy = groups.on_policy if self.config.dynamic_sampling else None  # otherwise all are
-        return Experience(batch.tokens, batch.lengths, arrays[0], arrays[1], arrays[2], arrays[3], on_policy)

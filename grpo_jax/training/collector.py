@@ -40,9 +40,9 @@ class Groups:
 
     @property
     def num_tokens(self) -> int:
-        """Of all rows, prompts and completions."""
+        """Of all rows: those of the prompts, and those that the policy chose."""
         rollout = self.rollout
-        return int(rollout.lengths.sum()) + rollout.lengths.shape[1] * int(self.batch.lengths.sum())
+        return int(rollout.action_mask.sum()) + rollout.lengths.shape[1] * int(self.batch.lengths.sum())
 
     def take(self, which: np.ndarray) -> "Groups":
         """Those that `which`, indices or a mask, says; without the failures and metrics of the whole."""
@@ -163,7 +163,7 @@ class DynamicCollector(Collector):
         if carried is None:
             return [], state.sampler
         indices, arrays = np.array(carried.indices, np.int64), unpacked(carried.arrays)
-        rollout = Rollout(**{name: arrays[name] for name in _ROLLOUT})
+        rollout = _rollout_of(arrays)
         if rollout.tokens.shape[1:] != (self.sampler.samples, self.sampler.width):
             again = [*carried.indices, *state.sampler.carried_over]
             return [], replace(state.sampler, carried_over=again)
@@ -208,6 +208,12 @@ def _with_figures(sampled: Groups, rollouts: int, carried: int, short: int) -> G
 
 
 _ROLLOUT = tuple(field.name for field in fields(Rollout))
+
+
+def _rollout_of(arrays: dict[str, Any]) -> Rollout:
+    """As `_to_carry` kept it; runs of earlier versions kept no mask, as the policy chose every token."""
+    known = {name: arrays[name] for name in _ROLLOUT if name in arrays}
+    return Rollout(**known) if "action_mask" in known else Rollout.of_policy(**known)
 
 
 def _to_carry(groups: Groups) -> CarriedGroups | None:

@@ -74,6 +74,7 @@ def save_completions(
         token_ids=rollout.tokens.reshape(-1, width),
         logprobs=rollout.logprobs.reshape(-1, width),
         lengths=rollout.lengths.ravel(),
+        action_mask=rollout.action_mask.reshape(-1, width),
         finished=rollout.finished.ravel(),
         extras={**scored.extras, **_reflected(scored.completions, reflection)},
     )

@@ -32,16 +32,15 @@ def step_metrics(
     scorer = components.stages[stage].scorer
     rollout, scored = sampled.rollout, sampled.scored
     P, G = rollout.lengths.shape
-    tokens = int(rollout.lengths.sum())
+    lengths = rollout.action_mask.sum(-1)  # as TRL counts: only what the policy chose
+    tokens = int(lengths.sum())
     names, weights = scorer.pool.names, scorer.weights
     return {
-        **rollout_metrics(
-            rollout.lengths, rollout.finished, scored.values.reshape(P * G, -1), names, weights
-        ),
+        **rollout_metrics(lengths, rollout.finished, scored.values.reshape(P * G, -1), names, weights),
         **scored.failures,
         **scored.metrics,
         **(
-            components.reflection.metrics(scored.completions, rollout.lengths.ravel())
+            components.reflection.metrics(scored.completions, lengths.ravel())
             if components.reflection
             else {}
         ),

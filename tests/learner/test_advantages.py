@@ -140,34 +140,36 @@ def test_each_function_counts_alike_whatever_its_spread():
     assert np.corrcoef(weighted.ravel(), group_advantages(small).ravel())[0, 1] > 0.999
 
 
+@pytest.mark.parametrize("holes", [False, True])
 @pytest.mark.parametrize("penalised", [True, False])
-def test_returns_of_single_tokens_equal_a_loop(penalised):
+def test_returns_of_single_tokens_equal_a_loop(penalised, holes):
     """REINFORCE++: the reward at the end less the penalties from a token on, standardised over all tokens."""
     for seed in range(5):
         rng = np.random.default_rng(seed)
         rewards, lengths = random_rewards(seed), rng.integers(0, 7, (4, 5))
-        penalty = rng.normal(0, 0.3, (4, 5, 6)) * (np.arange(6) < lengths[..., None])
+        there = (np.arange(6) < lengths[..., None]) & (rng.random((4, 5, 6)) < (0.7 if holes else 1.0))
+        penalty = rng.normal(0, 0.3, (4, 5, 6)) * there
         returns = {}
         for p, i in np.ndindex(4, 5):
-            for t in range(0 if math.isnan(rewards[p, i]) else lengths[p, i]):
+            for t in [] if math.isnan(rewards[p, i]) else np.flatnonzero(there[p, i]):
                 later = sum(penalty[p, i, t:]) if penalised else 0.0
                 returns[p, i, t] = rewards[p, i] - later
         mean, spread = statistics.fmean(returns.values()), statistics.stdev(returns.values())
         wanted = np.zeros((4, 5, 6))
         for place, value in returns.items():
             wanted[place] = (value - mean) / (spread + 1e-4)
-        found = reinforce_plus_plus(rewards, lengths, penalty if penalised else None)
+        found = reinforce_plus_plus(rewards, there, penalty if penalised else None)
         assert found.shape == ((4, 5, 6) if penalised else (4, 5, 1))
-        np.testing.assert_allclose(found * (np.arange(6) < lengths[..., None]), wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found * there, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_bound_holds_advantages():
     """Three of four agree: the others' spread is 0, and only the bound keeps the fourth from 10,000."""
-    rewards, lengths = np.array([[1.0, 1.0, 1.0, 0.0]]), np.full((1, 4), 3)
+    rewards, mask = np.array([[1.0, 1.0, 1.0, 0.0]]), np.ones((1, 4, 3), bool)
     values = rewards[..., None]
-    assert Advantages("leave_one_out")(rewards, values, lengths)[0, 3] == pytest.approx(-1e4)
+    assert Advantages("leave_one_out")(rewards, values, mask)[0, 3] == pytest.approx(-1e4)
     np.testing.assert_allclose(
-        Advantages("leave_one_out", largest=2.0)(rewards, values, lengths)[0, [0, 3]],
+        Advantages("leave_one_out", largest=2.0)(rewards, values, mask)[0, [0, 3]],
         [0.57725, -2],
         rtol=1e-4,
     )
@@ -176,12 +178,12 @@ def test_a_bound_holds_advantages():
 @pytest.mark.parametrize("estimator", ["group", "leave_one_out", "reinforce_plus_plus"])
 def test_the_penalty_is_taken_off_once(estimator):
     """One token's penalty of 1 is the same to a completion as a reward that is less by 1."""
-    rewards, lengths = np.array([[1.0, 0.0, 2.0]]), np.full((1, 3), 4)
+    rewards, mask = np.array([[1.0, 0.0, 2.0]]), np.ones((1, 3, 4), bool)
     penalty = np.zeros((1, 3, 4))
     penalty[0, 0, 3] = 1.0  # at the end: every token of the row is before it
     made = Advantages(estimator)
-    found = made(rewards, rewards[..., None], lengths, penalty)
-    wanted = made(rewards - [[1, 0, 0]], rewards[..., None], lengths)
+    found = made(rewards, rewards[..., None], mask, penalty)
+    wanted = made(rewards - [[1, 0, 0]], rewards[..., None], mask)
     np.testing.assert_allclose(np.broadcast_to(wanted, found.shape), found, rtol=1e-6, atol=1e-7)
 
 
@@ -190,6 +192,7 @@ def test_the_penalty_is_taken_off_once(estimator):
 @pytest.mark.parametrize("per_function", [False, True])
 def test_no_reward_at_all_is_no_advantage_and_not_nan(estimator, scale, per_function):
     made = Advantages(estimator, scale, per_function)
+    mask = np.arange(3) < np.array([[3, 0, 2], [0, 0, 0]])[..., None]
     for rewards in (np.full((2, 3), NAN), np.ones((2, 3)), np.array([[NAN, NAN, 1.0], [NAN] * 3])):
-        found = made(rewards, rewards[..., None], np.array([[3, 0, 2], [0, 0, 0]]), None)
+        found = made(rewards, rewards[..., None], mask, None)
         np.testing.assert_allclose(found, 0.0, atol=1e-6)

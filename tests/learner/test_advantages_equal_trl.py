@@ -56,7 +56,7 @@ def test_scales_of_group_advantages(scale, functions):
     for seed in range(10):
         values, weights = random_rewards(seed, functions), WEIGHTS[:functions]
         wanted, _ = theirs(trl.GRPOTrainer, values, weights, scale_rewards=scale)
-        found = Advantages(scale=scale)(summed(values, weights), values, np.full((P, G), 3))
+        found = Advantages(scale=scale)(summed(values, weights), values, np.ones((P, G, 3), bool))
         assert_equal(found, wanted)
 
 
@@ -65,7 +65,7 @@ def test_each_function_normalised_by_itself():
         values = random_rewards(seed, 3)
         wanted, _ = theirs(trl.GRPOTrainer, values, WEIGHTS, multi_objective_aggregation="normalize_then_sum")
         made = Advantages(per_function=True, weights=WEIGHTS)
-        assert_equal(made(summed(values, WEIGHTS), values, np.full((P, G), 3)), wanted)
+        assert_equal(made(summed(values, WEIGHTS), values, np.ones((P, G, 3), bool)), wanted)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -74,7 +74,7 @@ def test_leave_one_out(normalised):
         values = random_rewards(seed, 3)
         wanted, _ = theirs(trl.RLOOTrainer, values, WEIGHTS, normalize_advantages=normalised)
         made = Advantages("leave_one_out", "batch" if normalised else "none")
-        assert_equal(made(summed(values, WEIGHTS), values, np.full((P, G), 3)), wanted)
+        assert_equal(made(summed(values, WEIGHTS), values, np.ones((P, G, 3), bool)), wanted)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -108,7 +108,7 @@ def test_metrics_of_rewards_are_trls():
         values = random_rewards(seed, 3)
         _, metrics = theirs(trl.GRPOTrainer, values, WEIGHTS)
         names = ["f0", "f1", "f2"]
-        lengths, finished = np.full((P, G), 3), np.ones((P, G), bool)
+        lengths, finished = np.ones((P, G, 3), bool), np.ones((P, G), bool)
         found = rollout_metrics(lengths, finished, values.reshape(-1, 3), names, WEIGHTS)
         assert metrics["frac_reward_zero_std"] > 0
         for name, value in metrics.items():
@@ -120,4 +120,4 @@ def test_golden_group_is_trls_too():
     values = np.tile(np.array([1.0, 0.9, 0.0, 1.0])[:, None], (P, 1, 1))
     wanted, _ = theirs(trl.GRPOTrainer, values, [1.0])
     np.testing.assert_allclose(wanted[0], [0.566162, 0.360285, -1.492609, 0.566162], atol=2e-6)
-    assert_equal(Advantages()(summed(values, [1.0]), values, np.full((P, G), 3)), wanted)
+    assert_equal(Advantages()(summed(values, [1.0]), values, np.ones((P, G, 3), bool)), wanted)

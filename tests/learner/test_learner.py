@@ -1,6 +1,7 @@
 """The learner as the trainer uses it: how many passes over the model a rollout costs, and which rows they see."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 
 from grpo_jax.errors import UserError
 from grpo_jax.learner import logprobs
-from grpo_jax.learner.batches import Experience, Passes, minibatches
+from grpo_jax.learner.batches import Passes, minibatches
 from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models.attention import shared_prompt
+from grpo_jax.rollout.programs import Rollout
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "one_device")
 
@@ -25,20 +27,35 @@ DEFAULT, ONE_PASS = GRPO(max_length=TC), Passes()
 HOW = Scoring(num_tokens=REAL, chunk=64)
 
 
+class PromptBatchArrays(NamedTuple):
+    tokens: np.ndarray
+    lengths: np.ndarray
+
+
+class Groups(NamedTuple):
+    batch: PromptBatchArrays
+    rollout: Rollout
+    on_policy: np.ndarray
+
+
 @pytest.fixture(scope="module")
-def experience():
+def groups():
     """Completions of up to 12 tokens, so that they are cut from 20 to 16; some are cut off unfinished."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 13, (P, G)).astype(np.int32)
     there = np.arange(TC) < lengths[..., None]
-    return Experience(
-        rng.integers(0, REAL, (P, TP), np.int32),
-        np.array([5, 2, 3, 1], np.int32),
+    prompts = PromptBatchArrays(rng.integers(0, REAL, (P, TP), np.int32), np.array([5, 2, 3, 1], np.int32))
+    rollout = Rollout.of_policy(
         rng.integers(0, REAL, (P, G, TC), np.int32),
         np.where(there, rng.normal(-2, 1, (P, G, TC)), 0).astype(np.float32),
         lengths,
         rng.random((P, G)) < 0.7,
     )
+    return Groups(prompts, rollout, np.ones(P, bool))
+
+
+def with_rollout(groups, **changes):
+    return groups._replace(rollout=dataclasses.replace(groups.rollout, **changes))
 
 
 @pytest.fixture
@@ -102,18 +119,18 @@ def learn(tiny, tiny_params, mesh_1):
     ids=lambda value: str(value)[:60],
 )
 def test_no_pass_over_the_model_that_is_not_needed(
-    learn, forwards, experience, advantages, objective, passes, rows
+    learn, forwards, groups, advantages, objective, passes, rows
 ):
     learner, state = learn(objective, passes)
-    _, metrics = learner(state, experience, advantages)
+    _, metrics = learner(state, groups, advantages)
     jax.effects_barrier()
     assert forwards == rows
     assert metrics["grad_norm"] > 0
 
 
-def test_a_rollout_without_any_advantage_costs_no_pass(learn, forwards, experience):
+def test_a_rollout_without_any_advantage_costs_no_pass(learn, forwards, groups):
     learner, state = learn(passes=Passes(micro_batch_size=4))
-    _, metrics = learner(state, experience, np.zeros((P, G), np.float32))
+    _, metrics = learner(state, groups, np.zeros((P, G), np.float32))
     jax.effects_barrier()
     assert forwards == []
     assert metrics["grad_norm"] == metrics["loss"] == 0
@@ -122,7 +139,7 @@ def test_a_rollout_without_any_advantage_costs_no_pass(learn, forwards, experien
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo", "luspo"])
-def test_rows_left_out_change_no_parameter(learn, experience, advantages, loss_type):
+def test_rows_left_out_change_no_parameter(learn, groups, advantages, loss_type):
     """The same normaliser: rows that are not computed still count in every mean."""
     objective = GRPO(loss_type, max_length=TC)
     after = []
@@ -132,7 +149,7 @@ def test_rows_left_out_change_no_parameter(learn, experience, advantages, loss_t
         Passes(micro_batch_size=2, skip_zero_advantages=False),
     ):
         learner, state = learn(objective, passes)
-        after.append(learner(state, experience, advantages))
+        after.append(learner(state, groups, advantages))
     for state, metrics in after[1:]:
         assert metrics["loss"] == pytest.approx(after[0][1]["loss"], abs=1e-6)
         assert metrics["grad_norm"] == pytest.approx(after[0][1]["grad_norm"], rel=1e-5)
@@ -141,11 +158,11 @@ def test_rows_left_out_change_no_parameter(learn, experience, advantages, loss_t
         )
 
 
-def test_every_row_is_in_one_minibatch_once_and_those_to_learn_from_come_first(experience, advantages):
+def test_every_row_is_in_one_minibatch_once_and_those_to_learn_from_come_first(groups, advantages):
     passes = Passes(num_minibatches=2, micro_batch_size=2)
-    parts = minibatches(experience, advantages, passes, skip=True)
+    parts = minibatches(groups, advantages, passes, skip=True)
     rows = [part.tokens[b].tobytes() for part in parts for b in range(8)]
-    whole = experience.tokens[..., :16].reshape(P * G, 16)
+    whole = groups.rollout.tokens[..., :16].reshape(P * G, 16)
     assert sorted(rows) == sorted(row.tobytes() for row in whole)
     for part in parts:
         acts = part.advantages != 0
@@ -170,7 +187,7 @@ def test_every_row_is_in_one_minibatch_once_and_those_to_learn_from_come_first(e
     ids=lambda p: ",".join(f"{k}={v}" for k, v in dataclasses.asdict(p).items() if v != getattr(ONE_PASS, k)),
 )
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_shared_prompts_and_short_rows_change_no_update(learn, experience, advantages, passes, beta):
+def test_shared_prompts_and_short_rows_change_no_update(learn, groups, advantages, passes, beta):
     objective = GRPO(beta=beta, max_length=TC, bonus=EntropyBonus(0.05 * (beta > 0)))
     plain = dataclasses.replace(passes, share_prompts=False, length_buckets=1)
     after = []
@@ -179,16 +196,14 @@ def test_shared_prompts_and_short_rows_change_no_update(learn, experience, advan
         assert learner.unit == (
             min(4 // how.num_minibatches, how.micro_batch_size or 4) if how.share_prompts else 1
         )
-        after.append(learner(state, experience, advantages))
+        after.append(learner(state, groups, advantages))
     (one, usual), (other, found) = after
     assert found == pytest.approx(usual, rel=1e-4, abs=2e-6)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params)):
         np.testing.assert_allclose(b, a, atol=2e-5)
 
 
-def test_a_group_is_computed_once_and_short_rows_in_short_programs(
-    learn, monkeypatch, experience, advantages
-):
+def test_a_group_is_computed_once_and_short_rows_in_short_programs(learn, monkeypatch, groups, advantages):
     """Tokens that the model sees: P + G C of a prompt in place of G (P + C), with C as long as the rows are."""
     seen, original = [], logprobs.hidden_states
 
@@ -197,9 +212,8 @@ def test_a_group_is_computed_once_and_short_rows_in_short_programs(
         return original(cfg, params, tokens, *given, **named)
 
     monkeypatch.setattr(logprobs, "hidden_states", counted)
-    short = dataclasses.replace(
-        experience, lengths=np.where(np.arange(P)[:, None] < 2, 4, 9) * np.ones((P, G), int)
-    )
+    lengths = np.where(np.arange(P)[:, None] < 2, 4, 9) * np.ones((P, G), int)
+    short = with_rollout(groups, lengths=lengths, action_mask=np.arange(TC) < lengths[..., None])
     passes = Passes(length_buckets=3, share_prompts=True, micro_batch_size=4, skip_zero_advantages=False)
     learner, state = learn(passes=passes)
     learner._checked = True  # the check is a pass of its own
@@ -208,40 +222,39 @@ def test_a_group_is_computed_once_and_short_rows_in_short_programs(
     assert seen == [(1, 5 + 4 * 4)] * 2 + [(1, 5 + 4 * 16)] * 2
 
 
-def test_a_wrong_share_is_found_before_the_first_update(learn, monkeypatch, experience, advantages):
+def test_a_wrong_share_is_found_before_the_first_update(learn, monkeypatch, groups, advantages):
     learner, state = learn(passes=Passes(share_prompts=True))
     wrong = lambda width, samples, lengths, kernel: shared_prompt(width, samples, lengths + 1, kernel)
     monkeypatch.setattr(logprobs, "shared_prompt", wrong)
     with pytest.raises(UserError, match="share_prompts = true: log-probs differ by"):
-        learner(state, experience, advantages)
+        learner(state, groups, advantages)
 
 
-def test_truncated_completions_are_masked_and_still_weigh_in_no_normaliser(experience, advantages):
-    (part,) = minibatches(experience, advantages, Passes(mask_truncated=True), skip=False)
-    finished = experience.finished.reshape(-1)
-    np.testing.assert_array_equal(part.mask.sum(1), experience.lengths.reshape(-1) * finished)
+def test_truncated_completions_are_masked_and_still_weigh_in_no_normaliser(groups, advantages):
+    (part,) = minibatches(groups, advantages, Passes(mask_truncated=True), skip=False)
+    finished = groups.rollout.finished.reshape(-1)
+    np.testing.assert_array_equal(part.mask.sum(1), groups.rollout.lengths.reshape(-1) * finished)
     assert part.mean_tokens == part.mask.sum()
     assert not finished.all()
 
 
-def test_only_the_first_samples_carry_gradient(learn, experience, advantages):
+def test_only_the_first_samples_carry_gradient(learn, groups, advantages):
     """With gradient_samples = 1 what the other samples say is of no account, their advantages neither."""
     learner, state = learn(GRPO("reinforce"), Passes(gradient_samples=1))
-    other = dataclasses.replace(experience, tokens=experience.tokens.copy())
-    other.tokens[:, 1:] = 1
+    other = with_rollout(groups, tokens=np.where(np.arange(G)[:, None] > 0, 1, groups.rollout.tokens))
     noise = advantages + np.where(np.arange(G) > 0, 5.0, 0.0)
-    first, _ = learner(state, experience, advantages)
+    first, _ = learner(state, groups, advantages)
     learner, state = learn(GRPO("reinforce"), Passes(gradient_samples=1))
     second, _ = learner(state, other, noise)
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
 
 
-def test_stale_groups_are_held_to_what_the_sampler_recorded(learn, experience, advantages):
+def test_stale_groups_are_held_to_what_the_sampler_recorded(learn, groups, advantages):
     """A group of the step before: its ratio is that to the weights that sampled it, and so it is clipped."""
     metrics = []
     for on_policy in (None, np.ones(P, bool), np.array([False, True, True, True])):
-        learner, state = learn()
-        metrics.append(learner(state, dataclasses.replace(experience, on_policy=on_policy), advantages)[1])
+        learner, state = learn(passes=Passes(carries_over=on_policy is not None))
+        metrics.append(learner(state, groups._replace(on_policy=on_policy), advantages)[1])
     assert metrics[0]["clip_ratio/region_mean"] == metrics[1]["clip_ratio/region_mean"] == 0
     assert metrics[0]["loss"] == metrics[1]["loss"]
     assert metrics[2]["clip_ratio/region_mean"] > 0  # the sampler's log-probs here are noise
@@ -257,11 +270,11 @@ def test_stale_groups_are_held_to_what_the_sampler_recorded(learn, experience, a
     ],
     ids=lambda saving: next(iter(saving)),
 )
-def test_what_waits_with_the_host_gives_the_same_weights(learn, experience, advantages, saving):
+def test_what_waits_with_the_host_gives_the_same_weights(learn, groups, advantages, saving):
     objective, passes = GRPO(beta=0.1), Passes(micro_batch_size=8, num_iterations=2)
     (plain, one), (sparing, other) = learn(objective, passes), learn(objective, passes, **saving)
-    one, usual = plain(one, experience, advantages)
-    other, metrics = sparing(other, experience, advantages)
+    one, usual = plain(one, groups, advantages)
+    other, metrics = sparing(other, groups, advantages)
     assert metrics == pytest.approx(usual, rel=1e-6, abs=1e-9)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params)):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
@@ -269,42 +282,113 @@ def test_what_waits_with_the_host_gives_the_same_weights(learn, experience, adva
     assert matrix.sharding.memory_kind == ("pinned_host" if "reference_on_host" in saving else "device")
 
 
-def test_moments_in_bfloat16_take_half_and_nearly_the_same_steps(learn, experience, advantages):
+def test_moments_in_bfloat16_take_half_and_nearly_the_same_steps(learn, groups, advantages):
     compact = make_optimizer(Schedule(1e-2, "constant", 0, 10), epsilon=1e-2, compact=True)
     passes = Passes(num_iterations=4)
     (plain, one), (sparing, other) = learn(passes=passes), learn(passes=passes, optimizer=compact)
     before = jax.tree.map(np.asarray, one.params)
     size = lambda state: sum(x.nbytes for x in jax.tree.leaves(state.opt_state) if x.ndim)
     assert size(other) == size(one) / 2
-    (one, _), (other, _) = plain(one, experience, advantages), sparing(other, experience, advantages)
+    (one, _), (other, _) = plain(one, groups, advantages), sparing(other, groups, advantages)
     norm = lambda tree: np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree)))
     moved = norm(jax.tree.map(np.subtract, one.params, before))
     assert 0 < norm(jax.tree.map(np.subtract, one.params, other.params)) < 0.01 * moved
 
 
-def test_divergence_in_the_reward_is_that_of_the_sampler_from_the_reference(learn, experience, tiny_params):
+def test_divergence_in_the_reward_is_that_of_the_sampler_from_the_reference(learn, groups, tiny_params):
     learner, _ = learn(GRPO(kl_estimator="k1"), Passes(micro_batch_size=4, gradient_samples=1))
     learner.set_reference(jax.tree.map(jax.numpy.copy, tiny_params))
-    found = learner.divergence(experience)
+    found = learner.divergence(groups)
     assert found.shape == (P, G, TC)
-    there = np.arange(TC) < experience.lengths[..., None]
+    there = np.arange(TC) < groups.rollout.lengths[..., None]
     assert not found[~there].any()
     flat = lambda x: np.repeat(x, G, axis=0)
     mask = there.reshape(P * G, TC).astype(np.float32)
     rows = learner.rows(
-        flat(experience.prompts),
-        flat(experience.prompt_lengths),
-        experience.tokens.reshape(P * G, TC),
+        flat(groups.batch.tokens),
+        flat(groups.batch.lengths),
+        groups.rollout.tokens.reshape(P * G, TC),
         mask,
     )
     reference = np.asarray(learner.score_rollout(tiny_params, rows)).reshape(P, G, TC)
-    np.testing.assert_allclose(found, np.where(there, experience.logprobs - reference, 0), atol=2e-5)
+    np.testing.assert_allclose(found, np.where(there, groups.rollout.logprobs - reference, 0), atol=2e-5)
 
 
-def test_an_adaptive_bonus_moves_its_coefficient_with_the_weights(learn, experience, advantages):
+def test_an_adaptive_bonus_moves_its_coefficient_with_the_weights(learn, groups, advantages):
     bonus = EntropyBonus(0.1, adaptive=True, target=100.0, step=0.02)
     learner, state = learn(GRPO(bonus=bonus), Passes(num_iterations=3))
     assert float(state.entropy.coef) == np.float32(0.1)
-    state, metrics = learner(state, experience, advantages)
+    state, metrics = learner(state, groups, advantages)
     assert float(state.entropy.coef) == metrics["entropy_coef"] == pytest.approx(0.16)
     assert 0 < float(state.entropy.last) < np.log(REAL)
+
+
+# ---- tokens that the policy did not choose ----
+
+
+@pytest.fixture
+def holes(groups):
+    """An environment wrote about a third of the tokens; each row has one of the policy, and some end with another's."""
+    rng = np.random.default_rng(3)
+    mask = groups.rollout.action_mask & (rng.random((P, G, TC)) < 0.65)
+    mask[..., 0] = True
+    assert (mask.sum(-1) < groups.rollout.lengths).any()
+    return with_rollout(groups, action_mask=mask)
+
+
+EVERYTHING = GRPO(
+    "grpo",
+    beta=0.1,
+    max_length=TC,
+    bonus=EntropyBonus(0.01),
+    top_entropy_quantile=0.5,
+    off_policy_threshold=1.0,
+)
+
+
+@pytest.mark.parametrize("objective", [GRPO(beta=0.1, max_length=TC), EVERYTHING], ids=["dapo", "everything"])
+def test_what_is_recorded_of_an_environments_tokens_is_of_no_account(learn, holes, objective):
+    """Their log-probs and their advantages: not for the weights, and for no metric."""
+    rng, mask = np.random.default_rng(4), holes.rollout.action_mask
+    advantages = rng.normal(size=(P, G, TC)).astype(np.float32)
+    noise = np.where(mask, 0, rng.normal(size=(P, G, TC))).astype(np.float32)
+    noisy = with_rollout(holes, logprobs=holes.rollout.logprobs + noise)
+    after = []
+    for groups, given in ((holes, advantages), (noisy, advantages + noise)):
+        learner, state = learn(objective, Passes(num_iterations=2, micro_batch_size=8))
+        after.append(learner(state, groups, given))
+    (one, metrics), (other, others) = after
+    assert metrics == others
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+def test_an_environments_tokens_are_read_though_they_are_not_learned(learn, holes, advantages):
+    """Those in front of one of the policy are its context."""
+    mask = holes.rollout.action_mask
+    seen = np.flip(np.cumsum(np.flip(mask, -1), -1), -1) > 0  # in front of the last token of the policy
+    assert (seen & ~mask).any()
+    losses = []
+    for where in (seen & ~mask, ~seen):
+        tokens = np.where(where, (holes.rollout.tokens + 1) % REAL, holes.rollout.tokens)
+        learner, state = learn(GRPO("reinforce"))
+        losses.append(learner(state, with_rollout(holes, tokens=tokens), advantages)[1]["loss"])
+    learner, state = learn(GRPO("reinforce"))
+    assert losses[0] != learner(state, holes, advantages)[1]["loss"] == losses[1]
+
+
+def test_a_width_holds_the_last_token_of_the_policy_however_few_there_are(holes, advantages):
+    """Few tokens with long holes between them are a long row."""
+    mask = np.zeros((P, G, TC), bool)
+    mask[..., [0, 11]] = True
+    long = with_rollout(holes, lengths=np.full((P, G), 12, np.int32), action_mask=mask)
+    (part,) = minibatches(long, advantages, Passes(length_buckets=3, micro_batch_size=4), skip=False)
+    assert part.ends.tolist() == [0, 0, 4]
+    assert part.mask.sum() == 2 * P * G
+
+
+def test_the_divergence_of_an_environments_tokens_is_no_part_of_the_reward(learn, holes, tiny_params):
+    learner, _ = learn(GRPO(kl_estimator="k2"), Passes(micro_batch_size=4))
+    learner.set_reference(jax.tree.map(jax.numpy.copy, tiny_params))
+    plain = np.arange(TC) < holes.rollout.lengths[..., None]
+    whole = learner.divergence(with_rollout(holes, action_mask=plain))
+    np.testing.assert_array_equal(learner.divergence(holes), np.where(holes.rollout.action_mask, whole, 0))

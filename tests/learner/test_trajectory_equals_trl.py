@@ -2,13 +2,14 @@
 rewards; each with its own forward pass, loss, optimizer and schedule."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from grpo_jax.learner.advantages import group_advantages
-from grpo_jax.learner.batches import Experience, Passes
+from grpo_jax.learner.batches import Passes
 from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import Scoring
@@ -36,10 +37,12 @@ class Rollout:
     completions: list[list[list[int]]]  # P, G
     logprobs: list[list[list[float]]]  # as if recorded by a sampler
     rewards: np.ndarray  # [P,G]
+    masks: list[list[list[int]]]  # 0 where an environment wrote the token, and not the policy
 
 
-def rollouts(count):
-    """Completions of all lengths from one token on, cut ones among them; one group has equal rewards."""
+def rollouts(count, holes=False):
+    """Completions of all lengths from one token on, cut ones among them; one group has equal rewards. With `holes`, an
+    environment wrote some of their tokens, first and last ones among them."""
     rng = np.random.default_rng(0)
     made = []
     for step in range(count):
@@ -54,8 +57,16 @@ def rollouts(count):
             rewards[1] = 0.5
         logprobs = [[list(rng.normal(-4, 0.1, n)) for n in row] for row in lengths]
         prompts = [list(map(int, rng.integers(3, 98, n))) for n in rng.integers(1, TP + 1, P)]
-        made.append(Rollout(prompts, tokens, logprobs, rewards))
+        masks = [[mask_of(rng, n) if holes else [1] * n for n in row] for row in lengths]
+        made.append(Rollout(prompts, tokens, logprobs, rewards, masks))
     return made
+
+
+def mask_of(rng, length):
+    """Of a completion, with at least one token of the policy."""
+    mask = (rng.random(length) < 0.6).astype(int)
+    mask[rng.integers(length)] = 1
+    return mask.tolist()
 
 
 def padded(rows, width, value=0):
@@ -65,23 +76,28 @@ def padded(rows, width, value=0):
     return out
 
 
-def experience_of(rollout: Rollout) -> Experience:
-    lengths = np.array([[len(x) for x in row] for row in rollout.completions], np.int32)
+def groups_of(rollout: Rollout) -> SimpleNamespace:
+    """As the learner takes them."""
     flat = lambda nested: [x for row in nested for x in row]
+    of_rows = lambda nested, dtype: padded(flat(nested), TC).astype(dtype).reshape(P, G, TC)
     logprobs = np.zeros((P * G, TC), np.float32)
     for row, values in zip(logprobs, flat(rollout.logprobs)):
         row[: len(values)] = values
-    return Experience(
-        padded(rollout.prompts, TP, PAD).astype(np.int32),
-        np.array([len(x) for x in rollout.prompts], np.int32),
-        padded(flat(rollout.completions), TC, PAD).astype(np.int32).reshape(P, G, TC),
-        logprobs.reshape(P, G, TC),
-        lengths,
-        np.array([[x[-1] == EOS for x in row] for row in rollout.completions]),
+    completions = SimpleNamespace(
+        tokens=of_rows(rollout.completions, np.int32),
+        logprobs=logprobs.reshape(P, G, TC),
+        lengths=np.array([[len(x) for x in row] for row in rollout.completions], np.int32),
+        finished=np.array([[x[-1] == EOS for x in row] for row in rollout.completions]),
+        action_mask=of_rows(rollout.masks, bool),
     )
+    prompts = SimpleNamespace(
+        tokens=padded(rollout.prompts, TP, PAD).astype(np.int32),
+        lengths=np.array([len(x) for x in rollout.prompts], np.int32),
+    )
+    return SimpleNamespace(batch=prompts, rollout=completions)
 
 
-def ours(folder, out, objective, passes, steps, mesh):
+def ours(folder, out, objective, passes, steps, mesh, holes=False):
     """(weights as TRL names them, the metrics of each rollout) after `steps` rollouts."""
     cfg = load_config(folder)
     total = steps * passes.updates
@@ -91,8 +107,8 @@ def ours(folder, out, objective, passes, steps, mesh):
     if objective.beta:
         learner.set_reference(params)
     state, history = learner.init(params), []
-    for rollout in rollouts(steps):
-        state, metrics = learner(state, experience_of(rollout), group_advantages(rollout.rewards))
+    for rollout in rollouts(steps, holes):
+        state, metrics = learner(state, groups_of(rollout), group_advantages(rollout.rewards))
         history.append(metrics)
     save_model(out, cfg, jax.tree.map(np.asarray, state.params), folder)
     return dict(weights_of(out)), history
@@ -104,11 +120,11 @@ def weights_of(folder):
     return load_file(folder / "model.safetensors")
 
 
-def theirs(folder, out, objective, passes, steps, accumulation):
+def theirs(folder, out, objective, passes, steps, accumulation, holes=False):
     """The same of TRL's trainer: (weights, what it logged of each optimizer step)."""
     from datasets import Dataset
 
-    plan = rollouts(steps)
+    plan = rollouts(steps, holes)
     rows = [{"prompt": f"{step} {p}"} for step in range(steps) for p in range(P)]
 
     def of(prompt):
@@ -117,13 +133,14 @@ def theirs(folder, out, objective, passes, steps, accumulation):
 
     def rollout_func(prompts, trainer):
         which = {}  # completions already given to this prompt
-        output = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "given": []}
+        output = {"prompt_ids": [], "completion_ids": [], "logprobs": [], "given": [], "env_mask": []}
         for prompt in prompts:
             rollout, p = of(prompt)
             i = which[prompt] = which.get(prompt, -1) + 1
             output["prompt_ids"].append(rollout.prompts[p])
             output["completion_ids"].append(rollout.completions[p][i])
             output["logprobs"].append(rollout.logprobs[p][i])
+            output["env_mask"].append(rollout.masks[p][i])
             output["given"].append(float(rollout.rewards[p, i]))
         assert which == dict.fromkeys(prompts, G - 1)
         return output
@@ -193,6 +210,23 @@ CASES = {
         1,
     ),
     "vespo": (GRPO("vespo", max_length=TC), Passes(num_iterations=2), 1),
+    "holes": (
+        GRPO(beta=0.1, max_length=TC),
+        Passes(num_iterations=2, length_buckets=3, micro_batch_size=4),
+        1,
+    ),
+    "holes_of_rows": (
+        GRPO(
+            "grpo",
+            0.05,
+            0.1,
+            level="sequence",
+            bonus=EntropyBonus(0.1, adaptive=True, target=3.5, step=0.02),
+            off_policy_threshold=0.5,
+        ),
+        Passes(num_iterations=2, mask_truncated=True),
+        1,
+    ),
 }
 
 
@@ -200,9 +234,10 @@ CASES = {
 def test_weights_and_metrics_follow_trls(tiny_model, tmp_path, mesh_1, case):
     """Every tensor moves by thousandths, and is within millionths of TRL's; so is what both log on the way."""
     objective, passes, accumulation = CASES[case]
+    holes = case.startswith("holes")
     steps = 5 if passes.num_iterations == 1 else 3
-    found, history = ours(tiny_model, tmp_path / "ours", objective, passes, steps, mesh_1)
-    wanted, logs = theirs(tiny_model, tmp_path / "theirs", objective, passes, steps, accumulation)
+    found, history = ours(tiny_model, tmp_path / "ours", objective, passes, steps, mesh_1, holes)
+    wanted, logs = theirs(tiny_model, tmp_path / "theirs", objective, passes, steps, accumulation, holes)
     for name, before in weights_of(tiny_model).items():
         moved, apart = np.abs(wanted[name] - before).max(), np.abs(found[name] - wanted[name]).max()
         assert moved > 1e-3, name

@@ -15,6 +15,7 @@ ROWS = {
     "token_ids": np.array([[5, 6, 0, 0], [7, 8, 9, 10]]),
     "logprobs": np.array([[-1, -2, 0, 0], [-3, -4, -5, -6]], np.float32),
     "lengths": np.array([2, 4]),
+    "action_mask": np.array([[1, 1, 0, 0], [1, 0, 0, 1]], bool),
     "finished": np.array([True, False]),
 }
 
@@ -24,13 +25,14 @@ def test_columns_are_those_of_trl_and_ours(tmp_path):
     table = pq.read_table(tmp_path / "completions" / "completions_00010.parquet")
     assert table.column_names == [
         *("step", "prompt", "completion", "exact", "format", "advantage"),
-        *("token_ids", "logprobs", "length", "truncated"),
+        *("token_ids", "logprobs", "action_mask", "length", "truncated"),
     ]
     assert table.schema.field("token_ids").type.value_type == "int32"
     assert table.schema.field("logprobs").type.value_type == "float"
     first, second = table.to_pylist()
     assert (first["token_ids"], first["logprobs"], first["truncated"]) == ([5, 6], [-1, -2], False)
     assert (second["token_ids"], second["length"], second["truncated"]) == ([7, 8, 9, 10], 4, True)
+    assert second["action_mask"] == [True, False, False, True]
     assert (first["format"], second["format"], first["prompt"]) == (None, 0.5, "[red] 1+1?")
 
 

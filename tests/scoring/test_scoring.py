@@ -59,7 +59,7 @@ def rollout():
     lengths = rng.integers(1, WIDTH + 1, (P, G)).astype(np.int32)
     inside = np.arange(WIDTH) < lengths[..., None]
     tokens = np.where(inside, rng.integers(1, 99, (P, G, WIDTH)), 0).astype(np.int32)
-    return Rollout(tokens, np.zeros((P, G, WIDTH), np.float32), lengths, lengths < WIDTH)
+    return Rollout.of_policy(tokens, np.zeros((P, G, WIDTH), np.float32), lengths, lengths < WIDTH)
 
 
 @pytest.fixture(scope="module")

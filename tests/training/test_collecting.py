@@ -56,10 +56,15 @@ class FakeSampler:
     def __call__(self, params, tokens, lengths, uids, step, on_group):
         self.calls.append((step, uids.tolist()))
         drawn = [self.draw(int(uid), int(params), step) for uid in uids]
-        rollout = Rollout(*(np.stack(part) for part in zip(*drawn)))
+        rollout = Rollout.of_policy(*(np.stack(part) for part in zip(*drawn)))
+        rollout = dataclasses.replace(rollout, action_mask=self.mask(rollout))
         for p in reversed(range(len(uids))):  # the last is complete first
             on_group(p, [row[:n].tolist() for row, n in zip(rollout.tokens[p], rollout.lengths[p])])
         return rollout
+
+    def mask(self, rollout):
+        """Of completions in which an environment wrote the token after the first three."""
+        return rollout.action_mask & (np.arange(WIDTH) != 3)
 
     def draw(self, uid, weights, step):
         rng = np.random.default_rng([uid, weights, step])
@@ -248,7 +253,8 @@ def test_a_groups_parts_are_those_of_another(world, count):
                 alone = groups.take(np.array([i]))
                 weights, step = groups.rollout.tokens[i, 0, 1:3]
                 drawn = sampler.draw(int(uid), int(weights), int(step))
-                assert_same(alone.rollout, Rollout(*(part[None] for part in drawn)))
+                whole = Rollout.of_policy(*(part[None] for part in drawn))
+                assert_same(alone.rollout, dataclasses.replace(whole, action_mask=sampler.mask(whole)))
                 ids = [row[:n].tolist() for row, n in zip(drawn[0], drawn[2])]
                 said = pool.score(ids, None, {}, ids)
                 assert_same(alone.scored.values[0], said.values.astype(np.float32))

@@ -162,7 +162,7 @@ def test_the_penalty_is_in_the_reward_and_over_long_completions_are_punished(tra
             RunState(components.curriculum.begin()),
         )
         found, metrics = stage.advantages(groups)
-        divergence = components.learner.divergence(stage.advantages.experience(groups))
+        divergence = components.learner.divergence(groups)
     lengths = groups.rollout.lengths
     rewards = groups.scored.values[..., 0] + np.clip((2.0 - lengths) / 6, -1, 0) - 0.5 * divergence.sum(-1)
     np.testing.assert_allclose(found, rewards - rewards.mean(1, keepdims=True), atol=1e-5)
