@@ -5,7 +5,7 @@
 All of it, or with `--only proofs` (or targets, doubling, levers, sequences) a part.
 
 Each line is a plan as `grpo-jax plan` makes it: the run's own programs, compiled for the target by its own compiler
-(`pip install 'grpo-jax[plan]'`), and the peak of the stage that takes most. No figure was measured on hardware.
+(`pip install 'grpo-jax[plan]'`), and the peak of the phase that takes most. No figure was measured on hardware.
 """
 
 import argparse
@@ -155,13 +155,13 @@ def main() -> None:
 
 def line(name: str, model: str, target: str, settings: dict) -> dict:
     """One plan, in GiB; what a compiler refuses is said."""
-    from grpo_jax.plans.planned_run import Subject, shape_of
+    from grpo_jax.plans.planned_run import PlannedRun, shape_of
     from grpo_jax.plans.report import as_json, plan_of
 
     config = GRPOConfig(model=model, **settings)
     start = {"name": name, "model": model, "target": target, "settings": settings}
     try:
-        plan = plan_of(Subject(config, target, shape_of(model)))
+        plan = plan_of(PlannedRun(config, target, shape_of(model)))
     except UserError as fault:
         print(f"{model} {target} {name}: {fault}", file=sys.stderr, flush=True)
         return start | {"refused": str(fault)}
@@ -174,9 +174,9 @@ def line(name: str, model: str, target: str, settings: dict) -> dict:
         "usable": gib(whole["usable_bytes"]),
         "peak": gib(whole["peak_bytes"]),
         "in": plan.worst.name,
-        "stages": {stage.name: gib(stage.peak) for stage in plan.stages},
+        "stages": {phase.name: gib(phase.peak) for phase in plan.phases},
         "parts": {part: gib(value) for part, value in whole["bytes"].items() if value},
-        "compiled_s": round(sum(stage.found.seconds for stage in plan.stages)),
+        "compiled_s": round(sum(phase.compilation.seconds for phase in plan.phases)),
     }
 
 

@@ -16,7 +16,7 @@ from grpo_jax.evaluation.setup import Setup, setup_of
 from grpo_jax.evaluation.statistics import pass_at_k, standard_error
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampling import Sampling
-from grpo_jax.scoring.reward_models import Found, find_reward_models, open_reward_models
+from grpo_jax.scoring.reward_models import CheckedModel, find_reward_models, open_reward_models
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.sampling import evaluation_of, sampling_of, stop_of
@@ -57,7 +57,7 @@ def evaluate_command(config: EvalConfig) -> int:
 
 
 def _measured(
-    setup: Setup, policy: Policy, prompts: Prompts, found: Mapping[int, Found]
+    setup: Setup, policy: Policy, prompts: Prompts, found: Mapping[int, CheckedModel]
 ) -> dict[str, Evaluation]:
     """way -> what came of it. Everything is checked before the weights are read."""
     config = setup.config

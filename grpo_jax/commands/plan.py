@@ -31,15 +31,15 @@ def plan_command(config: GRPOConfig, target: str | None, searches: bool, out: st
     if target is None:
         raise UserError("--target: say for which chips, e.g. v5e:2x4 or h100:8; --targets lists them")
     prepare()
-    from grpo_jax.plans.planned_run import Subject, shape_of
+    from grpo_jax.plans.planned_run import PlannedRun, shape_of
     from grpo_jax.plans.report import as_json, plan_of, show
     from grpo_jax.plans.search import search
 
-    subject = Subject(config, target, shape_of(config.model))
-    plan = search(subject) if searches else plan_of(subject)
+    run = PlannedRun(config, target, shape_of(config.model))
+    plan = search(run) if searches else plan_of(run)
     show(plan)
     if searches:
-        chosen = plan.subject.config
+        chosen = plan.run.config
         print(f"mesh: {chosen.mesh}\nmicro_batch_size: {chosen.micro_batch_size}")
         print(f"gradient_checkpointing: {chosen.gradient_checkpointing}")
     if out is not None:

@@ -1,12 +1,12 @@
-"""The compiled programs before any array exists: their arguments as shapes with shardings, and their compilation
-for chips that are not here.
+"""Abstract arguments of the compiled programs (shapes with shardings), and their compilation for chips that are not
+attached to this machine.
 
     mesh = topology_mesh("v5e:2x4")
     program = make_generate(cfg, vocabulary, sampling, 8, 512, mesh)
     compiled = compile_for("v5e:2x4", mesh, program, sampler_copy(cfg, mesh, "bfloat16"), *prompts(mesh, 16, 512))
     compiled.memory_analysis()
 
-The shapes are those that the trainer's own calls have; the programs are the trainer's own.
+Shapes and programs are the same as the trainer's.
 """
 
 import functools
@@ -29,9 +29,9 @@ from grpo_jax.sharding.targets import compiler_options
 
 
 def compile_for(target: str, mesh: Mesh, program: Program, *arguments: Any) -> jax.stages.Compiled:
-    """`program` compiled for the chips of `target`, of which `mesh` is made (`topology_mesh`).
+    """`program` compiled for the chips of `target`. `mesh` consists of them (`topology_mesh`).
 
-    The mesh is set here and not around more: an array computed under it would ask for the hardware.
+    The mesh is set only while lowering: computing an array under it would require the hardware.
     """
     with jax.set_mesh(mesh):
         lowered = program.jit.lower(*arguments)
@@ -41,7 +41,7 @@ def compile_for(target: str, mesh: Mesh, program: Program, *arguments: Any) -> j
 def weights(
     cfg: ModelConfig, mesh: Mesh, dtype: str, rules: Rules = TRAIN_RULES, form: str = "auto"
 ) -> Params:
-    """Weights in `dtype` and `form`, layers stacked, where `rules` lay them: by default the learner's."""
+    """Weights in `dtype` and `form`, layers stacked, sharded by `rules` (by default the learner's)."""
     convert = functools.partial(sampler_weights, dtype=jnp.dtype(dtype), form=form)
     shapes = jax.eval_shape(convert, abstract_params(cfg))
     place = lambda x, sharding: array(sharding, x.dtype, *x.shape)
@@ -49,24 +49,24 @@ def weights(
 
 
 def sampler_copy(cfg: ModelConfig, mesh: Mesh, dtype: str, form: str = "auto") -> Params:
-    """The sampler's weights in `dtype` and `form`, layers apart."""
+    """The sampler's weights in `dtype` and `form`, as a tuple of layers."""
     return by_layer(weights(cfg, mesh, dtype, ROLLOUT_RULES, form), mesh)
 
 
 def by_layer(stacked: Params, mesh: Mesh) -> Params:
-    """The same weights, layers apart."""
+    """The same weights with a tuple of layers in place of stacked ones."""
     one = lambda x: array(NamedSharding(mesh, PartitionSpec(*x.sharding.spec[1:])), x.dtype, *x.shape[1:])
     count = jax.tree.leaves(stacked["layers"])[0].shape[0]
     return stacked | {"layers": (jax.tree.map(one, stacked["layers"]),) * count}
 
 
 def train_state(cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The learner's state."""
+    """The learner's state for a model without LoRA."""
     return abstract_state(abstract_params(cfg), optimizer, mesh)
 
 
 def prompts(mesh: Mesh, count: int, width: int) -> tuple[Any, Any, Any, Any]:
-    """What generate takes after the weights: tokens [P,Tp], lengths [P], uids [P] and the step's key."""
+    """Arguments of `generate` after the weights: tokens [P,Tp], lengths [P], uids [P] and the step's key."""
     rows, key = by_rows(mesh), jax.eval_shape(lambda: jax.random.key(0))
     return (
         array(rows, jnp.int32, count, width),
@@ -77,7 +77,7 @@ def prompts(mesh: Mesh, count: int, width: int) -> tuple[Any, Any, Any, Any]:
 
 
 def rows(mesh: Mesh, count: int, prompt_width: int, width: int) -> Rows:
-    """What score takes after the weights: `count` rows of prompts [B,Tp] and completions [B,Tc]."""
+    """Argument of `score` after the weights: `count` rows of prompts [B,Tp] and completions [B,Tc]."""
     split = by_rows(mesh)
     return Rows(
         tokens=array(split, jnp.int32, count, prompt_width + width),
@@ -97,8 +97,13 @@ def batch(
     reference: bool = False,
     ends: int = 0,
 ) -> Batch:
-    """What update takes after the state. `old`: several updates a rollout; `reference`: a KL term; `ends`: widths that
-    micro-batches may have, where some may be narrower or left out."""
+    """Argument of `update` after the state.
+
+    Args:
+        old: with log-probs of the old policy, for several updates per rollout.
+        reference: with log-probs of the reference, for a KL term.
+        ends: the number of widths that micro-batches may have; 0 if all have the full width.
+    """
     logprobs = array(by_rows(mesh), jnp.float32, count, width)
     return Batch(
         rows=rows(mesh, count, prompt_width, width),
@@ -112,5 +117,5 @@ def batch(
 
 
 def array(sharding: Sharding, dtype: Any, *shape: int) -> Any:
-    """A shape; typed `Any`, because it stands where the programs ask for an array."""
+    """A shape with its sharding; typed `Any`, because it takes the place of an array."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

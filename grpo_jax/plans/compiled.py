@@ -1,4 +1,4 @@
-"""A program compiled for a target: its memory and its collectives. What was found is kept for the next time."""
+"""Compiles a program for a target and reports its memory and collectives. Results are cached on disk."""
 
 import hashlib
 import json
@@ -17,32 +17,32 @@ from grpo_jax.plans.planned_run import Job
 from grpo_jax.sharding.memory import bytes_of
 from grpo_jax.sharding.targets import compiler_options
 
-# How compilers give up for want of memory: by all that a program takes, or by its temporary arrays alone.
+# The messages of compilers that run out of memory. They state the whole size, or that of the temporaries alone.
 _FULL = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
 _TEMPORARY = re.compile(r"RESOURCE_EXHAUSTED.*temporaries \(([\d.]+)([KMG])\)")
 _UNIT = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-@dataclass(frozen=True)
-class Found:
-    """Of one program, on each device, as the compiler reports it."""
+@dataclass(frozen=True, kw_only=True)
+class Compilation:
+    """The compiler's report on one program. Sizes are bytes on each device."""
 
-    arguments: int  # bytes
-    temporary: int
-    output: int  # bytes beyond those that are reused from donated arguments
-    peak: int  # of the three, or more where the target's compiler gave up for want of memory
-    whole: bool  # False: it gave up, and only the peak is known
+    arguments: int = 0
+    temporary: int = 0
+    output: int = 0  # without what is written into donated arguments
+    peak: int  # the sum of the three; for a program that ran out of memory, what it would have needed
+    whole: bool  # False: the compiler ran out of memory, and only `peak` is known
     collectives: dict[str, int]  # kind -> bytes of results
-    seconds: float  # that compiling took
+    seconds: float  # compilation time
 
 
-def compiled(job: Job, target: str, mesh: jax.sharding.Mesh) -> Found:
-    """Compile `job`, or recall what was found. UserError for what the target's compiler refuses."""
+def compiled(job: Job, target: str, mesh: jax.sharding.Mesh) -> Compilation:
+    """Compile `job` for a target, or read the cached result. Raises UserError if the compiler refuses it."""
     with jax.set_mesh(mesh):
         lowered = job.program.jit.lower(*job.arguments)
     kept = _cache() / f"{_key(lowered.as_text(), target)}.json"
     if kept.is_file():
-        return Found(**json.loads(kept.read_text(encoding="utf-8")))
+        return Compilation(**json.loads(kept.read_text(encoding="utf-8")))
     found = _compile(lowered, job, target, compiler_options(target))
     kept.parent.mkdir(parents=True, exist_ok=True)
     fresh = kept.with_suffix(f".{os.getpid()}")
@@ -51,14 +51,14 @@ def compiled(job: Job, target: str, mesh: jax.sharding.Mesh) -> Found:
     return found
 
 
-def compiled_here(job: Job, mesh: jax.sharding.Mesh) -> Found:
-    """The same for the devices that are here; JAX's own cache remembers their programs, where it is on."""
+def compiled_here(job: Job, mesh: jax.sharding.Mesh) -> Compilation:
+    """Compile `job` for this machine's devices. (JAX's own compilation cache applies, if it is on.)"""
     with jax.set_mesh(mesh):
         lowered = job.program.jit.lower(*job.arguments)
     return _compile(lowered, job, "these devices", {})
 
 
-def _compile(lowered: jax.stages.Lowered, job: Job, target: str, options: dict[str, Any]) -> Found:
+def _compile(lowered: jax.stages.Lowered, job: Job, target: str, options: dict[str, Any]) -> Compilation:
     start = time.perf_counter()
     try:
         program = lowered.compile(options)
@@ -69,28 +69,35 @@ def _compile(lowered: jax.stages.Lowered, job: Job, target: str, options: dict[s
             raise UserError(
                 f"target = {target}: its compiler refuses the program `{job.name}`: {first}"
             ) from None
-        return Found(0, 0, 0, peak, False, {}, time.perf_counter() - start)
+        return Compilation(peak=peak, whole=False, collectives={}, seconds=time.perf_counter() - start)
     seconds, memory, text = time.perf_counter() - start, program.memory_analysis(), program.as_text()
-    assert memory is not None and text is not None  # noqa: PT018  (both compilers tell)
+    assert memory is not None and text is not None  # noqa: PT018  (both compilers report them)
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output
     collectives = collective_bytes(text, job.trips)
-    return Found(
-        memory.argument_size_in_bytes, memory.temp_size_in_bytes, output, peak, True, collectives, seconds
+    return Compilation(
+        arguments=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        output=output,
+        peak=peak,
+        whole=True,
+        collectives=collectives,
+        seconds=seconds,
     )
 
 
-def needed(said: str, arguments: int) -> int | None:
-    """The bytes that a compiler wanted when it gave up, by what it said; None where it gave up for something else."""
-    if full := _FULL.search(said):
+def needed(message: str, arguments: int) -> int | None:
+    """The bytes that a program needs, from the message of a compiler that ran out of memory; None for any other
+    message."""
+    if full := _FULL.search(message):
         return int(float(full[1]) * _UNIT[full[2]])
-    if temporary := _TEMPORARY.search(said):
+    if temporary := _TEMPORARY.search(message):
         return arguments + int(float(temporary[1]) * _UNIT[temporary[2]])
     return None
 
 
 def _key(text: str, target: str) -> str:
-    """Of a program's text, the target and the compilers' versions."""
+    """Hash of a program's text, the target and the compilers' versions."""
     import importlib.metadata as installed
 
     versions = [jax.__version__]

@@ -1,4 +1,4 @@
-"""What a compiled program says of itself, read from its text: loops and how often they run, collectives, sizes."""
+"""Reads a compiled program's text: its loops and their trip counts, its collectives and their sizes."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 def computations(text: str) -> dict[str, list[str]]:
-    """Name -> lines of each computation of a module; the entry's name begins with `ENTRY`."""
+    """Name -> lines of each computation of a module. The entry computation's name begins with `ENTRY`."""
     found = {}
     for part in re.split(r"\n(?=(?:ENTRY )?%?[\w.-]+ \(|(?:ENTRY )?%?[\w.-]+ \{)", text):
         first, _, rest = part.partition("\n")
@@ -32,7 +32,7 @@ def computations(text: str) -> dict[str, list[str]]:
 
 
 def loops(lines: list[str]) -> list[tuple[str, int | None]]:
-    """(body, how often it runs; None where the program decides)."""
+    """(body, trip count) of each loop; the trip count is None if it depends on data."""
     found = []
     for line in lines:
         if body := re.search(r" while\(.*body=%?([\w.-]+)", line):
@@ -42,7 +42,7 @@ def loops(lines: list[str]) -> list[tuple[str, int | None]]:
 
 
 def size(shape: str) -> int:
-    """Bytes of a result, which may be a tuple; what lies in a TPU's own memory (S(1)) is not counted."""
+    """Bytes of a result, which may be a tuple. Buffers in a TPU's on-chip memory (S(1)) are not counted."""
     total = 0
     for kind, dims in SHAPE.findall(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(1\)\}", "", shape)):
         count = 1
@@ -53,9 +53,10 @@ def size(shape: str) -> int:
 
 
 def collective_bytes(text: str, trips: list[int]) -> dict[str, int]:
-    """Kind -> bytes of the results of such collectives on one device, loops counted as often as they run.
+    """Kind -> bytes of the results of such collectives on one device, those in loops once per iteration.
 
-    trips: for loops whose number of rounds is data, from the outermost inwards; 1 beyond.
+    Args:
+        trips: trip counts of the loops whose own depends on data, from the outermost inwards; 1 for deeper ones.
     """
     parts = computations(text)
     entry = next(name for name in parts if name.startswith("ENTRY"))
@@ -87,7 +88,7 @@ def _instructions(
 
 
 def _result(shape: str, kind: str) -> int:
-    """An asynchronous collective's result is a tuple of what goes in and what comes out: the last counts."""
+    """Bytes of a collective's result. That of an asynchronous one is a tuple of input and output: the larger counts."""
     if not kind.endswith("-start"):
         return size(shape)
     arrays = [size(f"{kind}[{dims}]") for kind, dims in SHAPE.findall(shape)]

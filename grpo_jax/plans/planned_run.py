@@ -1,4 +1,4 @@
-"""What is planned: a run's settings on a target, with the run's own policy, learner and programs."""
+"""The run that is planned: its settings on a target, with the same policy, learner and programs as a real run."""
 
 import re
 from dataclasses import dataclass, replace
@@ -43,17 +43,21 @@ from grpo_jax.sharding.targets import chip_of, topology_mesh
 
 @dataclass(frozen=True)
 class Job:
-    """A program with its arguments as shapes, what else the devices hold while it runs, and its loops' rounds."""
+    """A program to compile, with its arguments as shapes.
+
+    beside: bytes that each device holds beside the arguments while it runs.
+    trips: trip counts of its loops that depend on data, from the outermost inwards.
+    """
 
     name: str
     program: Program
     arguments: tuple
-    beside: int  # bytes on each device that are no arguments
+    beside: int
     trips: list[int]
 
 
 @dataclass(frozen=True)
-class Subject:
+class PlannedRun:
     """A run on a target."""
 
     config: GRPOConfig
@@ -62,12 +66,12 @@ class Subject:
 
     @cached_property
     def mesh(self) -> Mesh:
-        """Over all devices of the target."""
+        """The mesh over all devices of the target."""
         return topology_mesh(self.target, parse_mesh(self.config.mesh))
 
     @cached_property
     def policy(self) -> Policy:
-        """The model, of which nothing is there but its shape."""
+        """The policy, of which only the shape exists."""
         vocabulary, c = Vocabulary((0,), 0, self.cfg.vocab_size), self.config
         dtype = "bfloat16" if c.dtype == "auto" else c.dtype
         check_kernel(c.attention, self.mesh.devices.flat[0].platform, dtype)
@@ -76,7 +80,7 @@ class Subject:
 
     @cached_property
     def learner(self) -> Learner:
-        """The run's own. UserError where its rows do not divide over the mesh."""
+        """The run's learner. Raises UserError if its rows do not divide over the mesh."""
         c = self.config
         check_rows(self.mesh, "prompts_per_step", c.prompts_per_step)
         mini = passes_of(c).rows(c.prompts_per_step, c.num_generations) // c.num_minibatches
@@ -85,7 +89,7 @@ class Subject:
 
     @property
     def device_bytes(self) -> int:
-        """Of each device's memory."""
+        """The memory of each device."""
         return chip_of(self.target).memory
 
     @property
@@ -95,19 +99,19 @@ class Subject:
 
     @cached_property
     def held(self) -> dict[str, int]:
-        """Bytes on each device from the first step to the last, by what they are for."""
+        """Bytes that each device holds from the first step to the last, by purpose."""
         models = sum(weight_bytes(cfg, self.mesh, self.policy.dtype) for cfg in self.reward_models.values())
         return memory_budget.held_always(self.config, self.policy, self.learner.abstract_state, models)
 
     @cached_property
     def reward_models(self) -> dict[str, ModelConfig]:
-        """Those among the rewards, folder or hub id -> shape."""
+        """Folder or hub id -> shape of each reward model."""
         names = (spec.removeprefix(PREFIX) for spec in self.config.rewards if spec.startswith(PREFIX))
         return {name: _judge_shape(name) for name in names}
 
     @cached_property
     def rows(self) -> int:
-        """Completions under way at a time; 0: all. UserError where there is no room for one prompt's."""
+        """Completions under way at a time; 0 for all. Raises UserError if a single prompt's do not fit."""
         given = self.config.rollout_memory
         left = self.usable - sum(self.held.values()) - memory_budget.copy_bytes(self.policy)
         memory = int(given * 2**30) if given else left
@@ -115,17 +119,17 @@ class Subject:
 
     @cached_property
     def demand(self) -> Any:
-        """What the rollouts ask for."""
+        """The memory demand of the rollouts."""
         return memory_budget.training_demand(self.config, self.policy)
 
     @property
     def size(self) -> Size:
-        """The rollout's largest table, on each part of the mesh."""
+        """The size of the rollout's largest table, on each part of the mesh."""
         return self.demand.size(self.rows)
 
     @property
     def base(self) -> Base | None:
-        """What adapters stand beside, as shapes."""
+        """The frozen weights beside adapters, as shapes; None without LoRA."""
         shapes = self.policy.abstract_base()
         return (
             None
@@ -134,18 +138,18 @@ class Subject:
         )
 
     def jobs(self) -> list[Job]:
-        """The programs of a step, in its order. Weights that no rollout fits beside have none."""
+        """The programs of a step, in the order in which they run."""
         return [*self._copying(), *self._rollout(), *self._judging(), *self._score(), self.update()]
 
     @property
     def _whole(self) -> Any:
-        """The whole model's weights as the learner has them, as shapes."""
+        """All weights of the model as the learner holds them, as shapes."""
         return joined(self.learner.abstract_state.params, self.base)
 
     @property
     def _scored(self) -> Any:
-        """The weights that are scored with, as shapes: those of the last update where they are, since they take more
-        (they are cast first), else the reference."""
+        """The weights that compute log-probs, as shapes: with several updates per rollout the learner's own (which need
+        more memory, because they are cast first), otherwise the reference."""
         learner, dtype = self.learner, jnp.dtype(self.policy.dtype)
         if learner.passes.updates > 1:
             return self._whole
@@ -153,21 +157,23 @@ class Subject:
         return joined(_placed(narrow, learner.reference_shardings), self.base)
 
     def _beside(self, arguments: Any) -> int:
-        """Bytes held on each device that are none of these arguments of a program."""
+        """Bytes that each device always holds, less those of these arguments."""
         return sum(self.held.values()) - bytes_of(arguments)
 
     def _copying(self) -> list[Job]:
-        """The last layer of the sampler's copy, when all others are there."""
+        """The copy of the last layer to the sampler, when it has all the others."""
         of_layer, _ = arguments(self._whole)
         outside = self._beside(of_layer) + memory_budget.copy_bytes(self.policy)
         return [Job("copy", self.policy.copying.layer, of_layer, outside, [])]
 
     def _rollout(self) -> list[Job]:
         c, mesh, dtype = self.config, self.mesh, jnp.dtype(self.policy.dtype)
-        how = Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
+        sampling = Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
         count = min(c.rollout_segment or c.max_completion_length, c.max_completion_length)
-        of = Decoder(self.cfg, self.policy.vocabulary, how, cache=c.rollout_cache, attention=c.attention)
-        programs, held = Programs(of, count, mesh), sum(self.held.values())
+        decoder = Decoder(
+            self.cfg, self.policy.vocabulary, sampling, cache=c.rollout_cache, attention=c.attention
+        )
+        programs, held = Programs(decoder, count, mesh), sum(self.held.values())
         with jax.set_mesh(mesh):
             state = _state(programs, self.size, c.max_prompt_length, dtype, mesh)
         copy = abstract_arguments.by_layer(
@@ -181,7 +187,7 @@ class Subject:
         ]
 
     def _judging(self) -> list[Job]:
-        """A call of each reward model on its longest rows; the sampler's copy is still there."""
+        """A call of each reward model on its longest rows, while the sampler's copy still exists."""
         return [self._judged_by(name, cfg) for name, cfg in self.reward_models.items()]
 
     def _judged_by(self, name: str, cfg: ModelConfig) -> Job:
@@ -207,7 +213,7 @@ class Subject:
         )
 
     def _score(self) -> list[Job]:
-        """The pass for the reference's log-probs, or for the old ones, if there is one."""
+        """The pass that computes log-probs of the reference or of the old policy; empty if neither is needed."""
         c = self.config
         if not (c.beta or self.learner.passes.updates > 1):
             return []
@@ -217,9 +223,8 @@ class Subject:
 
     @property
     def _streamed(self) -> int:
-        """Of a reference that waits with the host, the bytes that a device has at a time: what is no layer, the layer
-        that is computed with, and the next. 0 where JAX's description of the device has the host's memory, too: there
-        the compiler has counted them."""
+        """Bytes of a reference in host memory that are on a device at a time: the weights outside the layers, the
+        current layer and the next one. 0 if JAX knows the host memory of the device: the compiler counts them then."""
         if self._waits and not chip_of(self.target).knows_host:
             whole, layers = map(bytes_of, (self._scored, self._scored["layers"]))
             return whole - layers + 2 * layers // self.cfg.num_layers
@@ -231,7 +236,7 @@ class Subject:
         return c.reference_memory == "host" and passes.updates == 1 and not c.lora_r
 
     def update(self) -> Job:
-        """The update."""
+        """The program of the update."""
         c, learner = self.config, self.learner
         batch = abstract_arguments.batch(
             self.mesh,
@@ -257,7 +262,7 @@ class Subject:
 
 
 def _judge_shape(name: str) -> ModelConfig:
-    """UserError where a folder has another kind of model."""
+    """A reward model's shape. Raises UserError if a folder holds another kind of model."""
     shape = shape_of(name, "rewards: model")
     if Path(name).is_dir():
         check_architecture(Path(name))
@@ -265,8 +270,8 @@ def _judge_shape(name: str) -> ModelConfig:
 
 
 def shape_of(model: str, field: str = "model") -> ModelConfig:
-    """A model's shape: of a folder's config.json; of a published size by its name (Qwen/Qwen2.5-7B-Instruct, 7b); else
-    from the hub."""
+    """A model's shape: from a folder's config.json, from the name of a published size (Qwen/Qwen2.5-7B-Instruct, 7b),
+    or from the hub."""
     if not Path(model).is_dir() and (
         size := re.search(r"(?:^|Qwen2\.5-(?:Math-|Coder-)?)([\d.]+b)\b", model, re.I)
     ):
@@ -281,7 +286,7 @@ def shape_of(model: str, field: str = "model") -> ModelConfig:
 
 
 def _state(programs: Programs, size: Size, prompt_width: int, dtype: np.dtype, mesh: Mesh) -> Any:
-    """The rollout's table as shapes, where it lies."""
+    """The rollout's table as shapes with shardings."""
     shapes = jax.eval_shape(lambda: programs.empty(size, prompt_width, dtype))
     heads = lambda x, spec: _array(x, NamedSharding(mesh, PartitionSpec(*spec)))
     rows = jax.tree.map(lambda x: _array(x, by_rows(mesh)), shapes)

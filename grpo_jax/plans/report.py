@@ -1,11 +1,11 @@
-"""A plan in words and as JSON: what each device holds in each stage, what travels, how long a step takes at least."""
+"""A plan as tables and as JSON: memory of each device in each phase, collectives, and a lower bound on the time."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from grpo_jax.plans.compiled import Found, compiled
+from grpo_jax.plans.compiled import Compilation, compiled
 from grpo_jax.plans.fitting import fitted
-from grpo_jax.plans.planned_run import Subject
+from grpo_jax.plans.planned_run import PlannedRun
 from grpo_jax.plans.roofline import Bound, bound
 from grpo_jax.setup import memory_budget
 from grpo_jax.sharding.mesh import describe
@@ -13,127 +13,126 @@ from grpo_jax.sharding.targets import chip_of
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A program, and what else the devices hold while it runs."""
+class Phase:
+    """A phase of a step: its compiled program, and the bytes that each device holds beside it."""
 
     name: str
-    found: Found
+    compilation: Compilation
     beside: int
 
     @property
     def peak(self) -> int:
-        return self.found.peak + self.beside
+        return self.compilation.peak + self.beside
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a run on a target."""
+    """The compiled phases of a run on a target, and its time bound."""
 
-    subject: Subject
-    stages: list[Stage]
+    run: PlannedRun
+    phases: list[Phase]
     bound: Bound
 
     @property
-    def worst(self) -> Stage:
-        return max(self.stages, key=lambda stage: stage.peak)
+    def worst(self) -> Phase:
+        return max(self.phases, key=lambda phase: phase.peak)
 
     @property
     def fits(self) -> bool:
-        """In every stage, with a reserve for what the allocator cannot join."""
-        return self.worst.found.whole and self.worst.peak <= self.subject.usable
+        """Whether every phase fits, with a reserve for memory lost to fragmentation."""
+        return self.worst.compilation.whole and self.worst.peak <= self.run.usable
 
     def verdict(self) -> str:
-        """One sentence."""
-        usable, peak = self.subject.usable, self.worst.peak
-        of = f"{sized(peak)} of the {sized(usable)} that may be filled, in the stage `{self.worst.name}`"
+        """One sentence that says whether the run fits."""
+        usable, peak = self.run.usable, self.worst.peak
+        use = f"{sized(peak)} of the {sized(usable)} that may be filled, in the phase `{self.worst.name}`"
         if self.fits:
-            return f"fits: at most {of}; {sized(usable - peak)} are left"
-        return f"does not fit: {of}; {sized(max(peak - usable, 0))} too much"
+            return f"fits: at most {use}; {sized(usable - peak)} are left"
+        return f"does not fit: {use}; {sized(max(peak - usable, 0))} too much"
 
 
-def plan_of(subject: Subject) -> Plan:
-    """Compile what a step of the run consists of; first, where the run chooses its micro-batch, find it."""
-    if subject.config.auto_micro_batch:
-        subject = fitted(subject, lambda tried, job: compiled(job, tried.target, tried.mesh))
-    stages = [
-        Stage(job.name, compiled(job, subject.target, subject.mesh), job.beside) for job in subject.jobs()
-    ]
-    return Plan(subject, stages, bound(subject))
+def plan_of(run: PlannedRun) -> Plan:
+    """Compile the programs of a step. With `auto_micro_batch`, find the micro-batch first."""
+    if run.config.auto_micro_batch:
+        run = fitted(run, lambda tried, job: compiled(job, tried.target, tried.mesh))
+    phases = [Phase(job.name, compiled(job, run.target, run.mesh), job.beside) for job in run.jobs()]
+    return Plan(run, phases, bound(run))
 
 
-def parts_of(subject: Subject, stages: list[Stage]) -> dict[str, int]:
-    """Bytes on each device by what they are for: counted from shapes; activations are what else the update needs."""
-    update = next(stage for stage in stages if stage.name == "update")
-    trained = subject.held.get("weights", subject.held.get("adapters", 0))
-    rows = subject.size.places * subject.size.rows
+def parts_of(run: PlannedRun, phases: list[Phase]) -> dict[str, int]:
+    """Bytes on each device by purpose, counted from shapes; activations are what else the update needs."""
+    update = next(phase for phase in phases if phase.name == "update")
+    trained = run.held.get("weights", run.held.get("adapters", 0))
+    rows = run.size.places * run.size.rows
     return {
-        **subject.held,
+        **run.held,
         "gradients": trained,
-        "activations": max(update.found.temporary - trained, 0),
-        "copy of the weights": memory_budget.copy_bytes(subject.policy),
-        "cache": subject.demand.cache_bytes(subject.size),
-        "logits": rows * subject.cfg.vocab_size * 4 // subject.demand.tensor,
+        "activations": max(update.compilation.temporary - trained, 0),
+        "copy of the weights": memory_budget.copy_bytes(run.policy),
+        "cache": run.demand.cache_bytes(run.size),
+        "logits": rows * run.cfg.vocab_size * 4 // run.demand.tensor,
     }
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """All of it, in bytes and seconds."""
-    subject, c = plan.subject, plan.subject.config
+    """The plan as JSON, in bytes and seconds."""
+    run, c = plan.run, plan.run.config
     return {
-        "target": subject.target,
-        "device_bytes": chip_of(subject.target).memory,
-        "usable_bytes": subject.usable,
-        "mesh": describe(dict(subject.mesh.shape)),
+        "target": run.target,
+        "device_bytes": chip_of(run.target).memory,
+        "usable_bytes": run.usable,
+        "mesh": describe(dict(run.mesh.shape)),
         "model": c.model,
         "micro_batch_size": c.micro_batch_size,
         "gradient_checkpointing": c.gradient_checkpointing,
-        "rows_at_a_time": subject.rows,
+        "rows_at_a_time": run.rows,
         "fits": plan.fits,
         "peak_bytes": plan.worst.peak,
         "verdict": plan.verdict(),
-        "bytes": parts_of(subject, plan.stages),
+        "bytes": parts_of(run, plan.phases),
         "stages": {
-            s.name: asdict(s.found) | {"beside": s.beside, "peak_with_beside": s.peak} for s in plan.stages
+            s.name: asdict(s.compilation) | {"beside": s.beside, "peak_with_beside": s.peak}
+            for s in plan.phases
         },
         "seconds_at_least": asdict(plan.bound) | {"step": plan.bound.step},
     }
 
 
 def show(plan: Plan) -> None:
-    """The tables."""
+    """Print the tables."""
     from rich.console import Console
     from rich.table import Table
 
-    subject, console = plan.subject, Console()
-    shape = describe(dict(subject.mesh.shape))
-    memory = sized(chip_of(subject.target).memory)
-    head = (
-        f"{subject.config.model} on {subject.target}: {subject.mesh.size} devices of {memory}, mesh {shape}"
-    )
+    run, console = plan.run, Console()
+    shape = describe(dict(run.mesh.shape))
+    memory = sized(chip_of(run.target).memory)
+    head = f"{run.config.model} on {run.target}: {run.mesh.size} devices of {memory}, mesh {shape}"
     console.print(head, soft_wrap=True, highlight=False)
     parts = Table("on each device", "", box=None, pad_edge=False)
-    for name, value in parts_of(subject, plan.stages).items():
+    for name, value in parts_of(run, plan.phases).items():
         if value:
             parts.add_row(name, sized(value))
-    stages = Table(
-        "stage", "held beside", "arguments", "temporary", "peak", "collectives", box=None, pad_edge=False
+    phases = Table(
+        "phase", "held beside", "arguments", "temporary", "peak", "collectives", box=None, pad_edge=False
     )
-    for stage in plan.stages:
-        found = stage.found
-        moved = ", ".join(f"{kind} {sized(value)}" for kind, value in found.collectives.items()) or "none"
-        sizes = [stage.beside, found.arguments, found.temporary, stage.peak]
-        cells = (
-            [sized(size) for size in sizes] if found.whole else ["", "", "out of memory", sized(stage.peak)]
+    for phase in plan.phases:
+        compilation = phase.compilation
+        moved = (
+            ", ".join(f"{kind} {sized(value)}" for kind, value in compilation.collectives.items()) or "none"
         )
-        stages.add_row(stage.name, *cells, moved)
-    console.print(
-        parts, "", stages, "", plan.verdict(), _rows(subject), _speed(plan), sep="\n", soft_wrap=True
-    )
+        sizes = [phase.beside, compilation.arguments, compilation.temporary, phase.peak]
+        cells = (
+            [sized(size) for size in sizes]
+            if compilation.whole
+            else ["", "", "out of memory", sized(phase.peak)]
+        )
+        phases.add_row(phase.name, *cells, moved)
+    console.print(parts, "", phases, "", plan.verdict(), _rows(run), _speed(plan), sep="\n", soft_wrap=True)
 
 
-def _rows(subject: Subject) -> str:
-    all_ = subject.config.prompts_per_step * subject.config.num_generations
-    return f"completions under way at a time: {subject.rows or all_} of {all_}"
+def _rows(run: PlannedRun) -> str:
+    all_ = run.config.prompts_per_step * run.config.num_generations
+    return f"completions under way at a time: {run.rows or all_} of {all_}"
 
 
 def _speed(plan: Plan) -> str:
@@ -151,11 +150,12 @@ ALWAYS = (
     "optimizer",
     "reference",
     "reward models",
-)  # on each device, as they are listed
+)
+"""What each device holds during the whole run, in the order of the tables."""
 
 
 def sized(size: float) -> str:
-    """Bytes for people."""
+    """Bytes as text with a unit, such as `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""A rollout's rewards on the host: groups taken out of them, and put after one another. No jax in here."""
+"""The rewards of a rollout, on the host. Groups can be selected and joined. No jax here."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,38 +10,43 @@ import numpy as np
 Columns = dict[str, list[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scored:
     """A rollout's rewards."""
 
-    rewards: np.ndarray  # [P,G] float32, `base` with the over-long shaping: what advantages are computed from
-    base: np.ndarray  # [P,G] float32, the weighted sum; NaN where no function said anything
-    values: np.ndarray  # [P,G,n] float32, one for each function; NaN for None
+    rewards: np.ndarray  # [P,G] float32, `base` plus the overlong penalty; advantages are computed from it
+    base: np.ndarray  # [P,G] float32, the weighted sum; NaN where no function gave a score
+    values: np.ndarray  # [P,G,n] float32, the score of each function; NaN for None
     completions: list[str]  # P * G texts without special tokens
     failures: dict[str, int]  # rows lost to errors, timeouts and NaNs, by "rewards/{name}/{kind}"
-    extras: Columns  # what functions logged for each row: P * G values a column, None where they did not
-    judges: (
-        np.ndarray
-    )  # [P] int, the first function that is asked about each prompt: it says what a success is
-    metrics: dict[str, float]  # what they logged for the rollout as a whole, and the mean of the shaping
+    extras: Columns  # columns that functions logged, P * G values each; None for rows without a value
+    judges: np.ndarray  # [P] int, the first function that scores each prompt: it decides what a success is
+    metrics: dict[str, float]  # metrics that functions logged, and the mean of the overlong penalty
 
     @property
     def successes(self) -> np.ndarray:
-        """[P,G] float32: 1 where the judging function gave 1 or more, 0 where less, NaN where it said nothing."""
+        """[P,G] float32: 1 where the judging function gave 1 or more, 0 where less, NaN where it gave no score."""
         verdicts = np.take_along_axis(self.values, self.judges[:, None, None], axis=2)[..., 0]
         return np.where(np.isnan(verdicts), verdicts, (verdicts >= 1).astype(np.float32))
 
-    def take(self, which: np.ndarray) -> "Scored":
-        """The groups at the indices `which`. Failures and metrics stay behind: they are of the whole rollout."""
+    def take(self, indices: np.ndarray) -> "Scored":
+        """The groups at `indices`, without failures and metrics, which belong to the whole rollout."""
         G = self.rewards.shape[1]
-        pick = lambda column: [value for i in which for value in column[i * G : (i + 1) * G]]
-        extras = {name: pick(column) for name, column in self.extras.items()}
-        arrays = self.rewards[which], self.base[which], self.values[which]
-        return Scored(*arrays, pick(self.completions), {}, extras, self.judges[which], {})
+        pick = lambda column: [value for i in indices for value in column[i * G : (i + 1) * G]]
+        return Scored(
+            rewards=self.rewards[indices],
+            base=self.base[indices],
+            values=self.values[indices],
+            completions=pick(self.completions),
+            failures={},
+            extras={name: pick(column) for name, column in self.extras.items()},
+            judges=self.judges[indices],
+            metrics={},
+        )
 
     @staticmethod
     def join(parts: "Sequence[Scored]") -> "Scored":
-        """Groups after one another; failures add up, a metric is the mean of the parts that have it."""
+        """Concatenate groups. Failures are summed; a metric is the mean of the parts that have it."""
         rows = [part.rewards.size for part in parts]
         return Scored(
             rewards=np.concatenate([part.rewards for part in parts]),
@@ -56,7 +61,7 @@ class Scored:
 
 
 def stacked(parts: Sequence[Columns], rows: Sequence[int]) -> Columns:
-    """Columns put under one another; None where a part, of so many `rows`, lacks one."""
+    """Concatenate columns of parts with `rows` rows each; None in the rows of a part that lacks a column."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {
         name: [value for part, n in zip(parts, rows) for value in part.get(name, [None] * n)]
@@ -65,9 +70,9 @@ def stacked(parts: Sequence[Columns], rows: Sequence[int]) -> Columns:
 
 
 def means(parts: Sequence[dict[str, float]], rows: Sequence[int]) -> dict[str, float]:
-    """The mean of each figure over the parts that have it, each weighted by its rows."""
+    """The mean of each metric over the parts that have it, weighted by their rows."""
     means: dict[str, float] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
-        found = [(part[name], n) for part, n in zip(parts, rows) if name in part and n]
-        means[name] = sum(value * n for value, n in found) / sum(n for _, n in found)
+        weighted = [(part[name], n) for part, n in zip(parts, rows) if name in part and n]
+        means[name] = sum(value * n for value, n in weighted) / sum(n for _, n in weighted)
     return means

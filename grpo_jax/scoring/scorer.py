@@ -1,4 +1,4 @@
-"""From sampled tokens to rewards: decode, let each host score its own prompts, put the shares together."""
+"""Scores rollouts: decodes the tokens, has each host score its own prompts, and joins the shares of all hosts."""
 
 import json
 import sys
@@ -19,10 +19,13 @@ from grpo_jax.sharding import hosts
 
 
 class Scorer:
-    """Scores rollouts with the functions of a pool, `weights` [n].
+    """Scores rollouts with the reward functions of a pool and with reward models.
 
-    `overlong` = (limit, buffer) adds DAPO's punishment of long completions (`soft_overlong`) with weight 1. `models`
-    are the reward models among the functions, by their place there: they score a rollout when all of it is there.
+    Args:
+        pool: n reward functions; placeholders for the reward models among them.
+        weights: [n], of the sum; None: 1 each.
+        overlong: (limit, buffer) to add DAPO's penalty for long completions (`soft_overlong`); None: no penalty.
+        models: index in the pool -> reward model. They score a rollout when all of it has been sampled.
     """
 
     def __init__(
@@ -36,21 +39,25 @@ class Scorer:
         self.pool, self.tokenizer, self.overlong, self.models = pool, tokenizer, overlong, models or {}
         assert self.models.keys() == pool.models.keys(), "each reward model of the pool is opened"
         self.weights = list(weights) if weights is not None else [1.0] * len(pool.names)
-        self._told: set[tuple[str, str]] = set()  # (function, kind of fault)
+        self._reported: set[tuple[str, str]] = set()  # (function, kind of fault) pairs printed so far
 
     @property
     def model_bytes(self) -> int:
-        """Of the reward models' weights, on each device."""
+        """Bytes of the reward models' weights on each device."""
         return sum(model.bytes for model in self.models.values())
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What tells its reward models from others."""
+        """Identifies the weights of the reward models: name -> digest."""
         return {f"reward model {self.pool.names[n]}": model.digest for n, model in self.models.items()}
 
     def check(self, prompts: Prompts) -> None:
-        """UserError when a reward needs a column that these data do not have; or when no reward has what it needs in
-        one of the domains of a mixture; or when a reward model cannot read their prompts."""
+        """Check that the rewards can score these prompts.
+
+        Raises:
+            UserError: a reward needs a column that the data lack, no reward has its columns in one of the domains of a
+                mixture, or a reward model cannot read the prompts.
+        """
         self.pool.check_columns({"prompts", "completions", "completion_ids", *prompts.columns})
         for model in self.models.values():
             model.check(prompts)
@@ -61,22 +68,26 @@ class Scorer:
                 raise UserError(f"rewards: none has the columns it needs in '{domain.name}'; it has {has}")
 
     def __call__(self, batch: PromptBatch, rollout: Rollout, trainer_state: Any = None) -> Scored:
-        """Score a rollout that was fetched to NumPy arrays. Every process must call it.
+        """Score a rollout of NumPy arrays. Collective: every process must call it.
 
-        `trainer_state` goes to the functions that ask for it.
+        Functions that take `trainer_state` get a copy of it.
         """
         with self.stream(batch, rollout.lengths.shape[1], trainer_state) as scoring:
             return scoring.finish(rollout)
 
     def stream(
         self, batch: PromptBatch, samples: int, trainer_state: Any = None, real: int | None = None
-    ) -> "Scoring":
-        """The same for a rollout of `samples` completions a prompt that is not there yet: see `Scoring`. Prompts after
-        the first `real` (None: all) only fill the batch up: no function is asked about them."""
-        return Scoring(self, batch, samples, trainer_state, len(batch.prompts) if real is None else real)
+    ) -> "ScoringStream":
+        """Score a rollout of `samples` completions per prompt while it is sampled: see `ScoringStream`.
+
+        Prompts after the first `real` only pad the batch, and no function scores them; None: there are none.
+        """
+        return ScoringStream(
+            self, batch, samples, trainer_state, len(batch.prompts) if real is None else real
+        )
 
     def scored(self, batch: PromptBatch, rollout: Rollout, texts: list[str], scores: Scores) -> Scored:
-        """The whole rollout's rewards from this host's share of the scores. Every process must call it."""
+        """The rewards of the whole rollout, from this host's share of the scores. Collective."""
         P, G = rollout.lengths.shape
         values, base = self._joined(scores.values, P, G)
         shaping = self._shaping(rollout)
@@ -85,48 +96,69 @@ class Scorer:
             metrics["rewards/overlong/mean"] = float(shaping.mean())
         failures = self._failures(scores, P * G)
         extras, judges = _joined_columns(scores.extras, P, G), self.judges(batch)
-        return Scored(base + shaping, base, values, texts, failures, extras, judges, metrics)
+        return Scored(
+            rewards=base + shaping,
+            base=base,
+            values=values,
+            completions=texts,
+            failures=failures,
+            extras=extras,
+            judges=judges,
+            metrics=metrics,
+        )
 
     def restore(
         self, batch: PromptBatch, rollout: Rollout, base: np.ndarray, values: np.ndarray, extras: Columns
     ) -> Scored:
-        """What was said about a rollout in an earlier call, from those parts of it that only that call knew."""
-        rewards, texts = base + self._shaping(rollout), self.texts(_ids(rollout))
-        return Scored(rewards, base, values, texts, {}, extras, self.judges(batch), {})
+        """The `Scored` of an earlier call, from the parts that cannot be recomputed."""
+        return Scored(
+            rewards=base + self._shaping(rollout),
+            base=base,
+            values=values,
+            completions=self.texts(_ids(rollout)),
+            failures={},
+            extras=extras,
+            judges=self.judges(batch),
+            metrics={},
+        )
 
     def judges(self, batch: PromptBatch) -> np.ndarray:
-        """[P] int, of each prompt the first function that is asked about it; a reward model only where there is no
-        function, since its scores have no zero and no one."""
+        """[P] int, the index of the first function that scores each prompt; a reward model only if there is no
+        function, because its scores have no value that means success."""
         order = sorted(range(len(self.pool.names)), key=lambda n: n in self.models)
-        asked = lambda lacks: (n for n in order if n not in self.pool.idle(lacks))
-        return np.array([next(asked(lacks), 0) for lacks in batch.lacks], np.int64)
+        scoring = lambda lacks: (n for n in order if n not in self.pool.idle(lacks))
+        return np.array([next(scoring(lacks), 0) for lacks in batch.lacks], np.int64)
 
     def texts(self, ids: list[list[int]]) -> list[str]:
         """Completions without special tokens."""
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def _shaping(self, rollout: Rollout) -> np.ndarray:
-        """[P,G] float32, to add to the weighted sum."""
+        """The overlong penalty, [P,G] float32, to add to the weighted sum."""
         limit, buffer = self.overlong or (0, 0)
         return soft_overlong(rollout.lengths, limit, buffer).astype(np.float32)
 
     def _joined(self, own: np.ndarray, P: int, G: int) -> tuple[np.ndarray, np.ndarray]:
-        """(values [P,G,n], their weighted sum [P,G]), the same bits on every host: they decide alike by them."""
-        # float32 here, and not only on the way between hosts: one process or many, the same bits
+        """(values [P,G,n], their weighted sum [P,G]), bit-identical on every host, so that all decide alike."""
+        # Converted to float32 also with a single process, so that the number of processes changes no bit.
         own = own.astype(np.float32)
         both = np.column_stack([own, combine(own, self.weights).astype(np.float32)])
         both = hosts.join_shares(both.reshape(-1, G, len(self.weights) + 1), P)
         return both[..., :-1], both[..., -1]
 
     def _metrics(self, scores: Scores, rows: int) -> dict[str, float]:
-        """What functions logged, each host's mean weighted by its rows."""
+        """The metrics that functions logged: means over all hosts, weighted by their rows."""
         parts = _from_every_host([{"metrics": scores.metrics, "rows": rows}], jax.process_count())
         return means([part["metrics"] for part in parts], [part["rows"] for part in parts])
 
     def note_faults(self, column: int, scores: Scores, why: list[str | None]) -> None:
-        """Rows, with a reason, that a reward model could not score; counted as those are on which a function fails.
+        """Count the rows that a reward model could not score, as rows on which a function fails. Collective.
 
-        UserError where such a row stops the run.
+        Args:
+            why: for each of this host's rows the reason, or None if it was scored.
+
+        Raises:
+            UserError: there is such a row, and on_error is "stop".
         """
         name, reasons = self.pool.names[column], [reason for reason in why if reason]
         scores.errors[name] += len(reasons)
@@ -135,20 +167,23 @@ class Scorer:
         if hosts.any_process(bool(reasons) and self.pool.on_error == "stop"):
             raise UserError(
                 f"rewards: '{name}' failed: {(reasons or ['on another host'])[0]}\n"
-                "mend that (shorter rows: max_completion_length), or set on_reward_error to count"
+                "fix that (shorter rows: max_completion_length), or set on_reward_error to count"
             )
 
     def _failures(self, scores: Scores, rows: int) -> dict[str, int]:
-        """Rows lost, over all hosts; the first fault of each kind is told once, and once a function that fails on
-        every row of a batch: a service that is down for a step costs that step, not the run."""
+        """Lost rows of all hosts, by metric name. Collective.
+
+        Prints the first fault of each kind once, and once that a function fails on every row of a step: a service that
+        is down for a step costs that step, not the run.
+        """
         kinds = {"errors": scores.errors, "timeouts": scores.timeouts, "nans": scores.nans}
         counts = hosts.sum_over_processes(
             [[kind[name] for name in self.pool.names] for kind in kinds.values()]
         )
-        self._tell()
+        self._report_faults()
         for name, lost in zip(self.pool.names, counts.sum(0)):
             if lost == rows and hosts.is_writer():
-                self._tell_once(
+                self._report_once(
                     (name, "all"),
                     f"'{name}' failed on all {rows} completions of a step; nothing is learned from it while it "
                     "does (on_reward_error = stop ends the run instead)",
@@ -160,21 +195,21 @@ class Scorer:
             if n
         }
 
-    def _tell(self) -> None:
+    def _report_faults(self) -> None:
         for name, messages in self.pool.messages.items():
             for kind, why in messages.items():
-                self._tell_once((name, kind), f"'{name}' had {kind}; the first: {why}")
+                self._report_once((name, kind), f"'{name}' had {kind}; the first: {why}")
 
-    def _tell_once(self, what: tuple[str, str], sentence: str) -> None:
-        if what not in self._told:
-            self._told.add(what)
+    def _report_once(self, fault: tuple[str, str], sentence: str) -> None:
+        if fault not in self._reported:
+            self._reported.add(fault)
             print(f"rewards: {sentence}", file=sys.stderr, flush=True)
 
 
-class Scoring:
-    """A rollout that is scored while it is sampled; made by `Scorer.stream`. Leaving its `with` early gives it up.
+class ScoringStream:
+    """Scores a rollout while it is sampled; made by `Scorer.stream`. Leaving its `with` block early cancels it.
 
-    Every process must tell of every prompt in the same order and finish together: each scores its own share.
+    Every process must add every prompt, in the same order, and call `finish`: each scores its own share.
     """
 
     def __init__(self, scorer: Scorer, batch: PromptBatch, samples: int, trainer_state: Any, real: int):
@@ -184,18 +219,18 @@ class Scoring:
         self._fault: UserError | None = None
         self._rows: Stream = scorer.pool.stream((self._own.stop - self._own.start) * samples, trainer_state)
 
-    def __enter__(self) -> "Scoring":
+    def __enter__(self) -> "ScoringStream":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._rows.cancel()
 
     def add(self, p: int, completion_ids: list[list[int]]) -> None:
-        """Prompt `p` of the batch is complete; token ids, without padding, of its G completions. Takes no time.
+        """Add the token ids, without padding, of the G completions of prompt `p`. Returns at once.
 
         Raises:
-            UserError: a reward has failed that stops the run. On many hosts only `finish` raises it: the others
-                are still sampling, and would wait for this one.
+            UserError: a reward failed, and that stops the run. On many hosts only `finish` raises it: the others are
+                still sampling, and would wait for this one.
             ValueError: the prompt was added before.
         """
         if not self._own.start <= p < self._own.stop:
@@ -211,14 +246,14 @@ class Scoring:
             self._fault = fault
 
     def _idle(self, p: int) -> frozenset[int]:
-        """The functions that the pool does not ask about a prompt."""
+        """The functions (indices) of the pool that do not score a prompt."""
         pool = self._scorer.pool
         if p >= self._real:
             return frozenset(range(len(pool.names)))
         return pool.idle(self._batch.lacks[p]) | pool.models.keys()
 
     def finish(self, rollout: Rollout) -> Scored:
-        """Score what was not added, and wait. `rollout` is on the host. A collective, as `Scorer.__call__`."""
+        """Add the remaining prompts and wait for all scores. `rollout` holds NumPy arrays. Collective."""
         P, G = rollout.lengths.shape
         ids = _ids(rollout)
         groups = [ids[p * G : (p + 1) * G] for p in range(P)]
@@ -226,20 +261,20 @@ class Scoring:
             if p not in self._texts:
                 self.add(p, groups[p])
         texts = [text for p in range(P) for text in self._texts.get(p) or self._scorer.texts(groups[p])]
-        scores = self._agreed()
+        scores = self._own_scores()
         self._ask_models(scores, texts)
         return self._scorer.scored(self._batch, rollout, texts, scores)
 
     def _ask_models(self, scores: Scores, texts: list[str]) -> None:
-        """Fill in this host's share of what reward models say. Every host has all texts, and asks about all of them."""
+        """Fill in this host's share of the reward models' scores. Every host has all texts and scores all of them."""
         G, real = self._samples, self._real
         own = slice(self._own.start * G, self._own.stop * G)
         prompts = [prompt for prompt in self._batch.prompts[:real] for _ in range(G)]
         for column, model in self._scorer.models.items():
             verdicts = model(prompts, texts[: real * G])
-            said = np.full(len(texts), np.nan)
-            said[: real * G] = verdicts.scores
-            scores.values[:, column] = said[own]
+            padded = np.full(len(texts), np.nan)
+            padded[: real * G] = verdicts.scores
+            scores.values[:, column] = padded[own]
             self._scorer.note_faults(
                 column, scores, [verdicts.faults.get(row) for row in range(own.start, own.stop)]
             )
@@ -250,16 +285,14 @@ class Scoring:
         columns = {name: [column[p]] * G for name, column in self._batch.columns.items()}
         return [prompt] * G, [_reply(prompt, text) for text in self._texts[p]], columns
 
-    def _agreed(self) -> Scores:
-        """This host's share. A reward that stops the run stops it on every host, before any waits for another."""
+    def _own_scores(self) -> Scores:
+        """This host's share of the scores. An error that stops the run is raised on every host, so that none waits."""
         try:
             scores = None if self._fault else self._rows.finish()
         except UserError as fault:
             self._fault, scores = fault, None
         if hosts.any_process(scores is None):
-            raise self._fault or UserError(
-                "rewards: a reward failed on another host; its message stands there"
-            )
+            raise self._fault or UserError("rewards: a reward failed on another host; see the message there")
         assert scores is not None
         return scores
 
@@ -271,7 +304,7 @@ def _ids(rollout: Rollout) -> list[list[int]]:
 
 
 def _reply(prompt: Any, text: str) -> Any:
-    """A completion in the form of its prompt: text for text, a message for messages (TRL's convention)."""
+    """A completion in the form of its prompt: text for a text, a message for messages (TRL's convention)."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
@@ -284,7 +317,7 @@ def _joined_columns(own: Columns, P: int, G: int) -> Columns:
 
 
 def _from_every_host(own: list[Any], count: int) -> list[Any]:
-    """`count` JSON values, of which each host has its own share, on every host in order."""
+    """All `count` JSON values in order, of which each host passes its own share. Collective."""
     if jax.process_count() == 1:
         return own
     texts = [np.frombuffer(json.dumps(value).encode(), np.uint8) for value in own]

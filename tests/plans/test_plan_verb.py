@@ -15,7 +15,7 @@ from grpo_jax.models.config import PUBLISHED
 from grpo_jax.models.qwen import abstract_params
 from grpo_jax.plans import compiled, planned_run, report, roofline
 from grpo_jax.plans.hlo import collective_bytes
-from grpo_jax.plans.planned_run import Subject, shape_of
+from grpo_jax.plans.planned_run import PlannedRun, shape_of
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.targets import Chip, MissingExtra, topology_mesh
 
@@ -188,7 +188,7 @@ def test_checkpointing_costs_a_third_and_adapters_save_one(processors):
     processors["memory"] = 1 << 40
     seconds = lambda **more: (
         roofline.bound(
-            Subject(GRPOConfig(model="1.5b", **SETTINGS | more), "v5e:2x4", PUBLISHED["1.5b"])
+            PlannedRun(GRPOConfig(model="1.5b", **SETTINGS | more), "v5e:2x4", PUBLISHED["1.5b"])
         ).update
     )
     kept = seconds(gradient_checkpointing="none")
@@ -281,6 +281,6 @@ def test_large_models_need_much_memory(target, model, settings, most, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     group = {"prompts_per_step": 1, "num_generations": 8, "micro_batch_size": 1, "beta": 0.04}
     config = GRPOConfig(model=model, **group | settings)
-    found = report.plan_of(Subject(config, target, PUBLISHED[model]))
+    found = report.plan_of(PlannedRun(config, target, PUBLISHED[model]))
     assert found.fits
     assert found.worst.peak <= most

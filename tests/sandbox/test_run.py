@@ -154,7 +154,7 @@ def test_a_kernel_without_anything_is_told_or_refused(monkeypatch):
     select.open_sandbox.cache_clear()
     with pytest.warns(UserWarning, match="nothing keeps a program from the machine's files"):
         assert open_sandbox("local")("print(1)").stdout == "1\n"
-    with pytest.raises(UserError, match=r"sandbox = strict: .* use a container"):
+    with pytest.raises(UserError, match=r"sandbox = strict: .* run the sandbox server in a container"):
         open_sandbox("strict")
     assert "nothing keeps a program from" in select.here()
     select.open_sandbox.cache_clear()

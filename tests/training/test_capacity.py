@@ -10,7 +10,7 @@ from grpo_jax.cli import main
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.plans.compiled import compiled_here
-from grpo_jax.plans.fitting import AtHand, with_micro_batch
+from grpo_jax.plans.fitting import LocalRun, with_micro_batch
 from grpo_jax.setup import memory_budget
 from grpo_jax.trainer import GRPOTrainer
 
@@ -74,7 +74,7 @@ def test_a_run_computes_as_many_rows_at_a_time_as_fit(settings, monkeypatch, cap
     asked = GRPOConfig(**settings | {"auto_micro_batch": True, "micro_batch_size": 0})
 
     def needs(rows):
-        here = AtHand(
+        here = LocalRun(
             GRPOConfig(**settings | {"micro_batch_size": rows}), "here", policy.cfg, policy, 1 << 40
         )
         job = here.update()
