@@ -1,10 +1,10 @@
-"""The command line: `grpo-jax VERB ...`. Verbs become function calls here, and nothing else happens.
+"""The command line: `grpo-jax VERB ...`. Parses the arguments and calls the verb's function in `commands/`.
 
-Options are made from the settings, one a field, so they cannot drift apart. Everything heavy is imported by
-the verb that needs it: help, typing errors and bad settings answer at once.
+Options are generated from the settings, one per field, so that the two cannot differ. Heavy modules are imported by
+the verb that needs them, so help and errors in the input appear at once.
 
-Exit codes: 0 done; 2 the user's input is wrong (a few lines on stderr); 130 interrupted; 141 nobody reads the
-output any more; 1 our fault, with a traceback.
+Exit codes: 0 success; 1 a bug, with a traceback (`plan`, `doctor`: a negative answer); 2 invalid user input, explained
+in a few lines on stderr; 130 interrupted; 141 the reader of the output has gone.
 """
 
 import argparse
@@ -24,7 +24,7 @@ NOT_OPTIONS = {"verb", "source", "file", "run", "out", "data", "data_verb"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; faults that are not the user's propagate."""
+    """Run one command line and return its exit code. Exceptions other than invalid input propagate."""
     try:
         code = answer(argv)
         closed_output.flush_output()
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answer(argv: Sequence[str] | None) -> int:
-    """The exit code of one command line, whose output may still be buffered."""
+    """Run one command line, whose output may remain buffered, and return its exit code."""
     try:
         return run(list(sys.argv[1:] if argv is None else argv))
     except UserError as fault:
@@ -63,7 +63,7 @@ def run(argv: list[str]) -> int:
 
 
 def unexpected(word: str, args: argparse.Namespace) -> str:
-    """The sentence for a word that no option or argument of the verb takes."""
+    """The message for a word that is no option or argument of the verb."""
     if not word.startswith("-"):
         return f"{word}: not understood by {args.verb}; see grpo-jax {args.verb} --help"
     name = word.lstrip("-").partition("=")[0].replace("-", "_")
@@ -71,13 +71,13 @@ def unexpected(word: str, args: argparse.Namespace) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises one sentence instead of printing its usage and leaving."""
+    """An argument parser that raises UserError with one sentence instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
     def print_help(self, file: Any = None) -> None:
-        """argparse's own swallows the error when nobody reads stdout any more."""
+        """Print the help. argparse's own method swallows the error if the reader of stdout has gone."""
         print(self.format_help(), end="", file=file, flush=True)
 
 
@@ -95,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_settings(verb: argparse.ArgumentParser, cls: type[Settings]) -> None:
-    """One option a field of `cls`, by section."""
+    """Add one option per field of `cls`, grouped by section."""
     verb.usage = f"{verb.prog} [--setting VALUE ...]"
     for title, names in sections(cls).items():
         group = verb.add_argument_group(title)
@@ -105,7 +105,7 @@ def add_settings(verb: argparse.ArgumentParser, cls: type[Settings]) -> None:
 
 
 def add_hosts(verb: argparse.ArgumentParser) -> None:
-    """Which of several processes this is."""
+    """Add the options that identify this process among several."""
     hosts = verb.add_argument_group("Many hosts", "TPU pods and Slurm are recognised without these.")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     hosts.add_argument("--num_processes", type=int, metavar="N", help="processes of the whole run")
@@ -113,7 +113,7 @@ def add_hosts(verb: argparse.ArgumentParser) -> None:
 
 
 def add_recipe(verb: argparse.ArgumentParser, cls: type[Settings], without: str) -> None:
-    """As `add_settings`, on top of a recipe or a file."""
+    """Like `add_settings`, for verbs that also take a recipe or a file."""
     text = f"a recipe's name (see `grpo-jax recipes`) or a YAML file of settings; without: {without}"
     verb.add_argument("source", nargs="?", metavar="RECIPE|FILE.yaml", help=text)
     small = "the recipe's own small form: a tiny model, data that make themselves, minutes on a laptop"
@@ -123,7 +123,7 @@ def add_recipe(verb: argparse.ArgumentParser, cls: type[Settings], without: str)
 
 
 def add_setting(group: Any, cls: type[Settings], name: str) -> None:
-    """The option of one field. Its text is checked with all the others, when the settings are built."""
+    """Add the option of one field. Its value stays text here, and is checked when the settings are built."""
     field = cls.model_fields[name]
     needed = field.is_required()
     default = "" if needed else f" (default: {spelled(field.get_default(call_default_factory=True))})"
@@ -133,14 +133,14 @@ def add_setting(group: Any, cls: type[Settings], name: str) -> None:
 
 
 def spelled(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """A value as it is written on the command line."""
     if isinstance(value, list):
         return ",".join(map(str, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def kind(annotation: Any) -> str:
-    """What stands for the value in the help: the choices, or the kind of value."""
+    """The placeholder of the value in the help: its choices, or its type."""
     if typing.get_origin(annotation) is typing.Literal:
         return "{" + ",".join(typing.get_args(annotation)) + "}"
     words = {bool: "true|false", int: "N", float: "X"}
@@ -155,13 +155,13 @@ def add_export(verb: argparse.ArgumentParser) -> None:
 
 
 def add_pipeline(verb: argparse.ArgumentParser) -> None:
-    text = "a pipeline's name (see `grpo-jax recipes`) or a YAML file of stages"
+    text = "a pipeline's name (see `grpo-jax recipes`) or a YAML file of steps"
     verb.add_argument("file", metavar="NAME|FILE.yaml", help=text)
-    verb.add_argument("--output_dir", metavar="TEXT", help="in place of the file's: a folder for all stages")
+    verb.add_argument("--output_dir", metavar="TEXT", help="in place of the file's: a folder for all steps")
     verb.add_argument(
         "--tiny", action="store_true", help="with the file's tiny settings: small enough for a CPU"
     )
-    verb.add_argument("--dry-run", "--dry_run", action="store_true", help="print the stages, and run none")
+    verb.add_argument("--dry-run", "--dry_run", action="store_true", help="print the steps, and run none")
     add_hosts(verb)
 
 
@@ -203,7 +203,7 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], Any]] = {
 
 
 def settings(cls: type[S], args: argparse.Namespace) -> S:
-    """The settings that `args` describe; then this process joins the others: before devices are asked for."""
+    """The settings that `args` describe. Then joins the other processes, which must happen before devices are used."""
     given = {name: value for name in cls.model_fields if (value := getattr(args, name)) is not None}
     config = load_settings(cls, getattr(args, "source", None), given, tiny=getattr(args, "tiny", False))
     from grpo_jax.sharding.hosts import initialize
@@ -213,7 +213,7 @@ def settings(cls: type[S], args: argparse.Namespace) -> S:
 
 
 def _hosts(args: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
-    """What was said of this process and the others: address of process 0, how many, which one."""
+    """(address of process 0, number of processes, number of this process), as given."""
     return args.coordinator, args.num_processes, args.process_id
 
 
@@ -300,7 +300,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "eval": ("measure a model on held-out prompts", evaluate),
     "generate": ("sample from a model", generate),
     "reject": ("sample completions, and keep the verified ones as rows for sft", reject),
-    "pipeline": ("run the stages of a file one after another", pipeline),
+    "pipeline": ("run the steps of a file one after another", pipeline),
     "export": ("write a checkpoint as a Hugging Face folder", export),
     "plan": ("say whether a run fits on chips that are not here, and how fast they could be", plan),
     "data": ("look at, clean, grade and filter data, by verbs of its own", data_options.data),

@@ -1,6 +1,6 @@
-"""What the user gave is wrong: one sentence that names the field or file, the value and the mend.
+"""Invalid user input. The message names the field or file, the value, and how to fix it.
 
-A leaf: every floor of the house may import it, and it imports nothing of ours.
+Every room may import this module; it imports no other.
 """
 
 import difflib
@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A fault in a setting, a file or a folder that the user gave; the command line prints it and exits 2."""
+    """A setting, a file or a folder of the user's is wrong. The command line prints the message and exits with 2."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the option closest to `name`, or an empty string when none is close."""
+    """` (did you mean 'x'?)` for the option closest to `name`; empty if none is close."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""

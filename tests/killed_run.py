@@ -76,7 +76,7 @@ def before_a_piece(number):
 
 
 def before_the_record_of(nth):
-    """A stage is done, and nobody has noted it."""
+    """A step is done, and nobody has noted it."""
     from grpo_jax.pipelines.record import Record
 
     kill_before(Record, "add", nth)
@@ -85,7 +85,7 @@ def before_the_record_of(nth):
 POINTS = {
     "after the rollout of step 3": lambda: after_the_rollout(3),
     "before the second piece": lambda: before_a_piece(1),
-    "before a stage is noted": lambda: before_the_record_of(1),
+    "before a step is noted": lambda: before_the_record_of(1),
     "while weights load": while_weights_load,
     "in the middle of a line": in_the_middle_of_a_line,
     "while saving the first checkpoint": lambda: while_saving(2),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from grpo_jax.errors import UserError
-from grpo_jax.pipelines.checking import check_stages
+from grpo_jax.pipelines.checking import check_steps
 from grpo_jax.pipelines.record import Record
-from grpo_jax.pipelines.stage_outcome import in_words
-from grpo_jax.pipelines.stages import Pipeline, Stage, load_pipeline
+from grpo_jax.pipelines.step_outcome import in_words
+from grpo_jax.pipelines.steps import Pipeline, Step, load_pipeline
 from grpo_jax.runs.folder import RunFolder
 
 
@@ -24,7 +24,7 @@ def pipeline_command(
     dry_run: bool = False,
     hosts: tuple[Any, ...] = (None, None, None),
 ) -> int:
-    """Run the stages of a pipeline that are not finished. The same command goes on where another was killed."""
+    """Run the steps of a pipeline that are not finished. The same command goes on where another was killed."""
     pipeline = load_pipeline(source, output_dir, tiny)
     record = Record(pipeline)
     if dry_run:
@@ -38,43 +38,41 @@ def pipeline_command(
     with ExitStack() as held:
         if is_writer():
             held.enter_context(RunFolder(pipeline.output_dir)).lock()
-            record = Record(pipeline)  # another process may have ended a stage before we had the lock
+            record = Record(pipeline)  # another process may have ended a step before we had the lock
             _show_plan(pipeline, record)
         if pipeline.blank is not None:
             from grpo_jax.demo.tiny_model import blank_model
 
             blank_model(Path(pipeline.blank))
-        for stage in pipeline.stages:
-            if record.state(stage) != "finished":
-                _run(stage, record, len(pipeline.stages), writes=is_writer())
+        for step in pipeline.steps:
+            if record.state(step) != "finished":
+                _run(step, record, len(pipeline.steps), writes=is_writer())
         if is_writer():
             _show_outcome(pipeline, record)
     return 0
 
 
 def _check(pipeline: Pipeline, record: Record) -> None:
-    """UserError where a stage that is not finished could not run."""
-    made = [path for stage in pipeline.stages for path in stage.outputs.values()]
-    check_stages((stage for stage in pipeline.stages if record.state(stage) != "finished"), made)
+    """UserError where a step that is not finished could not run."""
+    made = [path for step in pipeline.steps for path in step.outputs.values()]
+    check_steps((step for step in pipeline.steps if record.state(step) != "finished"), made)
 
 
-def _run(stage: Stage, record: Record, count: int, *, writes: bool) -> None:
+def _run(step: Step, record: Record, count: int, *, writes: bool) -> None:
     if writes:
-        print(
-            f"\n== stage {stage.number}/{count}: {stage.name} ({stage.verb}), in {stage.folder}", flush=True
-        )
+        print(f"\n== step {step.number}/{count}: {step.name} ({step.verb}), in {step.folder}", flush=True)
     started, clock = datetime.now().astimezone().isoformat(timespec="seconds"), time.perf_counter()
     try:
-        _by_itself(lambda: _verb(stage.verb)(stage.config))
+        _by_itself(lambda: _verb(step.verb)(step.config))
     except UserError as fault:
-        raise UserError(f"stage {stage.name}: {fault}") from None
-    if lost := next((path for path in stage.outputs.values() if not Path(path).exists()), None):
-        raise UserError(f"stage {stage.name}: it ended without {lost}, which others read; see what it said")
-    record.add(stage, started, time.perf_counter() - clock, in_words(stage), write=writes)
+        raise UserError(f"step {step.name}: {fault}") from None
+    if lost := next((path for path in step.outputs.values() if not Path(path).exists()), None):
+        raise UserError(f"step {step.name}: it ended without {lost}, which others read; see what it said")
+    record.add(step, started, time.perf_counter() - clock, in_words(step), write=writes)
 
 
 def _by_itself(work: Callable[[], Any]) -> None:
-    """A stage is what its verb would be in a process of its own: what it sets in JAX ends with it, and its programs
+    """A step is what its verb would be in a process of its own: what it sets in JAX ends with it, and its programs
     make room for those of the next."""
     import jax
 
@@ -110,21 +108,21 @@ def _show_plan(pipeline: Pipeline, record: Record) -> None:
     from rich.table import Table
 
     table = Table(
-        "", "stage", "verb", "reads", "length", "state", title=f"{pipeline.name}: what is to be done"
+        "", "step", "verb", "reads", "length", "state", title=f"{pipeline.name}: what is to be done"
     )
     for column in table.columns:
         column.overflow = "fold"
-    for stage in pipeline.stages:
-        reads, state = "\n".join(stage.reads), record.state(stage)
-        table.add_row(str(stage.number), stage.name, stage.verb, reads, _length(stage.config), state)
+    for step in pipeline.steps:
+        reads, state = "\n".join(step.reads), record.state(step)
+        table.add_row(str(step.number), step.name, step.verb, reads, _length(step.config), state)
     Console().print(table)
     print(
-        f"each in a folder of its own in {pipeline.output_dir}, such as {Path(pipeline.stages[0].folder).name}"
+        f"each in a folder of its own in {pipeline.output_dir}, such as {Path(pipeline.steps[0].folder).name}"
     )
 
 
 def _length(config: Any) -> str:
-    """How much a stage does."""
+    """How much a step does."""
     if getattr(config, "num_train_epochs", None) is not None:
         return f"{config.num_train_epochs:g} epochs"
     if hasattr(config, "max_steps"):
@@ -136,11 +134,11 @@ def _show_outcome(pipeline: Pipeline, record: Record) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "stage", "result", "seconds", title=f"{pipeline.name}: what was done")
-    for stage in pipeline.stages:
-        entry = record.stages[stage.name]
-        table.add_row(str(stage.number), stage.name, entry["result"], f"{entry['seconds']:.0f}")
+    table = Table("", "step", "result", "seconds", title=f"{pipeline.name}: what was done")
+    for step in pipeline.steps:
+        entry = record.steps[step.name]
+        table.add_row(str(step.number), step.name, entry["result"], f"{entry['seconds']:.0f}")
     Console().print(table)
-    print(f"stages: {record.file}")
-    for name, path in pipeline.stages[-1].outputs.items():
+    print(f"steps: {record.file}")
+    for name, path in pipeline.steps[-1].outputs.items():
         print(f"{name}: {path}")

@@ -1,1 +1,1 @@
-"""The verb `pipeline`: a file of stages, each a verb with its settings, some of them outputs of earlier stages."""
+"""Pipelines: files of steps. Each step is a verb with its settings, which may refer to the outputs of earlier steps."""

@@ -1,4 +1,4 @@
-"""`${stage.output}` in settings: where it stands, and what takes its place."""
+"""References `${step.output}` in settings: finds and replaces them."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -7,11 +7,11 @@ from typing import Any
 from grpo_jax.errors import UserError
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z][\w-]*)\.([A-Za-z]\w*)\}")
-FORM = "write ${stage.output} or ${inputs.name}"
+FORM = "write ${step.output} or ${inputs.name}"
 
 
 def found(value: Any) -> Iterator[tuple[str, str]]:
-    """(stage, output) of every reference in a value of strings, lists and mappings. UserError for a broken one."""
+    """(step, output) of every reference in a value of strings, lists and mappings. UserError for a broken one."""
     if isinstance(value, dict):
         for one in value.values():
             yield from found(one)
@@ -25,7 +25,7 @@ def found(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def replaced(value: Any, by: Callable[[str, str], str]) -> Any:
-    """The value with `by(stage, output)` in place of each reference."""
+    """The value with `by(step, output)` in place of each reference."""
     if isinstance(value, dict):
         return {name: replaced(one, by) for name, one in value.items()}
     if isinstance(value, list):

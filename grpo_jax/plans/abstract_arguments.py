@@ -1,5 +1,4 @@
-"""Abstract arguments of the compiled programs (shapes with shardings), and their compilation for chips that are not
-attached to this machine.
+"""Abstract arguments (shapes with shardings) of the programs, and their compilation for chips that are not attached.
 
     mesh = topology_mesh("v5e:2x4")
     program = make_generate(cfg, vocabulary, sampling, 8, 512, mesh)

@@ -15,7 +15,7 @@ from grpo_jax.config.load import from_text
 from grpo_jax.config.objective_checks import CLIPPED, NEEDS, warnings_of
 from grpo_jax.config.reject import RejectConfig
 from grpo_jax.errors import UserError
-from grpo_jax.pipelines.stages import load_pipeline
+from grpo_jax.pipelines.steps import load_pipeline
 from grpo_jax.sharding.mesh_spec import parse_mesh
 
 CONFIGS = [GRPOConfig, SFTConfig, EvalConfig, GenerateConfig, RejectConfig]
@@ -492,7 +492,7 @@ def test_every_recipe_is_valid_and_says_what_to_expect(name):
     assert all(isinstance(value, str | bool) and value != "" for value in vars(account).values())
     if account.verb == "pipeline":
         assert load_pipeline(name).output_dir == f"runs/{name}"
-        assert load_pipeline(name, tiny=True).stages
+        assert load_pipeline(name, tiny=True).steps
         with pytest.raises(UserError, match=f"run it with grpo-jax pipeline {name}"):
             load_settings(GRPOConfig, name)
     else:

@@ -1,4 +1,4 @@
-"""A pipeline that was killed in several of its stages ends with the bits of one never killed; and a whole R1."""
+"""A pipeline that was killed in several of its steps ends with the bits of one never killed; and a whole R1."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from grpo_jax.cli import main
 TESTS = pathlib.Path(__file__).parents[1]
 POINTS = (
     "while exporting",
-    "before a stage is noted",
+    "before a step is noted",
     "after the rollout of step 3",
     "before the second piece",
     "never",
 )
 
 
-def stages(tiny_settings, home):
+def steps(tiny_settings, home):
     """SFT, RL, rejection sampling and SFT from the base, of a few steps each."""
     reward = {name: tiny_settings[name] for name in ("dataset", "rewards", "reward_workers")}
     short = {"max_prompt_length": 32, "max_completion_length": 8}
@@ -85,7 +85,7 @@ def killed(start, tiny_settings, tmp_path_factory):
         traces = [{"prompt": f"say {i}", "completion": "aeiou"[i % 5] * 3} for i in range(12)]
         (home / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in traces))
         homes.append(home)
-    content = yaml.safe_dump(stages(tiny_settings, homes[0]), sort_keys=False)
+    content = yaml.safe_dump(steps(tiny_settings, homes[0]), sort_keys=False)
     for home in homes:
         (home / "mine.yaml").write_text(content)
     whole = start("never", homes[0])
@@ -94,7 +94,7 @@ def killed(start, tiny_settings, tmp_path_factory):
 
 
 def files_of(folder):
-    """What a stage hands on, and what it was measured by."""
+    """What a step hands on, and what it was measured by."""
     names = ("*/hf/*", "*/rows.jsonl", "*/pieces/*", "*/samples/*")
     return {str(file.relative_to(folder)): file.read_bytes() for name in names for file in folder.glob(name)}
 
@@ -114,7 +114,7 @@ def test_a_killed_pipeline_ends_with_the_bits_of_one_never_killed(killed):
     assert left == []
 
 
-def test_finished_stages_are_not_run_twice(killed):
+def test_finished_steps_are_not_run_twice(killed):
     outs = [start.stdout for start in killed[2]]
     begun = [
         [line.split(": ")[1].split(" ")[0] for line in out.splitlines() if line.startswith("== ")]
@@ -141,15 +141,15 @@ def test_the_record_names_inputs_outputs_and_times(killed):
 
 @pytest.fixture
 def finished(killed, tmp_path, monkeypatch):
-    """A copy of the finished pipeline, in whose folder we are; `finished(stage, **changes)` changes its file."""
+    """A copy of the finished pipeline, in whose folder we are; `finished(step, **changes)` changes its file."""
     home = shutil.copytree(killed[0].parent, tmp_path / "home")
     monkeypatch.chdir(home)
     file = home / "mine.yaml"
     content = yaml.safe_load(file.read_text())
 
-    def change(stage, **changes):
+    def change(step, **changes):
         for one in content["stages"]:
-            if one["name"] == stage:
+            if one["name"] == step:
                 one["settings"] |= changes
         file.write_text(yaml.safe_dump(content, sort_keys=False))
         return content, file
@@ -160,33 +160,33 @@ def finished(killed, tmp_path, monkeypatch):
 def test_a_finished_pipeline_started_again_changes_nothing(finished, capsys):
     before = files_of(pathlib.Path("out"))
     assert main(["pipeline", "mine.yaml"]) == 0
-    assert "== stage" not in (shown := capsys.readouterr().out)
+    assert "== step" not in (shown := capsys.readouterr().out)
     assert "kept" in shown
     assert files_of(pathlib.Path("out")) == before
     finished("rl", reward_workers=2)
     assert main(["pipeline", "mine.yaml"]) == 0, "what changes no result may change"
 
 
-def test_changed_settings_of_a_finished_stage(finished, capsys):
+def test_changed_settings_of_a_finished_step(finished, capsys):
     finished("rl", learning_rate=0.5)
     assert main(["pipeline", "mine.yaml"]) == 2
     said = capsys.readouterr().err
-    assert "stage rl: finished with other settings: learning_rate is 0.01 there and 0.5 here" in said
+    assert "step rl: finished with other settings: learning_rate is 0.01 there and 0.5 here" in said
 
 
-def test_a_stage_that_moved_or_went(finished, capsys):
+def test_a_step_that_moved_or_went(finished, capsys):
     content, file = finished("rl")
     content["stages"][2:3] = []
     content["stages"][2]["settings"]["dataset"] = content["inputs"]["traces"]
     file.write_text(yaml.safe_dump(content))
     assert main(["pipeline", "mine.yaml"]) == 2
-    assert "stage pick is finished as number 3, and is not there in mine.yaml" in capsys.readouterr().err
+    assert "step pick is finished as number 3, and is not there in mine.yaml" in capsys.readouterr().err
 
 
 def test_outputs_that_were_lost(finished, capsys):
     shutil.rmtree("out/02-rl/hf")
     assert main(["pipeline", "mine.yaml"]) == 2
-    assert "stage rl: finished, but out/02-rl/hf is gone" in capsys.readouterr().err
+    assert "step rl: finished, but out/02-rl/hf is gone" in capsys.readouterr().err
 
 
 def test_a_broken_record(finished, capsys):
@@ -195,15 +195,15 @@ def test_a_broken_record(finished, capsys):
     assert "out/pipeline.json: not readable" in capsys.readouterr().err
     pathlib.Path("out/pipeline.json").write_text('{"stages": {"start": 5}}')
     assert main(["pipeline", "mine.yaml"]) == 2
-    assert "out/pipeline.json: not readable (stage start has no settings)" in capsys.readouterr().err
+    assert "out/pipeline.json: not readable (step start has no settings)" in capsys.readouterr().err
 
 
-def test_a_stage_that_fails_is_named(finished, capsys):
+def test_a_step_that_fails_is_named(finished, capsys):
     content, file = finished("again")
     content["output_dir"], content["inputs"]["traces"] = "other", "absent.jsonl"
     file.write_text(yaml.safe_dump(content))
     assert main(["pipeline", "mine.yaml"]) == 2
-    assert "error: stage cold: dataset 'absent.jsonl': no such file" in capsys.readouterr().err
+    assert "error: step cold: dataset 'absent.jsonl': no such file" in capsys.readouterr().err
 
 
 # ---- DeepSeek-R1's, made tiny ----

@@ -1,21 +1,21 @@
-"""What came of a stage, in a few words, from what it left in its folder."""
+"""The outcome of a step in a few words, from the files that it wrote."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from grpo_jax.pipelines.stages import Stage
+from grpo_jax.pipelines.steps import Step
 
 
-def in_words(stage: Stage) -> str:
-    """`success 31 % -> 78 %`, `perplexity 4.1 -> 2.3`, `kept 120 of 512 samples`."""
-    if stage.verb == "eval":
-        return _evaluated(json.loads(Path(stage.outputs["results"]).read_text(encoding="utf-8")))
-    file = Path(stage.folder) / "summary.json"
+def in_words(step: Step) -> str:
+    """Such as `success 31 % -> 78 %`, `perplexity 4.1 -> 2.3` or `kept 120 of 512 samples`."""
+    if step.verb == "eval":
+        return _evaluated(json.loads(Path(step.outputs["results"]).read_text(encoding="utf-8")))
+    file = Path(step.folder) / "summary.json"
     summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if stage.verb == "reject":
+    if step.verb == "reject":
         return f"kept {summary['kept']} of {summary['samples']} samples"
-    name, shape = ("perplexity", "{:.4g}") if stage.verb == "sft" else ("success", "{:.1%}")
+    name, shape = ("perplexity", "{:.4g}") if step.verb == "sft" else ("success", "{:.1%}")
     before, after = (summary.get(when) for when in ("before", "after"))
     if before and after:
         return f"{name} {shape.format(before[name])} -> {shape.format(after[name])}"
