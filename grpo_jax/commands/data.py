@@ -12,11 +12,11 @@ from etils import epath
 
 from grpo_jax.data.curation.account import lines
 from grpo_jax.data.curation.cleaning import clean
-from grpo_jax.data.curation.contamination import COLUMN, HeldOut, decontaminate
+from grpo_jax.data.curation.contamination import COLUMN, HeldOutProblem, decontaminate
 from grpo_jax.data.curation.difficulty import LEVEL, RATE, within
 from grpo_jax.data.curation.duplicates import dedup
 from grpo_jax.data.curation.faults import normal
-from grpo_jax.data.curation.outcome import Outcome
+from grpo_jax.data.curation.outcome import CurationOutcome
 from grpo_jax.data.curation.reading import asked
 from grpo_jax.data.curation.words import words
 from grpo_jax.data.files import files_of
@@ -62,7 +62,7 @@ def _is_writer(verb: str) -> bool:
 # ---- what the verbs do ----
 
 
-def _clean(config: Any, rows: list[Row]) -> Outcome:
+def _clean(config: Any, rows: list[Row]) -> CurationOutcome:
     layout = recognise(rows[0], config.prompt_column, config.layout)
     return clean(rows, layout, config.purpose, config.allow or (), value_of)
 
@@ -73,7 +73,7 @@ def value_of(answer: object) -> str:
     return normal(answer) if number is None else str(number)
 
 
-def _decontaminate(config: Any, rows: list[Row]) -> Outcome:
+def _decontaminate(config: Any, rows: list[Row]) -> CurationOutcome:
     _check_free(config, rows, [COLUMN], "rename it, or give all held-out sets at once, --against ONE,OTHER")
     held_out = [item for source in config.against for item in _held_out(config, source)]
     texts = asked(rows, config.prompt_column, config.layout)
@@ -81,7 +81,7 @@ def _decontaminate(config: Any, rows: list[Row]) -> Outcome:
     return decontaminate(rows, texts, held_out, *how)
 
 
-def _held_out(config: Any, source: str) -> list[HeldOut]:
+def _held_out(config: Any, source: str) -> list[HeldOutProblem]:
     rows = load_rows(source, config.against_split, seed=config.seed)
     try:
         texts = asked(rows)
@@ -92,10 +92,10 @@ def _held_out(config: Any, source: str) -> list[HeldOut]:
             f"against = {source}: none of its {len(rows)} rows asks anything that can be read; put the questions, "
             "as text, into a column prompt"
         )
-    return [HeldOut(source, number, text) for number, text in enumerate(texts, start=1)]
+    return [HeldOutProblem(source, number, text) for number, text in enumerate(texts, start=1)]
 
 
-def _dedup(config: Any, rows: list[Row]) -> Outcome:
+def _dedup(config: Any, rows: list[Row]) -> CurationOutcome:
     layout = recognise(rows[0], config.prompt_column, config.layout)
     texts = asked(rows, config.prompt_column, config.layout)
     answers = [_answer(row, layout) for row in rows]
@@ -110,14 +110,14 @@ def _answer(row: Row, layout: Layout) -> str | None:
     return None if answer is None else value_of(answer)
 
 
-def _grade(config: Any, rows: list[Row]) -> Outcome:
+def _grade(config: Any, rows: list[Row]) -> CurationOutcome:
     _check_free(config, rows, [RATE, LEVEL], "rename it, or grade the file that was graded before")
     from grpo_jax.commands.data_grade import grade
 
     return grade(config, rows)
 
 
-def _filter(config: Any, rows: list[Row]) -> Outcome:
+def _filter(config: Any, rows: list[Row]) -> CurationOutcome:
     names = dict.fromkeys(name for row in rows for name in row)
     if config.column not in names:
         raise UserError(
@@ -127,7 +127,7 @@ def _filter(config: Any, rows: list[Row]) -> Outcome:
     return within(rows, config.low, config.high, config.column)
 
 
-DOES: dict[str, Callable[[Any, list[Row]], Outcome]] = {
+DOES: dict[str, Callable[[Any, list[Row]], CurationOutcome]] = {
     "clean": _clean,
     "decontaminate": _decontaminate,
     "dedup": _dedup,
@@ -190,7 +190,7 @@ def _same_file(one: str, other: str) -> bool:
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
-def write(verb: str, config: Any, outcome: Outcome) -> None:
+def write(verb: str, config: Any, outcome: CurationOutcome) -> None:
     """The rows, the dropped rows and the report."""
     settings = config.model_dump(mode="json")
     report = {"verb": verb, "data": config.data, "out": config.out, **outcome.report(), "settings": settings}
@@ -223,7 +223,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, _IN_JSON) else str(value)
 
 
-def tell(verb: str, config: Any, outcome: Outcome) -> None:
+def tell(verb: str, config: Any, outcome: CurationOutcome) -> None:
     """The account as a table, and where the files are."""
     from rich.console import Console
     from rich.table import Table

@@ -14,7 +14,7 @@ from etils import epath
 
 from grpo_jax.config.data import GradeConfig
 from grpo_jax.data.curation import difficulty
-from grpo_jax.data.curation.outcome import Outcome
+from grpo_jax.data.curation.outcome import CurationOutcome
 from grpo_jax.data.prompts import Prompts, digest
 from grpo_jax.errors import UserError
 from grpo_jax.evaluation.evaluator import Evaluator
@@ -46,7 +46,7 @@ _FREE = {
 """Settings that change no pass rate."""
 
 
-def grade(config: GradeConfig, rows: Sequence[Row]) -> Outcome:
+def grade(config: GradeConfig, rows: Sequence[Row]) -> CurationOutcome:
     """The rows with a pass rate and a level each; those whose prompt is too long are dropped."""
     found = find_reward_models(config.rewards)
     policy = open_policy(config, rollout_weights=config.rollout_weights, rollout_cache=config.rollout_cache)

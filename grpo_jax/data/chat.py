@@ -1,8 +1,7 @@
-"""From a prompt to the text and tokens that the model reads.
+"""Turns prompts into the text and tokens that the model reads.
 
-As in TRL: plain text goes in as it is, a conversation goes through the tokenizer's chat template. A
-`system_prompt` makes a conversation of plain text, and takes the place of a conversation's own system
-message.
+As in TRL, plain text is used unchanged, and a conversation goes through the tokenizer's chat template. A
+`system_prompt` turns plain text into a conversation, and replaces a conversation's own system message.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Prompt = str | list[dict[str, str]]
-_CHUNK = 1024  # rows a tokenizer call: its answer holds far more than the ids
+_CHUNK = 1024  # rows per tokenizer call, because its result takes far more memory than the ids
 
 
 def is_chat(prompt: Prompt, system_prompt: str | None) -> bool:
@@ -32,11 +31,12 @@ def render(
 ) -> str:
     """The text that the model continues.
 
-    A conversation that ends with the user is followed by the opening of the assistant's turn; one that ends
-    with the assistant (a prefill such as an opened `<think>`) is left open after its last word. A `prefill`
-    comes after every other prompt. The template sees `chat_template_kwargs` as variables, such as
-    `enable_thinking`.
-    UserError: a conversation without a chat template, or one that the template refuses.
+    A conversation that ends with the user is followed by the opening of the assistant's turn. One that ends with the
+    assistant (a prefill such as an opened `<think>`) stays open after its last word; to all others `prefill` is
+    appended. The template sees `chat_template_kwargs` as variables, such as `enable_thinking`.
+
+    Raises:
+        UserError: there is no chat template for a conversation, or the template refuses it.
     """
     asked = as_asked(prompt, system_prompt, prefill)
     if isinstance(asked, str):
@@ -51,10 +51,11 @@ def render_answered(
     tokenizer: "PreTrainedTokenizerBase",
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
-    """A prompt (see `as_asked`) with its answer, as another model reads both: text after text, or a conversation
-    through that model's template. An answer to a prompt that has opened the assistant's turn goes on with that turn.
+    """A prompt (see `as_asked`) with its answer, for another model: joined texts, or a conversation in that model's
+    template. If the prompt opens the assistant's turn, the answer continues it.
 
-    UserError: as of `render`.
+    Raises:
+        UserError: as `render`.
     """
     if isinstance(prompt, str):
         return prompt + answer
@@ -67,7 +68,7 @@ def render_answered(
 
 
 def as_asked(prompt: Prompt, system_prompt: str | None = None, prefill: str | None = None) -> Prompt:
-    """The prompt with what settings add to it: text, or the messages that the chat template sees."""
+    """The prompt with system prompt and prefill: text, or the messages for the chat template."""
     if not is_chat(prompt, system_prompt):
         return str(prompt) + (prefill or "")
     messages = _messages(prompt, system_prompt)
@@ -98,11 +99,11 @@ def _apply(
     return _templated(messages, tokenizer, {**variables, **ours})
 
 
-def _check_template(tokenizer: "PreTrainedTokenizerBase", mend: str, whose: str = "") -> None:
+def _check_template(tokenizer: "PreTrainedTokenizerBase", fix: str, prefix: str = "") -> None:
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            f"{whose}its tokenizer has no chat template, which conversations (and system_prompt) need; "
-            f"{mend}, or text prompts through prompt_column"
+            f"{prefix}its tokenizer has no chat template, which conversations (and system_prompt) need; "
+            f"{fix}, or text prompts through prompt_column"
         )
 
 
@@ -119,7 +120,7 @@ def _templated(
 
 
 def encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", *, chat: bool) -> list[list[int]]:
-    """Token ids of each text. A template writes its own special tokens; plain text gets the tokenizer's."""
+    """Token ids of each text. Plain text gets the tokenizer's special tokens; a chat template has written its own."""
     ids: list[list[int]] = []
     for start in range(0, len(texts), _CHUNK):
         chunk = list(texts[start : start + _CHUNK])

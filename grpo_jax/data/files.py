@@ -1,4 +1,4 @@
-"""Rows from files and folders, here or in the cloud (etils.epath). A bad row is named by file and line."""
+"""Reads rows from files and folders, local or in the cloud (etils.epath). Errors name the file and the line."""
 
 import csv
 import io
@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 DEEPEST = 100
-"""Lists and objects inside of one another; Python's own limit, which is less than 1,000, is met further on."""
+"""The deepest nesting of lists and objects. Python's own recursion limit, below 1,000, would cause errors later."""
 
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # perhaps half of a character that JSON spells as two
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # a surrogate, perhaps without the other one of its pair
 
 
 def read_folder(folder: "epath.Path", split: str) -> list[Row] | None:
     """The rows of `<split>.<suffix>` (or `<split>-00000-of-00002.<suffix>`, ...) in a folder.
 
-    None when the folder holds no data file at all. UserError, with the splits that exist, when it holds
-    others.
+    None if the folder holds no data file at all.
+
+    Raises:
+        UserError: the folder holds other splits; the message lists them.
     """
     files = _splits(folder, split)
     if not files:
@@ -33,28 +35,28 @@ def read_folder(folder: "epath.Path", split: str) -> list[Row] | None:
         close = nearest(split, files)
         raise UserError(f"dataset '{folder}': no split '{split}'{close}; it has {', '.join(files)}")
     suffixes = {file.suffix for file in files[split]}
-    if len(suffixes) > 1:  # the same rows twice, most likely
+    if len(suffixes) > 1:  # probably the same rows in two formats
         both = ", ".join(sorted(suffixes))
         raise UserError(f"dataset '{folder}': '{split}' is there as {both}; name one file")
     return [row for file in files[split] for row in read_file(file)]
 
 
 def files_of(folder: "epath.Path", split: str) -> list["epath.Path"]:
-    """The files that `read_folder` reads of one that holds such a split; none of another."""
+    """The files that `read_folder` reads for a split; empty if the folder has no such split."""
     return _splits(folder, split).get(split, [])
 
 
 def _splits(folder: "epath.Path", wanted: str) -> dict[str, list["epath.Path"]]:
     found: dict[str, list[epath.Path]] = {}
     for file in sorted(folder.iterdir()):
-        # A .json of another name is a description (dataset_infos.json) more often than a split.
+        # A .json file with another name is usually a description (dataset_infos.json), not a split.
         if file.suffix in READERS and (file.suffix != ".json" or file.stem == wanted):
             found.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
     return found
 
 
 def read_file(file: "epath.Path") -> list[Row]:
-    """The rows of one file, read by its suffix. UserError for another suffix or a broken row."""
+    """The rows of one file, read by its suffix. Raises UserError for an unknown suffix or a broken row."""
     if file.suffix not in READERS:
         known = ", ".join(READERS)
         raise UserError(f"dataset '{file}': its name must end in one of {known}")
@@ -65,8 +67,8 @@ def _jsonl(file: "epath.Path") -> Iterator[Row]:
     # Split on newline bytes only: str.splitlines would also cut at U+2028, which JSON strings may hold.
     for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if line.strip():
-            where = f"{file}:{number}"
-            yield _row(_parse(line, where), where, _is_odd(line))
+            place = f"{file}:{number}"
+            yield _row(_parse(line, place), place, _is_odd(line))
 
 
 def _json(file: "epath.Path") -> Iterator[Row]:
@@ -78,42 +80,42 @@ def _json(file: "epath.Path") -> Iterator[Row]:
         yield _row(row, f"{file}, row {number}", odd)
 
 
-def _parse(text: bytes, where: str) -> Any:
+def _parse(text: bytes, place: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
-        raise UserError(f"{where}: {_too_deep()}") from None
+        raise UserError(f"{place}: {_too_deep()}") from None
     except ValueError as error:  # bad JSON or bad UTF-8
-        raise UserError(f"{where}: not valid JSON: {error}") from None
+        raise UserError(f"{place}: not valid JSON: {error}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
-    """An object. ValueError where two of its names are one: the last would win, without a word."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """An object as a dict. Raises ValueError if a name is there twice: `json` would silently keep the last."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
         raise ValueError(f"one object has {_twice([name for name, _ in pairs])!r} twice; keep one of them")
-    return found
+    return row
 
 
 def _twice(names: Sequence[str]) -> str:
-    return next(name for at, name in enumerate(names) if name in names[:at])
+    return next(name for index, name in enumerate(names) if name in names[:index])
 
 
-def _row(value: Any, where: str, odd: bool) -> Row:
+def _row(value: Any, place: str, odd: bool) -> Row:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected an object with named columns, found {type(value).__name__}")
+        raise UserError(f"{place}: expected an object with named columns, found {type(value).__name__}")
     if odd and (fault := _fault(value)):
-        raise UserError(f"{where}: {fault}")
+        raise UserError(f"{place}: {fault}")
     return value
 
 
 def _is_odd(text: bytes) -> bool:
-    """Whether a JSON text may hold what `_fault` finds: most do not, and looking takes as long as parsing."""
+    """Whether a JSON text may have a fault that `_fault` finds. Few do, and that check takes as long as parsing."""
     return text.count(b"[") + text.count(b"{") > DEEPEST or bool(_HALF.search(text))
 
 
 def _fault(row: Row) -> str | None:
-    """Why a row that is JSON is nothing to work with."""
+    """Why a row of valid JSON cannot be used; None if it can."""
     level: list[Any] = [row]
     for _ in range(DEEPEST + 1):
         level = [inner for one in level for inner in _inside(one)]
@@ -162,11 +164,11 @@ def _parquet(file: "epath.Path") -> Iterator[Row]:
     with file.open("rb") as stream:
         try:
             yield from pyarrow.parquet.read_table(stream).to_pylist()
-        # Not all are ArrowExceptions: a broken footer is an OSError, and text that is no UTF-8, or a date that Python
-        # has no form for, is met when rows are made.
+        # Not all are ArrowExceptions: a broken footer raises OSError, and text that is not UTF-8, or a date outside
+        # Python's range, raises when rows are made.
         except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-            said = str(error).strip().partition("\n")[0]
-            raise UserError(f"{file}: not a readable Parquet file: {said}") from None
+            message = str(error).strip().partition("\n")[0]
+            raise UserError(f"{file}: not a readable Parquet file: {message}") from None
 
 
 READERS: dict[str, Callable[["epath.Path"], Iterator[Row]]] = {

@@ -1,9 +1,8 @@
-"""From the columns that a data set has to the ones that we use: `prompt`, `answer` where there is one, `completion`
-where it is asked for.
+"""Layouts: convert the columns of public data sets to `prompt`, `answer` and, on request, `completion`.
 
-A row that has the prompt column passes through as it is. The layouts below are recognised by their columns, or named
-by the setting `layout`, and turn a question into a conversation of one user message, so that the model's chat template
-applies. Every other column stays: reward functions and curricula may ask for it.
+A row with the prompt column is left unchanged. The layouts below are recognised by their columns, or named by the
+setting `layout`. They turn a question into a conversation of one user message, so that the model's chat template
+applies. All other columns are kept for reward functions and curricula.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,34 +28,44 @@ __all__ = [
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A data set known by its columns."""
+    """The columns of a kind of data set, and how to convert its rows."""
 
     name: str
     sets: str
-    """Public sets that have it, for people."""
+    """Public data sets with this layout, for the documentation."""
     columns: frozenset[str]
-    """What it is recognised by."""
+    """The columns by which it is recognised."""
     question: str | None
-    """The column that holds the question: text or a conversation; None when the question is made of numbers."""
+    """The column with the question, a text or a conversation; None if the question is made of numbers."""
     ask: Callable[[Row], Row]
-    """Columns to add or replace; KeyError or ValueError for a bad row."""
+    """Row -> columns to add or replace. Raises KeyError or ValueError for a bad row."""
     trace: Callable[[Row], str] | None = None
-    """The completion to learn from, `<think>..</think>` and the answer; None when the set has none."""
+    """Row -> the completion to learn from, `<think>..</think>` and the answer; None if the data set has none."""
     accepts: Callable[[Row], bool] = lambda row: True
+    """A further condition on rows with these columns."""
     replaces_prompt: bool = False
+    """Whether rows that already have a `prompt` are converted too."""
 
     def fits(self, row: Row) -> bool:
-        """Whether a row is of this layout."""
+        """Whether a row has this layout."""
         free = self.replaces_prompt or "prompt" not in row
         return bool(free and self.columns and self.columns <= row.keys() and self.accepts(row))
 
 
 def _layout(
-    name: str, sets: str, columns: str, question: str | None, ask: Any, *rest: Any, **more: Any
+    name: str, sets: str, columns: str, question: str | None, ask: Any, trace: Any = None, **more: Any
 ) -> Layout:
-    return Layout(name, sets, frozenset(columns.split()), question, ask, *rest, **more)
+    return Layout(
+        name=name,
+        sets=sets,
+        columns=frozenset(columns.split()),
+        question=question,
+        ask=ask,
+        trace=trace,
+        **more,
+    )
 
 
 _THOUGHTS = ("system conversations", "conversations", sets.ask_openthoughts, sets.trace_openthoughts)
@@ -130,36 +139,36 @@ LAYOUTS = (
     _layout("countdown_tasks", "Countdown-Tasks-3to4", "nums target", None, sets.ask_countdown),
     _layout("messages", "any chat", "messages", "messages", sets.ask_messages, sets.trace_messages),
 )
-"""Asked in this order, and the first that fits is taken. Two that have the same columns are told apart by name only."""
+"""Tried in this order; the first that fits is used. Of two with the same columns, the second must be named."""
 
 PLAIN = "plain"
-"""The prompt column is taken as it stands, whatever other columns there are."""
+"""The layout that uses the prompt column unchanged, whatever other columns there are."""
 
 
 def names() -> list[str]:
-    """What the setting `layout` may be."""
+    """The values of the setting `layout`."""
     return [PLAIN, *(layout.name for layout in LAYOUTS)]
 
 
 def plain(prompt_column: str = "prompt") -> Layout:
-    """The layout that is none."""
-    take = lambda row: {"prompt": row[prompt_column]}
-    return Layout(PLAIN, "your own", frozenset(), prompt_column, take)
+    """The layout that uses the prompt column unchanged."""
+    return _layout(PLAIN, "your own", "", prompt_column, lambda row: {"prompt": row[prompt_column]})
 
 
 def named(name: str) -> Layout:
-    """The layout of a name. UserError, with all the names, for another."""
-    found = next((layout for layout in LAYOUTS if layout.name == name), None)
-    if found is None:
-        known = f"layouts are {', '.join(names())}"
-        raise UserError(f"layout = {name!r}: no such layout{nearest(name, names())}; {known}")
-    return found
+    """The layout with this name. Raises UserError, with all names, if there is none."""
+    for layout in LAYOUTS:
+        if layout.name == name:
+            return layout
+    known = f"layouts are {', '.join(names())}"
+    raise UserError(f"layout = {name!r}: no such layout{nearest(name, names())}; {known}")
 
 
 def recognise(first: Row, prompt_column: str = "prompt", name: str | None = None) -> Layout:
-    """The layout of a data set: the one of a name, or else the first that fits its first row.
+    """The layout of a data set: the named one, or the first that fits its first row.
 
-    UserError: no such layout, or a data set that lacks the columns.
+    Raises:
+        UserError: there is no such layout, or the data set lacks its columns.
     """
     if name is not None and name != PLAIN:
         layout = named(name)
@@ -189,11 +198,11 @@ def arrange(
 ) -> list[Row]:
     """Rows with a usable `prompt` each: text, or a list of {role, content} messages.
 
-    A `prompt_column` other than "prompt" is taken as it stands and no layout is tried. The layout is the one named, or
-    chosen by the first row. Where a `completion_column` is asked for and the rows have none, the layout's trace fills
-    it.
-    UserError: no such column (with those there are), or rows that have no usable prompt (how many, and the
-    first).
+    The layout is the named one, or recognised by the first row. A `prompt_column` other than "prompt" is used
+    unchanged, without a layout. If a `completion_column` is given that the rows lack, the layout's trace fills it.
+
+    Raises:
+        UserError: the column is missing, or rows have no usable prompt (with their number, and the first of them).
     """
     if not rows:
         raise UserError("dataset: no rows")
@@ -212,7 +221,7 @@ def arrange(
 
 
 def arrange_one(row: Row, layout: Layout, completion_column: str | None = None) -> Row:
-    """A row of a layout, arranged. ValueError, saying what is wrong with it."""
+    """Convert one row. Raises ValueError, saying what is wrong with it."""
     try:
         made = {**row, **layout.ask(row)}
         check(made["prompt"])
@@ -226,7 +235,7 @@ def arrange_one(row: Row, layout: Layout, completion_column: str | None = None) 
 
 
 def check(prompt: Any) -> None:
-    """ValueError, saying what is wrong, unless `prompt` is text or a list of messages, and not blank."""
+    """Raise ValueError, saying what is wrong, unless `prompt` is text or a list of messages, and not blank."""
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError("the prompt is empty")

@@ -1,7 +1,7 @@
 """Prompts, tokenised once, and batches of them by their sample indices.
 
-A index is epoch * rows + row: the row is drawn for the (epoch + 1)-th time. Randomness is folded from it, so a prompt
-that comes round again is answered with other random numbers. Which index comes next is for `sampler.py` to say.
+An index is epoch * rows + row: the row is drawn for the (epoch + 1)-th time. Random numbers are folded from it, so a
+prompt gets others in the next epoch. `curriculum/sampler.py` decides which index comes next.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-# What a reward function is called with anyway; a column of the same name would clash.
+# Arguments that every reward function gets; a column of the same name would clash.
 _TAKEN = {"prompt", "prompts", "completion", "completions", "completion_ids"}
 _TAKEN |= {"trainer_state", "log_extra", "log_metric"}
 _SMALLEST_BUCKET = 16
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PromptBatch:
     """P prompts, ready for the rollout and for reward functions."""
 
@@ -38,26 +38,26 @@ class PromptBatch:
     lengths: np.ndarray
     """int32 [P], tokens of each prompt, at least 1."""
     uids: np.ndarray
-    """uint32 [P]: their indices modulo 2^32, the identity that randomness is folded from."""
+    """uint32 [P]: sample indices modulo 2^32, from which random numbers are folded."""
     prompts: list[Prompt]
-    """P prompts as the data set gives them: text, or a list of messages."""
+    """P prompts as in the data set: text, or a list of messages."""
     texts: list[str]
-    """P texts after the chat template, what `tokens` encodes."""
+    """P texts after the chat template, which `tokens` encodes."""
     columns: dict[str, list[Any]]
     """The data set's other columns, P values each; None where a row lacks one."""
     lacks: list[frozenset[str]]
-    """P sets of those columns that no row of the prompt's domain has: what needs one is not asked about it."""
+    """P sets of the columns that no row of the prompt's domain has: functions that need one do not score it."""
     pad_id: int = 0
-    """What stands in `tokens` behind a prompt."""
+    """The padding token in `tokens`."""
 
-    def take(self, which: np.ndarray) -> "PromptBatch":
-        """The prompts at the indices `which`, as wide as a batch of them alone would be."""
-        width = bucket(int(self.lengths[which].max(initial=1)), self.tokens.shape[1])
-        pick = lambda column: [column[i] for i in which]
+    def take(self, indices: np.ndarray) -> "PromptBatch":
+        """The prompts at `indices`, with the width of a batch of them alone."""
+        width = bucket(int(self.lengths[indices].max(initial=1)), self.tokens.shape[1])
+        pick = lambda column: [column[i] for i in indices]
         return PromptBatch(
-            tokens=self.tokens[which, :width],
-            lengths=self.lengths[which],
-            uids=self.uids[which],
+            tokens=self.tokens[indices, :width],
+            lengths=self.lengths[indices],
+            uids=self.uids[indices],
             prompts=pick(self.prompts),
             texts=pick(self.texts),
             columns={name: pick(column) for name, column in self.columns.items()},
@@ -67,7 +67,7 @@ class PromptBatch:
 
     @staticmethod
     def join(parts: "Sequence[PromptBatch]") -> "PromptBatch":
-        """Batches of one data set after one another, as wide as the widest."""
+        """Concatenate batches of one data set, padded to the width of the widest."""
         width = max(part.tokens.shape[1] for part in parts)
         chain = lambda lists: [value for each in lists for value in each]
         return PromptBatch(
@@ -89,22 +89,25 @@ def _widened(batch: PromptBatch, width: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """One of the data sets that a mixture is made of; a plain data set is a single one without a name."""
+    """One data set of a mixture. A data set without a mixture is a single domain without a name."""
 
     name: str
-    rows: np.ndarray  # int64, the numbers of its rows that are short enough
+    rows: np.ndarray  # int64, numbers of its rows that are short enough
     columns: frozenset[str]
 
 
 class Prompts:
-    """A data set's prompts, tokenised once; `prompts.at(indices)` is a batch of them.
+    """A data set's prompts, tokenised once; `prompts.at(indices)` makes a batch.
 
     Args:
-        rows: of one data set; or of several, the domains of a mixture, by name: their rows are numbered through, and
-            each gets a column `domain`.
-        max_prompt_length: tokens; longer prompts are left out, never cut, and `dropped` counts them.
+        rows: the rows of one data set, or name -> rows of the domains of a mixture: those are numbered consecutively,
+            and get a column `domain`.
+        max_prompt_length: tokens. Longer prompts are dropped, never cut; `dropped` counts them.
 
-    `len()` is the number kept. UserError: no rows, a row without a usable prompt, or none of a domain short enough.
+    `len()` is the number of prompts kept.
+
+    Raises:
+        UserError: there are no rows, a row has no usable prompt, or no prompt of a domain is short enough.
     """
 
     def __init__(
@@ -132,35 +135,35 @@ class Prompts:
         self.dropped = len(self._rows) - len(self._kept)
 
     def _domains(self, parts: dict[str, list[Row]], prompt_column: str) -> tuple[Domain, ...]:
-        found: list[Domain] = []
+        domains: list[Domain] = []
         self._starts = np.cumsum([0, *map(len, parts.values())])
         for (name, part), first in zip(parts.items(), self._starts):
             ids = self._ids[first : first + len(part)]
             kept = first + _short_enough(ids, self.max_prompt_length, name)
-            found.append(Domain(name, kept, frozenset(_other_columns(part, prompt_column))))
-        return tuple(found)
+            domains.append(Domain(name, kept, frozenset(_other_columns(part, prompt_column))))
+        return tuple(domains)
 
     def __len__(self) -> int:
         return len(self._kept)
 
     @property
     def rows(self) -> int:
-        """Rows of the data set, with those left out: what indices count by."""
+        """The number of rows of the data set, dropped ones included. Sample indices count in it."""
         return len(self._rows)
 
     @property
     def kept(self) -> list[int]:
-        """The numbers of the rows that are short enough, in order."""
+        """Numbers of the rows that are short enough, in order."""
         return self._kept.tolist()
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the rows: what tells changed data from those that a command began with."""
+        """SHA-256 of the rows. A resumed run compares it to notice changed data."""
         return digest(self._rows)
 
     @property
     def columns(self) -> list[str]:
-        """Names of the data set's other columns, which every batch has."""
+        """Names of the other columns, which every batch has."""
         return list(self._columns)
 
     def column(self, name: str, rows: np.ndarray) -> list[Any]:
@@ -168,8 +171,8 @@ class Prompts:
         return [self._rows[row].get(name) for row in rows]
 
     def of_each_kind(self) -> dict[int, Prompt]:
-        """Row -> prompt, the first of each sequence of roles, and the first text: chat templates take or refuse a
-        conversation by its roles."""
+        """Row -> prompt of the first text prompt, and of the first conversation with each sequence of roles: a chat
+        template accepts or refuses a conversation by its roles."""
         first: dict[tuple[str, ...], int] = {}
         for row in map(int, self._kept):
             prompt = self._rows[row]["prompt"]
@@ -178,18 +181,18 @@ class Prompts:
         return {row: self._rows[row]["prompt"] for row in first.values()}
 
     def domain_of(self, row: int) -> int:
-        """The number of the domain that a row belongs to."""
+        """The number of a row's domain."""
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def at(self, indices: Iterable[int]) -> PromptBatch:
-        """The prompts of these indices, in this order."""
+        """The batch of these sample indices, in this order."""
         indices = list(indices)
         rows = [index % self.rows for index in indices]
         lengths = np.array([len(self._ids[row]) for row in rows], np.int32)
         width = bucket(int(lengths.max()), self.max_prompt_length)
         tokens = np.full((len(rows), width), self.pad_id, np.int32)
-        for at, row in enumerate(rows):
-            tokens[at, : lengths[at]] = self._ids[row]
+        for position, row in enumerate(rows):
+            tokens[position, : lengths[position]] = self._ids[row]
         return PromptBatch(
             tokens=tokens,
             lengths=lengths,
@@ -202,16 +205,17 @@ class Prompts:
         )
 
     def steps_for(self, epochs: float, prompts_per_step: int) -> int:
-        """Steps that draw every prompt `epochs` times; the last may reach into the next epoch. At least 1."""
-        passes = Fraction(str(epochs))  # 2.2 passes over 25 prompts are 55 draws, and not 55.00000000000001
+        """Steps that draw every prompt `epochs` times, at least 1. The last may reach into the next epoch."""
+        passes = Fraction(
+            str(epochs)
+        )  # as decimal: 2.2 passes over 25 prompts are 55 draws, not 55.00000000000001
         return max(math.ceil(passes * len(self) / prompts_per_step), 1)
 
     def batches_in_order(self, prompts_per_step: int) -> Iterator[tuple[PromptBatch, int]]:
-        """Every kept prompt once, in the data's order, as (batch, how many of its prompts are real).
+        """Every kept prompt once, in the data's order, as (batch, number of its prompts that are real).
 
-        All batches have `prompts_per_step` prompts: the last is filled up by repeating its last prompt, so
-        that every host and every compiled program sees the same shapes to the end. Ignore results beyond the
-        real ones.
+        All batches have `prompts_per_step` prompts: the last one is padded by repeating its last prompt, so that every
+        host and compiled program sees the same shapes. Ignore the results of the repeated ones.
         """
         for start in range(0, len(self._kept), prompts_per_step):
             rows = [int(row) for row in self._kept[start : start + prompts_per_step]]
@@ -220,7 +224,7 @@ class Prompts:
 
 
 def bucket(length: int, longest: int) -> int:
-    """The smallest of 16, 32, 64, ... (at most `longest`) that holds `length`: few shapes to compile for."""
+    """The smallest of 16, 32, 64, ... (at most `longest`) that is at least `length`: few shapes to compile for."""
     size = _SMALLEST_BUCKET
     while size < length:
         size *= 2
@@ -239,7 +243,7 @@ def render_all(
     chat_template_kwargs: dict[str, Any] | None = None,
     prefill: str | None = None,
 ) -> list[str]:
-    """The text that the model continues, for each row. UserError, naming the row."""
+    """The text that the model continues, for each row. Raises UserError, naming the row."""
     texts = []
     for number, row in enumerate(rows, start=1):
         try:
@@ -259,7 +263,7 @@ def render_all(
 def encode_all(
     rows: list[Row], texts: list[str], tokenizer: "PreTrainedTokenizerBase", system_prompt: str | None
 ) -> list[np.ndarray]:
-    """int32 [length] of each row. Text and conversations may be mixed: each kind has a pass of its own."""
+    """Token ids of each row, int32 [length]. Text and conversations may be mixed: they are tokenised separately."""
     ids: list[np.ndarray] = [np.empty(0, np.int32)] * len(rows)
     for chat in (False, True):
         some = [i for i, row in enumerate(rows) if is_chat(row["prompt"], system_prompt) is chat]
@@ -276,7 +280,7 @@ def encode_all(
 def _arranged(
     rows: Sequence[Row] | Mapping[str, Sequence[Row]], prompt_column: str, layout: str | None
 ) -> dict[str, list[Row]]:
-    """Rows with a usable `prompt` each, by the name of their domain. UserError, naming domain and row."""
+    """Domain -> rows with a usable `prompt` each. Raises UserError, naming domain and row."""
     if not isinstance(rows, Mapping):
         return {"": arrange(rows, prompt_column, layout)}
     parts = {}
@@ -289,7 +293,7 @@ def _arranged(
 
 
 def _short_enough(ids: list[np.ndarray], longest: int, name: str) -> np.ndarray:
-    """Indices of the rows to keep."""
+    """Indices of the rows to keep. Raises UserError if there are none."""
     lengths = np.array([len(tokens) for tokens in ids])
     kept = np.flatnonzero(lengths <= longest)
     if not len(kept):

@@ -1,7 +1,7 @@
-"""What the rows of the public sets say, set by set: a prompt with its answer, and a worked answer to learn from.
+"""Converts rows of public data sets: to a prompt with its answer, and to a worked solution to learn from.
 
-Each `ask_*` gives the columns to add or replace, each `trace_*` the completion. KeyError (no such column) and
-ValueError (what is wrong) are for one row.
+Each `ask_*` returns the columns to add or replace, each `trace_*` the completion. For a bad row they raise KeyError (a
+missing column) or ValueError (what is wrong).
 """
 
 import re
@@ -15,14 +15,14 @@ Row = dict[str, Any]
 
 
 def user(text: Any) -> list[dict[str, str]]:
-    """A conversation of one question."""
+    """A conversation that consists of one question."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the question is empty")
     return [{"role": "user", "content": text}]
 
 
 def filled(value: Any) -> str:
-    """A value as text, '' for None."""
+    """A value as stripped text; '' for None."""
     return "" if value is None else str(value).strip()
 
 
@@ -44,7 +44,7 @@ def ask_gsm8k(row: Row) -> Row:
 
 
 def trace_gsm8k(row: Row) -> str:
-    """Its worked solution without the calculator's notes `<<48/2=24>>`, closed by `#### 72`."""
+    """The worked solution without the calculator annotations `<<48/2=24>>`, followed by `#### 72`."""
     worked = re.sub(r"<<[^<>]*>>", "", str(row["answer"]).rpartition("####")[0])
     return traced(worked, f"#### {gsm8k_answer(str(row['answer']))}")
 
@@ -61,7 +61,7 @@ def ask_problem(row: Row) -> Row:
 
 
 def gold(row: Row) -> str:
-    """Its answer; where it names none, what its solution has in a box."""
+    """The row's answer, or the boxed answer in its solution if it has no other."""
     answer = filled(row.get("answer")) or boxed_answer(filled(row.get("solution")))
     if not answer:
         raise ValueError("it has no answer, and nothing in a box in its solution")
@@ -70,7 +70,7 @@ def gold(row: Row) -> str:
 
 def _asked_math(question: str, row: Row) -> Row:
     answer = gold(row)
-    # TRL's accuracy_reward reads `solution`, and knows an answer in a box for one
+    # TRL's accuracy_reward reads `solution`, and recognises an answer in a box.
     worked = filled(row.get("solution")) or f"\\boxed{{{answer}}}"
     return {"prompt": user(row[question]), "answer": answer, "solution": worked}
 
@@ -84,7 +84,7 @@ def ask_limo(row: Row) -> Row:
 
 
 def trace_solution(row: Row) -> str:
-    """Its solution, closed by the answer in a box."""
+    """The row's solution, followed by the answer in a box."""
     return traced(row.get("solution"), f"\\boxed{{{gold(row)}}}")
 
 
@@ -92,7 +92,7 @@ def trace_solution(row: Row) -> str:
 
 
 def trace_openr1(row: Row) -> str:
-    """The first generation that is whole and was verified: by math-verify, or else by a judge."""
+    """The first complete generation that math-verify has verified, or else an LLM judge."""
     generations: Sequence[str] = row["generations"]
     whole = row.get("is_reasoning_complete") or [True] * len(generations)
     for judge in ("correctness_math_verify", "correctness_llama"):
@@ -103,7 +103,7 @@ def trace_openr1(row: Row) -> str:
 
 
 def ask_openthoughts(row: Row) -> Row:
-    # Its `system` column asks for marks that the completions no longer have.
+    # The `system` column asks for marks that the completions no longer have.
     conversation = [turn for turn in turns(row["conversations"]) if turn["role"] != "system"]
     last = conversation[-1]
     reply = last["content"] if last["role"] == "assistant" else ""
@@ -128,7 +128,7 @@ def ask_messages(row: Row) -> Row:
 
 
 def trace_messages(row: Row) -> str:
-    """The last answer as it stands: not every chat reasons."""
+    """The last answer, unchanged: not every chat contains reasoning."""
     return said(turns(row["messages"]))
 
 
@@ -148,6 +148,6 @@ def ask_knights(row: Row) -> Row:
 
 
 def trace_knights(row: Mapping[str, Any]) -> str:
-    """Its reasoning by cases, closed by everyone's kind between the answer's tags."""
+    """The reasoning by cases, followed by everyone's kind in answer tags."""
     steps = [row["cot_head"], *row["cot_repeat_steps"], row["cot_foot"]]
     return traced("\n".join(steps), f"<answer>\n{row['solution_text_format']}\n</answer>")

@@ -1,4 +1,4 @@
-"""Where a row's question stands in its own columns: to read it, and to change it while the layout stays what it is."""
+"""Reads and changes a row's question in its original columns, so that the row keeps its layout."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from grpo_jax.data.layouts import Layout, Row
 
 
 def questions(row: Row, layout: Layout) -> Iterator[str]:
-    """The texts of a row's question: what the user says."""
+    """The texts of a row's question: those of the user."""
     value = row.get(layout.question) if layout.question else None
     if isinstance(value, str):
         yield value
@@ -17,7 +17,7 @@ def questions(row: Row, layout: Layout) -> Iterator[str]:
 
 
 def with_questions(row: Row, layout: Layout, change: Callable[[str], str]) -> Row:
-    """The row with `change` made to each of them, the layout's columns being what they were."""
+    """The row with `change` applied to each text of its question, in the same columns."""
     value = row.get(layout.question) if layout.question else None
     if isinstance(value, str):
         return {**row, str(layout.question): change(value)}

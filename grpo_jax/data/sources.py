@@ -1,4 +1,4 @@
-"""Where rows come from: a string that names a file, a folder, a TFDS or hub data set, or a task.
+"""Loads rows from a source: a string that names a file, a folder, a TFDS or hub data set, or a task.
 
 gsm8k/train.jsonl               a .jsonl, .json, .parquet or .csv file (the split is then ignored)
 gsm8k/                          a folder with <split>.jsonl, ...; `gs://` paths work for both
@@ -30,16 +30,17 @@ TASKS: dict[str, Callable[[str, str, int], list[Row]]] = {
     tiny_knights.NAME: tiny_knights.make_tiny_rows,
     tiny_math.NAME: tiny_math.make_tiny_rows,
 }
-"""Tasks that make their own rows: f(options, split, seed)."""
+"""Tasks that generate their rows: name -> f(options, split, seed)."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
 def load_rows(spec: str | os.PathLike[str], split: str = "train", *, seed: int = 0) -> list[Row]:
-    """All rows of one split, in the source's own order; `seed` matters to tasks only.
+    """All rows of one split, in the source's own order. Only tasks use `seed`.
 
-    UserError: nothing of that name (with the nearest one), no such split (with those that exist), a row that
-    cannot be read (with file and line), a source that cannot be reached, no rows at all.
+    Raises:
+        UserError: there is no such source (with the nearest name), no such split (with the existing ones), a row
+            cannot be read (with file and line), the source cannot be reached, or it has no rows.
     """
     rows = _load(os.fspath(spec), split, seed)
     if not rows:
@@ -48,8 +49,8 @@ def load_rows(spec: str | os.PathLike[str], split: str = "train", *, seed: int =
 
 
 def check_source(spec: str, split: str = "train") -> None:
-    """UserError where `load_rows` would find nothing of that name here, or a task's options are wrong. What lies on a
-    hub or with TFDS is not asked for."""
+    """Raise UserError if there is no such file, folder or task, or a task's options are wrong. Does not access the hub
+    or TFDS."""
     name, _, options = spec.partition(":")
     if name in TASKS:
         TASKS[name](options, split, 0)
@@ -89,7 +90,7 @@ def _existing(spec: str) -> "epath.Path | None":
     path = epath.Path(spec).expanduser()
     try:
         return path if path.exists() else None
-    except (ImportError, OSError) as error:  # a cloud path whose client or credentials are absent
+    except (ImportError, OSError) as error:  # a cloud path whose client or credentials are missing
         raise UserError(f"dataset '{spec}': cannot be reached: {_first_line(error)}") from None
 
 
@@ -101,7 +102,7 @@ def _from_path(path: "epath.Path", split: str) -> list[Row]:
         return rows
     if (path / "README.md").exists() or (path / "data").exists():  # a clone of a hub repository
         return _from_hub(str(path), None, split)
-    # Not for `datasets`: of any folder it would take all the files below, whatever they are.
+    # Not passed to `datasets`, which would read all files below any folder, whatever they are.
     inside = ", ".join(sorted(item.name for item in path.iterdir())[:10]) or "nothing"
     raise UserError(f"dataset '{path}': no {split}.jsonl, .json, .parquet or .csv there; it holds {inside}")
 
@@ -115,7 +116,7 @@ def _missing(spec: str) -> str:
 
 
 def _neighbours(spec: str) -> list[str]:
-    """Names beside a path that does not exist; none when even its folder is missing."""
+    """Names of the files beside a path that does not exist; empty if its folder does not exist either."""
     from etils import epath
 
     try:
@@ -152,13 +153,14 @@ def _from_tfds(name: str, split: str) -> list[Row]:
         raise UserError(
             f"dataset 'tfds:{name}': TensorFlow Datasets has no '{name}'{close}; is TFDS_DATA_DIR set?"
         ) from None
-    except Exception as error:  # a builder runs code of its own: downloads, missing extras, an unknown split
+    except Exception as error:  # a builder runs its own code and may raise anything
         raise UserError(f"dataset 'tfds:{name}': {_first_line(error)}") from None
     return [_plain(row) for row in source]
 
 
 def _plain(value: Any) -> Any:
-    """NumPy and bytes to plain Python, all the way down. Bytes that are not text (an image) stay bytes."""
+    """A value with NumPy arrays and bytes converted to plain Python, recursively. Bytes that are not text (an image)
+    stay bytes."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Worked answers in one form, `<think>reasoning</think>answer`, whatever marks a data set has put around them."""
+"""Converts worked solutions to the form `<think>reasoning</think>answer` from the marks of various data sets."""
 
 import re
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*")
 
 
 def traced(reasoning: Any, answer: Any) -> str:
-    """The completion that consists of these two. ValueError when either is missing."""
-    for part, what in ((reasoning, "reasoning"), (answer, "answer behind the reasoning")):
+    """The completion with this reasoning and answer. Raises ValueError if either is missing."""
+    for part, name in ((reasoning, "reasoning"), (answer, "answer behind the reasoning")):
         if not isinstance(part, str) or not part.strip():
-            raise ValueError(f"there is no {what}")
+            raise ValueError(f"there is no {name}")
     return f"<think>\n{reasoning.strip()}\n</think>\n\n{answer.strip()}"
 
 
 def normalised(text: Any) -> str:
-    """A completion that marks its reasoning, with our marks. ValueError for one that marks none or never ends it."""
+    """A completion with marked reasoning, in our form. Raises ValueError if none is marked, or it never ends."""
     if not isinstance(text, str):
         raise ValueError("the completion is not text")
     for opened, closed in _REASONING:
@@ -40,7 +40,7 @@ def _unwrapped(answer: str) -> str:
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""What stands in the last `\boxed{..}` or `\fbox{..}` of a text, or behind a `\boxed ` without braces; or None."""
+    r"""The content of the last `\boxed{..}`, `\fbox{..}` or `\boxed ` without braces in a text; None without one."""
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
@@ -48,15 +48,15 @@ def boxed_answer(text: str) -> str | None:
     if text[start : start + 1] != "{":
         return re.split(r"[\s$]", text[start:], maxsplit=1)[0] or None
     depth = 0
-    for at in range(start, len(text)):
-        depth += (text[at] == "{") - (text[at] == "}")
+    for index in range(start, len(text)):
+        depth += (text[index] == "{") - (text[index] == "}")
         if depth == 0:
-            return text[start + 1 : at].strip() or None
+            return text[start + 1 : index].strip() or None
     return None
 
 
 def turns(messages: Any) -> list[dict[str, str]]:
-    """A conversation as {role, content}, from that or from {from, value}. ValueError for anything else."""
+    """A conversation as {role, content} messages, from those or from {from, value}. Raises ValueError otherwise."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise ValueError("there is no conversation")
     return [_turn(item) for item in messages]
@@ -71,12 +71,12 @@ def _turn(item: Any) -> dict[str, str]:
 
 
 def asked(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """A conversation up to its last answer, which is what the model is asked."""
+    """A conversation without its last answer: the model's prompt."""
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
 def said(messages: list[dict[str, str]]) -> str:
-    """Its last answer. ValueError when the conversation ends otherwise."""
+    """A conversation's last answer. Raises ValueError if it does not end with the assistant."""
     if messages[-1]["role"] != "assistant":
         raise ValueError("the conversation does not end with the assistant")
     return messages[-1]["content"]

@@ -1,4 +1,4 @@
-"""Rows to the bytes of a file, by its suffix: what `files.py` reads, written."""
+"""Writes rows as the bytes of a file, by its suffix, for `files.py` to read."""
 
 import datetime
 import io
@@ -13,13 +13,13 @@ Row = dict[str, Any]
 
 
 def check_suffix(path: str) -> None:
-    """UserError for a name that does not say in which form rows are written."""
+    """Raise UserError if a path's suffix names no format that can be written."""
     if os.path.splitext(path)[1] not in WRITERS:
         raise UserError(f"{path}: its name must end in {' or '.join(WRITERS)}")
 
 
 def written(rows: Sequence[Row], path: str) -> bytes:
-    """The rows as `path`, by its suffix, holds them. UserError for values that it cannot hold."""
+    """The content of the file `path` with these rows. Raises UserError for values that its format cannot hold."""
     check_suffix(path)
     try:
         return WRITERS[os.path.splitext(path)[1]](rows)
@@ -28,7 +28,7 @@ def written(rows: Sequence[Row], path: str) -> bytes:
 
 
 def jsonl(rows: Iterable[Row]) -> bytes:
-    """One object a line. TypeError for a value that JSON has no form for, such as an image's bytes."""
+    """One JSON object per line. Raises TypeError for a value without a form in JSON, such as an image's bytes."""
     return "".join(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows).encode()
 
 
@@ -45,7 +45,7 @@ def _parquet(rows: Sequence[Row]) -> bytes:
     names = dict.fromkeys(name for row in rows for name in row)
     buffer = io.BytesIO()
     try:
-        # A column at a time: a table made of rows has the columns of its first row only.
+        # By columns, because a table made from rows has only the columns of its first row.
         table = pyarrow.table({name: pyarrow.array([row.get(name) for row in rows]) for name in names})
         pyarrow.parquet.write_table(table, buffer)
     except pyarrow.ArrowException as error:

@@ -56,7 +56,7 @@ BLANK = "demo"
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One step of a pipeline."""
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.data.sources import load_rows
-from grpo_jax.data.tasks.arithmetic import Options, make_row, same
+from grpo_jax.data.tasks.arithmetic import ArithmeticOptions, make_row, same
 from grpo_jax.data.tasks.common import split_of
 from grpo_jax.errors import UserError
 from grpo_jax.rewards.functions.gsm8k import gsm8k
@@ -14,7 +14,7 @@ from grpo_jax.rewards.functions.gsm8k import gsm8k
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["train", "test"]), st.integers(2, 9))
 @settings(max_examples=100, deadline=None)
 def test_an_answer_is_wrong(index, seed, split, terms):
-    row = make_row(Options(terms=(terms, terms + 1), max=50), split, seed, index)
+    row = make_row(ArithmeticOptions(terms=(terms, terms + 1), max=50), split, seed, index)
     assert set(row["expression"]) <= set("0123456789+-* ")
     assert row["answer"] == str(eval(row["expression"]))
     assert terms <= row["terms"] == len(row["expression"].split()) // 2 + 1 <= terms + 1

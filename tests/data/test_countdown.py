@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.data.sources import load_rows
-from grpo_jax.data.tasks.countdown import Options, make_row, make_rows, parse_options, solve, split_of
+from grpo_jax.data.tasks.countdown import (
+    CountdownOptions,
+    make_row,
+    make_rows,
+    parse_options,
+    solve,
+    split_of,
+)
 from grpo_jax.errors import UserError
 
 OPERATIONS = {ast.Add: "__add__", ast.Sub: "__sub__", ast.Mult: "__mul__", ast.Div: "__truediv__"}
@@ -40,7 +47,7 @@ def assert_solves(expression, numbers, target, ops="+-*/"):
 )
 @settings(max_examples=100, deadline=None)
 def test_a_target_cannot_be_reached(index, seed, split, ops, low):
-    options = Options(numbers=(low, low + 1), max=30, target=60, ops=ops)
+    options = CountdownOptions(numbers=(low, low + 1), max=30, target=60, ops=ops)
     row = make_row(options, split, seed, index)
     assert_solves(row["solution"], row["numbers"], row["target"], ops)
     assert low <= len(row["numbers"]) <= low + 1
@@ -101,7 +108,7 @@ def test_the_solver_answers_wrongly(numbers, target):
 @given(index=st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None)
 def test_the_solver_misses_a_solution(index):
-    row = make_row(Options(numbers=(3, 4), max=12), "train", 0, index)
+    row = make_row(CountdownOptions(numbers=(3, 4), max=12), "train", 0, index)
     assert solve(row["numbers"], row["target"]) is not None
 
 
@@ -113,8 +120,10 @@ def test_the_solver_stops_at_whole_numbers():
 
 
 def test_options_are_misread():
-    assert parse_options("") == Options()
-    assert parse_options("numbers=3, max=9,ops=+-,size=20,target=50") == Options((3, 3), 9, 50, "+-", 20)
+    assert parse_options("") == CountdownOptions()
+    assert parse_options("numbers=3, max=9,ops=+-,size=20,target=50") == CountdownOptions(
+        (3, 3), 9, 50, "+-", 20
+    )
     assert parse_options("numbers=3-5").numbers == (3, 5)
 
 

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.data.sources import load_rows
-from grpo_jax.data.tasks.knights import Options, holds, in_words, make_row, parse_options, solve, split_of
+from grpo_jax.data.tasks.knights import (
+    KnightsOptions,
+    holds,
+    in_words,
+    make_row,
+    parse_options,
+    solve,
+    split_of,
+)
 from grpo_jax.errors import UserError
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "knights_and_knaves"
@@ -21,7 +29,7 @@ KINDS = {"telling-truth": "knight", "lying": "knave"}
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["train", "test"]), st.integers(2, 6))
 @settings(max_examples=60, deadline=None)
 def test_a_puzzle_has_none_or_several_solutions(index, seed, split, people):
-    row = make_row(Options(people=(people, people + 1)), split, seed, index)
+    row = make_row(KnightsOptions(people=(people, people + 1)), split, seed, index)
     statements, solution = ast.literal_eval(row["statements"]), row["solution"]
     assert solve(statements) == [tuple(solution)]
     assert people <= len(row["names"]) == len({*row["names"]}) == row["people"] <= people + 1
@@ -53,7 +61,7 @@ def test_a_connective_holds_where_it_does_not(statement, true_for):
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
 def test_a_puzzle_with_its_people_in_another_order_is_in_another_split(index, seed):
-    row = make_row(Options(people=(3, 5)), "test", seed, index)
+    row = make_row(KnightsOptions(people=(3, 5)), "test", seed, index)
     statements = ast.literal_eval(row["statements"])
     order = list(range(len(statements)))
     random.Random(seed).shuffle(order)
@@ -130,4 +138,4 @@ def test_the_published_puzzles_have_other_solutions(people):
 def test_what_cannot_be_is_made(spec, split, said):
     with pytest.raises(UserError, match=said):
         load_rows(f"knights_and_knaves:{spec}", split)
-    assert parse_options("people=3-7,size=4") == Options((3, 7), 4)
+    assert parse_options("people=3-7,size=4") == KnightsOptions((3, 7), 4)

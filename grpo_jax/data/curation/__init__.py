@@ -1,1 +1,1 @@
-"""Which rows are worth training on: one file a question, each a pure function from rows to an `Outcome`."""
+"""Curation: which rows are worth training on. Each file has a pure function from rows to a `CurationOutcome`."""

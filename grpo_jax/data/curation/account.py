@@ -1,17 +1,17 @@
-"""The account of an outcome, as the lines of a table: what, how many rows, an example."""
+"""The summary of a curation outcome, as lines of a table: label, number of rows, example."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from grpo_jax.data.curation.outcome import Outcome
+from grpo_jax.data.curation.outcome import CurationOutcome
 
 Line = tuple[Any, ...]
 
-_SHOWN = 5  # overlapping rows; the report has them all
+_SHOWN = 5  # overlapping rows to show; the report has all of them
 
 
-def lines(outcome: Outcome) -> Iterator[Line]:
-    """What every verb tells, and after it what only one of them does."""
+def lines(outcome: CurationOutcome) -> Iterator[Line]:
+    """The lines that every verb has, then those of single verbs."""
     yield "read", f"{outcome.read:,}"
     yield "kept", f"{len(outcome.kept):,}"
     for reason, count in outcome.reasons.items():
@@ -30,14 +30,14 @@ def lines(outcome: Outcome) -> Iterator[Line]:
 
 
 def _about_held_out(figures: dict[str, Any]) -> Iterator[Line]:
-    """What was compared, and what was not."""
+    """How many held-out problems were compared, and which rows could not be."""
     if rows := figures["unreadable"]:
         yield "unreadable", f"{len(rows):,}", f"row {rows[0]}"
     yield "held out", f"{figures['held_out']:,}"
     if items := figures["held_out_unreadable"]:
         yield "  unreadable", f"{len(items):,}", f"{items[0]['against']}, row {items[0]['against_row']}"
-    for how, count in figures["held_out_short"].items():
-        yield "  short", f"{count:,}", f"found {how}"
+    for method, count in figures["held_out_short"].items():
+        yield "  short", f"{count:,}", f"found {method}"
 
 
 def _about_overlap(figures: dict[str, Any]) -> Iterator[Line]:
@@ -45,8 +45,8 @@ def _about_overlap(figures: dict[str, Any]) -> Iterator[Line]:
     yield "leaks", f"{figures['leaks']:,}"
     for item in figures["flagged"][:_SHOWN]:
         share = "the same text" if item["same"] else f"{item['shared']} of {item['of']} n-grams"
-        where = f"{item['against']}, row {item['against_row']}"
-        yield f"  row {item['row']}", "", f"{share} ({where}): {item['example']}"
+        problem = f"{item['against']}, row {item['against_row']}"
+        yield f"  row {item['row']}", "", f"{share} ({problem}): {item['example']}"
     yield "boilerplate only", f"{figures['boilerplate_only']:,}"
     for gram, count in list(figures["boilerplate"].items())[:_SHOWN]:
         yield "  boilerplate", f"in {count:,}", gram

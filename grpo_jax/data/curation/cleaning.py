@@ -1,4 +1,4 @@
-"""Clean a data set as SRPO does: strip what is noise, drop what cannot be learned from with a verifiable reward."""
+"""Cleans a data set as SRPO does: strips noise, and drops rows that cannot be learned from with a verifiable reward."""
 
 import re
 from collections import defaultdict
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from grpo_jax.data.curation import faults
 from grpo_jax.data.curation.noise import STRIPPED, stripped
-from grpo_jax.data.curation.outcome import Fault, Outcome, Row, sieved
+from grpo_jax.data.curation.outcome import CurationOutcome, Fault, Row, sieved
 from grpo_jax.data.layouts import Layout, arrange_one
 from grpo_jax.data.questions import questions, with_questions
 from grpo_jax.data.traces import boxed_answer
@@ -21,12 +21,17 @@ CODE_COLUMNS = (
     *("test_cases", "tests", "test", "test_list", "unit_tests", "starter_code", "input_output"),
     *("public_tests", "private_tests", "public_test_cases", "private_test_cases"),
 )
-"""A row in which one of these says something is a programming problem."""
+"""A row with a value in one of these columns is a programming problem."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A row, looked at from all sides."""
+    """A row, prepared for the rules.
+
+    arranged: the row in its layout.
+    text: its question.
+    code: whether it is a programming problem.
+    """
 
     row: Row
     arranged: Row
@@ -39,7 +44,7 @@ class Case:
 
     @property
     def answered(self) -> bool:
-        """Whether the row is of a set with answers that a reward compares with."""
+        """Whether the row's data set has answers for a reward to compare with."""
         return "answer" in self.arranged and not self.code
 
 
@@ -72,13 +77,14 @@ RULES: dict[str, Rule] = {
     "several_answers": _in_answer(faults.several_answers),
     "contradiction": _contradiction,
 }
-"""Reason -> what a row is dropped for, in this order: the first that applies is the one that is told."""
+"""Reason to drop a row -> the rule that finds it. They are tried in this order; the first that applies is reported."""
 
 ABOUT_ANSWERS = frozenset({"no_answer", "several_answers", "contradiction", "conflict"})
-"""Reasons that do not matter to supervised fine-tuning."""
+"""Reasons that do not apply to supervised fine-tuning."""
 
 REASONS = ("unusable", *RULES, "conflict")
-"""Every reason; `unusable`: the layout cannot read the row; `conflict`: others ask the same with other answers."""
+"""All reasons. `unusable`: the layout cannot read the row; `conflict`: another row has the same question and another
+answer."""
 
 
 def clean(
@@ -87,20 +93,20 @@ def clean(
     purpose: Purpose = "rl",
     allow: Sequence[str] = (),
     value: Callable[[object], str] = faults.normal,
-) -> Outcome:
-    """The rows that can be trained on, their questions without noise.
+) -> CurationOutcome:
+    """The rows that can be trained on, with noise stripped from their questions.
 
     Args:
-        purpose: `rl` needs an answer where the layout has any, `sft` a completion.
-        allow: reasons for which no row is dropped. `unusable` cannot be among them.
-        value: the same text for answers that are the same; by itself it knows how numbers are written, not fractions.
+        purpose: `rl` requires an answer if the layout has one, `sft` a completion.
+        allow: reasons for which no row is dropped. `unusable` cannot be one of them.
+        value: maps equal answers to the same text. The default recognises equal numbers, but not fractions.
     """
     looked = [_look(row, layout, purpose) for row in rows]
     skip = {*allow, *(ABOUT_ANSWERS if purpose == "sft" else ())}
     rules = {name: rule for name, rule in RULES.items() if name not in skip}
     found = [case if not isinstance(case, Case) else _first(rules, case) for case in looked]
     if "conflict" not in skip:
-        # What is dropped anyway says nothing against a row that asks the same.
+        # Rows that are dropped anyway do not conflict with others.
         sound = [case if isinstance(case, Case) and not fault else None for case, fault in zip(looked, found)]
         found = [fault or conflict for fault, conflict in zip(found, _conflicts(sound, value))]
     changed, noise = _strip(rows, looked, found, layout)
@@ -108,7 +114,7 @@ def clean(
 
 
 def _look(row: Row, layout: Layout, purpose: Purpose) -> Case | Fault:
-    """The row arranged, or why it cannot be."""
+    """The case of a row, or why the row is unusable."""
     column = "completion" if purpose == "sft" and "completion" not in row else None
     try:
         arranged = arrange_one(row, layout, column)
@@ -116,7 +122,7 @@ def _look(row: Row, layout: Layout, purpose: Purpose) -> Case | Fault:
         return "unusable", str(error)
     if purpose == "sft" and not arranged.get("completion"):
         return "unusable", "there is no column completion"
-    # One space where there are several: what is found does not depend on them, and the time to look does.
+    # Collapse white space: the rules do not depend on it, but their running time does.
     text = _SPACES.sub(lambda run: "\n" if "\n" in run[0] else " ", "\n".join(questions(row, layout)))
     code = any(row.get(name) for name in CODE_COLUMNS) or "```" in text
     return Case(row, arranged, text, code)
@@ -127,7 +133,7 @@ def _first(rules: dict[str, Rule], case: Case) -> Fault | None:
 
 
 def _conflicts(sound: Sequence[Case | None], value: Callable[[object], str]) -> list[Fault | None]:
-    """A fault for each row whose question stands in other rows with another answer: nobody knows which is right."""
+    """A fault for each row whose question occurs in other rows with another answer; neither is known to be right."""
     asked: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, case in enumerate(sound, start=1):
         if case and case.answered and case.text:
@@ -135,33 +141,33 @@ def _conflicts(sound: Sequence[Case | None], value: Callable[[object], str]) -> 
     found: list[Fault | None] = [None] * len(sound)
     for by_answer in asked.values():
         for answer, own in by_answer.items():
-            first = min((at[0] for other, at in by_answer.items() if other != answer), default=None)
+            first = min((rows[0] for other, rows in by_answer.items() if other != answer), default=None)
             for number in own if first else ():
                 found[number - 1] = "conflict", f"row {first} asks the same with another answer"
     return found
 
 
 def _same(text: str) -> str:
-    """Equal for questions that differ in spaces alone: `a` and `A` may be two things, and signs make a formula."""
+    """A question with white space normalized; case and punctuation stay, because they matter in formulas."""
     return " ".join(text.split())
 
 
 def _strip(
     rows: Sequence[Row], looked: Sequence[Case | Fault], found: Sequence[Fault | None], layout: Layout
 ) -> tuple[list[Row], dict[str, list[int]]]:
-    """All rows, those without a fault stripped of noise; and the numbers of the rows that had each kind."""
+    """All rows, with noise stripped from those without a fault; and kind of noise -> numbers of the rows with it."""
     changed = list(rows)
     noise: dict[str, list[int]] = {kind: [] for kind in STRIPPED}
-    for at, (case, fault) in enumerate(zip(looked, found)):
+    for index, (case, fault) in enumerate(zip(looked, found)):
         if isinstance(case, Case) and fault is None:
-            changed[at], kinds = _stripped(case, layout)
+            changed[index], kinds = _stripped(case, layout)
             for kind in kinds:
-                noise[kind].append(at + 1)
+                noise[kind].append(index + 1)
     return changed, {kind: numbers for kind, numbers in noise.items() if numbers}
 
 
 def _stripped(case: Case, layout: Layout) -> tuple[Row, set[str]]:
-    """The row without noise, and the kinds that it had. A question that is noise throughout stays."""
+    """The row without noise, and the kinds of noise that it had. A question that would become empty stays as it is."""
     kinds: set[str] = set()
 
     def strip(text: str) -> str:

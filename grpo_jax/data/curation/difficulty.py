@@ -1,20 +1,20 @@
-"""How hard a problem is: the share of a model's samples that solve it, a word for that, and a window of it."""
+"""Difficulty of problems: the share of a model's samples that solve one, its level, and filtering by it."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from grpo_jax.data.curation.outcome import Fault, Outcome, Row, sieved
+from grpo_jax.data.curation.outcome import CurationOutcome, Fault, Row, sieved
 
 RATE, LEVEL = "pass_rate", "difficulty"
-"""The columns that a graded row gets."""
+"""The columns that graded rows get."""
 
 
 def level(rate: float | None, easy: float = 0.75, hard: float = 0.25) -> str:
-    """`easy` from one rate on, `hard` up to the other, `medium` between; `unknown` when nothing was judged.
+    """`easy` from the rate `easy` on, `hard` up to the rate `hard`, `medium` between; `unknown` without a rate.
 
-    SRPO grades by pass@k in these three levels and does not say where they part; the bounds are ours.
+    SRPO uses these three levels of pass@k but does not publish the bounds; these are ours.
     """
     if rate is None or math.isnan(rate):
         return "unknown"
@@ -23,8 +23,8 @@ def level(rate: float | None, easy: float = 0.75, hard: float = 0.25) -> str:
 
 def graded(
     rows: Sequence[Row], rates: Sequence[float | None], measured: Sequence[bool], easy: float, hard: float
-) -> Outcome:
-    """Every measured row with its pass rate and level; the others are dropped."""
+) -> CurationOutcome:
+    """Every measured row with its pass rate and level. The other rows are dropped."""
     marked = [
         {**row, RATE: rate, LEVEL: level(rate, easy, hard)} for row, rate in zip(rows, rates, strict=True)
     ]
@@ -42,8 +42,8 @@ def graded(
     return sieved(rows, faults, marked, figures)
 
 
-def within(rows: Sequence[Row], low: float | None, high: float | None, column: str = RATE) -> Outcome:
-    """The rows with low < rate < high; None: no bound. Bounds are strict, as Open-R1's are."""
+def within(rows: Sequence[Row], low: float | None, high: float | None, column: str = RATE) -> CurationOutcome:
+    """The rows with low < rate < high; None is no bound. Bounds are strict, as in Open-R1."""
     return sieved(rows, [_outside(row.get(column), low, high, column) for row in rows])
 
 

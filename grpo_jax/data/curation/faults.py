@@ -1,5 +1,7 @@
-r"""Why a problem cannot be trained on with a verifiable reward (SRPO, arXiv:2504.14286, names the kinds; the rules are
-ours). Each rule gives what it found, or None; it would rather let a bad problem pass than lose a good one.
+r"""Rules that find problems which cannot be trained on with a verifiable reward.
+
+The kinds are those of SRPO (arXiv:2504.14286); the rules are ours. Each returns what it found, or None, and prefers
+keeping a bad problem to losing a good one.
 """
 
 import re
@@ -103,7 +105,7 @@ _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 
 
 def parts(text: str) -> str | None:
-    """Several questions under (a), (b), or 1., 2. Statements or choices listed in that way are not questions."""
+    """Several questions, under (a), (b) or 1., 2. Listed statements or choices are not questions."""
     for enumeration in _ENUMERATIONS:
         marks = list(enumeration.finditer(text))
         ends = [mark.start() for mark in marks[1:]] + [len(text)]
@@ -114,7 +116,7 @@ def parts(text: str) -> str | None:
 
 
 def proof(text: str) -> str | None:
-    """A proof is asked for, and no value with it."""
+    """A request for a proof, and for no value beside it."""
     found = _PROOF.search(text)
     if not found or _VALUE.search(text[: found.start()] + text[found.end() :]):
         return None
@@ -122,38 +124,38 @@ def proof(text: str) -> str | None:
 
 
 def image(text: str) -> str | None:
-    """A picture is needed, or drawn in code."""
+    """A reference to a picture, or a picture drawn in code."""
     return _found(_IMAGE, text)
 
 
 def table(text: str) -> str | None:
-    """A table is needed, or drawn in the text."""
+    """A reference to a table, or a table in the text."""
     return _found(_TABLE, text)
 
 
 def network(text: str) -> str | None:
-    """A program would need the network."""
+    """A programming problem that needs the network."""
     return _found(_NETWORK, text)
 
 
 def files(text: str) -> str | None:
-    """A program would need files."""
+    """A programming problem that needs files."""
     return _found(_FILES, text)
 
 
 def environment(text: str) -> str | None:
-    """A program would need more than its language."""
+    """A programming problem that needs packages or services beyond the language."""
     return _found(_ENVIRONMENT, text)
 
 
 def no_answer(answer: object) -> str | None:
-    """Nothing, or a word that says so."""
-    said = "" if answer is None else str(answer).strip()
-    return f"answer {said!r}" if said.strip(" .$").casefold() in _NOTHING else None
+    """An empty answer, or a word that means there is none."""
+    text = "" if answer is None else str(answer).strip()
+    return f"answer {text!r}" if text.strip(" .$").casefold() in _NOTHING else None
 
 
 def several_answers(answer: object) -> str | None:
-    """`3 or 5`, `x = 1; y = 2`, `1, 2`: not a tuple, a set or an interval, and no list of words."""
+    """Several answers, such as `3 or 5`, `x = 1; y = 2` or `1, 2`, but not a tuple, set, interval or list of words."""
     text = str(answer).strip().strip("$").replace("\\!", "")
     if "\n" in text or len(text) > _LONGEST:
         return None
@@ -163,11 +165,11 @@ def several_answers(answer: object) -> str | None:
 
 
 def _at_top(text: str) -> list[str]:
-    """A text cut at semicolons and commas outside of brackets; a comma before three digits belongs to a number."""
+    """A text split at semicolons and commas outside brackets; a comma before three digits belongs to a number."""
     pieces, depth = [""], 0
-    for at, sign in enumerate(text):
+    for i, sign in enumerate(text):
         depth += (sign in "([{") - (sign in ")]}")
-        thousands = sign == "," and re.match(r"\d{3}(?!\d)", text[at + 1 :]) and text[at - 1 : at].isdigit()
+        thousands = sign == "," and re.match(r"\d{3}(?!\d)", text[i + 1 :]) and text[i - 1 : i].isdigit()
         if depth <= 0 and (sign == ";" or (sign == "," and not thousands)):
             pieces.append("")
         else:
@@ -176,13 +178,13 @@ def _at_top(text: str) -> list[str]:
 
 
 def contradiction(answer: object, boxed: str | None) -> str | None:
-    """The answer and what its own solution boxes are two plain numbers, and not the same."""
+    """An answer that differs from the boxed answer in its own solution, both being plain numbers."""
     one, other = _number(str(answer)), _number(boxed or "")
     return None if one is None or other is None or one == other else f"answer {answer}, solution {boxed}"
 
 
 def normal(answer: object) -> str:
-    """The same text for answers that differ in their writing alone: 1,000 and 1000.0, \\dfrac and \\frac, spaces."""
+    """One text for answers that are only written differently: 1,000 and 1000.0, \\dfrac and \\frac, spaces."""
     text = str(answer)
     number = _number(text)
     return (
@@ -204,6 +206,6 @@ def _found(pattern: re.Pattern[str], text: str) -> str | None:
 
 
 def _around(text: str, match: re.Match[str]) -> str:
-    """The match with some words beside it, in one line."""
+    """The match with some characters of context, on one line."""
     start, end = max(match.start() - 20, 0), min(match.end() + 20, len(text), match.start() + 120)
     return " ".join(text[start:end].split())

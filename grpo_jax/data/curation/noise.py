@@ -1,4 +1,4 @@
-"""What does not belong to a problem's text: links, markup, contest labels, numbering. It never drops a row."""
+"""Strips from a problem's text what does not belong to it: links, markup, contest labels, numbering. Drops no row."""
 
 import functools
 import html
@@ -18,14 +18,14 @@ Rule = Callable[[str], str]
 
 
 def _rule(pattern: str, change: Change, flags: int = re.IGNORECASE) -> Rule:
-    """What a pattern matches, changed. Repeats within are bounded: a text of 100,000 brackets takes no longer."""
+    """A function that replaces what a pattern matches. Patterns have bounded repeats, so they take linear time."""
     return functools.partial(re.compile(pattern, flags).sub, change)
 
 
 def _trimmed(text: str) -> str:
-    """Without spaces at the ends of lines and of the text, and without runs of empty lines."""
+    """The text without trailing spaces and without runs of empty lines."""
     lines = [line.rstrip(" \t") for line in text.strip().split("\n")]
-    return "\n".join(line for at, line in enumerate(lines) if line or lines[at - 1])
+    return "\n".join(line for i, line in enumerate(lines) if line or lines[i - 1])
 
 
 STRIPPED: dict[str, list[Rule]] = {
@@ -37,13 +37,13 @@ STRIPPED: dict[str, list[Rule]] = {
     "link": [
         _rule(r"(?<!!)\[([^\[\]]*)\]\(\s*" + _URL + r"\s*\)", r"\1"),
         _rule(r"[ \t]{0,4}[(<\[]\s{0,4}" + _URL + r"\s{0,4}[)>\]]", ""),
-        # Not the address of an image: that row is dropped for it.
+        # Not the address of an image, for which `faults.image` drops the row.
         _rule(r"(?<!\]\()" + _URL, ""),
     ],
     "markup": [
         _rule(r"<sup>([^<>]*)</sup>", r"^{\1}"),
         _rule(r"<sub>([^<>]*)</sub>", r"_{\1}"),
-        # Letters alone only in pairs: `a <b> c` may be a chain of comparisons.
+        # One-letter tags only in pairs: `a <b> c` may be a chain of comparisons.
         _rule(rf"<([biupas]){_ATTRIBUTES}>(.{{0,1000}}?)</\1>", r"\2", re.IGNORECASE | re.DOTALL),
         _rule(rf"<(?:br|/div|/li|/tr|/h[1-6]){_ATTRIBUTES}/?>", "\n"),
         _rule(rf"</?(?:{_TAGS}){_ATTRIBUTES}/?>", ""),
@@ -79,19 +79,19 @@ STRIPPED: dict[str, list[Rule]] = {
     ],
     "spaces": [_trimmed],
 }
-"""Kind of noise -> what strips it, in the order in which they are tried."""
+"""Kind of noise -> the rules that strip it, in this order."""
 
 IN_CODE = ("invisible",)
-"""What is stripped of a programming problem: links, markup and spaces may be what it is about."""
+"""The kinds that are stripped from programming problems, in which links, markup and spaces may matter."""
 
 
 def stripped(text: str, *, code: bool = False) -> tuple[str, list[str]]:
-    """The text without noise, and the kinds that it had."""
+    """The text without noise, and the kinds of noise that it had."""
     found = []
     for kind, rules in STRIPPED.items():
         before = text
         for strip in rules if not code or kind in IN_CODE else ():
-            # Again, where markup stands within markup; what takes its place is never noise of the same kind.
+            # Repeated for nested markup. It ends, because a replacement is never noise of the same kind.
             while (rest := strip(text)) != text:
                 text = rest
         if text != before:

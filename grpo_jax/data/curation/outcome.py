@@ -1,4 +1,4 @@
-"""What became of the rows of a data set: every one is kept, or dropped with a reason."""
+"""The outcome of curation: every row of a data set is kept, or dropped with a reason."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,42 +10,42 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that is left out."""
+    """A dropped row."""
 
     row: int
     """Its number in the data set, from 1."""
     reason: str
-    """One word, the same for all rows with this fault."""
+    """A keyword, the same for all rows with this fault."""
     found: str
     """What was found in this row."""
     columns: Row
-    """The row as it was read."""
+    """The original row."""
 
     def written(self) -> Row:
-        """As a line of the file of dropped rows."""
+        """The entry for the file of dropped rows."""
         return {"row": self.row, "reason": self.reason, "found": self.found, "columns": self.columns}
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Rows kept and rows dropped, each in the order of the data set. AssertionError when one has vanished."""
+class CurationOutcome:
+    """The kept and the dropped rows, in the order of the data set. Raises AssertionError unless they are all rows."""
 
     read: int
     kept: list[Row]
     dropped: list[Dropped]
     figures: dict[str, Any] = field(default_factory=dict)
-    """What the report says beside the counts."""
+    """What the report contains beside the counts."""
 
     def __post_init__(self) -> None:
         assert self.read == len(self.kept) + len(self.dropped), "a row has vanished"
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many rows each reason cost, the most frequent first."""
+        """Reason -> number of dropped rows, the most frequent first."""
         return dict(Counter(row.reason for row in self.dropped).most_common())
 
     def report(self) -> dict[str, Any]:
-        """All that is known, without the rows."""
+        """Counts, reasons and figures, without the rows."""
         counts = {"read": self.read, "kept": len(self.kept), "dropped": len(self.dropped)}
         return {**counts, "reasons": self.reasons, **self.figures}
 
@@ -59,12 +59,12 @@ def sieved(
     faults: Sequence[Fault | None],
     changed: Sequence[Row] | None = None,
     figures: dict[str, Any] | None = None,
-) -> Outcome:
-    """Drop the rows that have a fault; keep the others, as `changed` has them where it is given."""
+) -> CurationOutcome:
+    """Drop the rows with a fault, and keep the others, in their version in `changed` if that is given."""
     kept = [row for row, fault in zip(changed or rows, faults, strict=True) if fault is None]
     lost = [
         Dropped(number, *fault, row)
         for number, (row, fault) in enumerate(zip(rows, faults), start=1)
         if fault
     ]
-    return Outcome(len(rows), kept, lost, figures or {})
+    return CurationOutcome(len(rows), kept, lost, figures or {})

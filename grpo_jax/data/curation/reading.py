@@ -1,4 +1,4 @@
-"""What rows ask, as text, whatever their columns are called."""
+"""Reads the questions of rows as text, whatever their columns are called."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,13 @@ from grpo_jax.errors import UserError
 
 
 def asked(rows: Sequence[Row], prompt_column: str = "prompt", layout: str | None = None) -> list[str]:
-    """Each row's question as text; '' for a row that has none.
+    """Each row's question as text; '' for a row without one.
 
-    A row in which the layout of the first one finds nothing is read as its own columns say: files are put together of
-    several sets. UserError where the first row has no layout.
+    The layout of the first row is used. A row in which it finds nothing is read by its own columns, because files may
+    combine several data sets.
+
+    Raises:
+        UserError: the first row has no layout.
     """
     first = recognise(rows[0], prompt_column, layout)
     return [_asked(row, first) or _asked_its_own_way(row, prompt_column, layout) for row in rows]
@@ -22,7 +25,7 @@ def _asked_its_own_way(row: Row, prompt_column: str, layout: str | None) -> str:
         own = [recognise(row, prompt_column, layout)]
     except UserError:
         own = []
-    # A question alone is enough here; what makes a layout, such as an answer beside it, may be missing or empty.
+    # Try all layouts: the question is enough here, even if other columns of the layout are missing.
     if prompt_column == "prompt" and layout is None:
         own += LAYOUTS
     return next((text for one in own if (text := _asked(row, one))), "")

@@ -1,4 +1,4 @@
-"""What a data set consists of: its columns, and how long its texts are."""
+"""Summarises a data set: its columns, and the lengths of its texts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,26 +14,26 @@ class Column:
 
     name: str
     kinds: str
-    """The kinds of its values, the most frequent first."""
+    """The types of its values, the most frequent first."""
     filled: int
-    """Rows in which it says something."""
+    """The number of rows with a value."""
     example: str
-    """The first value that does, in one line."""
+    """The first value, on one line."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of n texts, in characters or tokens."""
+    """Lengths of texts, in characters or tokens."""
 
     shortest: int
     median: int
     most: int
-    """95 of 100 are at most so long."""
+    """The 95th percentile."""
     longest: int
 
 
 def columns(rows: Sequence[Row], width: int = 60) -> list[Column]:
-    """Every column of the rows, in the order in which they first appear."""
+    """All columns of the rows, in the order of first appearance."""
     return [_column(name, rows, width) for name in dict.fromkeys(name for row in rows for name in row)]
 
 
@@ -57,7 +57,7 @@ def _kind(value: Any) -> str:
 
 
 def lengths(sizes: Sequence[int]) -> Lengths:
-    """Of at least one."""
+    """Statistics of at least one length."""
     ordered = sorted(sizes)
-    at = lambda share: ordered[min(int(share * len(ordered)), len(ordered) - 1)]
-    return Lengths(ordered[0], at(0.5), at(0.95), ordered[-1])
+    quantile = lambda share: ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+    return Lengths(ordered[0], quantile(0.5), quantile(0.95), ordered[-1])

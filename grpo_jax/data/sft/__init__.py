@@ -1,1 +1,1 @@
-"""Supervised rows: examples, packing, mixtures, rejection."""
+"""Data for supervised fine-tuning: examples, packing, mixtures, and rejection of samples."""

@@ -1,7 +1,7 @@
-"""Supervised rows: prompt and completion pairs, in batches that are a function of the step; a row each, or packed.
+"""Supervised examples: pairs of prompt and completion, in batches that are a function of the step, packed or not.
 
-The prompt is tokenised as the sampler would give it to the model, and the completion by itself, ended by the
-end-of-sequence token: training sees exactly the tokens that a rollout of these words would consist of.
+The prompt is tokenised as for the sampler, and the completion separately, followed by the end-of-sequence token:
+training sees exactly the tokens of a rollout of the same text.
 """
 
 import math
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Pair = tuple[np.ndarray, list[int]]  # token ids of a prompt, and of its completion
 
-_MIXING = 1 << 32  # on top of the seed, which is below it: another stream of random numbers
+_MIXING = 1 << 32  # added to the seed (which is smaller), for a separate stream of random numbers
 
 
 @dataclass(frozen=True, eq=False)
 class ExampleBatch:
-    """B rows, each part padded on the right."""
+    """B rows; prompts and completions are each padded on the right."""
 
     prompts: np.ndarray
     """int32 [B, Tp]."""
@@ -43,7 +43,7 @@ class ExampleBatch:
 
     @property
     def mask(self) -> np.ndarray:
-        """float32 [B, Tc], 1 for what is learned."""
+        """float32 [B, Tc], 1 for the tokens that are learned."""
         real = np.arange(self.completions.shape[1]) < self.completion_lengths[:, None]
         return real.astype(np.float32)
 
@@ -60,18 +60,18 @@ class ExampleBatch:
 
 @dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """B sequences of T tokens, each of several rows [prompt | completion] after one another, padded on the right."""
+    """B sequences of T tokens: each concatenates several rows [prompt | completion], and is padded on the right."""
 
     sequences: np.ndarray
     """int32 [B, T]."""
     segments: np.ndarray
     """int32 [B, T]: 1, 2, ... for the rows of a sequence, 0 for padding."""
     before: np.ndarray
-    """int32 [B, Tc]: where in its sequence the predecessor of each completion token stands; 0 behind the last."""
+    """int32 [B, Tc]: position in its sequence of the token before each completion token; 0 for padding."""
     completions: np.ndarray
     """int32 [B, Tc]: the completion tokens of all rows of a sequence."""
     mask: np.ndarray
-    """float32 [B, Tc], 1 for what is learned."""
+    """float32 [B, Tc], 1 for the tokens that are learned."""
 
     @property
     def tokens(self) -> int:
@@ -85,18 +85,21 @@ class PackedBatch:
 
     @property
     def fill_rate(self) -> float:
-        """The share of tokens that are no padding."""
+        """The share of tokens that are not padding."""
         return self.tokens / self.segments.size
 
 
 class Examples:
     """A data set of prompts and completions, tokenised once; `examples(step)` is the batch of a step.
 
-    The draws form one infinite sequence, epoch after epoch, each in an order that (seed, epoch) decides. With
-    `packing` a draw is a sequence of up to `max_length` tokens that holds several rows. Rows of more than `max_length`
-    tokens are left out (`dropped` counts them, `len()` the others), or with `long_rows` = "cut" end there (`cut`
-    counts them), if the prompt leaves something to learn.
-    UserError: no rows, a missing column, a row without a usable prompt or completion, or none short enough.
+    Rows are drawn epoch after epoch, each in an order that (seed, epoch) determines. With `packing`, a draw is a
+    sequence of up to `max_length` tokens with several rows. Rows longer than `max_length` are dropped (`dropped` counts
+    them, `len()` the others); with `long_rows` = "cut" they are cut there (`cut` counts them), and dropped only if no
+    token of the completion is left.
+
+    Raises:
+        UserError: there are no rows, a column is missing, a row has no usable prompt or completion, or none is short
+            enough.
     """
 
     def __init__(
@@ -132,7 +135,7 @@ class Examples:
         return len(self._pairs)
 
     def __call__(self, step: int) -> ExampleBatch | PackedBatch:
-        """The batch of a step: a function of (data, seed, step) alone."""
+        """The batch of a step, which depends only on (data, seed, step)."""
         draws = range(step * self.rows_per_step, (step + 1) * self.rows_per_step)
         if self._packing is None:
             return self._batch([self._draw(i) for i in draws])
@@ -140,20 +143,20 @@ class Examples:
 
     @property
     def fill_rate(self) -> float | None:
-        """The share of tokens of the first epoch's sequences that are no padding; None without packing."""
+        """The share of tokens in the first epoch's sequences that are not padding; None without packing."""
         if self._packing is None:
             return None
         tokens = sum(len(prompt) + len(completion) for prompt, completion in self._pairs)
         return tokens / (self._packing.count(Fraction(1)) * self.max_length)
 
     def steps_for(self, epochs: float) -> int:
-        """Steps that draw every row `epochs` times; the last may reach into the next epoch. At least 1."""
-        passes = Fraction(str(epochs))  # as written, and not the binary number next to it
+        """Steps that draw every row `epochs` times, at least 1. The last may reach into the next epoch."""
+        passes = Fraction(str(epochs))  # the decimal number, not the nearest binary one
         draws = passes * len(self) if self._packing is None else self._packing.count(passes)
         return max(math.ceil(draws / self.rows_per_step), 1)
 
     def batches_in_order(self, at_a_time: int) -> Iterator[ExampleBatch]:
-        """Every row once, in the data's order; the last batch is filled up with rows of which nothing counts."""
+        """Every row once, in the data's order. The last batch is padded with rows whose completion length is 0."""
         for first in range(0, len(self), at_a_time):
             real = range(first, min(first + at_a_time, len(self)))
             batch = self._batch([*real, *[real[-1]] * (at_a_time - len(real))])
@@ -161,11 +164,11 @@ class Examples:
             yield replace(batch, completion_lengths=lengths.astype(np.int32))
 
     def _short_enough(self, pairs: list[Pair], long_rows: str) -> list[Pair]:
-        """The rows that are learned from, none of more than `max_length` tokens."""
+        """The rows to learn from, of at most `max_length` tokens each."""
         room = self.max_length
         long = sum(len(prompt) + len(completion) > room for prompt, completion in pairs)
         if long_rows == "cut":
-            # A prompt that fills the row leaves nothing to learn.
+            # A prompt that fills the row leaves no token to learn.
             kept = [(prompt, ids[: room - len(prompt)]) for prompt, ids in pairs if len(prompt) < room]
         else:
             kept = [(prompt, ids) for prompt, ids in pairs if len(prompt) + len(ids) <= room]
@@ -198,7 +201,7 @@ class Examples:
         return ExampleBatch(prompts, prompt_lengths, completions, lengths)
 
     def _packed_batch(self, packed: Sequence[Sequence[int]]) -> PackedBatch:
-        width = self.max_length + self.max_length % 2  # even, as cuDNN's attention wants it
+        width = self.max_length + self.max_length % 2  # cuDNN's attention requires an even width
         sequences = np.full((len(packed), width), self.pad_id, np.int32)
         segments = np.zeros_like(sequences)
         before: list[list[int]] = []  # of each sequence
@@ -211,15 +214,15 @@ class Examples:
                 sequences[b, begin:middle], sequences[b, middle:end] = prompt, completion
                 segments[b, begin:end] = number
                 before[b] += range(middle - 1, end - 1)
-        at, counts = self._padded(before, width, 0)
-        completions = np.take_along_axis(sequences, at + 1, axis=1)
-        mask = (np.arange(at.shape[1]) < counts[:, None]).astype(np.float32)
-        return PackedBatch(sequences, segments, at, completions, mask)
+        positions, counts = self._padded(before, width, 0)
+        completions = np.take_along_axis(sequences, positions + 1, axis=1)
+        mask = (np.arange(positions.shape[1]) < counts[:, None]).astype(np.float32)
+        return PackedBatch(sequences, segments, positions, completions, mask)
 
     def _padded(
         self, ids: Sequence[Sequence[int] | np.ndarray], widest: int, pad: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [B, T] in a bucket, and lengths [B]."""
+        """Tokens [B, T], padded to a bucket's width, and lengths [B]."""
         lengths = np.array([len(one) for one in ids], np.int32)
         shape = len(ids), bucket(int(lengths.max()), widest)
         tokens = np.full(shape, self.pad_id if pad is None else pad, np.int32)
@@ -245,12 +248,12 @@ def _completion_ids(
             faults.append(f"row {number}: {error}")
     if faults:
         raise UserError(f"dataset: {len(faults)} of {len(rows)} rows cannot be used; {faults[0]}")
-    # No special tokens of the tokenizer's own (a leading <s>): the completion stands in the middle of a row.
+    # Without the tokenizer's special tokens (a leading <s>), because the completion is in the middle of a row.
     return [[*ids, eos_id] for ids in encode(texts, tokenizer, chat=True)]
 
 
 def _completion(value: Any) -> str:
-    """The text of a completion: a string, or one assistant message. ValueError, saying what is wrong."""
+    """The text of a completion: a string, or one assistant message. Raises ValueError, saying what is wrong."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         if value[0].get("role") != "assistant":
             raise ValueError("the completion's message is not the assistant's")

@@ -1,4 +1,4 @@
-"""Several supervised data sets as one: each with columns, a limit and a weight of its own."""
+"""Joins several supervised data sets into one; each has its own columns, limit and weight."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,29 +19,37 @@ def joined(
     seed: int,
     layout: str | None = None,
 ) -> list[Row]:
-    """`rows`, whose prompts and completions stand in `columns` or where their `layout` has them, and those of the
-    entries after them, all with the columns `prompt` and `completion`. UserError as `load_rows`, for a missing
-    column, or for an entry of which no row is taken."""
-    found = _renamed(rows, *columns, layout)
-    for number, one in enumerate(entries):
-        loaded = load_rows(one.dataset, one.split, seed=seed)
+    """`rows` and then the rows of the entries, all with the columns `prompt` and `completion`.
+
+    Args:
+        columns: names of the prompt and completion columns of `rows`, unless their `layout` has others.
+
+    Raises:
+        UserError: as `load_rows`; a column is missing, or no row of an entry is taken.
+    """
+    result = _renamed(rows, *columns, layout)
+    for number, entry in enumerate(entries):
+        loaded = load_rows(entry.dataset, entry.split, seed=seed)
         try:
-            more = _renamed(loaded, one.prompt_column, one.completion_column, one.layout)
+            more = _renamed(loaded, entry.prompt_column, entry.completion_column, entry.layout)
         except UserError as fault:
-            raise UserError(f"extra_datasets, {one.dataset}: {fault}") from None
-        picked = chosen(len(more), one.limit, one.weight, seed + number)
+            raise UserError(f"extra_datasets, {entry.dataset}: {fault}") from None
+        picked = chosen(len(more), entry.limit, entry.weight, seed + number)
         if not picked:
             raise UserError(
-                f"extra_datasets, {one.dataset}: weight = {one.weight}: of {len(more)} rows that is none; "
+                f"extra_datasets, {entry.dataset}: weight = {entry.weight}: of {len(more)} rows that is none; "
                 f"give more than {0.5 / len(more):g}, or leave the data set out"
             )
-        found += [more[i] for i in picked]
-    return found
+        result += [more[i] for i in picked]
+    return result
 
 
 def chosen(rows: int, limit: int, weight: float, seed: int) -> list[int]:
-    """Which of so many rows are taken, in the data's order: a function of the numbers alone. All of them `weight`
-    times, what is left of it drawn; at most `limit`, drawn too."""
+    """Indices of the rows to take, in the data's order; they depend only on the arguments.
+
+    Every row is taken floor(`weight`) times, and the fraction that remains is drawn. If that is more than `limit` (0:
+    no limit), `limit` of them are drawn.
+    """
     order = epoch_order(seed, 0, rows).tolist()
     times, rest = divmod(round(rows * weight), rows)
     taken = sorted([*range(rows)] * times + order[:rest])

@@ -1,7 +1,7 @@
-"""Several rows in one sequence, so that little of it is padding: which rows go together, epoch by epoch.
+"""Packing: puts several rows into one sequence, so that little of it is padding.
 
-An epoch's rows are taken in its own order, a window at a time, and packed within the window; the sequences of a window
-are then shuffled, since packing puts the long rows first. All of it is a function of (seed, epoch).
+The rows of an epoch are packed in windows, in the epoch's order. The sequences of a window are then shuffled, because
+packing puts the long rows first. The result depends only on (seed, epoch).
 """
 
 import functools
@@ -15,14 +15,15 @@ import numpy as np
 Strategy = Literal["ffd", "bfd"]
 
 WINDOW = 1024
-"""Rows that are packed among one another: enough to fill sequences to a few percent, few enough to stay shuffled."""
+"""Rows that are packed together: enough to leave only a few percent of padding, few enough to keep the order random."""
 
 
 def pack(lengths: Sequence[int] | np.ndarray, room: int, strategy: Strategy = "ffd") -> list[list[int]]:
-    """The rows of `lengths` (at most `room` tokens each) by their indices, in sequences of at most `room` tokens.
+    """Sequences of row indices. Rows have `lengths` of at most `room` tokens, and so has each sequence in total.
 
-    The longest first, each into the first sequence with room for it (`ffd`, first-fit decreasing: Johnson 1973, at most
-    11/9 of the fewest possible and one more), or into the fullest such (`bfd`, best-fit decreasing).
+    The longest rows come first. Each goes into the first sequence with room for it (`ffd`, first-fit decreasing: at
+    most 11/9 of the optimal number plus one, Johnson 1973), or into the fullest such sequence (`bfd`, best-fit
+    decreasing).
     """
     left = np.zeros(len(lengths), np.int64)
     packed: list[list[int]] = []
@@ -42,11 +43,11 @@ def pack(lengths: Sequence[int] | np.ndarray, room: int, strategy: Strategy = "f
 
 
 class Packing:
-    """An endless series of sequences of rows, epoch after epoch; `packing[i]` are the rows of the i-th.
+    """An endless series of packed sequences, epoch after epoch; `packing[i]` are the row indices of the i-th.
 
     Args:
-        order: epoch -> the rows' indices in that epoch's order.
-        mix: (epoch, n) -> an order of the n sequences of an epoch's window; None: as they were packed.
+        order: epoch -> row indices in that epoch's order.
+        mix: (epoch, n) -> an order of the n sequences of a window; None keeps the order of packing.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Packing:
     ):
         self._lengths, self._room, self._strategy = np.asarray(lengths), room, strategy
         self._order, self._mix = order, mix
-        self._ends: list[int] = []  # sequences up to the end of each epoch, as far as is known
+        self._ends: list[int] = []  # number of sequences up to the end of each epoch packed so far
         self._epoch = functools.lru_cache(maxsize=2)(self._packed)
 
     def __getitem__(self, index: int) -> list[int]:
@@ -69,7 +70,7 @@ class Packing:
         return self._epoch(epoch)[index - (self._end(epoch - 1) if epoch else 0)]
 
     def count(self, epochs: Fraction) -> int:
-        """Sequences in so many epochs, the last of them in part."""
+        """The number of sequences in `epochs` epochs, which may end within one."""
         whole, rest = divmod(epochs, 1)
         done = self._end(int(whole) - 1) if whole else 0
         return done + (math.ceil(rest * len(self._epoch(int(whole)))) if rest else 0)

@@ -1,4 +1,4 @@
-"""Which sampled completions become rows to learn from: verified, whole, each once; and why the others do not."""
+"""Selects the sampled completions to learn from: verified, complete, no duplicates. Counts why others are dropped."""
 
 import re
 import unicodedata
@@ -14,7 +14,13 @@ Candidate = dict[str, Any]
 
 @dataclass(frozen=True)
 class Standards:
-    """What a completion must be. Reasons are told in the order in which they are looked at."""
+    """What a completion must satisfy to be kept.
+
+    thresholds: reward -> the least value.
+    keep_per_prompt: the most completions of a prompt; 0 for all.
+    keep_tokens: the most tokens of a completion; 0 for any number.
+    normalized: drop completions that equal another one once normalized.
+    """
 
     thresholds: Mapping[str, float]
     keep_per_prompt: int = 0
@@ -23,8 +29,8 @@ class Standards:
 
 
 def select(candidates: Iterable[Candidate], standards: Standards) -> tuple[list[Candidate], dict[str, int]]:
-    """The candidates that are kept, in their order, and how many were dropped for which reason; kept and dropped add
-    up to all of them. Of several that are alike the first is kept, whatever prompt's repetition it belongs to."""
+    """The kept candidates in order, and reason -> number of dropped ones. A candidate counts for the first reason that
+    applies. Of duplicates, the first is kept."""
     kept: list[Candidate] = []
     dropped: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()
@@ -51,7 +57,7 @@ def select(candidates: Iterable[Candidate], standards: Standards) -> tuple[list[
 
 
 def fault(one: Candidate, standards: Standards) -> str | None:
-    """Why a sample is not kept, looked at by itself; None for a good one."""
+    """Why a sample cannot be kept, whatever the others are; None if it can."""
     if not one["finished"]:
         return "truncated"
     if not one["completion"].strip():
@@ -68,7 +74,7 @@ def fault(one: Candidate, standards: Standards) -> str | None:
 
 
 def normalized(text: str) -> str:
-    """The text in one form of Unicode, without case, and with single spaces in place of punctuation and white space;
-    numbers and operators stay, since they decide what a sum says."""
+    """The text in Unicode normal form, without case, and with single spaces in place of punctuation and white space.
+    Numbers and operators stay, because they decide what a formula means."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.sub(r"(?<!\d)\.|\.(?!\d)|[^\w.+\-*/=<>^%]+", " ", folded).split())

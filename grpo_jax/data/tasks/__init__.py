@@ -1,1 +1,1 @@
-"""Tasks that make their own problems."""
+"""Tasks that generate their own problems."""

@@ -1,4 +1,4 @@
-"""Arithmetic: what is 12 + 34 * 5 - 6? Score it with the reward `gsm8k`, which compares numbers exactly."""
+"""Arithmetic: problems such as 12 + 34 * 5 - 6. The reward `gsm8k` scores them, comparing numbers exactly."""
 
 import random
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ NAME = "arithmetic"
 
 
 @dataclass(frozen=True)
-class Options:
-    """What `arithmetic:terms=2-4,max=99,ops=+-*,size=1000` says; those are the defaults."""
+class ArithmeticOptions:
+    """The options of `arithmetic:terms=2-4,max=99,ops=+-*,size=1000`, with these defaults."""
 
     terms: tuple[int, int] = (2, 4)
     """Fewest and most numbers in a problem, 2 to 10; `3` or `2-4`."""
@@ -43,12 +43,12 @@ _READERS = {"terms": span(2, 10), "max": whole, "ops": some_of("+-*"), "size": w
 def make_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
     """The rows of a split: `prompt` (messages), `expression`, `answer` (both text) and `terms`."""
     check_split(NAME, split)
-    chosen = Options(**read_options(NAME, options, _READERS))
+    chosen = ArithmeticOptions(**read_options(NAME, options, _READERS))
     return [make_row(chosen, split, seed, index) for index in range(chosen.size)]
 
 
-def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, Any]:
-    """Row `index` of a split. UserError when the options leave (almost) no problem for the split."""
+def make_row(options: ArithmeticOptions, split: str, seed: int, index: int) -> dict[str, Any]:
+    """Row `index` of a split. Raises UserError if the options leave (almost) no problem for the split."""
     rng = source(NAME, seed, split, index)
     for _ in range(ATTEMPTS):
         numbers, signs = _draw(rng, options)
@@ -67,28 +67,28 @@ def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, A
 
 
 def value(numbers: Sequence[int], signs: Sequence[str]) -> int:
-    """Of numbers with a sign between each two, products first."""
+    """The value of numbers with a sign between each two; products come first."""
     return sum(map(prod, _summands(numbers, signs)))
 
 
 def same(numbers: Sequence[int], signs: Sequence[str]) -> str:
-    """One text for all problems that differ in the order of summands and factors alone: they share a split."""
+    """One text for all problems that differ only in the order of summands and factors, so that they share a split."""
     summands = sorted([sign, *sorted(factors)] for sign, *factors in _summands(numbers, signs))
     return " ".join("*".join(map(str, summand)) for summand in summands)
 
 
 def _summands(numbers: Sequence[int], signs: Sequence[str]) -> list[list[int]]:
-    """The factors of each, the first of them its sign: 1 or -1."""
-    found = [[1, numbers[0]]]
+    """The factors of each summand; the first one is its sign, 1 or -1."""
+    summands = [[1, numbers[0]]]
     for sign, number in zip(signs, numbers[1:]):
         if sign == "*":
-            found[-1].append(number)
+            summands[-1].append(number)
         else:
-            found.append([1 if sign == "+" else -1, number])
-    return found
+            summands.append([1 if sign == "+" else -1, number])
+    return summands
 
 
-def _draw(rng: random.Random, options: Options) -> tuple[list[int], list[str]]:
+def _draw(rng: random.Random, options: ArithmeticOptions) -> tuple[list[int], list[str]]:
     numbers = [1 + below(rng, options.max) for _ in range(within(rng, options.terms))]
     return numbers, [options.ops[below(rng, len(options.ops))] for _ in numbers[1:]]
 

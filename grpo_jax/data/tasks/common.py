@@ -1,8 +1,8 @@
-"""What tasks that make their own rows have in common: options, splits, random numbers that repeat.
+"""Common parts of the tasks that generate rows: options, splits, and reproducible random numbers.
 
-A row is a function of (seed, split, index) alone: a longer data set begins with the shorter one, and any host can make
-any row. Which split a problem belongs to is decided by a hash of the problem itself, so training and held-out rows
-never share one, whatever their seeds and options.
+A row depends only on (seed, split, index): a longer data set begins with the shorter one, and any host can make any
+row. A hash of the problem decides its split, so training and held-out rows never share a problem, whatever their seeds
+and options.
 """
 
 import hashlib
@@ -13,15 +13,15 @@ from typing import Any
 from grpo_jax.errors import UserError, nearest
 
 SPLITS = ("train", "test")
-ATTEMPTS = 10_000  # draws for one row before its options are called impossible
-LARGEST = 1_000_000_000  # of a whole number: `below` draws evenly, and rows are counted, as far as that
+ATTEMPTS = 10_000  # draws for one row before the options are reported as impossible
+LARGEST = 1_000_000_000  # the largest whole number in options: `below` draws evenly up to there
 _HELD_OUT = 10  # one problem in ten belongs to `test`
 
 Reader = Callable[[str, str, str], Any]  # (task, option, text) -> its value
 
 
 def read_options(task: str, text: str, readers: Mapping[str, Reader]) -> dict[str, Any]:
-    """`name=value,name=value` as values. UserError for an unknown name or a value out of range."""
+    """The values of `name=value,name=value`. Raises UserError for an unknown name or a value out of range."""
     given: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         name, _, value = (piece.strip() for piece in part.partition("="))
@@ -35,14 +35,14 @@ def read_options(task: str, text: str, readers: Mapping[str, Reader]) -> dict[st
 
 
 def over(options: str, more: str) -> str:
-    """Options with those of `more`, which take the place of any of the same name."""
+    """Options with those of `more` added, which replace any with the same name."""
     named = {part.partition("=")[0].strip() for part in more.split(",")}
     kept = (part for part in options.split(",") if part.partition("=")[0].strip() not in named)
     return ",".join([*kept, more])
 
 
 def whole(task: str, name: str, text: str) -> int:
-    """A whole number, at least 1."""
+    """A reader of a whole number, at least 1."""
     if not 1 <= (number := _number(text)) <= LARGEST:
         bounds = f"at least 1 and at most {LARGEST:,}"
         raise UserError(f"{task}: {name}={_short(text)} must be one whole number, {bounds}")
@@ -50,7 +50,7 @@ def whole(task: str, name: str, text: str) -> int:
 
 
 def _number(text: str) -> int:
-    """Digits as a number; 0 for anything else, and for more of them than any option takes."""
+    """Digits as a number; 0 for any other text, and for more than 20 digits."""
     return int(text) if text.isdecimal() and len(text) <= 20 else 0
 
 
@@ -74,7 +74,7 @@ def span(low: int, high: int) -> Reader:
 
 
 def some_of(letters: str) -> Reader:
-    """A reader of some of these signs, written together."""
+    """A reader of one or more of these signs, written together."""
 
     def read(task: str, name: str, text: str) -> str:
         if not text or set(text) - set(letters):
@@ -88,33 +88,33 @@ def some_of(letters: str) -> Reader:
 
 
 def check_split(task: str, split: str) -> None:
-    """UserError for a split that no task has."""
+    """Raise UserError for a split that no task has."""
     if split not in SPLITS:
         raise UserError(f"{task}: no split '{split}'{nearest(split, SPLITS)}; it has {', '.join(SPLITS)}")
 
 
 def split_of(problem: str) -> str:
-    """The only split that may hold this problem, which is written so that equal ones are the same text."""
+    """The split to which a problem belongs; `problem` must be the same text for equal problems."""
     digest = hashlib.sha256(problem.encode()).digest()
     return "test" if int.from_bytes(digest[:8], "big") % _HELD_OUT == 0 else "train"
 
 
 def source(task: str, seed: int, split: str, index: int) -> random.Random:
-    """Where a row's random numbers come from. A string seeds by SHA-512: the same everywhere."""
+    """The random number generator of a row. A string seed is hashed by SHA-512, the same on every machine."""
     return random.Random(f"{task}/{seed}/{split}/{index}")
 
 
 def below(rng: random.Random, n: int) -> int:
-    """A whole number in 0..n-1. Python promises that `random()` repeats across versions, not `randrange`."""
+    """A random number in 0..n-1. Python guarantees the results of `random()` across versions, not of `randrange`."""
     return int(rng.random() * n)
 
 
 def within(rng: random.Random, bounds: tuple[int, int]) -> int:
-    """A whole number from the first to the second."""
+    """A random number between the bounds, both included."""
     return bounds[0] + below(rng, bounds[1] - bounds[0] + 1)
 
 
 def drawn(rng: random.Random, pool: Sequence, count: int) -> list:
-    """`count` different ones, in the order of the draw."""
+    """`count` different elements of `pool`, in the order of the draw."""
     left = list(pool)
     return [left.pop(below(rng, len(left))) for _ in range(count)]

@@ -1,7 +1,7 @@
 """Countdown: reach a target from a few numbers with + - * /, each number used exactly once.
 
-Problems are made backwards: numbers are combined at random until one is left, and that one is the target, so
-a solution always exists and comes with the row.
+Problems are made backwards: numbers are combined at random until one is left, and that is the target, so a solution
+always exists and is part of the row.
 """
 
 import random
@@ -26,8 +26,8 @@ from grpo_jax.errors import UserError
 
 
 @dataclass(frozen=True)
-class Options:
-    """What `countdown:numbers=3-4,max=99,target=100,ops=+-*/,size=2000` says; those are the defaults."""
+class CountdownOptions:
+    """The options of `countdown:numbers=3-4,max=99,target=100,ops=+-*/,size=2000`, with these defaults."""
 
     numbers: tuple[int, int] = (3, 4)
     """Fewest and most numbers in a problem; `3` or `3-4`."""
@@ -36,7 +36,7 @@ class Options:
     target: int = 100
     """Targets lie in 1..target."""
     ops: str = "+-*/"
-    """The operations that a solution may need and that the prompt allows."""
+    """The operations that solutions use and the prompt allows."""
     size: int = 2000
     """Rows in a split."""
 
@@ -44,9 +44,9 @@ class Options:
 _READERS = {"numbers": span(2, 6), "max": whole, "target": whole, "ops": some_of("+-*/"), "size": whole}
 
 
-def parse_options(text: str) -> Options:
-    """Read `name=value,name=value`. UserError for an unknown name or a value out of range."""
-    return Options(**read_options("countdown", text, _READERS))
+def parse_options(text: str) -> CountdownOptions:
+    """Read `name=value,name=value`. Raises UserError for an unknown name or a value out of range."""
+    return CountdownOptions(**read_options("countdown", text, _READERS))
 
 
 def make_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
@@ -56,8 +56,8 @@ def make_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
     return [make_row(chosen, split, seed, index) for index in range(chosen.size)]
 
 
-def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, Any]:
-    """Row `index` of a split. UserError when the options leave (almost) no problem for the split."""
+def make_row(options: CountdownOptions, split: str, seed: int, index: int) -> dict[str, Any]:
+    """Row `index` of a split. Raises UserError if the options leave (almost) no problem for the split."""
     rng = source("countdown", seed, split, index)
     for _ in range(ATTEMPTS):
         problem = _draw(rng, options)
@@ -71,7 +71,7 @@ def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, A
 
 
 def split_of(numbers: Sequence[int], target: int) -> str:
-    """The only split that may hold this problem, whatever the order of its numbers."""
+    """The split to which a problem belongs, in whatever order its numbers are."""
     return common.split_of(f"{sorted(numbers)}={target}")
 
 
@@ -91,8 +91,8 @@ def _example(ops: str) -> str:
     return f"(6 {ops[0]} 2) {ops[-1]} 1"
 
 
-def _draw(rng: random.Random, options: Options) -> tuple[list[int], int, str] | None:
-    """Numbers, target and a solution made of positive integers only; None when this attempt left them."""
+def _draw(rng: random.Random, options: CountdownOptions) -> tuple[list[int], int, str] | None:
+    """Numbers, target and a solution in which all values are positive integers; None if this attempt failed."""
     numbers = [1 + below(rng, options.max) for _ in range(within(rng, options.numbers))]
     pool = [(value, str(value)) for value in numbers]
     while len(pool) > 1:
@@ -115,10 +115,9 @@ def _apply(op: str, a: Fraction, b: Fraction) -> Fraction | None:
 
 
 def solve(numbers: Sequence[int], target: int, ops: str = "+-*/") -> str | None:
-    """An expression that uses every number once and equals `target` exactly, or None when there is none.
+    """An expression that uses every number once and equals `target` exactly; None if there is none.
 
-    Searches all ways to combine two values until one is left, over exact fractions: complete, quick up to 5
-    numbers.
+    Tries all ways to combine two values until one is left, with exact fractions. Complete, and fast up to 5 numbers.
     """
     found = _search([(Fraction(n), str(n)) for n in numbers], Fraction(target), ops)
     return found[1:-1] if found and found.startswith("(") else found
@@ -131,7 +130,7 @@ def _search(pool: list[tuple[Fraction, str]], target: Fraction, ops: str) -> str
         for j, (b, right) in enumerate(pool):
             rest = [item for k, item in enumerate(pool) if k not in (i, j)]
             for op in ops if i != j else "":
-                if op in "+*" and i > j:  # the same value both ways round
+                if op in "+*" and i > j:  # commutative
                     continue
                 value = _apply(op, a, b)
                 if value is None:

@@ -1,7 +1,8 @@
-"""Knights and knaves: who always tells the truth, who always lies, by what they say of one another (Smullyan 1978).
+"""Knights and knaves: who always tells the truth and who always lies, by what they say of one another (Smullyan 1978).
 
-A puzzle has exactly one solution: all 2^n assignments are tried, and what leaves none or several is drawn again.
-A statement is of one person, or two such joined by a connective (as in Xie et al. 2024, arXiv:2410.23123).
+A puzzle has exactly one solution: all 2^n assignments are tried, and statements that leave none or several are drawn
+again. A statement is about one person, or two such are joined by a connective (as in Xie et al. 2024,
+arXiv:2410.23123).
 """
 
 import hashlib
@@ -35,11 +36,11 @@ Statement = tuple  # ("knight", person), ("knave", person), or (one of _PAIRS, S
 
 
 @dataclass(frozen=True)
-class Options:
-    """What `knights_and_knaves:people=3-5,size=900` says; the defaults are people=3, size=1000."""
+class KnightsOptions:
+    """The options of `knights_and_knaves:people=3-5,size=900`; the defaults are people=3, size=1000."""
 
     people: tuple[int, int] = (3, 3)
-    """Fewest and most people, 2 to 8; `5` or `3-7`. Rows have each number in turn, so all have equal shares."""
+    """Fewest and most people, 2 to 8; `5` or `3-7`. Rows take these numbers in turn, so each has an equal share."""
     size: int = 1000
     """Rows in a split."""
 
@@ -47,9 +48,9 @@ class Options:
 _READERS = {"people": span(2, 8), "size": whole}
 
 
-def parse_options(text: str) -> Options:
-    """Read `name=value,name=value`. UserError for an unknown name or a value out of range."""
-    return Options(**read_options(NAME, text, _READERS))
+def parse_options(text: str) -> KnightsOptions:
+    """Read `name=value,name=value`. Raises UserError for an unknown name or a value out of range."""
+    return KnightsOptions(**read_options(NAME, text, _READERS))
 
 
 def make_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
@@ -60,8 +61,8 @@ def make_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
     return [make_row(chosen, split, seed, index) for index in range(chosen.size)]
 
 
-def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, Any]:
-    """Row `index` of a split. UserError when the options leave (almost) no puzzle for the split."""
+def make_row(options: KnightsOptions, split: str, seed: int, index: int) -> dict[str, Any]:
+    """Row `index` of a split. Raises UserError if the options leave (almost) no puzzle for the split."""
     rng = source(NAME, seed, split, index)
     sizes = _sizes(options)
     count = sizes[index % len(sizes)]
@@ -73,9 +74,9 @@ def make_row(options: Options, split: str, seed: int, index: int) -> dict[str, A
     raise UserError(f"{NAME}: too few puzzles for the split '{split}' with {options}; take more people")
 
 
-def _sizes(options: Options) -> range:
-    """How many people there may be. Two are passed over where more are asked for: they speak of one another only, and
-    none of their puzzles has exactly one solution."""
+def _sizes(options: KnightsOptions) -> range:
+    """The numbers of people, without 2 if more are allowed: two people speak only of one another, and none of their
+    puzzles has exactly one solution."""
     fewest, most = options.people
     return range(max(fewest, min(3, most)), most + 1)
 
@@ -96,10 +97,10 @@ def holds(statement: Statement, who: Sequence[bool]) -> bool:
 
 
 def split_of(statements: Sequence[Statement]) -> str:
-    """The only split that may hold this puzzle, whatever its people are called and in which order they speak.
+    """The split to which a puzzle belongs, whatever its people are called and in whatever order they speak.
 
-    Each person's label becomes a hash of what they say with labels in place of people, over and over (Weisfeiler and
-    Leman 1968): puzzles that differ by their people's order alone end with the same labels.
+    Each person's label is repeatedly replaced by a hash of what they say, with labels in place of people (Weisfeiler
+    and Leman 1968): puzzles that differ only in the order of people end with the same labels.
     """
     labels = [""] * len(statements)
     for _ in statements:
@@ -120,7 +121,7 @@ def _hash(text: str) -> str:
 
 
 def in_words(statement: Statement, names: Sequence[str]) -> str:
-    """A statement as one says it."""
+    """A statement in English."""
     kind, *parts = statement
     if kind in ("knight", "knave"):
         return f"{names[parts[0]]} is a {kind}"
@@ -155,7 +156,7 @@ def _question(names: Sequence[str], statements: Sequence[Statement]) -> str:
 
 
 def _statement(rng: random.Random, count: int, speaker: int) -> Statement:
-    """Of others than the speaker; half of them of one person, the others of two different ones joined."""
+    """A statement about other people than the speaker: with equal chance about one person, or about two, joined."""
     others = [i for i in range(count) if i != speaker]
     single = lambda person: ("knight" if rng.random() < 0.5 else "knave", person)
     if len(others) == 1 or rng.random() < 0.5:

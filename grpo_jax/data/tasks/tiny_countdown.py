@@ -1,17 +1,17 @@
-"""Countdown in few symbols, for models that are as small as the demo's: `3 5 9=7:` asks for an expression of the
-numbers 3, 5 and 9 that gives 7. The problems, and which of them are held out, are those of `countdown`.
+"""Countdown in few symbols, for models as small as the demo's: `3 5 9=7:` asks for an expression of the numbers 3, 5
+and 9 that equals 7. The problems, and which of them are held out, are those of `countdown`.
 
-Worked examples think by trial and error. A line tries one choice of signs, an operation at a time as a pocket
-calculator shows it, and compares the outcome with the target:
+Worked examples use trial and error. A line tries one choice of signs, one operation at a time like a pocket
+calculator, and compares the result with the target:
 
     <think>9+5=14-3=11 vs 7 no
     9+3=12-5=7 vs 7 yes</think><answer>9+3-5</answer>
 
-An impatient example ends after its first trial, and answers with it even when it saw it fail. A model that
-learned from both kinds knows how to try, to check and to try on, and has much to gain from doing so.
+An impatient example ends after its first trial, and gives it as the answer even if it failed. A model that learned from
+both kinds knows how to try, check and try again, and gains much reward by doing so more often.
 
-With `opened` a prompt ends with an opened `<think>`, as Mini-R1's does, the answer stands on a line of its own, and
-worked examples can be careless: these leave out its tags.
+With the option `opened`, a prompt ends with an opened `<think>`, as Mini-R1's does, the answer is on a line of its own,
+and worked examples can be careless: these omit its tags.
 """
 
 import random
@@ -20,20 +20,21 @@ from itertools import accumulate, combinations
 from typing import Any
 
 from grpo_jax.data.tasks.common import over
-from grpo_jax.data.tasks.countdown import Options, make_rows, parse_options
+from grpo_jax.data.tasks.countdown import CountdownOptions, make_rows, parse_options
 from grpo_jax.data.tasks.tiny_words import LARGEST, NUMBERS, TAGS, shuffled
 from grpo_jax.errors import UserError
 
 NAME = "tiny_countdown"
 TRACES = "tiny_countdown_traces"
-"""Worked examples as a task of their own, for `sft`."""
+"""The task of worked examples, for `sft`."""
 DEFAULTS = "numbers=3,max=9,target=27,ops=+-"
 SYMBOLS = (*TAGS, " vs ", " yes", " no", *NUMBERS, "+", "-", "=", ":", "\n", " ")
 _OPENED = "opened"
 
 
-def options_of(text: str) -> Options:
-    """As for `countdown`, on other defaults, and `opened`. UserError for what would need other symbols."""
+def options_of(text: str) -> CountdownOptions:
+    """Read the options of `countdown`, with other defaults, and `opened`. Raises UserError for those that would need
+    other symbols."""
     options = parse_options(over(DEFAULTS, _without_opened(text)))
     if set(options.ops) - set("+-"):
         raise UserError(f"{NAME}: ops={options.ops}: it knows + and - only; use countdown for the others")
@@ -46,8 +47,8 @@ def options_of(text: str) -> Options:
 
 
 def make_tiny_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
-    """The rows of a split: `prompt` (text), `numbers` (list of int), `target` (int), `solution` (str), and `size`,
-    how many numbers there are."""
+    """The rows of a split: `prompt` (text), `numbers` (list of int), `target` (int), `solution` (str) and `size`, the
+    number of numbers."""
     options_of(options)
     rows = make_rows(over(DEFAULTS, _without_opened(options)), split, seed)
     end = TAGS[0] if is_opened(options) else ""
@@ -72,7 +73,7 @@ def ask(numbers: Sequence[int], target: int) -> str:
 
 
 def make_traces(options: str, split: str, seed: int) -> list[dict[str, Any]]:
-    """The rows of a split with a `completion`: the options of `tiny_countdown`, and `patience=0.15`."""
+    """The rows of a split with a `completion`. Takes the options of `tiny_countdown`, and `patience`, a share."""
     parts = [part for part in options.split(",") if part]
     patience = next((part.partition("=")[2] for part in parts if part.startswith("patience=")), "1")
     try:
@@ -88,9 +89,12 @@ def make_traces(options: str, split: str, seed: int) -> list[dict[str, Any]]:
 def worked_examples(
     options: str, seed: int, count: int, patience: float = 1.0, care: float = 1.0, split: str = "train"
 ) -> list[dict[str, str]]:
-    """`count` problems of a split with `prompt` and `completion`. A share of them, `patience`, tries on until the
-    target is reached; the others make one trial, and answer with it even when they saw it fail. Where prompts are
-    opened, a share of `care` answers inside tags."""
+    """`count` problems of a split with `prompt` and `completion`.
+
+    Args:
+        patience: the share that tries until the target is reached; the others answer with their first trial.
+        care: with opened prompts, the share that answers inside tags.
+    """
     rng = random.Random(f"worked/{seed}/{patience}" + ("" if split == "train" else f"/{split}"))
     rows = make_tiny_rows(over(options, f"size={count}"), split, seed)
     return [_worked(rng, row, is_opened(options), patience, care) for row in rows]
@@ -118,7 +122,7 @@ def _think(rng: random.Random, numbers: Sequence[int], target: int, patience: fl
 
 
 def _choices(numbers: Sequence[int]) -> Iterator[list[int]]:
-    """Every choice of signs whose sum is positive: what is added first, so that no step falls below zero."""
+    """Every choice of signs with a positive sum. Added numbers come first, so that no partial sum is negative."""
     places = range(len(numbers))
     for size in places:
         for taken in combinations(places, size):
@@ -134,6 +138,6 @@ def _written(signed: Sequence[int]) -> str:
 
 
 def _tape(signed: Sequence[int]) -> str:
-    """[9, 5, -3] as 9+5=14-3=11: one operation at a time, as a pocket calculator shows it."""
+    """[9, 5, -3] as 9+5=14-3=11: one operation at a time, like a pocket calculator."""
     sums = accumulate(signed)
     return str(next(sums)) + "".join(f"{n:+d}={total}" for n, total in zip(signed[1:], sums))

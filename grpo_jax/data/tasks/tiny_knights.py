@@ -1,14 +1,14 @@
-"""Knights and knaves in few symbols, of two to four people, in Logic-RL's form: a prompt ends with an opened `<think>`,
-the answer names everyone on a line of its own.
+"""Knights and knaves in few symbols, with two to four people, in Logic-RL's form: a prompt ends with an opened
+`<think>`, and the answer has a line for each person.
 
     Who is who?
     Ava says: Ben is a knave and Ava is a knight
     Ben says: Ava is a knave or Ben is a knave
     <think>
 
-Unlike those of `knights`, people speak of themselves too: else two people would have no puzzle with one solution.
-Worked examples go through the cases in their order, and leave one at the first person who cannot have said what they
-said:
+Unlike in `knights`, people also speak of themselves: otherwise two people would have no puzzle with one solution.
+Worked examples go through the cases in order, and leave a case at the first person who cannot have made their
+statement:
 
     Case 1: Ava is a knight Ben is a knight
     Ava says: false no
@@ -18,7 +18,7 @@ said:
     <answer>(1) Ava is a knave
     (2) Ben is a knight</answer>
 
-An impatient example answers with its first case even when it saw it fail; a careless one leaves out the answer's tags.
+An impatient example answers with its first case even if it fails; a careless one omits the answer's tags.
 """
 
 import itertools
@@ -62,8 +62,8 @@ SYMBOLS = (
 
 
 @dataclass(frozen=True)
-class Options:
-    """What `tiny_knights:people=2-3,size=1000` says; those are the defaults."""
+class TinyKnightsOptions:
+    """The options of `tiny_knights:people=2-3,size=1000`, with these defaults."""
 
     people: tuple[int, int] = (2, 3)
     """Fewest and most people, 2 to 4; `3` or `2-3`."""
@@ -74,14 +74,14 @@ class Options:
 _READERS = {"people": span(2, len(NAMES)), "size": whole}
 
 
-def options_of(text: str) -> Options:
-    """Read `name=value,name=value`. UserError for an unknown name or a value out of range."""
-    return Options(**read_options(NAME, text, _READERS))
+def options_of(text: str) -> TinyKnightsOptions:
+    """Read `name=value,name=value`. Raises UserError for an unknown name or a value out of range."""
+    return TinyKnightsOptions(**read_options(NAME, text, _READERS))
 
 
 def make_tiny_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
-    """The rows of a split: `prompt` (text), `answer` (numbered lines), `solution` (a bool each: a knight), and `size`,
-    how many people there are."""
+    """The rows of a split: `prompt` (text), `answer` (numbered lines), `solution` (for each person whether a knight)
+    and `size`, the number of people."""
     return [_row(*puzzle) for puzzle in _puzzles(options, split, seed)]
 
 
@@ -91,8 +91,10 @@ def _puzzles(options: str, split: str, seed: int) -> Iterator[tuple[list[Stateme
     return (_puzzle(chosen, split, seed, index) for index in range(chosen.size))
 
 
-def _puzzle(options: Options, split: str, seed: int, index: int) -> tuple[list[Statement], tuple[bool, ...]]:
-    """Statements that leave one solution, and that solution."""
+def _puzzle(
+    options: TinyKnightsOptions, split: str, seed: int, index: int
+) -> tuple[list[Statement], tuple[bool, ...]]:
+    """Statements with exactly one solution, and that solution."""
     rng = source(NAME, seed, split, index)
     for _ in range(ATTEMPTS):
         count = within(rng, options.people)
@@ -104,7 +106,7 @@ def _puzzle(options: Options, split: str, seed: int, index: int) -> tuple[list[S
 
 
 def _statement(rng: random.Random, count: int, speaker: int) -> Statement:
-    """Of one other person, or, more often, of two people joined."""
+    """A statement about one other person or, more often, about two people."""
     single = lambda person: (_KINDS[below(rng, 2)], person)
     if rng.random() < 0.25:
         return single(drawn(rng, [i for i in range(count) if i != speaker], 1)[0])
@@ -122,7 +124,7 @@ def _row(statements: Sequence[Statement], solution: Sequence[bool]) -> dict[str,
 
 
 def ask(statements: Sequence[Statement]) -> str:
-    """The question, with an opened thought at its end."""
+    """The question, followed by an opened thought."""
     said = "".join(f"\n{name} says: {in_words(s, NAMES)}" for name, s in zip(NAMES, statements))
     return f"Who is who?{said}\n<think>"
 
@@ -132,15 +134,19 @@ def _facts(who: Sequence[bool]) -> list[str]:
 
 
 def _lines(who: Sequence[bool]) -> str:
-    """`(1) Ava is a knight`, a line each."""
+    """One line per person: `(1) Ava is a knight`."""
     return "\n".join(f"({number}){fact}" for number, fact in enumerate(_facts(who), start=1))
 
 
 def worked_examples(
     options: str, seed: int, count: int, patience: float = 1.0, care: float = 1.0
 ) -> list[dict[str, str]]:
-    """`count` training problems with `prompt` and `completion`. A share of them, `patience`, goes on until a case
-    holds; the others answer with the first. A share of `care` answers inside tags."""
+    """`count` training problems with `prompt` and `completion`.
+
+    Args:
+        patience: the share that tries cases until one holds; the others answer with the first.
+        care: the share that answers inside tags.
+    """
     rng = random.Random(f"worked/{seed}/{patience}")
     puzzles = _puzzles(over(options, f"size={count}"), "train", seed)
     return [
@@ -161,12 +167,12 @@ def _think(rng: random.Random, statements: Sequence[Statement], patience: float,
 
 
 def _assignments(count: int) -> Iterator[tuple[bool, ...]]:
-    """All of them; the first person's kind changes fastest, so that case 3 says the same of Ava for any number."""
+    """All assignments. The first person's kind changes fastest, so that case 3 means the same for Ava in any puzzle."""
     return (who[::-1] for who in itertools.product((True, False), repeat=count))
 
 
 def _checked(statements: Sequence[Statement], who: Sequence[bool]) -> str:
-    """Whether what each says is true, up to the first who cannot have said it."""
+    """Lines that say whether each statement is true, up to the first that the speaker cannot have made."""
     text = ""
     for name, said, knight in zip(NAMES, statements, who):
         truth = holds(said, who)

@@ -1,12 +1,12 @@
-r"""Sums in few symbols: `3+5-2+7=` asks for the number, which stands in a box behind the thought. A problem's level is
-how many signs it has; a thought takes one line for each, so higher levels need longer completions:
+r"""Sums in few symbols: `3+5-2+7=` asks for the number, in a box after the thought. A problem's level is its number of
+signs; a thought has one line for each, so higher levels need longer completions:
 
     <think>3+5=8
     8-2=6
     6+7=13</think>\boxed{13}
 
-An impatient example answers with what its first line came to; a careless one leaves out the box. The answer can also
-be asked for in other forms, `#### 13` or `<answer>13</answer>`.
+An impatient example answers with the result of its first line; a careless one omits the box. The answer can also have
+the forms `#### 13` or `<answer>13</answer>`.
 """
 
 import random
@@ -36,8 +36,8 @@ SYMBOLS = (*TAGS, *_MARKS, *NUMBERS, "+", "-", "=", "\n")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What `tiny_math:levels=1-4,max=9,form=boxed,size=1000` says; those are the defaults."""
+class TinyMathOptions:
+    """The options of `tiny_math:levels=1-4,max=9,form=boxed,size=1000`, with these defaults."""
 
     levels: tuple[int, int] = (1, 4)
     """Fewest and most signs in a problem, 1 to 10; `3` or `1-4`."""
@@ -58,17 +58,18 @@ def _form(task: str, name: str, text: str) -> str:
 _READERS = {"levels": span(1, 10), "max": whole, "form": _form, "size": whole}
 
 
-def options_of(text: str) -> Options:
-    """Read `name=value,name=value`. UserError for an unknown name, a value out of range, or too large numbers."""
-    options = Options(**read_options(NAME, text, _READERS))
+def options_of(text: str) -> TinyMathOptions:
+    """Read `name=value,name=value`. Raises UserError for an unknown name, a value out of range, or numbers that are too
+    large."""
+    options = TinyMathOptions(**read_options(NAME, text, _READERS))
     if options.max > LARGEST:
         raise UserError(f"{NAME}: max={options.max}: it has symbols up to {LARGEST}; use that or less")
     return options
 
 
 def make_tiny_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
-    """The rows of a split: `prompt` (text), `terms` (signed), `answer` (text), and `level` and `size`, both how many
-    signs there are."""
+    """The rows of a split: `prompt` (text), `terms` (signed numbers), `answer` (text), and `level` and `size`, both the
+    number of signs."""
     check_split(NAME, split)
     chosen = options_of(options)
     return [_row(_terms(chosen, split, seed, index)) for index in range(chosen.size)]
@@ -79,8 +80,8 @@ def _row(terms: list[int]) -> dict[str, Any]:
     return {"prompt": ask(terms), "terms": terms, "answer": str(sum(terms)), "level": level, "size": level}
 
 
-def _terms(options: Options, split: str, seed: int, index: int) -> list[int]:
-    """Signed numbers, the first positive, whose partial sums all have a symbol."""
+def _terms(options: TinyMathOptions, split: str, seed: int, index: int) -> list[int]:
+    """Signed numbers whose partial sums all have a symbol; the first is positive."""
     rng = source(NAME, seed, split, index)
     for _ in range(ATTEMPTS):
         terms = [1 + below(rng, options.max)]
@@ -92,7 +93,7 @@ def _terms(options: Options, split: str, seed: int, index: int) -> list[int]:
 
 
 def split_of(terms: list[int]) -> str:
-    """The only split that may hold this problem, whatever the order of what follows the first number."""
+    """The split to which a problem belongs, in whatever order the numbers after the first are."""
     return common.split_of(f"{terms[0]}{sorted(terms[1:])}")
 
 
@@ -104,8 +105,12 @@ def ask(terms: list[int]) -> str:
 def worked_examples(
     options: str, seed: int, count: int, patience: float = 1.0, care: float = 1.0
 ) -> list[dict[str, str]]:
-    """`count` training problems with `prompt` and `completion`. A share of them, `patience`, goes on to the end; the
-    others stop behind the first line. A share of `care` marks the answer as it should be."""
+    """`count` training problems with `prompt` and `completion`.
+
+    Args:
+        patience: the share that computes to the end; the others stop after the first line.
+        care: the share that marks the answer in the right form.
+    """
     rng = random.Random(f"worked/{seed}/{patience}")
     chosen = options_of(over(options, f"size={count}"))
     problems = [_terms(chosen, "train", seed, index) for index in range(count)]

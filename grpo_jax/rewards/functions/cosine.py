@@ -32,11 +32,16 @@ def get_cosine_scaled_reward(
     if max_len < 1:
         raise ValueError(f"max_len = {max_len}: give the tokens at which the schedule ends, at least 1")
     return CosineScaledReward(
-        max_len, min_value_wrong, max_value_wrong, min_value_correct, max_value_correct, faithful
+        max_len=max_len,
+        min_value_wrong=min_value_wrong,
+        max_value_wrong=max_value_wrong,
+        min_value_correct=min_value_correct,
+        max_value_correct=max_value_correct,
+        faithful=faithful,
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CosineScaledReward:
     """See `get_cosine_scaled_reward`."""
 

@@ -19,7 +19,7 @@ VERBS = {"errors": "failed", "timeouts": "timed out", "nans": "gave no number"}
 """Kind of fault (a counter of `Scores`) -> the verb that messages use for it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """The scores of B rows by n functions, and counts of failed rows by function name.
 
@@ -80,8 +80,9 @@ class RewardBatch:
         self.names, self.rows, self.messages, self.stop = names, rows, messages, stop
         self.async_functions = async_functions
         self.worst = worst or [math.nan] * len(names)
-        none = lambda: dict.fromkeys(names, 0)
-        self.scores = Scores(np.full((rows, len(names)), np.nan), none(), none(), none(), none())
+        zeros = lambda: dict.fromkeys(names, 0)
+        values = np.full((rows, len(names)), np.nan)
+        self.scores = Scores(values=values, errors=zeros(), timeouts=zeros(), nans=zeros(), retried=zeros())
         self.logs = LogBook(names, rows)
         self.state = self._packed(state, "trainer_state")
         self.data: dict[

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.curation.contamination import SHORTEST, HeldOut, Overlap, decontaminate
+from grpo_jax.data.curation.contamination import SHORTEST, HeldOutProblem, Overlap, decontaminate
 from grpo_jax.data.curation.words import ngrams, words
 from grpo_jax.data.sources import load_rows
 
@@ -12,7 +12,7 @@ TEST = "A farmer has seventeen sheep and sells all but nine of them at the sprin
 
 
 def held_out(*texts):
-    return [HeldOut("test", number, text) for number, text in enumerate(texts, start=1)]
+    return [HeldOutProblem("test", number, text) for number, text in enumerate(texts, start=1)]
 
 
 def overlaps(texts, test, n=8, boilerplate=10):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.data.curation.difficulty import graded, level, within
-from grpo_jax.data.curation.outcome import Outcome
+from grpo_jax.data.curation.outcome import CurationOutcome
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_a_row_vanishes_or_stays_outside(rates, low, high):
 
 def test_an_outcome_that_lost_a_row_is_made():
     with pytest.raises(AssertionError, match="vanished"):
-        Outcome(2, [{}], [])
+        CurationOutcome(2, [{}], [])
