@@ -1,7 +1,7 @@
 """A sequence classifier with one label on the same backbone: what a reward model is.
 
 The score of a row is the product of `score.weight` with the last hidden state at the row's last token, as in
-transformers' Qwen2ForSequenceClassification; there is no bias, and no head over the vocabulary.
+transformers' classes `...ForSequenceClassification`; there is no bias, and no head over the vocabulary.
 """
 
 from dataclasses import replace
@@ -16,15 +16,15 @@ from jax import Array
 from grpo_jax.errors import UserError
 from grpo_jax.models.attention import whole_rows
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.hf_config import load_config, read_json
+from grpo_jax.models.config_json import read_json
+from grpo_jax.models.families import family_named, rows
+from grpo_jax.models.hf_config import load_config
 from grpo_jax.models.kernels import Kernel
 from grpo_jax.models.load import check_tensors, load_params
 from grpo_jax.models.matrices import product
-from grpo_jax.models.names import SCORE, rows
+from grpo_jax.models.names import SCORE
 from grpo_jax.models.qwen import Params, abstract_params, cast, hidden_states
 from grpo_jax.models.safetensors_io import open_folder
-
-ARCHITECTURE = "Qwen2ForSequenceClassification"
 
 
 def open_classifier(folder: Path) -> ModelConfig:
@@ -44,9 +44,9 @@ def open_classifier(folder: Path) -> ModelConfig:
     return cfg
 
 
-def load_classifier(folder: Path, cfg: ModelConfig, where: Params | None, dtype: str) -> Params:
-    """Its weights: the tree of `abstract_classifier`, in `dtype`, each leaf where the tree `where` says."""
-    return load_params(folder, cfg, where, dtype, table=[*rows(cfg), SCORE])
+def load_classifier(folder: Path, cfg: ModelConfig, shardings: Params | None, dtype: str) -> Params:
+    """Its weights: the tree of `abstract_classifier`, in `dtype`, each leaf laid as `shardings` has it."""
+    return load_params(folder, cfg, shardings, dtype, table=[*rows(cfg), SCORE])
 
 
 def abstract_classifier(cfg: ModelConfig, dtype: str = "float32") -> Params:
@@ -81,9 +81,11 @@ def _without_head(cfg: ModelConfig) -> ModelConfig:
 
 def check_architecture(folder: Path) -> None:
     """UserError for a config.json of anything but a sequence classifier."""
-    found: Any = read_json(folder / "config.json").get("architectures") or ["nothing"]
-    if ARCHITECTURE not in found:
+    raw = read_json(folder / "config.json")
+    classifier = family_named(raw.get("model_type"), folder / "config.json").classifier
+    found: Any = raw.get("architectures") or ["nothing"]
+    if classifier not in found:
         raise UserError(
             f"{folder}/config.json: architectures says {', '.join(map(str, found))}; a reward model is a "
-            f"{ARCHITECTURE} with one label, as TRL's RewardTrainer saves"
+            f"{classifier} with one label, as TRL's RewardTrainer saves"
         )

@@ -1,4 +1,4 @@
-"""The shape of a Qwen2.5 model: everything that the forward pass needs to know, and nothing else.
+"""The shape of a model: everything that the forward pass needs to know, and nothing else.
 
 Read from a Hugging Face `config.json` by `models/hf_config.py`; the published sizes stand in `PUBLISHED`, so
 that memory can be planned for a 72B model without having one.
@@ -25,7 +25,7 @@ class YarnConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """One Qwen2.5 shape. The letters are those of the shape comments: V, D, F, L, N, K, H."""
+    """The shape of one decoder. The letters are those of the shape comments: V, D, F, L, N, K, H."""
 
     vocab_size: int  # V: rows of the embedding, padded beyond the tokenizer's ids
     hidden_size: int  # D
@@ -39,6 +39,7 @@ class ModelConfig:
     tie_word_embeddings: bool
     max_position_embeddings: int
     rope_scaling: YarnConfig | None = None
+    model_type: str = "qwen2"  # the row of `families.FAMILIES`
 
 
 def _qwen25(

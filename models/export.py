@@ -16,9 +16,11 @@ import numpy as np
 
 from grpo_jax.errors import UserError
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.hf_config import load_config, published_layout, read_json
+from grpo_jax.models.config_json import read_json
+from grpo_jax.models.families import rows
+from grpo_jax.models.hf_config import load_config, published_layout
 from grpo_jax.models.load import at
-from grpo_jax.models.names import EMBEDDING, Row, rows
+from grpo_jax.models.names import EMBEDDING, Row
 from grpo_jax.models.safetensors_io import INDEX, SINGLE, Outgoing, as_dtype, open_folder, write_file
 
 Params = dict[str, Any]

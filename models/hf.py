@@ -5,8 +5,8 @@
     params = load_params(folder, cfg, shardings)
     save_model("out", cfg, params, source=folder)     # the tensors' bits as they came, where nothing trained
 
-The parts: `hf_config` (config.json), `safetensors_io` (the file format), `names` (the table between their
-tensors and ours), `load`, `export`, `hub` (folders, hub ids, tokenizers).
+The parts: `hf_config` (config.json), `families` (what differs between them), `safetensors_io` (the file format),
+`names` (the table between their tensors and ours), `load`, `export`, `hub` (folders, hub ids, tokenizers).
 """
 
 from grpo_jax.models.config import PUBLISHED, ModelConfig, YarnConfig

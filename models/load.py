@@ -11,7 +11,8 @@ import numpy as np
 
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.names import EMBEDDING, HEAD, Row, rows
+from grpo_jax.models.families import rows
+from grpo_jax.models.names import EMBEDDING, HEAD, Row
 from grpo_jax.models.safetensors_io import Stored, as_dtype, open_folder
 
 Params = dict[str, Any]

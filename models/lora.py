@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.families import family_of
 from grpo_jax.models.matrices import Axes, Matrix, last, product
-from grpo_jax.models.names import TABLE, Row
+from grpo_jax.models.names import Row
 
 Params = dict[str, Any]
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -36,9 +37,10 @@ class LoRA:
         """alpha / rank; with rsLoRA (Kalajdzievski 2023, arXiv:2312.03732) alpha / sqrt(rank)."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
-    def rows(self) -> list["AdapterRow"]:
+    def rows(self, cfg: ModelConfig) -> list["AdapterRow"]:
         """The table of its tensors: ours, and PEFT's."""
-        adapted = [row for row in TABLE if row.path[-1] == "kernel" and row.path[-2] in self.targets]
+        table = family_of(cfg).table
+        adapted = [row for row in table if row.path[-1] == "kernel" and row.path[-2] in self.targets]
         return [half for row in adapted for half in _halves(row, self.rank)]
 
 
@@ -72,7 +74,7 @@ def init_adapters(cfg: ModelConfig, lora: LoRA, key: Array) -> Params:
         bound = 1 / math.sqrt(math.prod(shape[1:-1]))
         return jax.random.uniform(jax.random.fold_in(key, number), shape, minval=-bound, maxval=bound)
 
-    return nested({row.path: leaf(number, row) for number, row in enumerate(lora.rows())})
+    return nested({row.path: leaf(number, row) for number, row in enumerate(lora.rows(cfg))})
 
 
 @cache

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from grpo_jax.models.families import summed_axes
 from grpo_jax.models.matrices import Axes, Matrix
-from grpo_jax.models.names import summed_axes
 
 Params = dict[str, Any]
 

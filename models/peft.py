@@ -15,6 +15,7 @@ import numpy as np
 
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.config_json import read_json
 from grpo_jax.models.export import (
     COMPANIONS,
     by_layer,
@@ -23,7 +24,6 @@ from grpo_jax.models.export import (
     write_json,
     write_shards,
 )
-from grpo_jax.models.hf_config import read_json
 from grpo_jax.models.load import at, read_rows
 from grpo_jax.models.lora import TARGETS, LoRA, change
 from grpo_jax.models.names import Row
@@ -75,7 +75,7 @@ def read_lora(folder: Path) -> LoRA:
 
 def load_adapters(folder: Path, cfg: ModelConfig, lora: LoRA, shardings: Params | None = None) -> Params:
     """The adapters in `folder` in float32, laid as `shardings` has them. UserError for tensors that do not fit."""
-    tensors, table = _tensors(folder), lora.rows()
+    tensors, table = _tensors(folder), lora.rows(cfg)
     _check(pathlib.Path(folder), tensors, {n: row.their_shape(cfg) for row in table for n in row.names(cfg)})
     return read_rows(table, tensors, cfg, shardings, "float32")
 
@@ -88,7 +88,7 @@ def save_adapters(out: Path, cfg: ModelConfig, adapters: Params, lora: LoRA, bas
     """
     on_host = _on_host(adapters)
     tensors = []
-    for row in lora.rows():
+    for row in lora.rows(cfg):
         for layer, name in enumerate(row.names(cfg)):
             values = functools.partial(row.to_theirs, at(on_host, row.path)[layer], cfg)
             tensors.append(Outgoing(name, row.their_shape(cfg), np.dtype(np.float32), values))

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from grpo_jax.models.families import summed_axes
 from grpo_jax.models.matrices import Axes, Frozen, Matrix, last, times_transposed
-from grpo_jax.models.names import summed_axes
 from grpo_jax.models.nf4 import nf4
 from grpo_jax.models.outputs_first import OutputsFirst
 

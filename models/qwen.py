@@ -19,6 +19,7 @@ from jax import Array
 from grpo_jax.models.attention import Attend, causal
 from grpo_jax.models.cache import Cache
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.families import family_of
 from grpo_jax.models.lora import LoRA, abstract_adapters, merged
 from grpo_jax.models.matrices import product
 from grpo_jax.models.outputs_first import with_outputs_first
@@ -79,12 +80,14 @@ gated.defvjp(_gated_forward, _gated_backward)
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each behind a norm and beside a residual. Biases on q, k and v only."""
+    """Attention and feed-forward, each behind a norm and beside a residual. q, k and v have biases where the family
+    says so; nothing else has."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         D, F, heads, kv_heads = cfg.hidden_size, cfg.intermediate_size, cfg.num_heads, cfg.num_kv_heads
         init = nnx.initializers.normal(0.02)
-        project = lambda n: Linear(D, (n, cfg.head_dim), kernel_init=init, rngs=rngs)
+        bias = family_of(cfg).qkv_bias
+        project = lambda n: Linear(D, (n, cfg.head_dim), use_bias=bias, kernel_init=init, rngs=rngs)
         linear = lambda a, b: Linear(a, b, use_bias=False, kernel_init=init, rngs=rngs)
         self.q, self.k, self.v = project(heads), project(kv_heads), project(kv_heads)
         self.o = Linear((heads, cfg.head_dim), D, axis=(-2, -1), use_bias=False, kernel_init=init, rngs=rngs)

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from grpo_jax.errors import UserError
-from grpo_jax.models.hf_config import read_json
+from grpo_jax.models.config_json import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -90,7 +90,7 @@ BAD = {
     ),
     "another architecture": (
         lambda p: p.config(model_type="llama"),
-        r"config.json: model_type 'llama' is not supported; this is for 'qwen2'",
+        r"config.json: model_type 'llama' is not supported; the supported ones are 'qwen2'",
     ),
     "other mathematics": (
         lambda p: p.config(use_sliding_window=True),

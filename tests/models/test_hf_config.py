@@ -148,7 +148,7 @@ def test_our_own_config_json_reads_back_the_same(tmp_path, name, yarn):
 
 def test_published_shapes_have_the_published_parameter_counts():
     """Billions, from the model cards; a wrong digit in the table moves them."""
-    from grpo_jax.models.names import rows
+    from grpo_jax.models.families import rows
 
     def count(cfg):
         import math

@@ -16,9 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from grpo_jax.errors import UserError
 from grpo_jax.models import load
 from grpo_jax.models.config import PUBLISHED, ModelConfig
+from grpo_jax.models.families import rows
 from grpo_jax.models.hf import check_tokenizer, load_params, load_tokenizer, resolve_model, save_model
 from grpo_jax.models.hf_config import published_layout
-from grpo_jax.models.names import rows
 from grpo_jax.models.qwen import init
 from grpo_jax.models.safetensors_io import Outgoing, Stored, open_folder, sampled_digest, write_file
 

@@ -75,8 +75,8 @@ def test_gradients_of_adapters_are_those_of_the_plain_sum(tiny, random_params, f
 
 
 def _wide(tree):
+    from grpo_jax.models.families import summed_axes
     from grpo_jax.models.matrices import Matrix
-    from grpo_jax.models.names import summed_axes
 
     def of(path, x):
         return x.plain(summed_axes()[tuple(k.key for k in path)]) if isinstance(x, Matrix) else x

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax.models.families import rows
 from grpo_jax.models.matrices import product
-from grpo_jax.models.names import rows
 from grpo_jax.models.outputs_first import OutputsFirst, with_outputs_first
 from grpo_jax.models.quantized import dequantize, quantize
 from grpo_jax.models.qwen import by_layer, head_logits, hidden_states, init

@@ -224,8 +224,8 @@ def test_sft_trains_adapters_too(tiny_model, options, tmp_path):
 
 @pytest.mark.parametrize(("base", "most"), [("int8", 0.02), ("nf4", 0.12)])
 def test_the_error_of_the_base_is_said(base, most, tiny_settings, tiny_model, capsys):
+    from grpo_jax.models.families import summed_axes
     from grpo_jax.models.matrices import Matrix
-    from grpo_jax.models.names import summed_axes
     from grpo_jax.setup.policy import open_policy
     from grpo_jax.setup.weights import load_base
 
