@@ -23,7 +23,7 @@ class YarnConfig:
     attention_factor: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of one decoder. The letters are those of the shape comments: V, D, F, L, N, K, H."""
 

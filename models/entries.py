@@ -62,8 +62,8 @@ def put(whole: Entries, new: Entries, slot: Array, axis: int) -> Entries:
     """`new` written over `whole`, from `slot` on along `axis`."""
 
     def write(whole: Array, new: Array) -> Array:
-        at: list[Any] = [0] * whole.ndim
-        at[axis] = slot
-        return jax.lax.dynamic_update_slice(whole, new, at)
+        start: list[Any] = [0] * whole.ndim
+        start[axis] = slot
+        return jax.lax.dynamic_update_slice(whole, new, start)
 
     return jax.tree.map(write, whole, new)

@@ -19,7 +19,7 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import read_json
 from grpo_jax.models.families import rows
 from grpo_jax.models.hf_config import load_config, published_layout
-from grpo_jax.models.load import at
+from grpo_jax.models.load import leaf_at
 from grpo_jax.models.names import EMBEDDING, Row
 from grpo_jax.models.safetensors_io import INDEX, SINGLE, Outgoing, as_dtype, open_folder, write_file
 
@@ -65,7 +65,7 @@ def save_model(
     dtypes = _source_dtypes(source, cfg)
 
     def outgoing(row: Row, layer: int, name: str) -> Outgoing:
-        array = at(params, row.path)
+        array = leaf_at(params, row.path)
         if array.shape != row.shape(cfg):
             raise ValueError(f"parameter {'.'.join(row.path)} is {array.shape}, not {row.shape(cfg)}")
         target = as_dtype(dtype) if dtype is not None else dtypes.get(name, np.dtype(array.dtype))

@@ -19,7 +19,7 @@ from grpo_jax.models.names import HEAD, Row
 Json = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
     """How the models of one family are read, written and computed."""
 

@@ -65,7 +65,7 @@ def read_rows(
         if shardings is None:
             array = jax.device_put(leaf.read((slice(None),) * len(row.shape(cfg))))
         else:
-            array = _make_sharded(leaf, at(shardings, row.path))
+            array = _make_sharded(leaf, leaf_at(shardings, row.path))
         branch[row.path[-1]] = finish(row.path, array)
     return params
 
@@ -148,7 +148,8 @@ def _words(tensor: Stored) -> np.ndarray:
     return values.view(f"u{values.dtype.itemsize}")
 
 
-def at(tree: Params, path: tuple[str, ...]) -> Any:
+def leaf_at(tree: Params, path: tuple[str, ...]) -> Any:
+    """What stands at `path` of a nested tree."""
     for key in path:
         tree = tree[key]
     return tree

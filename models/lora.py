@@ -132,8 +132,8 @@ class Adapted(Matrix):
 def merged(params: Params) -> Params:
     """The tree with adapters added to the plain matrices beside which they stand, a layer at a time. Beside quantised
     ones they stay."""
-    of = lambda x: jax.lax.map(merge, x) if _is_adapted(x) and not isinstance(x.base, Matrix) else x
-    return jax.tree.map(of, params, is_leaf=_is_adapted)
+    merge_leaf = lambda x: jax.lax.map(merge, x) if _is_adapted(x) and not isinstance(x.base, Matrix) else x
+    return jax.tree.map(merge_leaf, params, is_leaf=_is_adapted)
 
 
 def _is_adapted(x: Any) -> bool:

@@ -24,7 +24,7 @@ from grpo_jax.models.export import (
     write_json,
     write_shards,
 )
-from grpo_jax.models.load import at, read_rows
+from grpo_jax.models.load import leaf_at, read_rows
 from grpo_jax.models.lora import TARGETS, LoRA, change
 from grpo_jax.models.names import Row
 from grpo_jax.models.safetensors_io import Outgoing, Stored, open_folder, read_header, write_file
@@ -90,7 +90,7 @@ def save_adapters(out: Path, cfg: ModelConfig, adapters: Params, lora: LoRA, bas
     tensors = []
     for row in lora.rows(cfg):
         for layer, name in enumerate(row.names(cfg)):
-            values = functools.partial(row.to_theirs, at(on_host, row.path)[layer], cfg)
+            values = functools.partial(row.to_theirs, leaf_at(on_host, row.path)[layer], cfg)
             tensors.append(Outgoing(name, row.their_shape(cfg), np.dtype(np.float32), values))
 
     def write(folder: pathlib.Path) -> None:

@@ -61,8 +61,8 @@ def quantize(params: Params, dtype: Any, form: str = "int8") -> Params:
     int8 is symmetric round-to-nearest: |w - values * scale| <= scale / 2 for each w, whatever its channel's range. What
     is not finite makes its whole channel (nf4: block) NaN.
     """
-    of = lambda path, x: quantize_leaf(tuple(key.key for key in path), x, dtype, form)
-    return jax.tree_util.tree_map_with_path(of, params)
+    leaf = lambda path, x: quantize_leaf(tuple(key.key for key in path), x, dtype, form)
+    return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def quantize_leaf(path: tuple[str, ...], x: Array, dtype: Any, form: str = "int8") -> Array | Frozen:

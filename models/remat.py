@@ -26,14 +26,14 @@ def worth_keeping(x: Array) -> Array:
     return checkpoint_name(x, "dots")
 
 
-def recomputing(block: Callable, how: Remat) -> Callable:
+def recomputing(block: Callable, remat: Remat) -> Callable:
     """`block` with a backward pass that keeps everything (`none`), the products' outcomes (`dots`), the layer's input
     (`full`), or that input in the host's memory (`offload`), and computes the rest once more."""
-    if how == "none":
+    if remat == "none":
         return block
-    if how == "full":
+    if remat == "full":
         return jax.checkpoint(block)
-    if how == "dots":
+    if remat == "dots":
         return jax.checkpoint(block, policy=_policies.save_only_these_names("dots"))
     to_host = _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],

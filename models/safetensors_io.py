@@ -41,7 +41,7 @@ def as_dtype(dtype: Any) -> np.dtype:
     raise UserError(f"dtype {dtype!r} is not supported; choose float32, bfloat16 or float16")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stored:
     """One tensor in a file: where its bytes lie and how to read them."""
 
@@ -128,21 +128,22 @@ def read_header(file: pathlib.Path) -> dict[str, Stored]:
 
 def _stored(file: pathlib.Path, name: str, entry: dict[str, Any], base: int) -> Stored:
     start, stop = (base + int(offset) for offset in entry["data_offsets"])
-    return Stored(file, name, str(entry["dtype"]), tuple(int(d) for d in entry["shape"]), start, stop)
+    shape = tuple(int(d) for d in entry["shape"])
+    return Stored(file=file, name=name, code=str(entry["dtype"]), shape=shape, start=start, stop=stop)
 
 
 def _check_offsets(tensor: Stored, base: int, size: int) -> None:
-    where = f"{tensor.file}: tensor {tensor.name}"
+    label = f"{tensor.file}: tensor {tensor.name}"
     if tensor.stop > size:
         raise UserError(
-            f"{where} ends at byte {tensor.stop}, but the file has {size}: truncated; download it again"
+            f"{label} ends at byte {tensor.stop}, but the file has {size}: truncated; download it again"
         )
     if not base <= tensor.start <= tensor.stop or any(d < 0 for d in tensor.shape):
-        raise UserError(f"{where} has impossible offsets or shape; download the file again")
+        raise UserError(f"{label} has impossible offsets or shape; download the file again")
     needed = math.prod(tensor.shape) * DTYPES[tensor.code].itemsize if tensor.code in DTYPES else None
     if needed not in (None, tensor.stop - tensor.start):
         raise UserError(
-            f"{where} of shape {list(tensor.shape)} needs {needed} bytes, "
+            f"{label} of shape {list(tensor.shape)} needs {needed} bytes, "
             f"but its offsets span {tensor.stop - tensor.start}; download the file again"
         )
 

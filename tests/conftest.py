@@ -83,7 +83,19 @@ def tiny_model(random_params, tmp_path_factory) -> pathlib.Path:
     from grpo_jax.models.hf import save_model
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    cfg = ModelConfig(104, 32, 64, 2, 4, 2, 8, 1e4, 1e-6, True, 1024)
+    cfg = ModelConfig(
+        vocab_size=104,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        rope_theta=1e4,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        max_position_embeddings=1024,
+    )
     save_model(folder, cfg, random_params(cfg))
     _character_tokenizer().save_pretrained(folder)
     return folder

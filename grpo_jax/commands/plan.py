@@ -19,9 +19,9 @@ def list_targets() -> int:
     for chip in (*TPUS, *GPUS):
         example = {"v4": "v4:2x2x1", "v5p": "v5p:2x2x4", "tpu7x": "tpu7x:2x2x1"}.get(chip, "")
         example = example or (f"{chip}:2x4" if chip in TPUS else f"{chip}:8")
-        at = chip_of(example)
-        speeds = f"{at.bandwidth / 1e9:,.0f} GB/s", f"{at.flops / 1e12:,.0f} TFLOP/s"
-        table.add_row(chip, f"{at.memory / 2**30:.0f} GiB", *speeds, example)
+        found = chip_of(example)
+        speeds = f"{found.bandwidth / 1e9:,.0f} GB/s", f"{found.flops / 1e12:,.0f} TFLOP/s"
+        table.add_row(chip, f"{found.memory / 2**30:.0f} GiB", *speeds, example)
     Console().print(table, "hosts of GPUs: h100:2x8 is two of eight", sep="\n")
     return 0
 

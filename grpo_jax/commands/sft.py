@@ -103,7 +103,7 @@ def _evaluated(run: Run, tuner: FineTuner, state: TrainState, done: int) -> dict
 
 def _finish(run: Run, tuner: FineTuner, state: TrainState, notes: dict[str, Any]) -> None:
     """Export, summary, closing lines."""
-    policy, examples, (memory, where) = tuner.policy, tuner.examples, peak_memory()
+    policy, examples, (memory, source) = tuner.policy, tuner.examples, peak_memory()
     export_run(run, policy, state.params, tuner.config.model)
     before, after = (found and found["summary"] for found in (notes["before"], notes.get("after")))
     sizes = {
@@ -115,7 +115,7 @@ def _finish(run: Run, tuner: FineTuner, state: TrainState, notes: dict[str, Any]
     if examples.fill_rate is not None:
         sizes["fill_rate"] = examples.fill_rate
     run.folder.write_summary(
-        sizes | notes | {"before": before, "after": after, "peak_memory": memory, "peak_memory_of": where}
+        sizes | notes | {"before": before, "after": after, "peak_memory": memory, "peak_memory_of": source}
     )
     run.end_progress()
     if hosts.is_writer():
@@ -131,10 +131,8 @@ def _finish(run: Run, tuner: FineTuner, state: TrainState, notes: dict[str, Any]
 
 def _held_out_in_words(summary: dict[str, Any]) -> str:
     lost = {"too long, left out": summary["rows_dropped"], "cut": summary["rows_cut"]}
-    told = "".join(f", {count} {how}" for how, count in lost.items() if count)
-    return (
-        f"perplexity {summary['perplexity']:.4g}, nll {summary['nll']:.4g} over {summary['rows']} rows{told}"
-    )
+    losses = "".join(f", {count} {fate}" for fate, count in lost.items() if count)
+    return f"perplexity {summary['perplexity']:.4g}, nll {summary['nll']:.4g} over {summary['rows']} rows{losses}"
 
 
 def _rows_in_words(examples: Examples) -> str:

@@ -75,8 +75,19 @@ class PlannedRun:
         vocabulary, c = Vocabulary((0,), 0, self.cfg.vocab_size), self.config
         dtype = "bfloat16" if c.dtype == "auto" else c.dtype
         check_kernel(c.attention, self.mesh.devices.flat[0].platform, dtype)
-        forms = c.rollout_weights, c.rollout_cache, lora_of(c), None, c.base_weights, c.attention
-        return Policy(Path(c.model), self.cfg, None, vocabulary, self.mesh, dtype, *forms)
+        return Policy(
+            folder=Path(c.model),
+            cfg=self.cfg,
+            tokenizer=None,
+            vocabulary=vocabulary,
+            mesh=self.mesh,
+            dtype=dtype,
+            rollout_weights=c.rollout_weights,
+            rollout_cache=c.rollout_cache,
+            lora=lora_of(c),
+            base_weights=c.base_weights,
+            attention=c.attention,
+        )
 
     @cached_property
     def learner(self) -> Learner:

@@ -53,8 +53,8 @@ def rollout_metrics(
 
 def _lengths(kind: str, lengths: np.ndarray) -> dict[str, float]:
     """`completions/{mean,min,max}_{kind}`; 0 where there is none, as in TRL."""
-    of = lengths if lengths.size else np.zeros(1)
-    return {f"completions/{name}_{kind}": float(getattr(of, name)()) for name in ("mean", "min", "max")}
+    counts = lengths if lengths.size else np.zeros(1)
+    return {f"completions/{name}_{kind}": float(getattr(counts, name)()) for name in ("mean", "min", "max")}
 
 
 def _mean(x: np.ndarray, axis: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from grpo_jax.setup.policy import Policy
 
 def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTransformation) -> Learner:
     """The learner of a run."""
-    how = Scoring(
+    scoring = Scoring(
         temperature=config.temperature,
         num_tokens=policy.vocabulary.num_tokens,
         dtype=policy.dtype,
@@ -33,7 +33,7 @@ def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTran
     return Learner(
         policy.cfg,
         objective_of(config),
-        how,
+        scoring,
         optimizer,
         passes_of(config),
         shape,

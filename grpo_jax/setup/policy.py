@@ -27,7 +27,7 @@ from grpo_jax.sharding.mesh_spec import parse_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """What the stages need to know about the model, besides its weights."""
 
@@ -97,6 +97,7 @@ def open_policy(
     config: ModelSettings,
     model: str | Path | None = None,
     tokenizer: Any = None,
+    *,
     rollout_weights: str = "auto",
     rollout_cache: str = "auto",
     lora: LoRA | None = None,
@@ -119,18 +120,18 @@ def open_policy(
     tokenizer = tokenizer or hf.load_tokenizer(folder)
     hf.check_tokenizer(len(tokenizer), cfg)
     return Policy(
-        folder,
-        cfg,
-        tokenizer,
-        _vocabulary(folder, tokenizer),
-        mesh,
-        dtype,
-        rollout_weights,
-        rollout_cache,
-        lora if adapter is None else read_lora(adapter),
-        adapter,
-        base_weights,
-        config.attention,
+        folder=folder,
+        cfg=cfg,
+        tokenizer=tokenizer,
+        vocabulary=_vocabulary(folder, tokenizer),
+        mesh=mesh,
+        dtype=dtype,
+        rollout_weights=rollout_weights,
+        rollout_cache=rollout_cache,
+        lora=lora if adapter is None else read_lora(adapter),
+        adapter=adapter,
+        base_weights=base_weights,
+        attention=config.attention,
     )
 
 

@@ -12,7 +12,7 @@ import jax
 from jax import Array
 
 from grpo_jax.models import hf
-from grpo_jax.models.load import at
+from grpo_jax.models.load import leaf_at
 from grpo_jax.models.lora import Adapted, Base, init_adapters, merge
 from grpo_jax.models.peft import load_adapters, save_adapters, save_merged
 from grpo_jax.models.quantized import errors, quantize_leaf
@@ -28,12 +28,12 @@ LeafPath = tuple[str, ...]
 
 def load_trained(policy: Policy, seed: int) -> Params:
     """What is trained, in float32: the model's weights, or adapters, of a folder or new ones of that seed."""
-    where = policy.train_shardings()
+    layout = policy.train_shardings()
     if policy.lora is None:
-        return hf.load_params(policy.folder, policy.cfg, where, "float32")
+        return hf.load_params(policy.folder, policy.cfg, layout, "float32")
     if policy.adapter is not None:
-        return load_adapters(policy.adapter, policy.cfg, policy.lora, where)
-    new = jax.jit(init_adapters, static_argnums=(0, 1), out_shardings=where)
+        return load_adapters(policy.adapter, policy.cfg, policy.lora, layout)
+    new = jax.jit(init_adapters, static_argnums=(0, 1), out_shardings=layout)
     return new(policy.cfg, policy.lora, jax.random.key(seed))
 
 
@@ -47,7 +47,7 @@ def load_base(policy: Policy) -> Base | None:
     def finish(path: LeafPath, x: Array) -> Any:
         if policy.base_weights == "auto":
             return x
-        leaf = _quantized(path, x, policy.base_weights, policy.dtype, at(policy.base_shardings(), path))
+        leaf = _quantized(path, x, policy.base_weights, policy.dtype, leaf_at(policy.base_shardings(), path))
         found.append(jax.jit(errors, static_argnums=0)(path, x, leaf))
         return leaf
 
@@ -66,7 +66,7 @@ def _say_error(policy: Policy, error: float) -> None:
 
 def load_sampler(policy: Policy) -> Params:
     """The weights straight in the sampler's form and layout, adapters merged, where nothing is trained."""
-    where = policy.rollout_shardings()
+    layout = policy.rollout_shardings()
     adapters = _adapters(policy)
 
     def finish(path: LeafPath, x: Array) -> Any:
@@ -76,7 +76,7 @@ def load_sampler(policy: Policy) -> Params:
             x = _merged(x, beside["kernel"], policy.lora.scale)
         if policy.rollout_weights == "auto":
             return x
-        return _quantized(path, x, policy.rollout_weights, policy.dtype, at(where, path))
+        return _quantized(path, x, policy.rollout_weights, policy.dtype, leaf_at(layout, path))
 
     return decoding_program(policy.mesh)(_load(policy, ROLLOUT_RULES, finish))
 
@@ -108,20 +108,20 @@ def _load(policy: Policy, rules: Rules, finish: Any) -> Params:
     return hf.load_params(policy.folder, policy.cfg, plain, policy.dtype, finish)
 
 
-def _quantized(path: LeafPath, x: Array, form: str, dtype: str, where: Any) -> Any:
+def _quantized(path: LeafPath, x: Array, form: str, dtype: str, sharding: Any) -> Any:
     """A leaf that was read, in its form: its wide values are no longer needed when the next is read."""
-    program = jax.jit(quantize_leaf, static_argnums=(0, 2, 3), out_shardings=where)
+    program = jax.jit(quantize_leaf, static_argnums=(0, 2, 3), out_shardings=sharding)
     return jax.block_until_ready(program(path, x, dtype, form))
 
 
 def _adapters(policy: Policy) -> Params:
     if policy.lora is None or policy.adapter is None:
         return {}
-    where = shardings(policy.abstract_trained(), ROLLOUT_RULES, policy.mesh)
-    return load_adapters(policy.adapter, policy.cfg, policy.lora, where)
+    layout = shardings(policy.abstract_trained(), ROLLOUT_RULES, policy.mesh)
+    return load_adapters(policy.adapter, policy.cfg, policy.lora, layout)
 
 
 def _merged(x: Array, adapter: Params, scale: float) -> Array:
     """A matrix of all layers with its adapter added, where it lies."""
-    of = lambda w, a, b: jax.lax.map(merge, Adapted(w, a, b, scale))
-    return jax.jit(of, out_shardings=x.sharding)(x, adapter["lora_a"], adapter["lora_b"])
+    merge_layers = lambda w, a, b: jax.lax.map(merge, Adapted(w, a, b, scale))
+    return jax.jit(merge_layers, out_shardings=x.sharding)(x, adapter["lora_a"], adapter["lora_b"])

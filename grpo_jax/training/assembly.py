@@ -66,10 +66,10 @@ def assemble(
         config,
         model,
         tokenizer,
-        config.rollout_weights,
-        config.rollout_cache,
-        lora_of(config),
-        config.base_weights,
+        rollout_weights=config.rollout_weights,
+        rollout_cache=config.rollout_cache,
+        lora=lora_of(config),
+        base_weights=config.base_weights,
     )
     models = open_reward_models(found, policy, config)
     check_rows(policy.mesh, "prompts_per_step", config.prompts_per_step)

@@ -115,7 +115,14 @@ def test_a_slice_of_a_72b_model_costs_a_slice_of_memory(tmp_path):
     with file.open("wb") as stream:
         stream.truncate(length * cfg.num_layers)
     stored = [
-        Stored(file, name, "BF16", row.their_shape(cfg), i * length, (i + 1) * length)
+        Stored(
+            file=file,
+            name=name,
+            code="BF16",
+            shape=row.their_shape(cfg),
+            start=i * length,
+            stop=(i + 1) * length,
+        )
         for i, name in enumerate(row.names(cfg))
     ]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
