@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grpo_jax.models.config import PUBLISHED, ModelConfig
-from grpo_jax.rollout.row_table import slots_for
+from grpo_jax.rollout.row_table import ring_slots
 from grpo_jax.sharding.targets import compiler_options, topology_mesh
 
 ROWS, PAGE = 128, 64  # rows of a batch; tokens of a page
@@ -89,7 +89,7 @@ def bytes_moved(cfg: ModelConfig, samples: int, length: int, prompt: int = 512) 
     """GiB for one token of ROWS rows, on the average over completions of `length` tokens that all go on to the end."""
     token = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * 2
     scores = 4 * 4 * cfg.num_layers * cfg.num_heads
-    ring = sum(slots_for(t, length) for t in range(1, length + 1)) / length
+    ring = sum(ring_slots(t, length) for t in range(1, length + 1)) / length
     slots, filled = ROWS * ring, ROWS * (length + 1) / 2
     once, each = ROWS // samples * prompt, ROWS * prompt
     gib = lambda count: round(count / 2**30, 2)

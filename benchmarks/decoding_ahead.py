@@ -3,7 +3,7 @@
     python benchmarks/decoding_ahead.py                            # 1.5B on one H200 and on one v5e chip
     python benchmarks/decoding_ahead.py --targets b200:1 --layers 4
 
-It compiles the rollout's `extend` ahead of time (`pip install 'grpo-jax[plan]'`) and counts in the optimised program
+It compiles the rollout's `decode` ahead of time (`pip install 'grpo-jax[plan]'`) and counts in the optimised program
 what a token makes a device write: a step reads all weights and the cache and writes next to nothing, so whatever is
 written beside activations is a copy of weights or cache. `kernels` are the instructions of a step that run by
 themselves. Kernels cannot be tuned ahead of time on GPUs; what is chosen there may differ.
@@ -26,8 +26,8 @@ from grpo_jax.plans import abstract_arguments
 from grpo_jax.plans.hlo import INSTRUCTION, computations, loops, size
 from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.programs import Programs, Vocabulary
-from grpo_jax.rollout.sampling import Sampling
-from grpo_jax.rollout.state import Decoder, Size, blank
+from grpo_jax.rollout.sampling import SamplingParams
+from grpo_jax.rollout.state import Decoder, TableSize, empty_state
 from grpo_jax.sharding.mesh import everywhere
 from grpo_jax.sharding.targets import topology_mesh
 
@@ -55,22 +55,28 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, target: str) -> dict[str, Any]:
-    """Compile `extend` for one device of `target`."""
+    """Compile `decode` for one device of `target`."""
     cfg = PUBLISHED[args.shape]
     cfg = dataclasses.replace(cfg, num_layers=args.layers or cfg.num_layers)
-    mesh, size = topology_mesh(target), Size(args.prompts, args.samples, args.slots)
-    of = Decoder(cfg, VOCABULARY, Sampling(), cache=args.cache)
-    programs, here = Programs(of, 64, mesh), everywhere(mesh)
+    mesh, size = topology_mesh(target), TableSize(args.prompts, args.samples, args.slots)
+    decoder = Decoder(cfg, VOCABULARY, SamplingParams(), cache_dtype=args.cache)
+    programs, here = Programs(decoder, 64, mesh), everywhere(mesh)
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
     state = jax.tree.map(
-        place, jax.eval_shape(partial(blank, of, size, args.prompt_length, jnp.dtype("bfloat16")))
+        place, jax.eval_shape(partial(empty_state, decoder, size, args.prompt_length, jnp.dtype("bfloat16")))
     )
     weights = abstract_arguments.sampler_copy(cfg, mesh, "bfloat16")
     start = time.perf_counter()
-    compiled = abstract_arguments.compile_for(target, mesh, programs.extend, weights, state)
+    compiled = abstract_arguments.compile_for(target, mesh, programs.decode, weights, state)
     seconds = time.perf_counter() - start
     demand = Demand(
-        cfg, "bfloat16", args.prompts, args.samples, args.slots, args.prompt_length, cache=args.cache
+        cfg=cfg,
+        dtype="bfloat16",
+        prompts=args.prompts,
+        num_generations=args.samples,
+        max_completion_length=args.slots,
+        prompt_width=args.prompt_length,
+        cache_dtype=args.cache,
     )
     written, kernels, largest = step_of(compiled.as_text(), cfg.num_layers)
     memory = compiled.memory_analysis()

@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from datetime import date
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,8 +22,8 @@ from shapes import SMALL
 
 from grpo_jax.models.config import PUBLISHED, ModelConfig
 from grpo_jax.models.qwen import Params, abstract_params, cast, init
-from grpo_jax.rollout.sampler import Sampler
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampler import ContinuousBatchingSampler
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.rollout.state import Vocabulary
 from grpo_jax.setup.policy import compute_dtype
 from grpo_jax.sharding.mesh import make_mesh
@@ -61,12 +62,12 @@ def workload(cfg: ModelConfig, params: Params, args: argparse.Namespace, mesh: A
     """Tokens a second by segment; `enders` ids end a completion."""
     vocabulary = Vocabulary(tuple(range(enders)), 0, cfg.vocab_size)
     samplers = {
-        segment: Sampler(
+        segment: ContinuousBatchingSampler(
             cfg,
             vocabulary,
-            Sampling(),
-            samples=args.samples,
-            width=args.width,
+            SamplingParams(),
+            num_generations=args.samples,
+            max_completion_length=args.width,
             mesh=mesh,
             seed=0,
             segment=segment,
@@ -75,17 +76,17 @@ def workload(cfg: ModelConfig, params: Params, args: argparse.Namespace, mesh: A
     }
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, cfg.vocab_size, (args.prompts, args.prompt_length), np.int32)
-    given = (
-        tokens,
-        np.full(args.prompts, args.prompt_length, np.int32),
-        np.arange(args.prompts, dtype=np.uint32),
+    prompts = SimpleNamespace(
+        tokens=tokens,
+        lengths=np.full(args.prompts, args.prompt_length, np.int32),
+        uids=np.arange(args.prompts, dtype=np.uint32),
     )
     seconds: dict[int, list[float]] = {segment: [] for segment in samplers}
     drawn = {}
     for turn in range(args.repeats + 1):  # the first compiles
         for segment, sampler in samplers.items():
             start = time.perf_counter()
-            drawn[segment] = sampler(params, *given, step=0)
+            drawn[segment] = sampler(params, prompts, step=0)
             if turn:
                 seconds[segment].append(time.perf_counter() - start)
     first = drawn[args.segments[0]]

@@ -37,8 +37,8 @@ from grpo_jax.models.remat import Remat
 from grpo_jax.plans.roofline import forward_flops
 from grpo_jax.program import Program
 from grpo_jax.rollout.programs import Rollout, Vocabulary
-from grpo_jax.rollout.sampler import Sampler
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampler import ContinuousBatchingSampler
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.runs.metrics import peak_memory
 from grpo_jax.setup.policy import compute_dtype
 from grpo_jax.sharding.mesh import make_mesh
@@ -92,12 +92,12 @@ class Bench:
     def __init__(self, cfg: ModelConfig, weights: Params, work: Work, mesh: jax.sharding.Mesh, dtype: str):
         self.work, self.rows = work, work.prompts * work.samples
         vocabulary = Vocabulary((), 0, cfg.vocab_size)
-        self.sampler = Sampler(
+        self.sampler = ContinuousBatchingSampler(
             cfg,
             vocabulary,
-            Sampling(),
-            samples=work.samples,
-            width=work.completion_length,
+            SamplingParams(),
+            num_generations=work.samples,
+            max_completion_length=work.completion_length,
             mesh=mesh,
             seed=0,
         )
@@ -132,7 +132,8 @@ class Bench:
     def sample(self) -> Any:
         uids = np.arange(self.work.prompts, dtype=np.uint32)
         weights = self.refresh(self.state.params)
-        return self.sampler(weights, self.tokens, self.lengths, uids, step=0)
+        prompts = SimpleNamespace(tokens=self.tokens, lengths=self.lengths, uids=uids)
+        return self.sampler(weights, prompts, step=0)
 
     def score(self) -> Any:
         return jax.block_until_ready(self.learner.score(self.state.params, self.batch.rows, self.batch.ends))

@@ -22,8 +22,8 @@ from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models import hf
 from grpo_jax.rollout.programs import Rollout, Vocabulary
-from grpo_jax.rollout.sampler import Sampler
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampler import ContinuousBatchingSampler
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.sharding.mesh import make_mesh
 
 
@@ -54,14 +54,14 @@ class Ours:
         shape = self.work.prompts, self.work.samples
         return Learner(self.cfg, objective, how, optimizer, self.passes, shape, self.mesh)
 
-    def _sampler(self) -> Sampler:
+    def _sampler(self) -> ContinuousBatchingSampler:
         repeated = self.variant.get("repeat_prompts", False)
-        return Sampler(
+        return ContinuousBatchingSampler(
             self.cfg,
             Vocabulary((), 0, self.cfg.vocab_size),
-            Sampling(),
-            samples=1 if repeated else self.work.samples,
-            width=self.work.completion_length,
+            SamplingParams(),
+            num_generations=1 if repeated else self.work.samples,
+            max_completion_length=self.work.completion_length,
             mesh=self.mesh,
             seed=0,
             segment=self.variant.get("segment", GRPOConfig.model_fields["rollout_segment"].default),
@@ -85,7 +85,8 @@ class Ours:
         widths = np.full(len(prompts), self.work.prompt_length, np.int32)
         uids = np.arange(len(prompts), dtype=np.uint32)
         self.draws += 1
-        return self.sampler(self.state.params, prompts, widths, uids, step=self.draws, **self._limits(limits))
+        batch = SimpleNamespace(tokens=prompts, lengths=widths, uids=uids)
+        return self.sampler(self.state.params, batch, step=self.draws, **self._limits(limits))
 
     def _limits(self, limits: np.ndarray) -> dict[str, np.ndarray]:
         if not self.work.long_rows:

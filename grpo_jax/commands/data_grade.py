@@ -137,9 +137,8 @@ def _sample(evaluator: Evaluator, weights: Any, notes: Notes) -> None:
         # Every host decides alike, whatever files it sees.
         if not hosts.any_process(any(str(number) not in notes.judged for number in numbers)):
             continue
-        with evaluator.scorer.stream(batch, evaluator.sampler.samples, real=real) as scoring:
-            arrays = batch.tokens, batch.lengths, batch.uids
-            rollout = evaluator.sampler(weights, *arrays, step=0, on_group=scoring.add)
+        with evaluator.scorer.stream(batch, evaluator.sampler.num_generations, real=real) as scoring:
+            rollout = evaluator.sampler(weights, batch, step=0, on_group=scoring.add)
             scored = scoring.finish(rollout)
         notes.add(numbers, scored.successes[:real])
 
@@ -164,8 +163,8 @@ def _evaluator(config: GradeConfig, policy: Policy, prompts: Prompts, scorer: Sc
         prompts,
         scorer,
         sampling_of(config, policy),
-        samples=config.samples,
-        width=config.max_completion_length,
+        num_generations=config.samples,
+        max_completion_length=config.max_completion_length,
         seed=config.seed,
         at_a_time=config.prompts_per_step,
         stop=stop_of(config, policy),

@@ -15,7 +15,7 @@ from grpo_jax.evaluation.report import figures_of, problems_of, scored_figures, 
 from grpo_jax.evaluation.setup import Setup, setup_of
 from grpo_jax.evaluation.statistics import pass_at_k, standard_error
 from grpo_jax.rewards import RewardPool
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.scoring.reward_models import CheckedModel, find_reward_models, open_reward_models
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup.policy import Policy, open_policy
@@ -132,7 +132,7 @@ def _tell(results: dict[str, Any], prompts: Prompts) -> None:
         comparison.show(found["from"], {way: part for way, part in found.items() if way != "from"})
 
 
-def _ways(config: EvalConfig, policy: Policy) -> list[tuple[str, Sampling, int]]:
+def _ways(config: EvalConfig, policy: Policy) -> list[tuple[str, SamplingParams, int]]:
     """(name, how to draw, samples) of each part of the evaluation."""
     drawn = {"greedy": evaluation_of(config, policy, 0.0), "sampled": sampling_of(config, policy)}
     return [(way, drawn[way], samples) for way, samples in _samples(config).items()]
@@ -154,15 +154,15 @@ def _held_out(setup: Setup, policy: Policy) -> Prompts:
 
 
 def _evaluator(
-    config: EvalConfig, policy: Policy, prompts: Prompts, scorer: Scorer, how: Sampling, samples: int
+    config: EvalConfig, policy: Policy, prompts: Prompts, scorer: Scorer, how: SamplingParams, samples: int
 ) -> Evaluator:
     return Evaluator(
         policy,
         prompts,
         scorer,
         how,
-        samples=samples,
-        width=config.max_completion_length,
+        num_generations=samples,
+        max_completion_length=config.max_completion_length,
         seed=config.seed,
         at_a_time=config.prompts_per_step,
         stop=stop_of(config, policy),

@@ -1,5 +1,7 @@
 """The verb `generate`: sample from a model and print the text as it comes."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 
@@ -8,7 +10,7 @@ from grpo_jax.commands.generate_stream import Printed
 from grpo_jax.config import GenerateConfig
 from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.errors import UserError
-from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.rollout.sampler import ContinuousBatchingSampler
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.sampling import decoded, sampling_of, stop_of
 from grpo_jax.setup.weights import load_sampler
@@ -31,9 +33,7 @@ def generate_command(config: GenerateConfig) -> int:
         weights = load_sampler(policy)
         sampler(
             weights,
-            batch.tokens,
-            batch.lengths,
-            np.array([request.uid for request in requests], np.uint32),
+            batch,
             step=0,
             seeds=[request.seed for request in requests],
             on_tokens=printed,
@@ -55,24 +55,25 @@ def _batch(config: GenerateConfig, requests: list[Request], policy: Policy) -> P
     if prompts.dropped:
         told = f"{prompts.dropped} prompts are longer than the model's {longest} positions"
         raise UserError(f"prompts = {config.prompts!r}: {told}; leave them out")
-    batch = prompts.at(range(len(requests)))
+    uids = np.array([request.uid for request in requests], np.uint32)
+    batch = replace(prompts.at(range(len(requests))), uids=uids)
     length = batch.tokens.shape[1] + config.max_completion_length
     policy.check_positions("prompt + max_completion_length", length)
     return batch
 
 
-def _sampler(config: GenerateConfig, policy: Policy) -> Sampler:
-    return Sampler(
+def _sampler(config: GenerateConfig, policy: Policy) -> ContinuousBatchingSampler:
+    return ContinuousBatchingSampler(
         policy.cfg,
         policy.vocabulary,
         sampling_of(config, policy),
-        samples=config.samples,
-        width=config.max_completion_length,
+        num_generations=config.samples,
+        max_completion_length=config.max_completion_length,
         mesh=policy.mesh,
         seed=config.seed,
         segment=_SEGMENT,
         rows=_ROWS,
         stop=stop_of(config, policy),
-        cache=policy.rollout_cache,
+        cache_dtype=policy.rollout_cache,
         attention=policy.attention,
     )

@@ -25,8 +25,8 @@ from grpo_jax.data.sft.rejection import Candidate, Standards, select
 from grpo_jax.data.sources import load_rows
 from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.rewards import RewardPool
-from grpo_jax.rollout.programs import Rollout
-from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.rollout.protocol import Rollout
+from grpo_jax.rollout.sampler import ContinuousBatchingSampler
 from grpo_jax.runs.files import write_atomically
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.progress import TrainingProgress
@@ -108,8 +108,7 @@ def _sample(
         for done, i in enumerate(missing, start=first + 1):
             batch, real = batches[i]
             with scorer.stream(batch, config.samples, real=real) as scoring:
-                arrays = batch.tokens, batch.lengths, batch.uids
-                rollout = sampler(weights, *arrays, step=0, on_group=scoring.add)
+                rollout = sampler(weights, batch, step=0, on_group=scoring.add)
                 scored = scoring.finish(rollout)
             if folder.is_writer:
                 lines = _candidates(config, batch, real, rollout, scored, scorer.pool.names, origin)
@@ -117,18 +116,18 @@ def _sample(
             progress.log(done, _figures(rollout, scored, real))
 
 
-def _sampler(config: RejectConfig, policy: Policy) -> Sampler:
-    return Sampler(
+def _sampler(config: RejectConfig, policy: Policy) -> ContinuousBatchingSampler:
+    return ContinuousBatchingSampler(
         policy.cfg,
         policy.vocabulary,
         sampling_of(config, policy),
-        samples=config.samples,
-        width=config.max_completion_length,
+        num_generations=config.samples,
+        max_completion_length=config.max_completion_length,
         mesh=policy.mesh,
         seed=config.seed,
-        purpose=REJECTION,
+        random_stream=REJECTION,
         stop=stop_of(config, policy),
-        cache=policy.rollout_cache,
+        cache_dtype=policy.rollout_cache,
         attention=policy.attention,
     )
 

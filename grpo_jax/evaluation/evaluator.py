@@ -11,9 +11,9 @@ import numpy as np
 from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.evaluation.statistics import standard_error
 from grpo_jax.rollout.budget import Demand
-from grpo_jax.rollout.programs import Rollout
-from grpo_jax.rollout.sampler import Sampler
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.protocol import Rollout
+from grpo_jax.rollout.sampler import ContinuousBatchingSampler
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.rollout.stopping import Stop
 from grpo_jax.scoring.scored import Scored
 from grpo_jax.scoring.scorer import Scorer
@@ -101,10 +101,10 @@ class Evaluator:
         policy: Policy,
         prompts: Prompts,
         scorer: Scorer,
-        how: Sampling,
+        sampling: SamplingParams,
         *,
-        samples: int,
-        width: int,
+        num_generations: int,
+        max_completion_length: int,
         seed: int,
         at_a_time: int = 64,
         segment: int = 64,
@@ -115,18 +115,18 @@ class Evaluator:
         shards = row_shards(policy.mesh)
         wanted = max(min(at_a_time, len(prompts)), 1)
         self.at_a_time = math.ceil(wanted / shards) * shards
-        self.sampler = Sampler(
+        self.sampler = ContinuousBatchingSampler(
             policy.cfg,
             policy.vocabulary,
-            how,
-            samples=samples,
-            width=width,
+            sampling,
+            num_generations=num_generations,
+            max_completion_length=max_completion_length,
             mesh=policy.mesh,
             seed=seed,
-            purpose=EVALUATION,
+            random_stream=EVALUATION,
             segment=segment,
             stop=stop,
-            cache=policy.rollout_cache,
+            cache_dtype=policy.rollout_cache,
             attention=policy.attention,
         )
 
@@ -160,9 +160,8 @@ class Evaluator:
     def _parts(self, params: Any, trainer_state: Any) -> Iterator[tuple[PromptBatch, Rollout, Scored]]:
         """Batch by batch. The last may be filled up with repeats, which are neither scored nor given out."""
         for batch, real in self.prompts.batches_in_order(self.at_a_time):
-            with self.scorer.stream(batch, self.sampler.samples, trainer_state, real) as scoring:
-                arrays = batch.tokens, batch.lengths, batch.uids
-                rollout = self.sampler(params, *arrays, step=0, on_group=scoring.add)
+            with self.scorer.stream(batch, self.sampler.num_generations, trainer_state, real) as scoring:
+                rollout = self.sampler(params, batch, step=0, on_group=scoring.add)
                 scored = scoring.finish(rollout)
             which = np.arange(real)
             kept = replace(scored.take(which), failures=scored.failures, metrics=scored.metrics)

@@ -25,11 +25,11 @@ from grpo_jax.models.qwen import cast
 from grpo_jax.plans import abstract_arguments
 from grpo_jax.program import Program
 from grpo_jax.rewards.by_model import PREFIX, column_of
-from grpo_jax.rollout.budget import prompts_at_a_time
-from grpo_jax.rollout.decoding import Newcomers
+from grpo_jax.rollout.budget import prompts_per_prefill
+from grpo_jax.rollout.decoding import PrefillBatch
 from grpo_jax.rollout.programs import Programs, Vocabulary
-from grpo_jax.rollout.sampling import Sampling
-from grpo_jax.rollout.state import Decoder, Size
+from grpo_jax.rollout.sampling import SamplingParams
+from grpo_jax.rollout.state import Decoder, TableSize
 from grpo_jax.scoring.reward_models import ROWS_EACH, abstract_reward_model, scoring_program, weight_bytes
 from grpo_jax.setup import memory_budget
 from grpo_jax.setup.learner import learner_of, lora_of, optimizer_of, passes_of, schedule_of
@@ -134,7 +134,7 @@ class PlannedRun:
         return memory_budget.training_demand(self.config, self.policy)
 
     @property
-    def size(self) -> Size:
+    def size(self) -> TableSize:
         """The size of the rollout's largest table, on each part of the mesh."""
         return self.demand.size(self.rows)
 
@@ -179,10 +179,14 @@ class PlannedRun:
 
     def _rollout(self) -> list[Job]:
         c, mesh, dtype = self.config, self.mesh, jnp.dtype(self.policy.dtype)
-        sampling = Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
+        sampling = SamplingParams(c.temperature, c.top_k, c.top_p, c.min_p)
         count = min(c.rollout_segment or c.max_completion_length, c.max_completion_length)
         decoder = Decoder(
-            self.cfg, self.policy.vocabulary, sampling, cache=c.rollout_cache, attention=c.attention
+            self.cfg,
+            self.policy.vocabulary,
+            sampling,
+            cache_dtype=c.rollout_cache,
+            attention=c.attention,
         )
         programs, held = Programs(decoder, count, mesh), sum(self.held.values())
         with jax.set_mesh(mesh):
@@ -191,10 +195,10 @@ class PlannedRun:
             _placed(self.policy.abstract_rollout(), self.policy.rollout_shardings()), mesh
         )
         key = abstract_arguments.prompts(mesh, 1, 1)[-1]
-        new = self._newcomers()
+        batch = self._prefill_batch()
         return [
-            Job("prompts", programs.admit, (copy, key, state, new), held, []),
-            Job("rollout", programs.extend, (copy, state), held, [count]),
+            Job("prompts", programs.prefill, (copy, key, state, batch), held, []),
+            Job("rollout", programs.decode, (copy, state), held, [count]),
         ]
 
     def _judging(self) -> list[Job]:
@@ -210,12 +214,12 @@ class PlannedRun:
         beside = self._beside(weights) + memory_budget.copy_bytes(self.policy)
         return Job(f"reward {column_of(name)}", scoring_program(cfg, c.attention), given, beside, [])
 
-    def _newcomers(self) -> Newcomers:
+    def _prefill_batch(self) -> PrefillBatch:
         c, size, parts = self.config, self.size, row_shards(self.mesh)
         times = -(-c.num_generations // size.rows)
-        m = min(prompts_at_a_time(c.max_prompt_length), size.places // times) * parts
+        m = min(prompts_per_prefill(c.max_prompt_length), size.places // times) * parts
         array = partial(abstract_arguments.array, by_rows(self.mesh))
-        return Newcomers(
+        return PrefillBatch(
             tokens=array(jnp.int32, m, c.max_prompt_length),
             lengths=array(jnp.int32, m),
             uids=array(jnp.uint32, m),
@@ -296,9 +300,9 @@ def shape_of(model: str, field: str = "model") -> ModelConfig:
     return hf.load_config(hf.resolve_model(model, field))
 
 
-def _state(programs: Programs, size: Size, prompt_width: int, dtype: np.dtype, mesh: Mesh) -> Any:
+def _state(programs: Programs, size: TableSize, prompt_width: int, dtype: np.dtype, mesh: Mesh) -> Any:
     """The rollout's table as shapes with shardings."""
-    shapes = jax.eval_shape(lambda: programs.empty(size, prompt_width, dtype))
+    shapes = jax.eval_shape(lambda: programs.trace_empty_state(size, prompt_width, dtype))
     heads = lambda x, spec: _array(x, NamedSharding(mesh, PartitionSpec(*spec)))
     rows = jax.tree.map(lambda x: _array(x, by_rows(mesh)), shapes)
     layers = tuple(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.plans.planned_run import PlannedRun
-from grpo_jax.rollout.row_table import slots_for
+from grpo_jax.rollout.row_table import ring_slots
 from grpo_jax.setup.memory_budget import copy_bytes
 from grpo_jax.sharding.targets import chip_of
 
@@ -67,7 +67,7 @@ def _rollout(run: PlannedRun) -> float:
     demand, size, length = run.demand, run.size, c.max_completion_length
     rows = size.places * size.rows
     rounds = -(-c.prompts_per_step * c.num_generations // (rows * demand.parts))
-    slots = sum(slots_for(t, length) for t in range(1, length + 1)) / length
+    slots = sum(ring_slots(t, length) for t in range(1, length + 1)) / length
     prompts = demand.cache_bytes(type(size)(size.places, size.rows, 0))
     own = (demand.cache_bytes(type(size)(size.places, size.rows, 1024)) - prompts) / 1024
     moved = (copy_bytes(run.policy) + prompts + own * slots) / chip.bandwidth

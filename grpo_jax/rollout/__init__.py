@@ -1,1 +1,1 @@
-"""Stage 2: prompts -> completions, in one compiled dispatch."""
+"""Stage 2: prompts -> completions."""

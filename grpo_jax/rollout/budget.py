@@ -1,75 +1,75 @@
-"""How many completions are under way at a time in a given memory. Formulas of shapes: nothing is compiled."""
+"""How many completions fit in a given memory at a time. Formulas of shapes: nothing is compiled."""
 
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.rollout.row_table import first_size
-from grpo_jax.rollout.state import Size
+from grpo_jax.rollout.row_table import initial_size
+from grpo_jax.rollout.state import TableSize
 
-_LOGITS = 3  # arrays [rows,V] in float32 that live at a time: logits, weights, one between them
-_PREFILL_TOKENS = 16384  # prompt tokens that a part of the mesh reads at a time
+_LOGITS = 3  # float32 arrays [rows,V] alive at a time: logits, weights, one between them
+_PREFILL_TOKENS = 16384  # prompt tokens that one prefill reads on each shard
 
 
-def prompts_at_a_time(prompt_width: int) -> int:
-    """How many prompts a part of the mesh reads in one program, for the sake of their activations."""
+def prompts_per_prefill(prompt_width: int) -> int:
+    """How many prompts one prefill reads on each shard; more would need too much memory for activations."""
     return max(_PREFILL_TOKENS // prompt_width, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Demand:
-    """P x G completions of up to `width` tokens of prompts of up to `prompt_width`, over `parts` of a mesh that have
-    rows of their own, with the heads split `tensor` times."""
+    """The memory that a rollout of P x G completions needs, on a mesh that splits rows over `shards` and heads over
+    `tensor` devices."""
 
     cfg: ModelConfig
     dtype: str
-    prompts: int
-    samples: int
-    width: int
-    prompt_width: int
-    parts: int = 1
+    prompts: int  # P
+    num_generations: int  # G
+    max_completion_length: int
+    prompt_width: int  # tokens that prompts are padded to, at most
+    shards: int = 1
     tensor: int = 1
-    cache: str = "auto"  # or int8
+    cache_dtype: str = "auto"  # or int8
 
-    def size(self, rows: int = 0) -> Size:
-        """The largest table, with `rows` completions at a time over all parts (0: all)."""
-        return first_size(self.prompts, self.samples, self.width, self.parts, rows)
+    def size(self, rows: int = 0) -> TableSize:
+        """The largest table, with at most `rows` completions at a time over all shards (0: all)."""
+        return initial_size(self.prompts, self.num_generations, self.max_completion_length, self.shards, rows)
 
-    def cache_bytes(self, size: Size) -> int:
-        """Keys and values of a table on each device: those of a prompt once a place."""
-        wide, H = jnp.dtype(self.dtype).itemsize, self.cfg.head_dim
-        head = H + wide if self.cache == "int8" else H * wide  # with its scale
+    def cache_bytes(self, size: TableSize) -> int:
+        """Keys and values of a table on each device; a prompt's are held once for each of its places."""
+        itemsize, H = jnp.dtype(self.dtype).itemsize, self.cfg.head_dim
+        head = H + itemsize if self.cache_dtype == "int8" else H * itemsize  # int8 has a scale for each head
         tokens = size.places * (self.prompt_width + size.rows * size.slots)
         return tokens * 2 * self.cfg.num_layers * self.cfg.num_kv_heads * head // self.tensor
 
-    def peak_bytes(self, size: Size) -> int:
-        """On each device, beside the weights: the cache; a layer of the one that it grows from, or what reading prompts
-        takes; and the logits."""
+    def peak_bytes(self, size: TableSize) -> int:
+        """On each device, besides the weights: the cache; the logits; and either one layer of the cache that it grows
+        from or the activations of a prefill, whichever is larger."""
         grown_from = self.cache_bytes(size) // self.cfg.num_layers
         logits = _LOGITS * size.places * size.rows * self.cfg.vocab_size * 4 // self.tensor
         return self.cache_bytes(size) + max(grown_from, self._prefill_bytes(size)) + logits
 
-    def _prefill_bytes(self, size: Size) -> int:
-        """Activations of the prompts that are read at a time: gate and up, and four of the model's width. Ahead of time
-        for an H200 this is 2 to 7 % above what the compiler asks for (1.5B, 8,192 and 16,384 tokens)."""
-        prompts = size.places // -(-self.samples // size.rows)  # each stands at so many places
-        tokens = min(prompts, prompts_at_a_time(self.prompt_width)) * self.prompt_width
-        token = 2 * self.cfg.intermediate_size // self.tensor + 4 * self.cfg.hidden_size
-        return tokens * token * jnp.dtype(self.dtype).itemsize
+    def _prefill_bytes(self, size: TableSize) -> int:
+        """Activations of one prefill: gate and up projections, and four arrays of the model's width. Compiled ahead of
+        time for an H200 this is 2 to 7 % above what the compiler asks for (1.5B, 8,192 and 16,384 tokens)."""
+        places_per_prompt = -(-self.num_generations // size.rows)
+        prompts = min(size.places // places_per_prompt, prompts_per_prefill(self.prompt_width))
+        per_token = 2 * self.cfg.intermediate_size // self.tensor + 4 * self.cfg.hidden_size
+        return prompts * self.prompt_width * per_token * jnp.dtype(self.dtype).itemsize
 
     def rows_within(self, memory: int) -> int | None:
-        """Completions at a time for which `memory` bytes on each device are enough, over all parts; 0: all of them;
-        None: not even one prompt's."""
+        """The number of completions at a time, over all shards, that fit in `memory` bytes on each device; 0: all of
+        them; None: not even those of one prompt."""
         if self.peak_bytes(self.size()) <= memory:
             return 0
-        for prompts in range(-(-self.prompts // self.parts), 0, -1):
-            rows = self._rows_of(prompts)
+        for prompts in range(-(-self.prompts // self.shards), 0, -1):
+            rows = self._rows_for(prompts)
             if self.peak_bytes(self.size(rows)) <= memory:
                 return rows
         return None
 
-    def _rows_of(self, prompts: int) -> int:
-        """Rows of a table with so many prompts on each part, when others wait."""
+    def _rows_for(self, prompts: int) -> int:
+        """Rows, over all shards, of a table with `prompts` prompts on each shard while others wait."""
         one = self.size(1)  # of a single prompt
-        return one.places * one.rows * self.parts * prompts
+        return one.places * one.rows * self.shards * prompts

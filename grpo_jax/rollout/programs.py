@@ -1,17 +1,15 @@
-"""The compiled programs of a rollout: the whole in one dispatch, or piece by piece with rows that come and go.
+"""The compiled programs of a rollout: all of it in one program, or in segments between which rows come and go.
 
-Each part of the mesh that has rows of its own (`ROWS`) decodes by itself, without a word to the others; only `tensor`
-is left to the compiler. So a part stops when its own rows have ended, and rearranging moves nothing between parts.
+Each shard of the mesh that has rows of its own (`ROWS`) decodes without any exchange with the others; only `tensor` is
+left to the compiler. So a shard stops when its own rows have ended, and compaction moves nothing between shards.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
@@ -19,57 +17,39 @@ from jax.sharding import PartitionSpec as Spec
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.qwen import Params, for_decoding
 from grpo_jax.program import Program
-from grpo_jax.rollout.compaction import move_layer, move_rows, rearranged
-from grpo_jax.rollout.decoding import Newcomers, admit, extend
-from grpo_jax.rollout.sampling import Sampling
-from grpo_jax.rollout.state import Decoder, Decoding, Size, Vocabulary, blank
+from grpo_jax.rollout.compaction import compact, move_layer, move_rows
+from grpo_jax.rollout.decoding import PrefillBatch, decode, prefill
+from grpo_jax.rollout.protocol import Rollout
+from grpo_jax.rollout.sampling import SamplingParams
+from grpo_jax.rollout.state import Decoder, DecodeState, TableSize, Vocabulary, empty_state
 from grpo_jax.sharding.mesh import ROWS, by_rows, on_cpu
 
 __all__ = ["Programs", "Rollout", "Vocabulary", "make_generate"]
 
-WHOLE, OWN = Spec(), Spec(ROWS)  # how arrays are split over the parts
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Rollout:
-    """P prompts with G completions each. The end-of-sequence token is an action: it is stored, counted and scored."""
-
-    tokens: Array  # [P,G,Tc] int32, pad_id after the end
-    logprobs: Array  # [P,G,Tc] float32 under the full softmax at the sampling temperature, 0 after the end
-    lengths: Array  # [P,G] int32, end-of-sequence included
-    finished: Array  # [P,G] bool, False where the length limit cut the completion
-    action_mask: Array  # [P,G,Tc] bool, True for tokens that the policy chose: what it is trained on
-
-    @staticmethod
-    def of_policy(tokens: Any, logprobs: Any, lengths: Any, finished: Any) -> "Rollout":
-        """A rollout whose tokens were all chosen by the policy. NumPy arrays, or traced ones."""
-        numpy = np if isinstance(lengths, np.ndarray) else jnp
-        mask = numpy.arange(tokens.shape[-1]) < lengths[..., None]
-        return Rollout(tokens, logprobs, lengths, finished, mask)
+REPLICATED, BY_ROW = Spec(), Spec(ROWS)  # how arrays are split over the shards
 
 
 def make_generate(
     cfg: ModelConfig,
     vocabulary: Vocabulary,
-    how: Sampling,
-    samples: int,
-    width: int,
+    sampling: SamplingParams,
+    num_generations: int,
+    max_completion_length: int,
     mesh: Mesh,
-    cache_form: str = "auto",
+    cache_dtype: str = "auto",
 ) -> Program:
-    """The program (params, tokens [P,Tp], lengths [P], uids [P], step key) -> Rollout of `samples` completions a
-    prompt, each up to `width` tokens. It compiles once for each (P, Tp). `cache_form`: as of `Decoder`."""
-    whole = partial(_generate, Decoder(cfg, vocabulary, how, on_cpu(mesh), cache_form), samples, width)
-    return Program(
-        "rollout", _by_part(mesh, whole, (WHOLE, OWN, OWN, OWN, WHOLE), OWN), out_shardings=by_rows(mesh)
-    )
+    """The program (params, tokens [P,Tp], lengths [P], uids [P], step key) -> Rollout of `num_generations` completions
+    for each prompt, all in one dispatch. It compiles once for each (P, Tp)."""
+    decoder = Decoder(cfg, vocabulary, sampling, on_cpu(mesh), cache_dtype)
+    function = partial(_generate, decoder, num_generations, max_completion_length)
+    takes = REPLICATED, BY_ROW, BY_ROW, BY_ROW, REPLICATED
+    return Program("rollout", _per_shard(mesh, function, takes, BY_ROW), out_shardings=by_rows(mesh))
 
 
 def _generate(
-    of: Decoder,
-    samples: int,
-    width: int,
+    decoder: Decoder,
+    num_generations: int,
+    max_completion_length: int,
     params: Params,
     tokens: Array,
     lengths: Array,
@@ -78,14 +58,16 @@ def _generate(
 ) -> Rollout:
     m, prompt_width = tokens.shape
     places = jnp.arange(m, dtype=jnp.int32)[:, None]
-    new = Newcomers(tokens, lengths, uids, places, jnp.full((m, 1, samples), width, jnp.int32))
+    limits = jnp.full((m, 1, num_generations), max_completion_length, jnp.int32)
+    batch = PrefillBatch(tokens, lengths, uids, places, limits)
     if not isinstance(params["layers"], tuple):
-        params = for_decoding(params, of.on_cpu)
-    state = blank(of, Size(m, samples, width), prompt_width, _dtype(params))
-    state, first = admit(of, params, key, state, new)
-    if width == 1:
+        params = for_decoding(params, decoder.on_cpu)
+    size = TableSize(m, num_generations, max_completion_length)
+    state = empty_state(decoder, size, prompt_width, _dtype(params))
+    state, first = prefill(decoder, params, key, state, batch)
+    if max_completion_length == 1:
         return Rollout.of_policy(first.tokens, first.logprobs, first.lengths, first.finished)
-    _, rest = extend(of, width - 1, params, state)
+    _, rest = decode(decoder, max_completion_length - 1, params, state)
     join = lambda a, b: jnp.concatenate([a, b], axis=-1)
     return Rollout.of_policy(
         join(first.tokens, rest.tokens), join(first.logprobs, rest.logprobs), rest.lengths, rest.finished
@@ -94,67 +76,67 @@ def _generate(
 
 @cache
 def decoding_program(mesh: Mesh) -> Program:
-    """The program (params as stacked layers) -> params as programs that draw tokens read them."""
+    """The program (params as stacked layers) -> params in the form that the programs here read."""
     return Program("for_decoding", partial(for_decoding, on_cpu=on_cpu(mesh)))
 
 
 class Programs:
     """The programs of a rollout in segments of `count` tokens. Each compiles once for each shape of its arrays."""
 
-    def __init__(self, of: Decoder, count: int, mesh: Mesh):
-        self.count, self._of, self._mesh = count, of, mesh
-        self._blank: dict[tuple, Program] = {}
+    def __init__(self, decoder: Decoder, count: int, mesh: Mesh):
+        self.count, self._decoder, self._mesh = count, decoder, mesh
+        self._empty_states: dict[tuple, Program] = {}
         self._moves: dict[tuple, Program] = {}
-        part = partial(_by_part, mesh)
-        # (params, step key, state, Newcomers) -> (state, Drawn of one token); the state is donated
-        self.admit = Program(
-            "admit", part(partial(admit, of), (WHOLE, WHOLE, OWN, OWN), OWN), donate_argnums=2
+        # (params, step key, state, PrefillBatch) -> (state, SampledTokens of one token); the state is donated
+        self.prefill = self._program(
+            "prefill", partial(prefill, decoder), (REPLICATED, REPLICATED, BY_ROW, BY_ROW), donate_argnums=2
         )
-        # (params, state) -> (state, Drawn of `count` tokens); the state is donated
-        self.extend = Program("extend", part(partial(extend, of, count), (WHOLE, OWN), OWN), donate_argnums=1)
+        # (params, state) -> (state, SampledTokens of `count` tokens); the state is donated
+        self.decode = self._program(
+            "decode", partial(decode, decoder, count), (REPLICATED, BY_ROW), donate_argnums=1
+        )
 
-    def blank(self, size: Size, prompt_width: int, params: Params) -> Decoding:
-        """An empty table of that size on each part of the mesh."""
+    def empty_state(self, size: TableSize, prompt_width: int, params: Params) -> DecodeState:
+        """An empty table of that size on each shard of the mesh."""
         key = (size, prompt_width, _dtype(params))
-        if key not in self._blank:
-            self._blank[key] = Program("blank", partial(self.empty, *key))
-        return self._blank[key]()
+        if key not in self._empty_states:
+            self._empty_states[key] = Program("empty_state", partial(self.trace_empty_state, *key))
+        return self._empty_states[key]()
 
-    def empty(self, size: Size, prompt_width: int, dtype: jnp.dtype) -> Decoding:
-        """What `blank` computes."""
-        return _by_part(self._mesh, partial(blank, self._of, size, prompt_width, dtype), (), OWN)()
+    def trace_empty_state(self, size: TableSize, prompt_width: int, dtype: jnp.dtype) -> DecodeState:
+        """The function that `empty_state` compiles."""
+        return _per_shard(self._mesh, partial(empty_state, self._decoder, size, prompt_width, dtype), ())()
 
-    def rearranged(self, state: Decoding, slots: int, places: Array, rows: Array) -> Decoding:
-        """`state`, which is used up, at places [D*S'] with rows [D*S',g'] and `slots` slots. Numbers of places and rows
-        are those within a part."""
+    def compact(self, state: DecodeState, slots: int, places: Array, rows: Array) -> DecodeState:
+        """`state`, which is used up, with places [D*S'], rows [D*S',g'] and `slots` slots. The numbers of places and
+        rows are those within a shard."""
         old = state.cache.slots
-        return rearranged(self._rows_moved(old, slots), self._layer_moved(slots), state, places, rows)
+        rows_program = self._move_program("compact_rows", partial(move_rows, old, slots), (old, slots), 3)
+        layer_program = self._move_program("compact_layer", partial(move_layer, slots), (slots,), 4)
+        return compact(rows_program, layer_program, state, places, rows)
 
     @property
     def compilations(self) -> int:
-        """Of all programs."""
-        programs = self.admit, self.extend, *self._blank.values(), *self._moves.values()
+        """Compilations of all programs together."""
+        programs = self.prefill, self.decode, *self._empty_states.values(), *self._moves.values()
         return sum(program.compilations for program in programs)
 
-    def _rows_moved(self, old: int, new: int) -> Program:
-        return self._move(partial(move_rows, old, new), "rearrange", (old, new), 3)
-
-    def _layer_moved(self, new: int) -> Program:
-        return self._move(partial(move_layer, new), "rearrange_layer", (new,), 4)
-
-    def _move(self, function: Callable, name: str, slots: tuple[int, ...], arguments: int) -> Program:
+    def _move_program(self, name: str, function: Callable, slots: tuple[int, ...], arguments: int) -> Program:
         key = name, *slots
         if key not in self._moves:
-            self._moves[key] = Program(name, _by_part(self._mesh, function, (OWN,) * arguments, OWN))
+            self._moves[key] = self._program(name, function, (BY_ROW,) * arguments)
         return self._moves[key]
 
+    def _program(self, name: str, function: Callable, takes: Any, **jit_options: Any) -> Program:
+        return Program(name, _per_shard(self._mesh, function, takes), **jit_options)
 
-def _by_part(mesh: Mesh, function: Callable, takes: Any, gives: Any) -> Callable:
-    """`function` on each part's own rows. An axis with more than one place that is not of `ROWS` stays the compiler's;
-    one with a single place has nothing for it to do, and cuDNN's attention wants none left."""
-    own = {axis for axis in mesh.axis_names if axis in ROWS or mesh.shape[axis] == 1}
+
+def _per_shard(mesh: Mesh, function: Callable, takes: Any, gives: Any = BY_ROW) -> Callable:
+    """`function` on each shard's own rows. An axis of several devices that is not in `ROWS` is left to the compiler;
+    one of a single device is not, because cuDNN's attention allows no automatic axis and there is nothing to split."""
+    manual = {axis for axis in mesh.axis_names if axis in ROWS or mesh.shape[axis] == 1}
     return jax.shard_map(
-        function, mesh=mesh, in_specs=takes, out_specs=gives, axis_names=own, check_vma=False
+        function, mesh=mesh, in_specs=takes, out_specs=gives, axis_names=manual, check_vma=False
     )
 
 

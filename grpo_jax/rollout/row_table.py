@@ -1,8 +1,8 @@
-"""Who stands where, on the host: which completions are drawn at a time, and in what table.
+"""The host's table of which completion is in which row, and the decisions about it.
 
-The device sees a table of places with rows (`state.py`), on each of D parts of the mesh one of the same size. Here
-is decided, between two segments, which rows stay, how large the table is, and which waiting prompts come in. Only
-NumPy; every host decides the same from the same facts.
+The device sees a table of places with rows (`state.py`), of the same size on each of D shards of the mesh. Between two
+segments the host decides which rows stay, how large the table is, and which waiting prompts come in. Only NumPy is
+used, and every host decides the same from the same facts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,188 +10,193 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grpo_jax.rollout.state import Size
+from grpo_jax.rollout.state import TableSize
 
 EMPTY = -1
-_FEWEST_SLOTS = 128  # of a ring at first: fewer are not worth a compilation
-_STEP = 256  # slots by which it grows, at least, for the same reason
-_ROW = 512  # a row costs as much as it attends to, and for all else as much as so many tokens of cache
-_WASTE = 4  # rows move together to make room when one of so many places is taken by rows that have ended
+_MIN_SLOTS = 128  # of a ring at first: a smaller one is not worth a compilation
+_MIN_GROWTH = 256  # slots by which a ring grows, at least, for the same reason
+_ROW_COST = 512  # what a row costs besides the slots that it attends to, in slots
+_MIN_GAIN = 4  # while prompts wait, compact when this frees at least one of so many places
 
 
-Seats = list[list[tuple[int, np.ndarray]]]
-"""On each part, newcomers: a prompt and its places."""
+Assignments = list[list[tuple[int, np.ndarray]]]
+"""For each shard, (prompt, its places) of the prompts that come in."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """Prompts at places, samples of them at rows; EMPTY where none is."""
+class RowTable:
+    """Which prompt is in each place, and which of its samples is in each row; EMPTY for none."""
 
     prompts: np.ndarray  # [D,S] int
     samples: np.ndarray  # [D,S,g] int
 
     @staticmethod
-    def empty(parts: int, size: Size) -> "Table":
-        """Nobody anywhere."""
-        rows = parts, size.places, size.rows
-        return Table(np.full(rows[:2], EMPTY), np.full(rows, EMPTY))
+    def empty(shards: int, size: TableSize) -> "RowTable":
+        """A table without prompts."""
+        shape = shards, size.places, size.rows
+        return RowTable(np.full(shape[:2], EMPTY), np.full(shape, EMPTY))
 
     def alive(self, ended: np.ndarray) -> np.ndarray:
-        """[D,S,g] bool: rows that go on, where `ended` [P,G] says which do not."""
+        """[D,S,g] bool: rows whose completion has not `ended` [P,G]."""
         return (self.samples != EMPTY) & ~ended[self.prompts[..., None], self.samples]
 
-    def of_rows(self, values: np.ndarray) -> np.ndarray:
-        """[D,S,g] from `values` [P,G], anything for nobody."""
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """[D,S,g]: each row's entry of `values` [P,G]; arbitrary for empty rows."""
         return values[self.prompts[..., None], self.samples]
 
     @property
-    def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """(prompts, samples) of everybody, an index into [P,G]."""
-        here = self.samples != EMPTY
-        return np.broadcast_to(self.prompts[..., None], here.shape)[here], self.samples[here]
+    def completions(self) -> tuple[np.ndarray, np.ndarray]:
+        """(prompts, samples) of all rows that are not empty: an index into [P,G]."""
+        occupied = self.samples != EMPTY
+        return np.broadcast_to(self.prompts[..., None], occupied.shape)[occupied], self.samples[occupied]
 
-    def size(self, slots: int) -> Size:
-        """With `slots` slots."""
+    def size(self, slots: int) -> TableSize:
+        """The table's size, with `slots` slots."""
         _, places, rows = self.samples.shape
-        return Size(places, rows, slots)
+        return TableSize(places, rows, slots)
 
-    def seated(self, seats: "Seats", samples: int) -> "Table":
-        """With the `samples` completions of each newcomer at his places."""
-        prompts, rows = self.prompts.copy(), self.samples.copy()
-        g = rows.shape[2]
-        for part, queue in enumerate(seats):
+    def assign(self, assignments: Assignments, num_generations: int) -> "RowTable":
+        """The table with the `num_generations` completions of each prompt in the places assigned to it."""
+        prompts, samples = self.prompts.copy(), self.samples.copy()
+        g = samples.shape[2]
+        for shard, queue in enumerate(assignments):
             for prompt, places in queue:
-                all_rows = np.arange(len(places) * g).reshape(-1, g)
-                prompts[part, places] = prompt
-                rows[part, places] = np.where(all_rows < samples, all_rows, EMPTY)
-        return Table(prompts, rows)
+                numbers = np.arange(len(places) * g).reshape(-1, g)
+                prompts[shard, places] = prompt
+                samples[shard, places] = np.where(numbers < num_generations, numbers, EMPTY)
+        return RowTable(prompts, samples)
 
-    def seats(self, ended: np.ndarray, times: int) -> "Iterator[tuple[int, np.ndarray]]":
-        """(part, `times` places of it where no row goes on), one after another, from the emptiest part."""
-        free = [np.flatnonzero(~part.any(-1)) for part in self.alive(ended)]
+    def free_places(self, ended: np.ndarray, count: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(shard, `count` places of it without live rows), repeatedly, from the shard with most of them."""
+        free = [np.flatnonzero(~shard.any(-1)) for shard in self.alive(ended)]
         while True:
-            part = max(range(len(free)), key=lambda d: len(free[d]))
-            if len(free[part]) < times:
+            shard = max(range(len(free)), key=lambda d: len(free[d]))
+            if len(free[shard]) < count:
                 return
-            yield part, free[part][:times]
-            free[part] = free[part][times:]
+            yield shard, free[shard][:count]
+            free[shard] = free[shard][count:]
 
 
 @dataclass(frozen=True)
-class Move:
-    """A new table and where its places and rows come from, as `rearrange` takes them."""
+class Compaction:
+    """A new table, and where its places and rows come from, as `Programs.compact` takes them."""
 
-    table: Table
+    table: RowTable
     places: np.ndarray  # [D,S'] int32
     rows: np.ndarray  # [D,S',g'] int32
 
 
-def divisors(samples: int) -> list[int]:
-    """The numbers of rows that a place may have: `samples`, half of it, and so on down to 1."""
-    sizes = [samples]
-    while sizes[-1] > 1:
-        sizes.append((sizes[-1] + 1) // 2)
-    return sizes
+def row_counts(num_generations: int) -> list[int]:
+    """The numbers of rows that a place may have: `num_generations`, half of it, and so on down to 1."""
+    counts = [num_generations]
+    while counts[-1] > 1:
+        counts.append((counts[-1] + 1) // 2)
+    return counts
 
 
-def first_size(prompts: int, samples: int, slots: int, parts: int, rows: int) -> Size:
-    """The table of a rollout of P x G completions when `rows` stand in it at most, over all parts (0: all).
+def initial_size(prompts: int, num_generations: int, slots: int, shards: int, rows: int) -> TableSize:
+    """The table of a rollout of P x G completions, at most `rows` at a time over all shards (0: all).
 
-    Where all fit a place has all completions of its prompt. Where prompts must wait, a place has a quarter of them:
-    places are taken again as soon as their rows have ended, and the prompt's cache is kept four times at most.
+    If all fit, a place has all completions of its prompt. If prompts must wait, a place has a quarter of them: a place
+    is reused as soon as its rows have ended, and a prompt's cache is held at most four times.
     """
-    each = -(-prompts // parts)
-    if not rows or each * samples * parts <= rows:
-        return Size(each, samples, slots)
-    g = -(-samples // 4)
-    times = -(-samples // g)
-    return Size(min(max(rows // parts // g // times, 1), each) * times, g, slots)
+    prompts_each = -(-prompts // shards)
+    if not rows or prompts_each * num_generations * shards <= rows:
+        return TableSize(prompts_each, num_generations, slots)
+    g = -(-num_generations // 4)
+    places_per_prompt = -(-num_generations // g)
+    fitting = max(rows // shards // g // places_per_prompt, 1)
+    return TableSize(min(fitting, prompts_each) * places_per_prompt, g, slots)
 
 
-def move(table: Table, slots: int, ended: np.ndarray, width: int, waiting: bool) -> Move | None:
-    """How the rows that go on should stand from now on, with `slots` slots; None: as they do.
+def plan_compaction(
+    table: RowTable, slots: int, ended: np.ndarray, prompt_width: int, waiting: bool
+) -> Compaction | None:
+    """Where the live rows should go for the next segment, with `slots` slots; None: they stay.
 
-    While prompts are waiting the table keeps its size, and rows move together when that makes a good deal of room.
-    Otherwise it shrinks as soon as another costs half as much: fewer places, or fewer rows at each.
-    width: tokens of a prompt in the cache.
+    While prompts are `waiting` the table keeps its size, and rows move together when that frees enough places.
+    Otherwise the table shrinks as soon as another size costs half as much: fewer places, or fewer rows in each.
     """
     alive, (_, S, g) = table.alive(ended), table.samples.shape
     if waiting:
-        packed = sum(_chunks(alive[d], table.prompts[d], g) for d in range(len(alive)))
-        gained = alive.any(-1).sum() - packed
-        return _moved(table, alive, S, g) if gained * _WASTE >= len(alive) * S else None
-    cost = lambda size: size[0] * (size[1] * (slots + _ROW) + width)
-    choices = [(_places(alive, table.prompts, rows, S), rows) for rows in divisors(g)]
+        needed = sum(_chunks(alive[d], table.prompts[d], g) for d in range(len(alive)))
+        gain = alive.any(-1).sum() - needed
+        return _compacted(table, alive, S, g) if gain * _MIN_GAIN >= len(alive) * S else None
+    cost = lambda shape: shape[0] * (shape[1] * (slots + _ROW_COST) + prompt_width)
+    choices = [(_places_needed(alive, table.prompts, rows, S), rows) for rows in row_counts(g)]
     best = min(choices, key=cost)
-    return _moved(table, alive, *best) if 2 * cost(best) <= cost((S, g)) else None
+    return _compacted(table, alive, *best) if 2 * cost(best) <= cost((S, g)) else None
 
 
-def stay(table: Table) -> Move:
-    """Everybody where he is (the ring alone gets another size)."""
+def keep_rows(table: RowTable) -> Compaction:
+    """Every row stays where it is; only the ring gets another size."""
     D, S, g = table.samples.shape
     places = np.broadcast_to(np.arange(S, dtype=np.int32), (D, S))
     rows = np.arange(S * g, dtype=np.int32).reshape(S, g)
-    return Move(table, places, np.where(table.samples == EMPTY, EMPTY, rows).astype(np.int32))
+    return Compaction(table, places, np.where(table.samples == EMPTY, EMPTY, rows).astype(np.int32))
 
 
-def slots_for(tokens: int, width: int) -> int:
-    """Slots of a ring that holds `tokens` tokens, not more than `width`: powers of two at first, then eighths of them,
-    since a token reads every slot, filled or not (an eighth: 8 % too many on the average, where powers have 33)."""
-    power_of_two = max(1 << max(tokens - 1, 0).bit_length(), _FEWEST_SLOTS)
-    step = min(power_of_two, max(power_of_two // 8, _STEP))
-    return max(min(-(-tokens // step) * step, width), 1)
+def ring_slots(tokens: int, longest: int) -> int:
+    """Slots of a ring that holds `tokens` tokens, at most `longest`: powers of two at first, then eighths of them,
+    since a token reads every slot, filled or not (on average 8 % too many with eighths, 33 % with powers)."""
+    power = max(1 << max(tokens - 1, 0).bit_length(), _MIN_SLOTS)
+    step = min(power, max(power // 8, _MIN_GROWTH))
+    return max(min(-(-tokens // step) * step, longest), 1)
 
 
-def ring_sizes(width: int) -> list[int]:
-    """All that `slots_for` gives: 9 up to 2,048 tokens, and four more for each doubling."""
-    sizes = [slots_for(1, width)]
-    while sizes[-1] < width:
-        sizes.append(slots_for(sizes[-1] + 1, width))
+def ring_sizes(longest: int) -> list[int]:
+    """All values of `ring_slots`: 9 up to 2,048 tokens, and four more for each doubling."""
+    sizes = [ring_slots(1, longest)]
+    while sizes[-1] < longest:
+        sizes.append(ring_slots(sizes[-1] + 1, longest))
     return sizes
 
 
-def shapes_at_most(size: Size, width: int) -> int:
-    """Tables of different sizes that a rollout of up to `width` tokens can come through from one of `size`, however
-    many rollouts there are: powers of two of places, halves of the rows of a place, sizes of the ring."""
+def max_table_sizes(size: TableSize, longest: int) -> int:
+    """How many different table sizes rollouts of up to `longest` tokens can reach from `size`, however many rollouts
+    there are: powers of two of places, halves of the rows of a place, sizes of the ring."""
     places = (size.places * size.rows).bit_length() + 1
-    return places * len(divisors(size.rows)) * (len(ring_sizes(width)) + 1)
+    return places * len(row_counts(size.rows)) * (len(ring_sizes(longest)) + 1)
 
 
-def power(count: int, most: int) -> int:
-    """The smallest of 1, 2, 4, ..., `most` that is not below `count`."""
+def power_of_two(count: int, most: int) -> int:
+    """The smallest of 1, 2, 4, ..., `most` that is at least `count`."""
     return min(1 << max(count - 1, 0).bit_length(), most)
 
 
-def _places(alive: np.ndarray, prompts: np.ndarray, rows: int, most: int) -> int:
-    """Places, a power of two, that hold the rows alive [D,S,g] on every part with `rows` at each."""
+def _places_needed(alive: np.ndarray, prompts: np.ndarray, rows: int, most: int) -> int:
+    """Places with `rows` rows, a power of two, that hold the live rows [D,S,g] of every shard."""
     needed = max(_chunks(alive[d], prompts[d], rows) for d in range(len(alive)))
-    return power(max(needed, 1), most * alive.shape[2])
+    return power_of_two(max(needed, 1), most * alive.shape[2])
 
 
 def _chunks(alive: np.ndarray, prompts: np.ndarray, rows: int) -> int:
-    """Places for the rows alive [S,g] of one part, `rows` of one prompt at each."""
+    """How many places with `rows` rows the live rows [S,g] of one shard need."""
     counts = np.bincount(prompts[prompts != EMPTY], weights=alive.sum(1)[prompts != EMPTY])
     return int(-(-counts // rows).sum())
 
 
-def _moved(table: Table, alive: np.ndarray, places: int, rows: int) -> Move:
+def _compacted(table: RowTable, alive: np.ndarray, places: int, rows: int) -> Compaction:
+    """The live rows in a table of `places` places with `rows` rows."""
     D = len(alive)
     shape = D, places, rows
     prompts, samples = np.full(shape[:2], EMPTY), np.full(shape, EMPTY)
     old_places, old_rows = np.zeros(shape[:2], np.int32), np.full(shape, EMPTY, np.int32)
     for d in range(D):
-        for i, (prompt, at) in enumerate(_groups(table.prompts[d], alive[d], rows)):
-            prompts[d, i], old_places[d, i] = prompt, at[0] // alive.shape[2]
-            samples[d, i, : len(at)] = table.samples[d].reshape(-1)[at]
-            old_rows[d, i, : len(at)] = at
-    return Move(Table(prompts, samples), old_places, old_rows)
+        for i, (prompt, numbers) in enumerate(_split_by_prompt(table.prompts[d], alive[d], rows)):
+            prompts[d, i], old_places[d, i] = prompt, numbers[0] // alive.shape[2]
+            samples[d, i, : len(numbers)] = table.samples[d].reshape(-1)[numbers]
+            old_rows[d, i, : len(numbers)] = numbers
+    return Compaction(RowTable(prompts, samples), old_places, old_rows)
 
 
-def _groups(prompts: np.ndarray, alive: np.ndarray, rows: int) -> Iterator[tuple[int, Sequence[int]]]:
-    """(prompt, its rows alive, by their number in the table), at most `rows` at a time."""
-    of_prompt: dict[int, list[int]] = {}
+def _split_by_prompt(
+    prompts: np.ndarray, alive: np.ndarray, rows: int
+) -> Iterator[tuple[int, Sequence[int]]]:
+    """(prompt, the numbers of its live rows in the table), at most `rows` at a time."""
+    by_prompt: dict[int, list[int]] = {}
     for place, row in zip(*np.nonzero(alive)):
-        of_prompt.setdefault(int(prompts[place]), []).append(int(place) * alive.shape[1] + int(row))
-    for prompt, at in of_prompt.items():
-        for start in range(0, len(at), rows):
-            yield prompt, at[start : start + rows]
+        by_prompt.setdefault(int(prompts[place]), []).append(int(place) * alive.shape[1] + int(row))
+    for prompt, numbers in by_prompt.items():
+        for start in range(0, len(numbers), rows):
+            yield prompt, numbers[start : start + rows]

@@ -1,12 +1,12 @@
-"""The sampler as the verbs use it: host arrays in, a rollout on the host out.
+"""The sampler: prompts on the host in, a rollout on the host out, by continuous batching.
 
-Completions are drawn in segments. Between them rows that have ended leave, what is left moves into a smaller table,
-waiting prompts take the free places, and the cache grows by powers of two, so that early tokens do not attend over
-slots that are still empty. While a segment runs, the host reads the one before: the devices never wait for it.
-Nothing of this changes what is drawn.
+Completions are sampled in segments. Between segments rows that have ended leave, the others are compacted into a
+smaller table, waiting prompts take the free places, and the cache grows by powers of two, so that early tokens do not
+attend over slots that are still empty. While a segment runs, the host reads the one before, so the devices never wait
+for it. None of this changes which tokens are sampled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -16,57 +16,57 @@ from jax.sharding import Mesh
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel
 from grpo_jax.models.qwen import Params
-from grpo_jax.rollout.output_buffer import Collected, OnTokens
-from grpo_jax.rollout.programs import Programs, Rollout, decoding_program
-from grpo_jax.rollout.sampling import Sampling
-from grpo_jax.rollout.scheduler import Prompts, Session
+from grpo_jax.rollout.output_buffer import OutputBuffer
+from grpo_jax.rollout.programs import Programs, decoding_program
+from grpo_jax.rollout.protocol import OnGroup, OnTokens, PromptTokens, Rollout
+from grpo_jax.rollout.sampling import SamplingParams
+from grpo_jax.rollout.scheduler import Scheduler
 from grpo_jax.rollout.state import Decoder, Vocabulary
 from grpo_jax.rollout.stopping import Stop
 from grpo_jax.sharding.mesh import on_cpu
 
-OnGroup = Callable[[int, list[list[int]]], None]
 
+class ContinuousBatchingSampler:
+    """A `Sampler` (rollout/protocol.py) on a mesh.
 
-class Sampler:
-    """Draws `samples` completions of up to `width` tokens for each prompt, `segment` tokens at a time (0: all), with
-    `rows` completions under way at most, over all devices (0: all); prompts wait until there is room.
-
-    `stop` ends completions at its strings. `cache`: keys and values in the parameters' dtype (`auto`) or in `int8`.
-    `attention`: the kernel that reads prompts.
-    `purpose` separates streams of random numbers of one seed: training and evaluation never share any.
+    Args:
+        seed: of all random numbers; `random_stream` separates the users of one seed, such as training and evaluation.
+        segment: tokens of a segment; 0: all.
+        rows: completions under way at a time, over all devices; prompts wait until there is room; 0: all.
+        stop: strings that end completions.
+        cache_dtype: of keys and values: the parameters' own (`auto`) or `int8`.
+        attention: the kernel that reads prompts.
     """
 
     def __init__(
         self,
         cfg: ModelConfig,
         vocabulary: Vocabulary,
-        how: Sampling,
+        sampling: SamplingParams,
         *,
-        samples: int,
-        width: int,
+        num_generations: int,
+        max_completion_length: int,
         mesh: Mesh,
         seed: int,
-        purpose: int = 0,
+        random_stream: int = 0,
         segment: int = 0,
         rows: int = 0,
         stop: Stop | None = None,
-        cache: str = "auto",
+        cache_dtype: str = "auto",
         attention: Kernel = "auto",
     ):
-        self.samples, self.width, self.pad_id = samples, width, vocabulary.pad_id
-        self.segment = max(min(segment or width, width - 1), 1)
-        self.rows, self.mesh, self.stop = rows, mesh, stop
-        of = Decoder(cfg, vocabulary, how, on_cpu(mesh), cache, attention)
-        self.programs = Programs(of, self.segment, mesh)
-        self.purpose = purpose
+        self.num_generations, self.max_completion_length = num_generations, max_completion_length
+        self.pad_id, self.rows, self.mesh, self.stop = vocabulary.pad_id, rows, mesh, stop
+        self.segment = max(min(segment or max_completion_length, max_completion_length - 1), 1)
+        decoder = Decoder(cfg, vocabulary, sampling, on_cpu(mesh), cache_dtype, attention)
+        self.programs = Programs(decoder, self.segment, mesh)
+        self.random_stream = random_stream
         self.key = self._key(seed)
 
     def __call__(
         self,
         params: Params,
-        tokens: np.ndarray,
-        lengths: np.ndarray,
-        uids: np.ndarray,
+        prompts: PromptTokens,
         step: int,
         *,
         limits: np.ndarray | None = None,
@@ -74,41 +74,50 @@ class Sampler:
         on_group: OnGroup | None = None,
         on_tokens: OnTokens | None = None,
     ) -> Rollout:
-        """A rollout, NumPy arrays whole on every host, for prompts [P,Tp] int32 (right-padded) of `lengths` [P],
-        known by `uids` [P] uint32. Every process must call it.
-
-        Args:
-            params: in the rollout's dtype and layout, and best in the form that `decoding_program` gives them, or they
-                are brought to it at each call.
-            limits: [P,G] int32, tokens of each completion at most, where not all are `width`.
-            seeds: one for each prompt, in place of the sampler's own.
-            on_group: called with a prompt's number and its completions' tokens as soon as all of them have ended.
-            on_tokens: called with (prompt, sample, its next tokens, whether they are the last) as they are read.
-        """
-        if limits is None:
-            limits = np.full((len(lengths), self.samples), self.width, np.int32)
-        limits = np.minimum(limits, self.width)
+        """As of `Sampler`. `params` are best in the form that `decoding_program` returns; otherwise they are converted
+        at each call."""
         if not isinstance(params["layers"], tuple):
             params = decoding_program(self.mesh)(params)
-        collected = Collected(limits, self.width, self.pad_id, self.stop, on_tokens)
-        keys = None if seeds is None else np.stack([self._key_data(step, seed) for seed in seeds])
-        prompts = Prompts(np.asarray(tokens), np.asarray(lengths), np.asarray(uids), keys)
-        key = self.step_key(step)
-        session = Session(self.programs, params, key, prompts, collected, self.rows, self.mesh)
-        for p in session.groups():
+        output = OutputBuffer(
+            self._limits(len(prompts.lengths), limits),
+            self.max_completion_length,
+            self.pad_id,
+            self.stop,
+            on_tokens,
+        )
+        scheduler = Scheduler(
+            self.programs,
+            params,
+            key=self.step_key(step),
+            prompts=prompts,
+            prompt_keys=self._prompt_keys(step, seeds),
+            output=output,
+            rows=self.rows,
+            mesh=self.mesh,
+        )
+        for prompt in scheduler.run():
             if on_group:
-                on_group(p, collected.ids(p))
-        return collected.rollout
+                on_group(prompt, output.ids(prompt))
+        return output.rollout
 
     def step_key(self, step: int, seed: int | None = None) -> Array:
-        """The key from which all of a step's random numbers come, or those of prompts with a `seed` of their own."""
+        """The key of all of a step's random numbers, or of the prompts that have a `seed` of their own."""
         return jax.random.fold_in(self.key if seed is None else self._key(seed), step)
 
-    def _key(self, seed: int) -> Array:
-        return jax.random.fold_in(jax.random.key(seed), self.purpose)
+    def _limits(self, prompts: int, limits: np.ndarray | None) -> np.ndarray:
+        """[P,G] int32, the most tokens of each completion."""
+        if limits is None:
+            limits = np.full((prompts, self.num_generations), self.max_completion_length, np.int32)
+        return np.minimum(limits, self.max_completion_length)
 
-    def _key_data(self, step: int, seed: int) -> np.ndarray:
-        return np.asarray(jax.random.key_data(self.step_key(step, seed)))
+    def _prompt_keys(self, step: int, seeds: Sequence[int] | None) -> np.ndarray | None:
+        """[P,2] uint32, the key data of prompts with seeds of their own."""
+        if seeds is None:
+            return None
+        return np.stack([np.asarray(jax.random.key_data(self.step_key(step, seed))) for seed in seeds])
+
+    def _key(self, seed: int) -> Array:
+        return jax.random.fold_in(jax.random.key(seed), self.random_stream)
 
     @property
     def compilations(self) -> int:

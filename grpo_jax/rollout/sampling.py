@@ -1,5 +1,5 @@
-"""From logits to tokens. A draw depends on (seed, step, prompt, sample, position) alone, and costs one pass
-over the vocabulary: an inverse CDF with two uniform numbers a row, not V random numbers, never a full sort.
+"""Logits -> tokens. A token depends on (seed, step, prompt, sample, position) alone. Sampling it costs one pass
+over the vocabulary: an inverse CDF with two uniform numbers a row, not V random numbers, and never a full sort.
 """
 
 from dataclasses import dataclass
@@ -8,56 +8,60 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-_BLOCK = 512  # tokens a block of the inverse CDF: about the square root of V, so that both searches are short
+_BLOCK = (
+    512  # tokens in a block of the inverse CDF: about the square root of V, so that both searches are short
+)
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to draw. Filters apply in transformers' order: banned tokens, temperature, top-k, top-p, min-p (off: none,
-    0, 1, 0)."""
+class SamplingParams:
+    """How tokens are sampled. Filters apply in transformers' order: banned tokens, temperature, top-k, top-p, min-p
+    (off: none, 0, 1, 0)."""
 
     temperature: float = 1.0  # 0: the most likely token
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    banned: tuple[int, ...] = ()  # ids that are never drawn
-    min_tokens: int = 0  # no end-of-sequence id is drawn before so many tokens were
+    banned: tuple[int, ...] = ()  # ids that are never sampled
+    min_tokens: int = 0  # no end-of-sequence id is sampled before so many tokens
 
 
-def row_keys(step_key: Array, uids: Array, samples: int) -> Array:
-    """Keys [P,G] from the step's key, or one for each prompt [P], each prompt's identity `uids` [P] uint32 and the
-    sample's number."""
+def row_keys(step_key: Array, uids: Array, num_generations: int) -> Array:
+    """Keys [P,G], folded from the step's key (or from one key for each prompt [P]), the prompts' identities `uids` [P]
+    uint32 and the number of the sample."""
     one = lambda key, uid, sample: jax.random.fold_in(jax.random.fold_in(key, uid), sample)
-    of_prompt = jax.vmap(one, (None, None, 0))
+    all_samples = jax.vmap(one, (None, None, 0))
     axes = (0 if step_key.ndim else None, 0, None)
-    return jax.vmap(of_prompt, axes)(step_key, uids, jnp.arange(samples))
+    return jax.vmap(all_samples, axes)(step_key, uids, jnp.arange(num_generations))
 
 
-def draw(
+def sample_tokens(
     keys: Array,
     positions: Array,
     logits: Array,
-    how: Sampling,
+    sampling: SamplingParams,
     eos_ids: tuple[int, ...] = (),
     vocabulary_first: bool = False,
 ) -> tuple[Array, Array]:
     """Tokens [P,G] int32 and their log-probs [P,G] float32 from float32 logits [P,G,V].
 
-    `positions` [P,G] are those of the tokens in their completions, `eos_ids` what must wait for `how.min_tokens`. The
-    log-prob is under the full softmax of logits / temperature, before any filter: what the learner computes by teacher
-    forcing. Greedy tokens are scored at temperature 1.
+    The log-prob is under the full softmax of logits / temperature, before any filter, which is what the learner
+    computes by teacher forcing. Greedy tokens are scored at temperature 1.
 
-    vocabulary_first: work on [V,P,G], as CPU's products leave the logits (`models/outputs_first.py`); a TPU would fill
-    such arrays up to 128 rows. What is drawn is the same.
+    Args:
+        positions: [P,G] int32, of the tokens in their completions.
+        eos_ids: not sampled before `sampling.min_tokens`.
+        vocabulary_first: work on [V,P,G], the layout in which matrix products on CPU leave the logits
+            (`models/outputs_first.py`); a TPU would pad such arrays to 128 rows. The tokens are the same.
     """
     axis = 0 if vocabulary_first else -1
     logits = jnp.moveaxis(logits, -1, axis)
-    if how.temperature > 0:
-        logits = logits / how.temperature
-        allowed = _allowed(positions, logits, how, eos_ids, axis)
-        token = _inverse_cdf(keys, positions, _filtered_weights(allowed, how, axis), axis)
+    if sampling.temperature > 0:
+        logits = logits / sampling.temperature
+        allowed = _allowed(positions, logits, sampling, eos_ids, axis)
+        token = _inverse_cdf(keys, positions, _filtered_weights(allowed, sampling, axis), axis)
     else:
-        token = jnp.argmax(_allowed(positions, logits, how, eos_ids, axis), axis=axis)
+        token = jnp.argmax(_allowed(positions, logits, sampling, eos_ids, axis), axis=axis)
     chosen = jnp.take_along_axis(logits, jnp.expand_dims(token, axis), axis=axis).squeeze(axis)
     return token.astype(jnp.int32), chosen - _log_total(logits, axis)
 
@@ -70,34 +74,34 @@ def _log_total(logits: Array, axis: int) -> Array:
 
 
 def _allowed(
-    positions: Array, logits: Array, how: Sampling, eos_ids: tuple[int, ...], axis: int = -1
+    positions: Array, logits: Array, sampling: SamplingParams, eos_ids: tuple[int, ...], axis: int = -1
 ) -> Array:
-    """The logits, -inf for what must not be drawn at these positions [P,G]."""
-    if how.banned:
-        logits = jnp.where(_among(how.banned, logits, axis), -jnp.inf, logits)
-    if how.min_tokens and eos_ids:
-        early = jnp.expand_dims(jnp.asarray(positions) < how.min_tokens, axis)
+    """The logits, -inf for tokens that must not be sampled at these positions [P,G]."""
+    if sampling.banned:
+        logits = jnp.where(_among(sampling.banned, logits, axis), -jnp.inf, logits)
+    if sampling.min_tokens and eos_ids:
+        early = jnp.expand_dims(jnp.asarray(positions) < sampling.min_tokens, axis)
         logits = jnp.where(early & _among(eos_ids, logits, axis), -jnp.inf, logits)
     return logits
 
 
 def _among(ids: tuple[int, ...], logits: Array, axis: int) -> Array:
-    """bool, whether a token is one of `ids`: [V,1,1] or [1,1,V]."""
+    """bool [V,1,1] or [1,1,V]: whether each token is one of `ids`."""
     found = jnp.zeros(logits.shape[axis], bool).at[jnp.asarray(ids)].set(True)
     return jnp.moveaxis(found[None, None], -1, axis)
 
 
-def _filtered_weights(logits: Array, how: Sampling, axis: int = -1) -> Array:
-    """Unnormalised probabilities in [0, 1], zero for what the filters drop. Threshold ties stay."""
+def _filtered_weights(logits: Array, sampling: SamplingParams, axis: int = -1) -> Array:
+    """Unnormalised probabilities in [0, 1], zero for tokens that the filters drop. Ties with a threshold are kept."""
     weights = jnp.exp(logits - logits.max(axis, keepdims=True))
     contenders = weights
-    if 0 < how.top_k < logits.shape[axis]:
-        contenders = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(weights, axis, -1), how.top_k)[0], -1, axis)
+    if 0 < sampling.top_k < logits.shape[axis]:
+        contenders = jnp.moveaxis(jax.lax.top_k(jnp.moveaxis(weights, axis, -1), sampling.top_k)[0], -1, axis)
         weights = jnp.where(weights >= contenders.min(axis, keepdims=True), weights, 0)
-    if how.top_p < 1:
-        weights = jnp.where(weights >= _nucleus_threshold(contenders, how.top_p, axis), weights, 0)
-    if how.min_p > 0:
-        weights = jnp.where(weights >= how.min_p, weights, 0)  # the largest weight is 1
+    if sampling.top_p < 1:
+        weights = jnp.where(weights >= _nucleus_threshold(contenders, sampling.top_p, axis), weights, 0)
+    if sampling.min_p > 0:
+        weights = jnp.where(weights >= sampling.min_p, weights, 0)  # the largest weight is 1
     return weights
 
 
@@ -105,8 +109,8 @@ def _nucleus_threshold(weights: Array, top_p: float, axis: int = -1) -> Array:
     """The largest t, of size 1 along `axis`, for which the weights >= t hold at least `top_p` of the mass (Holtzman et
     al. 2019, arXiv:1904.09751).
 
-    Found exactly by bisection over the bit patterns of floats in [0, 1], which order as integers: 31 passes
-    of sums instead of a sort of the vocabulary.
+    Found exactly by bisection over the bit patterns of floats in [0, 1], which order as integers: 31 passes of sums
+    instead of a sort of the vocabulary.
     """
     enough = top_p * weights.sum(axis, keepdims=True)
 
@@ -124,10 +128,10 @@ def _nucleus_threshold(weights: Array, top_p: float, axis: int = -1) -> Array:
 
 
 def _inverse_cdf(keys: Array, positions: Array, weights: Array, axis: int) -> Array:
-    """Token [P,G]: one uniform finds the block, a second the token in it, each to a relative 2^-24."""
+    """Tokens [P,G]: one uniform number finds the block, a second one the token in it, each to a relative 2^-24."""
     pair = lambda key, position: jax.random.uniform(jax.random.fold_in(key, position), (2,))
-    # Multiples of 2^-23, moved to the middle of their steps: an exact 0 would pick the first token, however
-    # rare it is.
+    # Multiples of 2^-23, moved to the middle of their steps: an exact 0 would pick the first token, however rare it
+    # is.
     uniform = jax.vmap(jax.vmap(pair))(keys, jnp.broadcast_to(positions, keys.shape)) + 2**-24
     blocks, sums = _blocks(weights, axis)
     block = _search(sums, uniform[..., 0], axis)
@@ -138,15 +142,15 @@ def _inverse_cdf(keys: Array, positions: Array, weights: Array, axis: int) -> Ar
 
 
 def _blocks(weights: Array, axis: int) -> tuple[Array, Array]:
-    """`axis` as two, blocks and the tokens of a block, with zeros after the last; and the sum of each block.
+    """`axis` split into two, blocks and the tokens of a block, padded with zeros; and the sum of each block.
 
-    The barrier keeps the compiler from adding up the whole vocabulary in one go, where 150,000 float32 additions one
-    after another would lose digits.
+    The barrier keeps the compiler from summing the whole vocabulary in one loop, where 150,000 consecutive float32
+    additions would lose digits.
     """
     size = min(_BLOCK, weights.shape[axis])
-    room = [(0, 0)] * weights.ndim
-    room[axis] = 0, -weights.shape[axis] % size
-    padded = jnp.pad(weights, room)
+    padding = [(0, 0)] * weights.ndim
+    padding[axis] = 0, -weights.shape[axis] % size
+    padded = jnp.pad(weights, padding)
     split = (-1, size, *padded.shape[1:]) if axis == 0 else (*padded.shape[:-1], -1, size)
     blocks = padded.reshape(split)
     return blocks, jax.lax.optimization_barrier(blocks.sum(1 if axis == 0 else -1))
@@ -155,8 +159,7 @@ def _blocks(weights: Array, axis: int) -> tuple[Array, Array]:
 def _search(weights: Array, uniform: Array, axis: int = -1) -> Array:
     """The first index along `axis` whose cumulative weight exceeds uniform * total; never one of weight zero.
 
-    A parallel cumulative sum can step up by a rounding error where the weight is zero: those places are left
-    out.
+    A parallel cumulative sum can step up by a rounding error where the weight is zero: those entries are left out.
     """
     cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=axis), 0)
     total = cumulative.max(axis)

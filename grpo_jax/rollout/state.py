@@ -1,8 +1,8 @@
-"""What decoding works on: who decodes and how, and where the rows are.
+"""What the programs of a rollout work on: a table of rows, one row a completion.
 
-A state is a table of S places with g rows each. A place has one prompt, and its rows are completions of it; a prompt
-with more completions stands at several places. Rows are independent: each has its own position, and what is drawn
-for it depends on its key and position alone, and so not on the table that it stands in.
+The table has S places with g rows each. A place holds one prompt, and its rows are completions of that prompt; a prompt
+with more than g completions takes several places. Rows are independent: each has its own position, and the tokens
+sampled for it depend on its key and position alone, not on where in the table it is.
 """
 
 from dataclasses import dataclass, replace
@@ -14,14 +14,14 @@ from jax import Array
 from grpo_jax.models.cache import Cache, Layer, empty_cache
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.sharding.constraints import constrain
 from grpo_jax.sharding.mesh import ROWS
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The ids that generation must know."""
+    """The token ids that generation must know."""
 
     eos_ids: tuple[int, ...]  # each of them ends a completion
     pad_id: int
@@ -30,61 +30,61 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Decoder:
-    """How a model decodes."""
+    """Everything about decoding that is fixed when a program is compiled."""
 
     cfg: ModelConfig
     vocabulary: Vocabulary
-    how: Sampling
-    on_cpu: bool = False  # weights and logits lie as CPUs read them fastest
-    cache: str = "auto"  # keys and values in the dtype that is computed in, or int8
-    attention: Kernel = "auto"  # that reads prompts
+    sampling: SamplingParams
+    on_cpu: bool = False  # weights and logits are laid out as CPUs read them fastest
+    cache_dtype: str = "auto"  # of keys and values: the compute dtype, or int8
+    attention: Kernel = "auto"  # the kernel that reads prompts
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Decoding:
-    """Where the rows are."""
+class DecodeState:
+    """The rows of the table and their cache."""
 
     slot: Array  # [1] int32, the slot of the cache's ring that takes the next keys and values
     keys: Array  # [S,g] random keys
-    last: Array  # [S,g] int32, the tokens drawn last; their keys and values are not in the cache yet
-    lengths: Array  # [S,g] int32, tokens drawn
-    limits: Array  # [S,g] int32, tokens at most; 0: nobody is here
-    finished: Array  # [S,g] bool, whether an end-of-sequence token was drawn
+    last: Array  # [S,g] int32, the tokens sampled last; their keys and values are not in the cache yet
+    lengths: Array  # [S,g] int32, tokens sampled
+    limits: Array  # [S,g] int32, tokens at most; 0: the row is empty
+    finished: Array  # [S,g] bool, whether an end-of-sequence token was sampled
     cache: Cache
 
     @property
     def live(self) -> Array:
-        """[S,g] bool, rows for which more is drawn."""
+        """[S,g] bool, rows that need more tokens."""
         return ~self.finished & (self.lengths < self.limits)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Drawn:
-    """Tokens of n positions for rows [S,g]."""
+class SampledTokens:
+    """The next n tokens of rows [S,g]."""
 
     tokens: Array  # [S,g,n] int32, pad_id after the end
     logprobs: Array  # [S,g,n] float32, 0 after the end
-    lengths: Array  # [S,g] int32, of the completions with them
-    finished: Array  # [S,g] bool, with them
+    lengths: Array  # [S,g] int32, of the completions, these tokens included
+    finished: Array  # [S,g] bool, these tokens included
 
 
 @dataclass(frozen=True)
-class Size:
-    """How large a table is, on each part of the mesh that has rows of its own."""
+class TableSize:
+    """The size of the table on each shard of the mesh."""
 
     places: int  # S
     rows: int  # g, of a place
     slots: int  # of a row in the cache's ring
 
 
-def blank(of: Decoder, size: Size, prompt_width: int, dtype: jnp.dtype) -> Decoding:
-    """A table where nobody stands."""
+def empty_state(decoder: Decoder, size: TableSize, prompt_width: int, dtype: jnp.dtype) -> DecodeState:
+    """A table whose rows are all empty, for prompts padded to `prompt_width` tokens."""
     rows = size.places, size.rows
-    cache = empty_cache(of.cfg, *rows, prompt_width, size.slots, dtype, of.cache)
+    cache = empty_cache(decoder.cfg, *rows, prompt_width, size.slots, dtype, decoder.cache_dtype)
     zeros = lambda: jnp.zeros(rows, jnp.int32)
-    return Decoding(
+    return DecodeState(
         slot=jnp.zeros(1, jnp.int32),
         keys=jnp.broadcast_to(jax.random.key(0), rows),
         last=zeros(),
@@ -96,7 +96,8 @@ def blank(of: Decoder, size: Size, prompt_width: int, dtype: jnp.dtype) -> Decod
 
 
 def layer_on_mesh(layer: Layer) -> Layer:
-    """Places over the row axes, key/value heads over `tensor`: a row's cache lies where its heads are computed."""
-    prompt = lambda x: constrain(x, ROWS, "tensor")  # [S,K,...]
-    own = lambda x, _: constrain(x, ROWS, None, "tensor")  # [S,g,K,...]
-    return layer.mapped(prompt, own)
+    """Split places over the row axes and key/value heads over `tensor`, so that a row's cache is where its heads are
+    computed."""
+    of_prompts = lambda x: constrain(x, ROWS, "tensor")  # [S,K,...]
+    of_rows = lambda x, _: constrain(x, ROWS, None, "tensor")  # [S,g,K,...]
+    return layer.mapped(of_prompts, of_rows)

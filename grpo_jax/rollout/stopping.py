@@ -1,4 +1,4 @@
-"""Strings that end a completion, looked for on the host in what was drawn."""
+"""Stop strings: the host searches each completion's text for them as its tokens arrive."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,32 +6,32 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stop:
-    """A completion ends with the first token that completes one of `strings`; that token stays.
+    """A completion ends with the first token that completes one of `strings`; that token is kept.
 
-    decode: token ids -> text, special tokens with theirs, so that each token has at least one byte.
+    decode: token ids -> text, special tokens included, so that each token has at least one byte.
     """
 
     strings: tuple[str, ...]  # none empty
     decode: Callable[[Sequence[int]], str]
 
     def end(self, ids: Sequence[int], seen: int) -> int | None:
-        """How many of the tokens `ids` a completion has that ends among them; None: it goes on. The first `seen`
-        are known not to end it. The answer does not depend on how many those are."""
-        start = max(seen - self._reach, 0)
+        """The length of the completion `ids` if a stop string ends it, else None. The first `seen` tokens are known not
+        to end it; the answer does not depend on how many those are."""
+        start = max(seen - self._lookback, 0)
         low, high = seen, len(ids)
-        if not self._complete(ids[start:high]):
+        if not self._contains_stop(ids[start:high]):
             return None
-        while high - low > 1:  # what is complete stays so: halve
+        while high - low > 1:  # a longer piece of text still contains the string: bisect
             middle = (low + high) // 2
-            low, high = (low, middle) if self._complete(ids[start:middle]) else (middle, high)
+            low, high = (low, middle) if self._contains_stop(ids[start:middle]) else (middle, high)
         return high
 
     @property
-    def _reach(self) -> int:
-        """Tokens before the last one that may hold a part of a string, and one for decoders that trim what comes
-        first. A character that the cut leaves broken is not one of the string's."""
+    def _lookback(self) -> int:
+        """Tokens before the last one that may hold the beginning of a string, and one for decoders that trim the first.
+        A character that the cut breaks cannot belong to the string."""
         return max(len(text.encode()) for text in self.strings) + 1
 
-    def _complete(self, ids: Sequence[int]) -> bool:
+    def _contains_stop(self, ids: Sequence[int]) -> bool:
         text = self.decode(ids)
         return any(string in text for string in self.strings)

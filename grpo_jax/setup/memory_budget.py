@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from grpo_jax.config import GRPOConfig
 from grpo_jax.errors import UserError
 from grpo_jax.rollout.budget import Demand
-from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.rollout.protocol import Sampler
 from grpo_jax.setup.policy import Policy
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.memory import bytes_of
@@ -26,13 +26,23 @@ def training_demand(config: GRPOConfig, policy: Policy) -> Demand:
 
 def demand_of(policy: Policy, prompts: int, sampler: Sampler, prompt_width: int) -> Demand:
     """What a sampler asks for with so many prompts."""
-    return _demand(policy, prompts, sampler.samples, sampler.width, prompt_width)
+    return _demand(policy, prompts, sampler.num_generations, sampler.max_completion_length, prompt_width)
 
 
-def _demand(policy: Policy, prompts: int, samples: int, width: int, prompt_width: int) -> Demand:
-    parts, tensor = row_shards(policy.mesh), policy.mesh.shape["tensor"]
-    shape = prompts, samples, width, prompt_width, parts, tensor
-    return Demand(policy.cfg, policy.dtype, *shape, policy.rollout_cache)
+def _demand(
+    policy: Policy, prompts: int, num_generations: int, max_completion_length: int, prompt_width: int
+) -> Demand:
+    return Demand(
+        cfg=policy.cfg,
+        dtype=policy.dtype,
+        prompts=prompts,
+        num_generations=num_generations,
+        max_completion_length=max_completion_length,
+        prompt_width=prompt_width,
+        shards=row_shards(policy.mesh),
+        tensor=policy.mesh.shape["tensor"],
+        cache_dtype=policy.rollout_cache,
+    )
 
 
 def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any, reward_models: int = 0) -> int | None:
@@ -62,8 +72,9 @@ def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> in
         one = demand.peak_bytes(demand.size(1)) / 2**30
         raise UserError(
             f"rollout_memory = {given}: there are {max(memory or 0, 0) / 2**30:.3g} GiB on each device, and one prompt "
-            f"with {demand.samples} completions of up to {demand.width} tokens takes {one:.3g} GiB; choose fewer "
-            "(num_generations, eval_samples), shorter ones (max_completion_length), or tensor > 1 in mesh"
+            f"with {demand.num_generations} completions of up to {demand.max_completion_length} tokens takes "
+            f"{one:.3g} GiB; choose fewer (num_generations, eval_samples), shorter ones (max_completion_length), or "
+            "tensor > 1 in mesh"
         )
     return rows
 

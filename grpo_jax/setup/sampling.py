@@ -6,27 +6,27 @@ from typing import Any
 from grpo_jax.config import GRPOConfig
 from grpo_jax.config.sampling import SamplingSettings
 from grpo_jax.errors import UserError
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.rollout.stopping import Stop
 from grpo_jax.setup.policy import Policy
 
 
-def sampling_of(config: SamplingSettings, policy: Policy) -> Sampling:
+def sampling_of(config: SamplingSettings, policy: Policy) -> SamplingParams:
     """How the settings have completions drawn. UserError for `banned_tokens` that the tokenizer does not have."""
     filters = config.temperature, config.top_k, config.top_p, config.min_p
-    return Sampling(*filters, banned=_banned(config, policy), min_tokens=config.min_tokens)
+    return SamplingParams(*filters, banned=_banned(config, policy), min_tokens=config.min_tokens)
 
 
-def evaluation_of(config: SamplingSettings, policy: Policy, temperature: float) -> Sampling:
+def evaluation_of(config: SamplingSettings, policy: Policy, temperature: float) -> SamplingParams:
     """At a temperature without filters; what a completion may be is still as the settings say."""
-    return Sampling(temperature, banned=_banned(config, policy), min_tokens=config.min_tokens)
+    return SamplingParams(temperature, banned=_banned(config, policy), min_tokens=config.min_tokens)
 
 
-def held_out_of(config: GRPOConfig, policy: Policy) -> Sampling:
+def held_out_of(config: GRPOConfig, policy: Policy) -> SamplingParams:
     """How a training's held-out prompts are answered: by settings of their own, `eval_...`; what a completion may be
     is as the training has it."""
     filters = config.eval_temperature, config.eval_top_k, config.eval_top_p, config.eval_min_p
-    return Sampling(*filters, banned=_banned(config, policy), min_tokens=config.min_tokens)
+    return SamplingParams(*filters, banned=_banned(config, policy), min_tokens=config.min_tokens)
 
 
 def stop_of(config: SamplingSettings, policy: Policy) -> Stop | None:

@@ -88,7 +88,9 @@ def assemble(
         prompts=prompts,
         curriculum=curriculum,
         stages=stages,
-        evaluator=_evaluator(policy, max(stages, key=lambda stage: stage.sampler.width), eval_rows),
+        evaluator=_evaluator(
+            policy, max(stages, key=lambda stage: stage.sampler.max_completion_length), eval_rows
+        ),
         schedule=None if optimizer else schedule.build(),
         reflection=load_reflection(config.reflection),
     )
@@ -174,8 +176,8 @@ def _evaluator(
         _prompts(config, policy, _first(rows, config.eval_prompts, each=config.eval_dataset is not None)),
         stage.scorer,
         held_out_of(config, policy),
-        samples=config.eval_samples,
-        width=longest,
+        num_generations=config.eval_samples,
+        max_completion_length=longest,
         seed=config.seed,
         segment=config.rollout_segment,
         stop=stop_of(config, policy),

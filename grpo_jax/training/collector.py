@@ -16,7 +16,7 @@ import numpy as np
 from grpo_jax.data.curriculum.sampler import CurriculumSampler, SamplerState
 from grpo_jax.data.prompts import PromptBatch
 from grpo_jax.rollout.programs import Rollout
-from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.rollout.protocol import Sampler
 from grpo_jax.scoring.scored import Scored
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.sharding import hosts
@@ -97,10 +97,9 @@ class Collector:
         """The next P prompts of the curriculum, sampled and scored; and the curriculum sampler's state after them."""
         indices, state = self.curriculum.draw(state, self.prompts_per_step)
         batch = self.curriculum.prompts.at(indices)
-        with self.scorer.stream(batch, self.sampler.samples, trainer_state) as scoring:
+        with self.scorer.stream(batch, self.sampler.num_generations, trainer_state) as scoring:
             with clock("rollout"):  # groups are scored as soon as they are complete
-                arrays = batch.tokens, batch.lengths, batch.uids
-                rollout = self.sampler(params, *arrays, step, on_group=scoring.add)
+                rollout = self.sampler(params, batch, step, on_group=scoring.add)
             with clock("reward"):  # what is left of it
                 scored = scoring.finish(rollout)
         on_policy = np.ones(len(indices), bool)
@@ -164,7 +163,7 @@ class DynamicCollector(Collector):
             return [], state.sampler
         indices, arrays = np.array(carried.indices, np.int64), unpacked(carried.arrays)
         rollout = _rollout_of(arrays)
-        if rollout.tokens.shape[1:] != (self.sampler.samples, self.sampler.width):
+        if rollout.tokens.shape[1:] != (self.sampler.num_generations, self.sampler.max_completion_length):
             again = [*carried.indices, *state.sampler.carried_over]
             return [], replace(state.sampler, carried_over=again)
         batch = self.curriculum.prompts.at(indices.tolist())

@@ -17,7 +17,8 @@ from grpo_jax.models.lora import Base
 from grpo_jax.models.qwen import Params
 from grpo_jax.plans.fitting import with_micro_batch
 from grpo_jax.rewards import RewardPool
-from grpo_jax.rollout.sampler import Sampler
+from grpo_jax.rollout.protocol import Sampler
+from grpo_jax.rollout.sampler import ContinuousBatchingSampler
 from grpo_jax.scoring.reward_models import RewardModel
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup import memory_budget
@@ -129,19 +130,19 @@ def _collector(
     )
 
 
-def _sampler(config: GRPOConfig, policy: Policy, rows: int) -> Sampler:
-    return Sampler(
+def _sampler(config: GRPOConfig, policy: Policy, rows: int) -> ContinuousBatchingSampler:
+    return ContinuousBatchingSampler(
         policy.cfg,
         policy.vocabulary,
         sampling_of(config, policy),
-        samples=config.num_generations,
-        width=config.max_completion_length,
+        num_generations=config.num_generations,
+        max_completion_length=config.max_completion_length,
         mesh=policy.mesh,
         seed=config.seed,
         segment=config.rollout_segment,
         rows=rows,
         stop=stop_of(config, policy),
-        cache=policy.rollout_cache,
+        cache_dtype=policy.rollout_cache,
         attention=policy.attention,
     )
 

@@ -5,7 +5,7 @@ from grpo_jax.config.objective_checks import warnings_of
 from grpo_jax.learner.losses import CLIPPED
 from grpo_jax.models.lora import TARGETS
 from grpo_jax.plans.report import ALWAYS, sized
-from grpo_jax.rollout.row_table import shapes_at_most
+from grpo_jax.rollout.row_table import max_table_sizes
 from grpo_jax.runs.progress import plain
 from grpo_jax.setup import memory_budget
 from grpo_jax.setup.learner import schedule_of
@@ -96,7 +96,7 @@ def _at_a_time(components: Components) -> str:
         return ", in one piece"
     size = memory_budget.training_demand(c, components.policy).size(rows)
     waits = f"; memory has room for {rows:,} rows at a time, the others wait" if rows else ""
-    most = shapes_at_most(size, c.max_completion_length)
+    most = max_table_sizes(size, c.max_completion_length)
     return f"{waits}; segments of {c.rollout_segment} tokens, {most} sizes of programs at most"
 
 

@@ -17,8 +17,8 @@ from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.update import make_score
 from grpo_jax.models.qwen import Params
 from grpo_jax.program import Program
-from grpo_jax.rollout.sampler import Sampler
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampler import ContinuousBatchingSampler
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.runs.files import write_atomically
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.setup.policy import Policy
@@ -65,23 +65,23 @@ class HeldOut:
         if self._prompts is None:
             return []
         batch, policy = self._prompts, self.policy
-        drawn = self._sampler(policy.rollout_copy(params), batch.tokens, batch.lengths, batch.uids, step=0)
+        drawn = self._sampler(policy.rollout_copy(params), batch, step=0)
         ids = [row[0, :n].tolist() for row, n in zip(drawn.tokens, drawn.lengths[:, 0])]
         texts = policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [{"prompt": p, "completion": c} for p, c in zip(batch.texts, texts)]
 
     @cached_property
-    def _sampler(self) -> Sampler:
-        return Sampler(
+    def _sampler(self) -> ContinuousBatchingSampler:
+        return ContinuousBatchingSampler(
             self.policy.cfg,
             self.policy.vocabulary,
-            Sampling(self.config.eval_temperature),
-            samples=1,
-            width=self.config.max_completion_length,
+            SamplingParams(self.config.eval_temperature),
+            num_generations=1,
+            max_completion_length=self.config.max_completion_length,
             mesh=self.policy.mesh,
             seed=self.config.seed,
-            purpose=EVALUATION,
-            cache=self.policy.rollout_cache,
+            random_stream=EVALUATION,
+            cache_dtype=self.policy.rollout_cache,
             attention=self.policy.attention,
         )
 

@@ -12,7 +12,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.models import qwen
 from grpo_jax.models.hf import load_config, load_eos_ids, load_params, save_model
 from grpo_jax.rollout.programs import Vocabulary, make_generate
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampling import SamplingParams
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
@@ -143,7 +143,7 @@ def test_the_exported_folder_gives_the_same_greedy_text_there_and_here(folders, 
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     theirs = model.generate(torch.tensor(prompt), do_sample=False, max_new_tokens=12)[0, 12:].tolist()
     vocabulary = Vocabulary(load_eos_ids(out), 9, cfg.vocab_size)
-    generate = make_generate(cfg, vocabulary, Sampling(temperature=0.0), 1, 12, mesh_1)
+    generate = make_generate(cfg, vocabulary, SamplingParams(temperature=0.0), 1, 12, mesh_1)
     with jax.set_mesh(mesh_1):
         drawn = generate(
             load_params(out, cfg),

@@ -14,6 +14,16 @@ from grpo_jax.rollout.budget import Demand
 CFG = PUBLISHED["1.5b"]
 
 
+def demand_of(prompts, num_generations, max_completion_length, prompt_width, **changes):
+    return Demand(
+        **{"cfg": CFG, "dtype": "bfloat16"} | changes,
+        prompts=prompts,
+        num_generations=num_generations,
+        max_completion_length=max_completion_length,
+        prompt_width=prompt_width,
+    )
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     strategies.integers(1, 40),
@@ -24,7 +34,7 @@ CFG = PUBLISHED["1.5b"]
     strategies.floats(0.001, 40),
 )
 def test_more_rows_than_fit_or_fewer_than_could(prompts, samples, width, prompt_width, parts, gib):
-    demand = Demand(CFG, "bfloat16", prompts, samples, width, prompt_width, parts)
+    demand = demand_of(prompts, samples, width, prompt_width, shards=parts)
     memory = int(gib * 2**30)
     rows = demand.rows_within(memory)
     if rows is None:
@@ -43,7 +53,7 @@ def test_more_rows_than_fit_or_fewer_than_could(prompts, samples, width, prompt_
 @pytest.mark.parametrize("form", ["auto", "int8"])
 def test_the_cache_is_larger_than_said(form):
     cfg = dataclasses.replace(CFG, num_layers=2)
-    demand = Demand(cfg, "bfloat16", 6, 5, 33, 17, 2, cache=form)
+    demand = demand_of(6, 5, 33, 17, cfg=cfg, shards=2, cache_dtype=form)
     size = demand.size()
     shapes = jax.eval_shape(
         lambda: empty_cache(cfg, size.places, size.rows, 17, size.slots, jnp.dtype("bfloat16"), form)
@@ -55,9 +65,9 @@ def test_the_cache_is_larger_than_said(form):
 @pytest.mark.parametrize(("shared", "repeated"), [(0.9, 14)])
 def test_prompts_are_kept_for_each_completion(shared, repeated):
     """The figure of the design: 64 prompts of 512 tokens x 16 completions at 1.5B."""
-    prompts = Demand(CFG, "bfloat16", 64, 16, 1, 512)
+    prompts = demand_of(64, 16, 1, 512)
     once = prompts.cache_bytes(dataclasses.replace(prompts.size(), slots=0)) / 2**30
-    alone = Demand(CFG, "bfloat16", 64 * 16, 1, 1, 512)
+    alone = demand_of(64 * 16, 1, 1, 512)
     each = alone.cache_bytes(dataclasses.replace(alone.size(), slots=0)) / 2**30
     assert once == pytest.approx(shared, abs=0.05)
     assert each == pytest.approx(repeated, abs=0.1)
@@ -67,9 +77,9 @@ def test_prompts_are_kept_for_each_completion(shared, repeated):
     ("prompts", "width", "asked"), [(16, 512, 0.358), (64, 256, 0.690), (256, 256, 0.690), (1, 512, 0.022)]
 )
 def test_reading_prompts_asks_for_more_than_said(prompts, width, asked):
-    """Temporary GiB of `admit` as compiled for an H200, but for the last two: more prompts than are read at a time,
+    """Temporary GiB of `prefill` as compiled for an H200, but for the last two: more prompts than are read at a time,
     and one."""
-    demand = Demand(CFG, "bfloat16", prompts, 1, 1, width)
+    demand = demand_of(prompts, 1, 1, width)
     beside = demand.cache_bytes(demand.size()) + 12 * prompts * CFG.vocab_size
     assert (demand.peak_bytes(demand.size()) - beside) / 2**30 == pytest.approx(asked, rel=0.08)
     assert demand.peak_bytes(demand.size()) - beside >= asked * 2**30

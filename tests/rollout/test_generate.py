@@ -10,7 +10,7 @@ from grpo_jax.learner.update import make_score
 from grpo_jax.models.hf import load_config, load_params
 from grpo_jax.rollout import decoding as module
 from grpo_jax.rollout.programs import Vocabulary, make_generate
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampling import SamplingParams
 
 P, G, TP, TC = 4, 3, 7, 10
 LENGTHS = np.array([7, 1, 4, 6], np.int32)
@@ -18,10 +18,10 @@ UIDS = np.array([11, 5, 2**32 - 1, 0], np.uint32)
 PAD, REAL = 1, 37  # of 40 rows of the vocabulary
 EOS = (3, 5)
 SAMPLINGS = [
-    Sampling(),
-    Sampling(temperature=1.4, top_k=5),
-    Sampling(temperature=0.7, top_k=9, top_p=0.9, min_p=0.1),
-    Sampling(temperature=0.0),
+    SamplingParams(),
+    SamplingParams(temperature=1.4, top_k=5),
+    SamplingParams(temperature=0.7, top_k=9, top_p=0.9, min_p=0.1),
+    SamplingParams(temperature=0.0),
 ]
 
 
@@ -32,13 +32,13 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def programs(tiny, mesh_1):
-    """`programs(how)`: one compiled rollout for each way of sampling, shared by the tests."""
+    """`programs(sampling)`: one compiled rollout for each way of sampling, shared by the tests."""
     made = {}
 
-    def program(how=SAMPLINGS[0]):
-        if how not in made:
-            made[how] = make_generate(tiny, Vocabulary(EOS, PAD, REAL), how, G, TC, mesh_1)
-        return made[how]
+    def program(sampling=SAMPLINGS[0]):
+        if sampling not in made:
+            made[sampling] = make_generate(tiny, Vocabulary(EOS, PAD, REAL), sampling, G, TC, mesh_1)
+        return made[sampling]
 
     return program
 
@@ -113,7 +113,9 @@ def test_greedy_equals_transformers_token_for_token(torch_pair, prompts, mesh_1)
     assert {len(row) for row in theirs} > {TC}, "some rows must end early and some must not"
 
     vocabulary = Vocabulary(eos, PAD, cfg.vocab_size)
-    ours = run(make_generate(cfg, vocabulary, Sampling(temperature=0.0), 1, TC, mesh_1), params, prompts)
+    ours = run(
+        make_generate(cfg, vocabulary, SamplingParams(temperature=0.0), 1, TC, mesh_1), params, prompts
+    )
     for row, length, expected in zip(ours.tokens[:, 0], ours.lengths[:, 0], theirs):
         assert row[:length].tolist() == expected
         assert (row[length:] == PAD).all()
@@ -122,14 +124,14 @@ def test_greedy_equals_transformers_token_for_token(torch_pair, prompts, mesh_1)
 # ---- against the learner's own scoring
 
 
-@pytest.mark.parametrize("how", SAMPLINGS, ids=str)
-def test_sampled_logprobs_equal_teacher_forcing(how, programs, tiny, tiny_params, prompts, mesh_1):
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+def test_sampled_logprobs_equal_teacher_forcing(sampling, programs, tiny, tiny_params, prompts, mesh_1):
     """Same weights, same temperature, same padded rows: the gap is rounding noise, whatever was filtered."""
-    rollout = run(programs(how), tiny_params, prompts)
+    rollout = run(programs(sampling), tiny_params, prompts)
     mask = in_completion(rollout).reshape(P * G, TC).astype(np.float32)
     spread = lambda x: jnp.repeat(jnp.asarray(x), G, axis=0)
     rows = make_rows(spread(prompts), spread(LENGTHS), jnp.asarray(rollout.tokens.reshape(P * G, TC)), mask)
-    scoring = Scoring(temperature=how.temperature or 1.0, num_tokens=REAL, chunk=64)
+    scoring = Scoring(temperature=sampling.temperature or 1.0, num_tokens=REAL, chunk=64)
     scored = make_score(tiny, scoring, 2, mesh_1)(tiny_params, rows)
     np.testing.assert_allclose(rollout.logprobs.reshape(P * G, TC), scored, atol=1e-5)
     assert rollout.logprobs[in_completion(rollout)].max() < 0
@@ -163,8 +165,8 @@ def test_after_the_end_there_is_padding_and_no_logprob(sampled):
 def test_padded_vocabulary_rows_never_come_though_they_be_likeliest(programs, tiny_params, prompts):
     head = tiny_params["head"]["kernel"]
     loud = tiny_params | {"head": {"kernel": head.at[:, REAL:].multiply(100.0)}}
-    for how in (SAMPLINGS[0], SAMPLINGS[-1]):
-        quiet, same = run(programs(how), tiny_params, prompts), run(programs(how), loud, prompts)
+    for sampling in (SAMPLINGS[0], SAMPLINGS[-1]):
+        quiet, same = run(programs(sampling), tiny_params, prompts), run(programs(sampling), loud, prompts)
         assert same.tokens.max() < REAL
         jax.tree.map(np.testing.assert_array_equal, quiet, same)
 
@@ -173,7 +175,7 @@ def test_the_last_place_may_hold_the_end(programs, tiny_params, prompts, monkeyp
     """A row that ends exactly at the limit is finished, one that does not is truncated."""
     force(monkeypatch, lambda position, token: jnp.where(position == TC - 1, EOS[1], 7))
     rollout = run(
-        make_generate(tiny, Vocabulary(EOS, PAD, REAL), Sampling(), 2, TC, mesh_1), tiny_params, prompts
+        make_generate(tiny, Vocabulary(EOS, PAD, REAL), SamplingParams(), 2, TC, mesh_1), tiny_params, prompts
     )
     assert rollout.finished.all()
     assert (rollout.lengths == TC).all()
@@ -181,15 +183,15 @@ def test_the_last_place_may_hold_the_end(programs, tiny_params, prompts, monkeyp
 
 def force(monkeypatch, token, seen=None):
     """Replace what is drawn by `token(position, drawn)`, and collect the positions that were drawn."""
-    real = module.draw
+    real = module.sample_tokens
 
-    def draw(keys, position, logits, *how, **named):
+    def sample_tokens(keys, position, logits, *given, **named):
         if seen is not None:
             jax.debug.callback(lambda p: seen.append(int(p.max())), position)
-        drawn, logprob = real(keys, position, logits, *how, **named)
+        drawn, logprob = real(keys, position, logits, *given, **named)
         return jnp.broadcast_to(token(position, drawn), drawn.shape).astype(jnp.int32), logprob
 
-    monkeypatch.setattr(module, "draw", draw)
+    monkeypatch.setattr(module, "sample_tokens", sample_tokens)
 
 
 def test_decoding_stops_when_every_row_has_ended_and_not_before(
@@ -199,7 +201,7 @@ def test_decoding_stops_when_every_row_has_ended_and_not_before(
     ends_at = jnp.asarray([[2, 0], [4, 1], [0, 0], [3, 2]])
     force(monkeypatch, lambda position, _: jnp.where(position == ends_at, EOS[0], 7), seen)
     rollout = run(
-        make_generate(tiny, Vocabulary(EOS, PAD, REAL), Sampling(), 2, TC, mesh_1), tiny_params, prompts
+        make_generate(tiny, Vocabulary(EOS, PAD, REAL), SamplingParams(), 2, TC, mesh_1), tiny_params, prompts
     )
     jax.effects_barrier()
     assert sorted(seen) == [0, 1, 2, 3, 4]
@@ -227,7 +229,7 @@ def test_wider_padding_of_the_prompts_changes_nothing(programs, tiny_params, pro
 
 
 def test_more_samples_and_a_longer_limit_change_no_earlier_token(tiny, tiny_params, prompts, mesh_1, sampled):
-    program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), Sampling(), G + 1, TC + 3, mesh_1)
+    program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), SamplingParams(), G + 1, TC + 3, mesh_1)
     rollout = run(program, tiny_params, prompts)
     np.testing.assert_array_equal(rollout.tokens[:, :G, :TC], sampled.tokens)
     assert (rollout.lengths[:, :G] >= sampled.lengths).all()
@@ -264,13 +266,13 @@ def test_equal_prompts_with_their_own_identities_differ(programs, tiny_params, p
     assert len({tuple(row) for row in np.asarray(rollout.tokens).reshape(P * G, TC)}) > P * G * 0.8
 
 
-# ---- how it is computed
+# ---- sampling it is computed
 
 
 def test_each_prompt_is_prefilled_once(tiny, tiny_params, jaxpr_equations, mesh_1):
     """No array of the program has P*G rows of prompt width; the prompt's cache is [P,K,Tp,H] a layer."""
     prompts, samples, width, limit = 3, 5, 11, 13  # products that no other dimension has
-    program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), Sampling(), samples, limit, mesh_1)
+    program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), SamplingParams(), samples, limit, mesh_1)
     equations = jaxpr_equations(
         program.jit,
         tiny_params,
@@ -293,7 +295,7 @@ def test_each_prompt_is_prefilled_once(tiny, tiny_params, jaxpr_equations, mesh_
 
 
 def test_one_compilation_a_shape(tiny, tiny_params, prompts, mesh_1):
-    program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), Sampling(), 1, 2, mesh_1)
+    program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), SamplingParams(), 1, 2, mesh_1)
     for key in range(3):
         run(program, tiny_params, (prompts + key) % REAL, key=key)
     assert program.compilations == 1
@@ -304,7 +306,7 @@ def test_one_compilation_a_shape(tiny, tiny_params, prompts, mesh_1):
 def test_half_precision_weights_make_a_half_precision_cache(
     tiny, tiny_params, prompts, mesh_1, jaxpr_equations
 ):
-    program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), Sampling(), 1, 13, mesh_1)
+    program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), SamplingParams(), 1, 13, mesh_1)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny_params)
     inputs = (half, prompts, LENGTHS, UIDS, jax.random.key(0))
     avals = {v.aval for equation in jaxpr_equations(program.jit, *inputs) for v in equation.outvars}

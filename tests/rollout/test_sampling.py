@@ -10,47 +10,56 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from grpo_jax.rollout.sampling import Sampling, _filtered_weights, _nucleus_threshold, _search, draw, row_keys
+from grpo_jax.rollout.sampling import (
+    SamplingParams,
+    _filtered_weights,
+    _nucleus_threshold,
+    _search,
+    row_keys,
+    sample_tokens,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 FILTERS = [
-    Sampling(),
-    Sampling(temperature=0.6),
-    Sampling(temperature=1.7),
-    Sampling(top_k=4),
-    Sampling(top_p=0.8),
-    Sampling(min_p=0.15),
-    Sampling(0.8, top_k=9, top_p=0.9, min_p=0.05),
-    Sampling(1.3, top_k=6, top_p=0.6),
+    SamplingParams(),
+    SamplingParams(temperature=0.6),
+    SamplingParams(temperature=1.7),
+    SamplingParams(top_k=4),
+    SamplingParams(top_p=0.8),
+    SamplingParams(min_p=0.15),
+    SamplingParams(0.8, top_k=9, top_p=0.9, min_p=0.05),
+    SamplingParams(1.3, top_k=6, top_p=0.6),
 ]
-name_of = lambda how: f"T{how.temperature} k{how.top_k} p{how.top_p} m{how.min_p}"
+name_of = lambda sampling: f"T{sampling.temperature} k{sampling.top_k} p{sampling.top_p} m{sampling.min_p}"
 
 
-def expected(logits, how):
+def expected(logits, sampling):
     """Probabilities in float64 by a full sort, in transformers' order: temperature, top-k, top-p, min-p."""
-    p = np.exp((logits - logits.max()) / how.temperature).astype(np.float64)
-    if how.top_k:
-        p[p < np.sort(p)[-how.top_k :][0]] = 0
+    p = np.exp((logits - logits.max()) / sampling.temperature).astype(np.float64)
+    if sampling.top_k:
+        p[p < np.sort(p)[-sampling.top_k :][0]] = 0
     order = np.argsort(-p)
     above = np.cumsum(p[order]) - p[order]  # the mass of what is likelier
-    p[order[above >= how.top_p * p.sum()]] = 0
-    p[p < how.min_p * p.max()] = 0
+    p[order[above >= sampling.top_p * p.sum()]] = 0
+    p[p < sampling.min_p * p.max()] = 0
     return p / p.sum()
 
 
-def drawn(logits, how, number=20000, seed=0):
+def drawn(logits, sampling, number=20000, seed=0):
     """`number` independent draws [number] from one row of logits, and their log-probs."""
-    tokens, logprobs = compiled_draws(how, number)(jax.random.key(seed), logits)
+    tokens, logprobs = compiled_draws(sampling, number)(jax.random.key(seed), logits)
     return np.asarray(tokens).ravel(), np.asarray(logprobs).ravel()
 
 
 @functools.cache
-def compiled_draws(how, number):
+def compiled_draws(sampling, number):
     @jax.jit
     def draws(key, logits):
         keys = row_keys(key, jnp.arange(number // 50, dtype=jnp.uint32), 50)
-        return draw(keys, jnp.int32(0), jnp.broadcast_to(logits, (*keys.shape, len(logits))), how)
+        return sample_tokens(
+            keys, jnp.int32(0), jnp.broadcast_to(logits, (*keys.shape, len(logits))), sampling
+        )
 
     return draws
 
@@ -77,48 +86,50 @@ def logits_of(width):
     return logits
 
 
-@pytest.mark.parametrize("how", FILTERS, ids=name_of)
-def test_small_vocabulary_is_drawn_in_proportion(how):
-    tokens, _ = drawn(logits_of(23), how)
-    assert p_value(tokens, expected(logits_of(23), how)) > 1e-3
+@pytest.mark.parametrize("sampling", FILTERS, ids=name_of)
+def test_small_vocabulary_is_drawn_in_proportion(sampling):
+    tokens, _ = drawn(logits_of(23), sampling)
+    assert p_value(tokens, expected(logits_of(23), sampling)) > 1e-3
 
 
-@pytest.mark.parametrize("how", [FILTERS[0], FILTERS[1], FILTERS[6]], ids=name_of)
-def test_vocabulary_of_several_blocks_is_drawn_in_proportion(how):
-    tokens, _ = drawn(logits_of(1500), how, 10000)
-    probabilities = expected(logits_of(1500), how)
+@pytest.mark.parametrize("sampling", [FILTERS[0], FILTERS[1], FILTERS[6]], ids=name_of)
+def test_vocabulary_of_several_blocks_is_drawn_in_proportion(sampling):
+    tokens, _ = drawn(logits_of(1500), sampling, 10000)
+    probabilities = expected(logits_of(1500), sampling)
     assert p_value(tokens, probabilities) > 1e-3
     blocks = np.add.reduceat(probabilities, [0, 512, 1024])
     assert p_value(tokens // 512, blocks) > 1e-3
 
 
 def test_the_chi_square_would_notice_a_wrong_temperature():
-    tokens, _ = drawn(logits_of(23), Sampling())
-    assert p_value(tokens, expected(logits_of(23), Sampling(temperature=1.1))) < 1e-6
+    tokens, _ = drawn(logits_of(23), SamplingParams())
+    assert p_value(tokens, expected(logits_of(23), SamplingParams(temperature=1.1))) < 1e-6
 
 
-@pytest.mark.parametrize("how", FILTERS, ids=name_of)
-def test_logprobs_are_of_the_full_softmax_at_temperature(how):
+@pytest.mark.parametrize("sampling", FILTERS, ids=name_of)
+def test_logprobs_are_of_the_full_softmax_at_temperature(sampling):
     """Renormalising over what a filter left would disagree with the learner's teacher forcing."""
-    tokens, logprobs = drawn(logits_of(23), how)
-    full = np.log(expected(logits_of(23), Sampling(how.temperature)))
+    tokens, logprobs = drawn(logits_of(23), sampling)
+    full = np.log(expected(logits_of(23), SamplingParams(sampling.temperature)))
     np.testing.assert_allclose(logprobs, full[tokens], atol=2e-6)
 
 
-@pytest.mark.parametrize("how", [*FILTERS, Sampling(0), Sampling(banned=(3,), min_tokens=2)], ids=str)
-def test_the_vocabulary_first_draws_another_token(how):
+@pytest.mark.parametrize(
+    "sampling", [*FILTERS, SamplingParams(0), SamplingParams(banned=(3,), min_tokens=2)], ids=str
+)
+def test_the_vocabulary_first_draws_another_token(sampling):
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 2, (4, 5, 1300)), jnp.float32)
     keys = row_keys(jax.random.key(0), jnp.arange(4, dtype=jnp.uint32), 5)
-    either = jax.jit(draw, static_argnums=(3, 4), static_argnames="vocabulary_first")
-    given = keys, jnp.arange(5), logits, how, (7, 11)
+    either = jax.jit(sample_tokens, static_argnums=(3, 4), static_argnames="vocabulary_first")
+    given = keys, jnp.arange(5), logits, sampling, (7, 11)
     (tokens, logprobs), (others, theirs) = either(*given), either(*given, vocabulary_first=True)
     np.testing.assert_array_equal(tokens, others)
     np.testing.assert_allclose(logprobs, theirs, atol=2e-6)
 
 
 def test_greedy_takes_the_most_likely_and_scores_at_temperature_one():
-    tokens, logprobs = drawn(logits_of(23), Sampling(temperature=0), 50)
-    full = np.log(expected(logits_of(23), Sampling()))
+    tokens, logprobs = drawn(logits_of(23), SamplingParams(temperature=0), 50)
+    full = np.log(expected(logits_of(23), SamplingParams()))
     assert set(tokens) == {full.argmax()}
     np.testing.assert_allclose(logprobs, full.max(), atol=2e-6)
 
@@ -129,7 +140,7 @@ def test_every_place_of_every_block_can_be_drawn(width):
     places = np.unique(np.clip([0, 1, 510, 511, 512, 513, 1023, width - 1], 0, width - 1))
     for place in places:
         certain = np.where(np.arange(width) == place, 0, -np.inf).astype(np.float32)
-        tokens, logprobs = drawn(certain, Sampling(), 50)
+        tokens, logprobs = drawn(certain, SamplingParams(), 50)
         assert set(tokens) == {place}
         assert not logprobs.any()
 
@@ -138,7 +149,7 @@ def test_padded_rows_of_the_vocabulary_are_never_drawn():
     logits = np.full(700, -3.0, np.float32)
     logits[650:] = -np.inf
     logits[::2] = -np.inf
-    tokens, logprobs = drawn(logits, Sampling())
+    tokens, logprobs = drawn(logits, SamplingParams())
     assert np.isfinite(logits[tokens]).all()
     assert np.isfinite(logprobs).all()
 
@@ -167,7 +178,7 @@ def test_a_hopeless_first_token_does_not_come_with_uniform_zero(monkeypatch):
     logits = jnp.asarray([[[-60.0, 0.0, 0.0]]])
     keys = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 1)
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.zeros(shape))
-    assert int(draw(keys, jnp.int32(0), logits, Sampling())[0][0, 0]) == 1
+    assert int(sample_tokens(keys, jnp.int32(0), logits, SamplingParams())[0][0, 0]) == 1
 
 
 # The largest float32 grid on which sums of 24 weights are exact: the oracle and the bisection must then agree
@@ -206,48 +217,52 @@ distinct_logits = hnp.arrays(np.float32, 24, elements=st.integers(-400, 400), un
 
 
 @functools.cache
-def compiled_filter(how):
-    return jax.jit(lambda logits: _filtered_weights(logits / how.temperature, how))
+def compiled_filter(sampling):
+    return jax.jit(lambda logits: _filtered_weights(logits / sampling.temperature, sampling))
 
 
-def transformers_support(logits, how):
+def transformers_support(logits, sampling):
     """What transformers' own processors leave, in float64; and the same with the nucleus a hair larger."""
     torch = pytest.importorskip("torch")
     from transformers.generation import logits_process as theirs
 
     def support(top_p):
-        scores = torch.tensor(logits, dtype=torch.float64)[None] / how.temperature
-        if how.top_k:
-            scores = theirs.TopKLogitsWarper(how.top_k)(None, scores)
-        if how.top_p < 1:
+        scores = torch.tensor(logits, dtype=torch.float64)[None] / sampling.temperature
+        if sampling.top_k:
+            scores = theirs.TopKLogitsWarper(sampling.top_k)(None, scores)
+        if sampling.top_p < 1:
             scores = theirs.TopPLogitsWarper(top_p)(None, scores)
-        if how.min_p:
-            scores = theirs.MinPLogitsWarper(how.min_p)(None, scores)
+        if sampling.min_p:
+            scores = theirs.MinPLogitsWarper(sampling.min_p)(None, scores)
         return torch.isfinite(scores[0]).numpy()
 
-    return support(how.top_p), support(how.top_p + 1e-6), support(how.top_p - 1e-6)
+    return support(sampling.top_p), support(sampling.top_p + 1e-6), support(sampling.top_p - 1e-6)
 
 
-@pytest.mark.parametrize("how", FILTERS[3:], ids=name_of)
+@pytest.mark.parametrize("sampling", FILTERS[3:], ids=name_of)
 @given(logits=distinct_logits)
 @settings(max_examples=60, deadline=None)
-def test_filters_keep_what_transformers_keeps(how, logits):
-    wanted, more, less = transformers_support(logits, how)
-    kept = np.asarray(compiled_filter(how)(logits)) > 0
+def test_filters_keep_what_transformers_keeps(sampling, logits):
+    wanted, more, less = transformers_support(logits, sampling)
+    kept = np.asarray(compiled_filter(sampling)(logits)) > 0
     if (more == less).all():  # else an edge falls within rounding
         np.testing.assert_array_equal(kept, wanted)
 
 
 def test_equal_logits_at_a_threshold_stay_together():
     logits = jnp.asarray([2.0, 1.0, 1.0, 1.0, 0.0])
-    assert (np.asarray(_filtered_weights(logits, Sampling(top_k=2))) > 0).tolist() == [True] * 4 + [False]
-    assert (np.asarray(_filtered_weights(logits, Sampling(top_p=0.6))) > 0).tolist() == [True] * 4 + [False]
+    assert (np.asarray(_filtered_weights(logits, SamplingParams(top_k=2))) > 0).tolist() == [True] * 4 + [
+        False
+    ]
+    assert (np.asarray(_filtered_weights(logits, SamplingParams(top_p=0.6))) > 0).tolist() == [True] * 4 + [
+        False
+    ]
 
 
 def test_top_k_beyond_the_vocabulary_is_off():
     logits = logits_of(23)
     np.testing.assert_array_equal(
-        _filtered_weights(logits, Sampling(top_k=100)), _filtered_weights(logits, Sampling())
+        _filtered_weights(logits, SamplingParams(top_k=100)), _filtered_weights(logits, SamplingParams())
     )
 
 
@@ -264,35 +279,41 @@ def test_keys_differ_by_step_prompt_and_sample_and_by_nothing_else():
 def test_positions_draw_independently():
     keys = row_keys(jax.random.key(0), jnp.arange(2, dtype=jnp.uint32), 500)
     logits = jnp.zeros((2, 500, 64))
-    first, second = (np.asarray(draw(keys, jnp.int32(t), logits, Sampling())[0]).ravel() for t in (0, 1))
+    first, second = (
+        np.asarray(sample_tokens(keys, jnp.int32(t), logits, SamplingParams())[0]).ravel() for t in (0, 1)
+    )
     assert (first == second).mean() < 0.05  # 1/64 by chance
 
 
-@pytest.mark.parametrize("how", FILTERS, ids=name_of)
-def test_the_vocabulary_is_never_sorted(how, jaxpr_equations):
+@pytest.mark.parametrize("sampling", FILTERS, ids=name_of)
+def test_the_vocabulary_is_never_sorted(sampling, jaxpr_equations):
     """A sort of 151,936 logits a row a token is what makes top-p slow elsewhere."""
     keys, logits = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 2), jnp.zeros((1, 2, 1500))
-    equations = jaxpr_equations(lambda: draw(keys, jnp.int32(0), logits, how))
+    equations = jaxpr_equations(lambda: sample_tokens(keys, jnp.int32(0), logits, sampling))
     names = {equation.primitive.name for equation in equations}
     assert "cumsum" in names  # the walk reaches the inside
-    assert {n for n in names if "sort" in n or "top_k" in n} == ({"top_k"} if how.top_k else set())
+    assert {n for n in names if "sort" in n or "top_k" in n} == ({"top_k"} if sampling.top_k else set())
 
 
-BARRED = [Sampling(banned=(3, 20)), Sampling(0.8, top_k=5, banned=(3, 20)), Sampling(0.0, banned=(3, 20))]
+BARRED = [
+    SamplingParams(banned=(3, 20)),
+    SamplingParams(0.8, top_k=5, banned=(3, 20)),
+    SamplingParams(0.0, banned=(3, 20)),
+]
 
 
-@pytest.mark.parametrize("how", BARRED, ids=name_of)
-def test_a_banned_token_comes_or_changes_the_logprob(how):
+@pytest.mark.parametrize("sampling", BARRED, ids=name_of)
+def test_a_banned_token_comes_or_changes_the_logprob(sampling):
     """The likeliest tokens are banned; the rest stays in proportion, scored under the full softmax."""
     logits = logits_of(23).copy()
     logits[[3, 20]] = logits.max() + 2
-    tokens, logprobs = drawn(logits, how, 5000)
+    tokens, logprobs = drawn(logits, sampling, 5000)
     assert not {3, 20} & set(tokens)
-    full = np.log(expected(logits, Sampling(how.temperature or 1.0)))
+    full = np.log(expected(logits, SamplingParams(sampling.temperature or 1.0)))
     np.testing.assert_allclose(logprobs, full[tokens], atol=2e-6)
-    if how.temperature:
+    if sampling.temperature:
         rest = np.where(np.isin(np.arange(23), [3, 20]), -np.inf, logits)
-        assert p_value(tokens, expected(rest, how)) > 1e-3
+        assert p_value(tokens, expected(rest, sampling)) > 1e-3
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -301,8 +322,8 @@ def test_a_row_ends_before_its_least_length(temperature):
     keys = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 400)
     positions = jnp.arange(400)[None] % 8
     logits = jnp.zeros((1, 400, 9)).at[..., 4].set(20.0)
-    how = Sampling(temperature, min_tokens=5)
-    token, logprob = (np.asarray(x)[0] for x in draw(keys, positions, logits, how, (4, 7)))
+    sampling = SamplingParams(temperature, min_tokens=5)
+    token, logprob = (np.asarray(x)[0] for x in sample_tokens(keys, positions, logits, sampling, (4, 7)))
     early = np.asarray(positions)[0] < 5
     assert not np.isin(token[early], [4, 7]).any()
     assert (token[~early] == 4).all()
@@ -311,8 +332,8 @@ def test_a_row_ends_before_its_least_length(temperature):
 
 def test_what_is_off_costs_something(jaxpr_equations):
     keys, logits = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 2), jnp.zeros((1, 2, 700))
-    with_ids = jaxpr_equations(lambda: draw(keys, jnp.int32(0), logits, Sampling(), (3, 4)))
-    without = jaxpr_equations(lambda: draw(keys, jnp.int32(0), logits, Sampling()))
+    with_ids = jaxpr_equations(lambda: sample_tokens(keys, jnp.int32(0), logits, SamplingParams(), (3, 4)))
+    without = jaxpr_equations(lambda: sample_tokens(keys, jnp.int32(0), logits, SamplingParams()))
     assert len(with_ids) == len(without)
 
 

@@ -1,5 +1,7 @@
 """Rollouts in segments: rows leave, others come, the rest moves together, the cache grows; every token stays."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from grpo_jax.rollout import decoding, row_table
-from grpo_jax.rollout.sampler import Sampler
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampler import ContinuousBatchingSampler
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.rollout.state import Vocabulary
 from grpo_jax.rollout.stopping import Stop
 from grpo_jax.sharding.mesh import make_mesh
@@ -18,6 +20,7 @@ P, G, TP, WIDTH, REAL, PAD = 8, 4, 5, 40, 37, 1
 LENGTHS = np.array([5, 1, 3, 2, 4, 5, 2, 3], np.int32)
 UIDS = np.arange(P, dtype=np.uint32) * 7
 PROMPTS = np.random.default_rng(0).integers(6, REAL, (P, TP)).astype(np.int32)
+BATCH = SimpleNamespace(tokens=PROMPTS, lengths=LENGTHS, uids=UIDS)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -26,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def _small_caches():
     """Eight slots at first, so that the ring grows within forty tokens."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_table, "_FEWEST_SLOTS", 8)
-        patch.setattr(row_table, "_STEP", 8)
+        patch.setattr(row_table, "_MIN_SLOTS", 8)
+        patch.setattr(row_table, "_MIN_GROWTH", 8)
         yield
 
 
@@ -35,13 +38,13 @@ def _small_caches():
 def ends_at(monkeypatch):
     """`ends_at(limits)`: the row of prompt p and sample g ends with its token number limits[p,g]; tokens are drawn
     as ever, but for those that end a row."""
-    real = decoding.draw
+    real = decoding.sample_tokens
 
     def set_limits(limits):
         of_row = jnp.asarray(limits).reshape(-1)
 
-        def draw(keys, position, logits, *how, **named):
-            token, logprob = real(keys, position, logits, *how, **named)
+        def sample_tokens(keys, position, logits, *given, **named):
+            token, logprob = real(keys, position, logits, *given, **named)
             row = (jax.random.key_data(keys)[..., None, :] == marks).all(-1).argmax(-1)  # [P,G]
             last = position == of_row[row] - 1
             return jnp.where(last, 3, jnp.where(token == 3, 7, token)), logprob
@@ -50,25 +53,28 @@ def ends_at(monkeypatch):
         marks = jax.random.key_data(
             decoding.row_keys(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0), uids, G)
         ).reshape(P * G, -1)
-        monkeypatch.setattr(decoding, "draw", draw)
+        monkeypatch.setattr(decoding, "sample_tokens", sample_tokens)
 
     return set_limits
 
 
-def drawn(tiny, params, mesh, segment, rows=0, limits=None, how=Sampling(top_p=0.95), cache="auto", **named):  # noqa: B008
-    one = engine(tiny, mesh, segment, rows, how, cache)
+def sample(tiny, params, mesh, segment, rows=0, limits=None, cache_dtype="auto", **named):
+    one = engine(tiny, mesh, segment, rows, cache_dtype)
     return one, rollout_of(one, params, mesh, limits, **named)
 
 
-def engine(tiny, mesh, segment, rows=0, how=Sampling(top_p=0.95), cache="auto"):  # noqa: B008
-    vocabulary, sizes = Vocabulary((3,), PAD, REAL), {"samples": G, "width": WIDTH}
-    return Sampler(tiny, vocabulary, how, **sizes, mesh=mesh, seed=0, segment=segment, rows=rows, cache=cache)
+def engine(tiny, mesh, segment, rows=0, cache_dtype="auto"):
+    vocabulary, sizes = Vocabulary((3,), PAD, REAL), {"num_generations": G, "max_completion_length": WIDTH}
+    options = {"segment": segment, "rows": rows, "cache_dtype": cache_dtype}
+    return ContinuousBatchingSampler(
+        tiny, vocabulary, SamplingParams(top_p=0.95), **sizes, mesh=mesh, seed=0, **options
+    )
 
 
 def rollout_of(one, params, mesh, limits=None, **named):
     with jax.set_mesh(mesh):
         laid = jax.device_put(params, shardings(params, ROLLOUT_RULES, mesh))
-        return one(laid, PROMPTS, LENGTHS, UIDS, step=0, limits=limits, **named)
+        return one(laid, BATCH, step=0, limits=limits, **named)
 
 
 def assert_same(ours, theirs):
@@ -89,30 +95,30 @@ LIMITS = {
 @pytest.mark.parametrize("name", ["all at once", "each another"])
 def test_segments_draw_other_tokens_than_the_whole(tiny, tiny_params, mesh_1, ends_at, name):
     ends_at(LIMITS[name])
-    _, whole = drawn(tiny, tiny_params, mesh_1, 0)
+    _, whole = sample(tiny, tiny_params, mesh_1, 0)
     np.testing.assert_array_equal(whole.lengths, np.minimum(LIMITS[name], WIDTH))
     np.testing.assert_array_equal(whole.finished, LIMITS[name] <= WIDTH)
     for segment, rows in ((7, 0), (4, 8)):
-        _, parts = drawn(tiny, tiny_params, mesh_1, segment, rows)
+        _, parts = sample(tiny, tiny_params, mesh_1, segment, rows)
         assert_same(parts, whole)
 
 
 @pytest.mark.parametrize(("sizes", "rows"), [({"data": 8}, 0), ({"fsdp": 2, "tensor": 4}, 8)], ids=str)
 def test_a_mesh_draws_other_tokens_in_segments(tiny, tiny_params, mesh_1, ends_at, sizes, rows):
     ends_at(LIMITS["skewed"])
-    _, whole = drawn(tiny, tiny_params, mesh_1, 0)
-    _, parts = drawn(tiny, tiny_params, make_mesh(sizes), 8, rows)
+    _, whole = sample(tiny, tiny_params, mesh_1, 0)
+    _, parts = sample(tiny, tiny_params, make_mesh(sizes), 8, rows)
     assert_same(parts, whole)
 
 
 def test_an_int8_cache_draws_other_tokens_in_segments(tiny, tiny_params, mesh_1, ends_at):
     """A row's keys and values are rounded by themselves: whatever table it stands in, to the same numbers."""
     ends_at(LIMITS["skewed"])
-    _, whole = drawn(tiny, tiny_params, mesh_1, 0, cache="int8")
+    _, whole = sample(tiny, tiny_params, mesh_1, 0, cache_dtype="int8")
     for mesh, segment, rows in ((mesh_1, 7, 8), (make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), 8, 0)):
-        _, parts = drawn(tiny, tiny_params, mesh, segment, rows, cache="int8")
+        _, parts = sample(tiny, tiny_params, mesh, segment, rows, cache_dtype="int8")
         assert_same(parts, whole)
-    _, plain = drawn(tiny, tiny_params, mesh_1, 0)
+    _, plain = sample(tiny, tiny_params, mesh_1, 0)
     np.testing.assert_allclose(
         whole.logprobs[..., 0], plain.logprobs[..., 0], atol=1e-6
     )  # read before it is rounded
@@ -125,9 +131,9 @@ def test_an_int8_cache_draws_other_tokens_in_segments(tiny, tiny_params, mesh_1,
 def test_a_seed_of_its_own_draws_elsewhere_on_a_mesh(tiny, tiny_params, mesh_1, ends_at):
     ends_at(LIMITS["each another"])
     seeds = [7, 7, *range(P - 2)]
-    _, here = drawn(tiny, tiny_params, mesh_1, 4, seeds=seeds)
-    _, there = drawn(tiny, tiny_params, make_mesh({"data": 8}), 8, seeds=seeds)
-    _, without = drawn(tiny, tiny_params, mesh_1, 4)
+    _, here = sample(tiny, tiny_params, mesh_1, 4, seeds=seeds)
+    _, there = sample(tiny, tiny_params, make_mesh({"data": 8}), 8, seeds=seeds)
+    _, without = sample(tiny, tiny_params, mesh_1, 4)
     assert_same(there, here)
     assert not np.array_equal(here.tokens, without.tokens)
 
@@ -175,25 +181,25 @@ def test_a_row_that_was_stopped_stays_or_disturbs_others(engines, tiny_params, m
 
 
 def test_a_group_is_told_late_or_twice(tiny, tiny_params, mesh_1):
-    """Each prompt is told once, with the tokens that the rollout has, and before longer ones are drawn."""
+    """Each prompt is reported once, with the tokens that the rollout has, and before longer ones are drawn."""
     limits = np.full((P, G), 2, np.int32)
     limits[3] = WIDTH
-    told, lengths_then = {}, []
+    reported, lengths_then = {}, []
     one = engine(tiny, mesh_1, 4)
-    add = one.programs.extend
+    decode = one.programs.decode
 
     def on_group(p, ids):
-        assert p not in told
-        told[p] = ids
-        lengths_then.append(extended.count)
+        assert p not in reported
+        reported[p] = ids
+        lengths_then.append(counted.count)
 
-    extended = Counted(add)
-    one.programs.extend = extended
+    counted = Counted(decode)
+    one.programs.decode = counted
     rollout = rollout_of(one, tiny_params, mesh_1, limits, on_group=on_group)
-    assert sorted(told) == list(range(P))
-    assert list(told)[-1] == 3
+    assert sorted(reported) == list(range(P))
+    assert list(reported)[-1] == 3
     assert lengths_then[0] <= 2 < lengths_then[-1]
-    for p, ids in told.items():
+    for p, ids in reported.items():
         assert ids == [row[:n].tolist() for row, n in zip(rollout.tokens[p], rollout.lengths[p])]
 
 
@@ -212,12 +218,12 @@ def test_rows_that_have_ended_are_still_computed(tiny, tiny_params, mesh_1, ends
     """Rows through the model, segment by segment: they fall as rows leave, one segment late."""
     rows = rows_computed(monkeypatch)
     ends_at(LIMITS["one row goes on"])
-    one, _ = drawn(tiny, tiny_params, mesh_1, 4)
+    one, _ = sample(tiny, tiny_params, mesh_1, 4)
     jax.effects_barrier()
     assert rows == [32] * 8 + [1] * (WIDTH - 9)
     assert (
         one.compilations <= 15
-    )  # blank, admit, five sizes of the ring, two programs for each move between them
+    )  # empty_state, prefill, five sizes of the ring, two programs for each move between them
 
 
 def test_a_long_sample_of_each_prompt_keeps_the_others_places(
@@ -225,7 +231,7 @@ def test_a_long_sample_of_each_prompt_keeps_the_others_places(
 ):
     rows = rows_computed(monkeypatch)
     ends_at(np.where(np.arange(P * G) % G == np.arange(P * G) // G % G, WIDTH, 2).reshape(P, G))
-    drawn(tiny, tiny_params, mesh_1, 4)
+    sample(tiny, tiny_params, mesh_1, 4)
     jax.effects_barrier()
     assert rows == [32] * 8 + [8] * (WIDTH - 9)
 
@@ -235,7 +241,7 @@ def test_free_places_stay_empty_while_prompts_wait(tiny, tiny_params, mesh_1, mo
     rows = rows_computed(monkeypatch)
     limits = np.full((P, G), 2, np.int32)
     limits[0] = WIDTH
-    drawn(tiny, tiny_params, mesh_1, 4, rows=8, limits=limits)
+    sample(tiny, tiny_params, mesh_1, 4, rows=8, limits=limits)
     jax.effects_barrier()
     assert max(rows) == 8
     assert len(rows) <= WIDTH + 4

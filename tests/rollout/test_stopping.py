@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.rollout import output_buffer as module
-from grpo_jax.rollout.output_buffer import Collected
-from grpo_jax.rollout.row_table import Table
-from grpo_jax.rollout.state import Drawn
+from grpo_jax.rollout.output_buffer import OutputBuffer
+from grpo_jax.rollout.row_table import RowTable
+from grpo_jax.rollout.state import SampledTokens
 from grpo_jax.rollout.stopping import Stop
 
 PIECES = [
@@ -65,27 +65,27 @@ def test_a_string_across_a_cut_is_missed(ids, strings, data):
 def read(ids, segment, stop=None, on_tokens=None):
     """The completions `ids` of one prompt, read in segments after their first tokens."""
     G = len(ids)
-    rows = Collected(np.full((1, G), WIDTH, np.int32), WIDTH, PAD, stop, on_tokens)
-    table = Table(np.zeros((1, 1), int), np.arange(G)[None, None])
+    rows = OutputBuffer(np.full((1, G), WIDTH, np.int32), WIDTH, PAD, stop, on_tokens)
+    table = RowTable(np.zeros((1, 1), int), np.arange(G)[None, None])
     ends = np.array([len(row) for row in ids])
     for start in [0, *range(1, WIDTH, segment)]:
         n = 1 if start == 0 else segment
         padded = np.array([[*row, *[PAD] * (WIDTH + segment)][start : start + n] for row in ids])
         lengths = np.minimum(ends, start + n)
         finished = (lengths == ends) & (ends < WIDTH)
-        drawn = Drawn(padded[None], np.full((1, G, n), -1.0), lengths[None], finished[None])
-        rows.add(drawn, table, np.full((1, 1, G), start, np.int32))
+        sampled = SampledTokens(padded[None], np.full((1, G, n), -1.0), lengths[None], finished[None])
+        rows.add(sampled, table, np.full((1, 1, G), start, np.int32))
     return rows
 
 
 @given(st.lists(tokens, min_size=1, max_size=3), strings, st.integers(1, WIDTH))
 @settings(max_examples=100, deadline=None)
 def test_what_is_kept_depends_on_the_segments(ids, strings, segment):
-    told = {}
+    reported = {}
 
     def on_tokens(p, g, new, ended):
-        assert not told.get(g, ([], False))[1], "after its end"
-        told[g] = [*told.get(g, ([], False))[0], *new], ended
+        assert not reported.get(g, ([], False))[1], "after its end"
+        reported[g] = [*reported.get(g, ([], False))[0], *new], ended
 
     rows = read(ids, segment, Stop(tuple(strings), decode), on_tokens)
     for g, row in enumerate(ids):
@@ -96,7 +96,7 @@ def test_what_is_kept_depends_on_the_segments(ids, strings, segment):
         assert rows.logprobs[0, g].tolist() == [-1.0] * len(kept) + [0.0] * (WIDTH - len(kept))
         assert rows.finished[0, g] == (end is not None or len(row) < WIDTH)
         assert rows.ended[0, g]
-        assert told[g] == (kept, True)
+        assert reported[g] == (kept, True)
 
 
 def test_text_is_decoded_though_nobody_asks():

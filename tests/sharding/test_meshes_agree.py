@@ -13,7 +13,7 @@ from grpo_jax.learner.objective import GRPO, Batch
 from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
 from grpo_jax.learner.update import accumulate, make_update
 from grpo_jax.rollout.programs import Vocabulary, make_generate
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, everywhere, make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
@@ -52,7 +52,7 @@ def on_mesh(tiny, tiny_params):
 
 def generated(tiny, params, mesh, put, prompts, lengths):
     params = jax.device_put(params, shardings(params, ROLLOUT_RULES, mesh))
-    generate = make_generate(tiny, Vocabulary((3, 5), 0, REAL), Sampling(top_p=0.95), G, TC, mesh)
+    generate = make_generate(tiny, Vocabulary((3, 5), 0, REAL), SamplingParams(top_p=0.95), G, TC, mesh)
     key = jax.random.key(1)
     rollout = generate(params, put(prompts), put(lengths), put(np.arange(P, dtype=np.uint32)), key)
     assert rollout.tokens.sharding.is_equivalent_to(by_rows(mesh), 3)

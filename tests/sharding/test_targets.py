@@ -24,7 +24,7 @@ from grpo_jax.models.qwen import abstract_params
 from grpo_jax.plans import abstract_arguments
 from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.programs import Vocabulary, make_generate
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.sharding.mesh import ROWS
 from grpo_jax.sharding.targets import MissingExtra, compiler_options, topology_mesh
 
@@ -52,7 +52,7 @@ def compiled(target, name, cfg, dtype="bfloat16"):
     mesh = topology_mesh(target, SIZES)
     how = Scoring(dtype=dtype, num_tokens=cfg.vocab_size - 3, chunk=64)
     if name == "generate":
-        program = make_generate(cfg, Vocabulary((3, 5), 0, cfg.vocab_size - 3), Sampling(), G, TC, mesh)
+        program = make_generate(cfg, Vocabulary((3, 5), 0, cfg.vocab_size - 3), SamplingParams(), G, TC, mesh)
         arguments = (
             abstract_arguments.sampler_copy(cfg, mesh, dtype),
             *abstract_arguments.prompts(mesh, P, TP),
@@ -93,14 +93,23 @@ def test_generate_holds_its_cache_once(target, form):
     cfg, mesh = dataclasses.replace(PUBLISHED["1.5b"], num_layers=12), topology_mesh(target)
     samples, width = 8, 4096
     program = make_generate(
-        cfg, Vocabulary((151645, 151643), 0, 151665), Sampling(), samples, width, mesh, form
+        cfg, Vocabulary((151645, 151643), 0, 151665), SamplingParams(), samples, width, mesh, form
     )
     weights, prompts = (
         abstract_arguments.sampler_copy(cfg, mesh, "bfloat16"),
         abstract_arguments.prompts(mesh, P, TP),
     )
     memory = abstract_arguments.compile_for(target, mesh, program, weights, *prompts).memory_analysis()
-    demand = Demand(cfg, "bfloat16", P, samples, width, TP, parts=8, cache=form)
+    demand = Demand(
+        cfg=cfg,
+        dtype="bfloat16",
+        prompts=P,
+        num_generations=samples,
+        max_completion_length=width,
+        prompt_width=TP,
+        shards=8,
+        cache_dtype=form,
+    )
     cache = demand.cache_bytes(demand.size())
     assert memory.temp_size_in_bytes < 1.5 * cache
     assert form == "int8" or cache <= memory.temp_size_in_bytes  # one in int8 may fit into a TPU's own memory
@@ -109,7 +118,7 @@ def test_generate_holds_its_cache_once(target, form):
 def test_int8_weights_are_written_out_in_bfloat16(target):
     """Half the bytes to hold; and while it decodes no matrix exists in bfloat16, be it a layer's or the head."""
     cfg, mesh = PUBLISHED["1.5b"], topology_mesh(target)
-    program = make_generate(cfg, Vocabulary((151645, 151643), 0, 151665), Sampling(), G, 128, mesh)
+    program = make_generate(cfg, Vocabulary((151645, 151643), 0, 151665), SamplingParams(), G, 128, mesh)
     plain, int8 = (
         abstract_arguments.compile_for(
             target,
@@ -143,7 +152,7 @@ def test_a_rollout_reads_its_prompts_without_cudnn(target, sizes, fused, tiny):
     if not target.startswith("h"):
         pytest.skip("cuDNN is for GPUs")
     mesh = topology_mesh(target, sizes)
-    program = make_generate(tiny, Vocabulary((3, 5), 0, tiny.vocab_size), Sampling(), G, TC, mesh)
+    program = make_generate(tiny, Vocabulary((3, 5), 0, tiny.vocab_size), SamplingParams(), G, TC, mesh)
     arguments = (
         abstract_arguments.sampler_copy(tiny, mesh, "bfloat16"),
         *abstract_arguments.prompts(mesh, P, TP),
@@ -194,7 +203,7 @@ def test_a_rollout_reads_long_prompts_with_splash_where_tensor_is_split(tiny):
         mesh = topology_mesh("v5e:2x4", SIZES)
     except MissingExtra as absent:
         pytest.skip(str(absent))
-    program = make_generate(tiny, Vocabulary((3, 5), 0, tiny.vocab_size), Sampling(), G, TC, mesh)
+    program = make_generate(tiny, Vocabulary((3, 5), 0, tiny.vocab_size), SamplingParams(), G, TC, mesh)
     arguments = (
         abstract_arguments.sampler_copy(tiny, mesh, "bfloat16"),
         *abstract_arguments.prompts(mesh, P, 256),

@@ -51,9 +51,10 @@ class FakeSampler:
     """Completions that say for which prompt, with which weights, and in which step they were drawn."""
 
     def __init__(self, G):
-        self.G, self.samples, self.width, self.calls = G, G, WIDTH, []
+        self.num_generations, self.max_completion_length, self.calls = G, WIDTH, []
 
-    def __call__(self, params, tokens, lengths, uids, step, on_group):
+    def __call__(self, params, prompts, step, *, on_group):
+        uids = prompts.uids
         self.calls.append((step, uids.tolist()))
         drawn = [self.draw(int(uid), int(params), step) for uid in uids]
         rollout = Rollout.of_policy(*(np.stack(part) for part in zip(*drawn)))
@@ -68,11 +69,13 @@ class FakeSampler:
 
     def draw(self, uid, weights, step):
         rng = np.random.default_rng([uid, weights, step])
-        lengths = rng.integers(3, WIDTH + 1, self.G).astype(np.int32)
+        lengths = rng.integers(3, WIDTH + 1, self.num_generations).astype(np.int32)
         inside = np.arange(WIDTH) < lengths[:, None]
-        tokens = np.where(inside, rng.integers(1, 99, (self.G, WIDTH)), 0).astype(np.int32)
+        tokens = np.where(inside, rng.integers(1, 99, (self.num_generations, WIDTH)), 0).astype(np.int32)
         tokens[:, :3] = uid, weights, step
-        logprobs = np.where(inside, -rng.exponential(size=(self.G, WIDTH)), 0.0).astype(np.float32)
+        logprobs = np.where(inside, -rng.exponential(size=(self.num_generations, WIDTH)), 0.0).astype(
+            np.float32
+        )
         return tokens, logprobs, lengths, lengths < WIDTH
 
 

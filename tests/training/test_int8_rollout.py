@@ -1,4 +1,4 @@
-"""Sampling from int8 weights: the copy that a rollout uses, a run that trains with it, and the verbs."""
+"""SamplingParams from int8 weights: the copy that a rollout uses, a run that trains with it, and the verbs."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ from grpo_jax.models.quantized import quantize
 from grpo_jax.models.qwen import by_layer
 from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.rollout.programs import Vocabulary, make_generate
-from grpo_jax.rollout.sampling import Sampling
+from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.runs.folder import MAY_DIFFER
 from grpo_jax.setup import weights
 from grpo_jax.setup.policy import open_policy
@@ -113,7 +113,7 @@ def on_mesh(tiny, tiny_params):
         with jax.set_mesh(mesh):
             put = functools.partial(hosts.put, sharding=by_rows(mesh))
             laid = jax.device_put(params, shardings(params, ROLLOUT_RULES, mesh))
-            generate = make_generate(tiny, Vocabulary((3, 5), 0, REAL), Sampling(), G, TC, mesh)
+            generate = make_generate(tiny, Vocabulary((3, 5), 0, REAL), SamplingParams(), G, TC, mesh)
             uids = np.arange(P, dtype=np.uint32)
             return jax.tree.map(
                 hosts.get, generate(laid, put(prompts), put(lengths), put(uids), jax.random.key(1))

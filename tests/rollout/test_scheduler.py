@@ -1,4 +1,4 @@
-"""Who is told to draw what, on a device that is a few lines of NumPy: hundreds of schedules without a compilation."""
+"""Schedules against a device that is a few lines of NumPy: hundreds of them without a compilation."""
 
 from types import SimpleNamespace
 
@@ -8,31 +8,31 @@ from hypothesis import given, settings, strategies
 
 from grpo_jax.rollout import budget, row_table
 from grpo_jax.rollout import scheduler as module
-from grpo_jax.rollout.output_buffer import Collected
-from grpo_jax.rollout.scheduler import Prompts, Session
-from grpo_jax.rollout.state import Drawn, Size
+from grpo_jax.rollout.output_buffer import OutputBuffer
+from grpo_jax.rollout.scheduler import Scheduler
+from grpo_jax.rollout.state import SampledTokens, TableSize
 
 TOKENS = 97
 
 
 def token(uid, sample, position):
-    """What the device draws."""
+    """The token that the device samples."""
     return (np.asarray(uid, np.int64) * 31 + sample * 7 + position * 13) % TOKENS
 
 
 class Device:
-    """Programs on rows that are (uid, sample, length, limit), with a ring for each row; part by part.
+    """Programs on rows that are (uid, sample, length, limit), with a ring for each row; shard by shard.
 
     The ring holds, slot by slot, the position whose keys stand there: a step checks that each row finds all of its
     own. Rows end when they draw a token below `share` of all.
     """
 
-    def __init__(self, parts, count, enders):
-        self.parts, self.count, self.enders = parts, count, enders
+    def __init__(self, shards, count, enders):
+        self.shards, self.count, self.enders = shards, count, enders
         self.shapes, self.most_rows, self.steps = set(), 0, 0
 
-    def blank(self, size, width, params):
-        rows = self.parts, size.places, size.rows
+    def empty_state(self, size, width, params):
+        rows = self.shards, size.places, size.rows
         self.most_rows = max(self.most_rows, int(np.prod(rows)))
         return SimpleNamespace(
             uid=np.zeros(rows, np.uint32),
@@ -40,24 +40,24 @@ class Device:
             length=np.zeros(rows, int),
             limit=np.zeros(rows, int),
             done=np.zeros(rows, bool),
-            slot=np.zeros(self.parts, int),
+            slot=np.zeros(self.shards, int),
             ring=np.full((*rows, size.slots), -1),
         )
 
-    def admit(self, params, key, state, new):
+    def prefill(self, params, key, state, batch):
         D, S, g = state.uid.shape
-        places, limits = new.places.reshape(D, -1), new.limits.reshape(D, -1, g)
-        times = new.places.shape[1]
+        places, limits = batch.places.reshape(D, -1), batch.limits.reshape(D, -1, g)
+        times = batch.places.shape[1]
         samples = np.arange(times * g).reshape(times, g)
         tokens = np.zeros((*limits.shape, 1), int)
-        drawn = SimpleNamespace(length=np.zeros(limits.shape, int), done=np.zeros(limits.shape, bool))
+        sampled = SimpleNamespace(length=np.zeros(limits.shape, int), done=np.zeros(limits.shape, bool))
         for d in range(D):
             for i, place in enumerate(places[d]):
-                uid = new.uids.reshape(D, -1)[d, i // times]
+                uid = batch.uids.reshape(D, -1)[d, i // times]
                 first = token(uid, samples[i % times], 0)
                 live = limits[d, i] > 0
-                tokens[d, i, :, 0], drawn.length[d, i] = first, live
-                drawn.done[d, i] = live & (first < self.enders)
+                tokens[d, i, :, 0], sampled.length[d, i] = first, live
+                sampled.done[d, i] = live & (first < self.enders)
                 if place < S:
                     here = d, place
                     assert not ((state.limit[here] > state.length[here]) & ~state.done[here]).any(), "evicted"
@@ -66,15 +66,15 @@ class Device:
                         samples[i % times],
                         limits[d, i],
                     )
-                    state.length[here], state.done[here] = drawn.length[d, i], drawn.done[d, i]
-        return state, Drawn(
+                    state.length[here], state.done[here] = sampled.length[d, i], sampled.done[d, i]
+        return state, SampledTokens(
             tokens.reshape(-1, g, 1),
             np.zeros((D * limits.shape[1], g, 1), np.float32),
-            drawn.length.reshape(-1, g),
-            drawn.done.reshape(-1, g),
+            sampled.length.reshape(-1, g),
+            sampled.done.reshape(-1, g),
         )
 
-    def extend(self, params, state):
+    def decode(self, params, state):
         D, S, g = state.uid.shape
         slots = state.ring.shape[3]
         self.shapes.add((S, g, slots))
@@ -90,20 +90,20 @@ class Device:
                 for s, r in zip(*np.nonzero(live)):
                     seen = state.ring[d, s, r][ages < state.length[d, s, r]]
                     assert sorted(seen) == list(range(state.length[d, s, r])), "keys are lost"
-                drawn = token(state.uid[d], state.sample[d], state.length[d])
-                tokens[d, ..., n] = drawn
+                sampled = token(state.uid[d], state.sample[d], state.length[d])
+                tokens[d, ..., n] = sampled
                 state.length[d] += live
-                state.done[d] |= live & (drawn < self.enders)
+                state.done[d] |= live & (sampled < self.enders)
                 state.slot[d] = (state.slot[d] + 1) % slots
         rows = D * S, g
-        return state, Drawn(
+        return state, SampledTokens(
             tokens.reshape(*rows, -1),
             np.zeros((*rows, self.count), np.float32),
             state.length.reshape(rows).copy(),
             state.done.reshape(rows).copy(),
         )
 
-    def rearranged(self, state, slots, places, rows):
+    def compact(self, state, slots, places, rows):
         D, S, g = state.uid.shape
         rows = rows.reshape(D, -1, rows.shape[-1])
         before = {
@@ -111,8 +111,8 @@ class Device:
             for d, p, r in zip(*np.nonzero(~state.done & (state.length < state.limit)))
             for u, s in [(state.uid[d, p, r], state.sample[d, p, r])]
         }
-        part = np.arange(D)[:, None, None]
-        of_rows = lambda x: x.reshape(D, S * g, *x.shape[3:])[part, rows]
+        shard = np.arange(D)[:, None, None]
+        of_rows = lambda x: x.reshape(D, S * g, *x.shape[3:])[shard, rows]
         old, kept = state.ring.shape[3], min(state.ring.shape[3], slots)
         ring = of_rows(state.ring)
         if old != slots:
@@ -129,7 +129,7 @@ class Device:
         after = list(zip(*np.nonzero(~made.done & (made.length < made.limit))))
         assert before == {(d, made.uid[d, p, r], made.sample[d, p, r]) for d, p, r in after}
         assert len(before) == len(after), "a row twice"
-        prompts = state.uid[part[..., 0], places.reshape(D, -1), 0]
+        prompts = state.uid[shard[..., 0], places.reshape(D, -1), 0]
         for d, p, r in after:
             assert prompts[d, p] == made.uid[d, p, r], "a row beside another prompt"
         return made
@@ -137,26 +137,29 @@ class Device:
 
 @pytest.fixture(autouse=True)
 def _on_the_host(monkeypatch):
-    monkeypatch.setattr(row_table, "_FEWEST_SLOTS", 4)
-    monkeypatch.setattr(row_table, "_STEP", 8)
+    monkeypatch.setattr(row_table, "_MIN_SLOTS", 4)
+    monkeypatch.setattr(row_table, "_MIN_GROWTH", 8)
     monkeypatch.setattr(budget, "_PREFILL_TOKENS", 12)
     monkeypatch.setattr(module.hosts, "put", lambda x, sharding: np.asarray(x))
     monkeypatch.setattr(module.hosts, "get", np.asarray)
     monkeypatch.setattr(module, "by_rows", lambda mesh: None)
-    monkeypatch.setattr(module, "row_shards", lambda mesh: mesh.parts)
+    monkeypatch.setattr(module, "row_shards", lambda mesh: mesh.shards)
 
 
-def run(P, G, width, count, rows, parts, enders, rng, ahead=1):
+def run(P, G, width, count, rows, shards, enders, rng, ahead=1):
     limits = np.minimum(rng.geometric(rng.uniform(0.05, 0.9), (P, G)), width).astype(np.int32)
     limits[rng.random((P, G)) < 0.05] = 0
     uids = rng.integers(0, 2**32, P, dtype=np.uint32)
-    device, collected = Device(parts, count, enders), Collected(limits, width, -1)
+    device, output = Device(shards, count, enders), OutputBuffer(limits, width, -1)
     mesh = SimpleNamespace(
-        parts=parts, size=1 if ahead else 2, devices=np.array([SimpleNamespace(platform="cpu")])
+        shards=shards, size=1 if ahead else 2, devices=np.array([SimpleNamespace(platform="cpu")])
     )
-    prompts = Prompts(np.zeros((P, 3), np.int32), np.full(P, 3), uids)
-    told = list(Session(device, None, None, prompts, collected, rows, mesh).groups())
-    return device, collected, limits, uids, told
+    prompts = SimpleNamespace(tokens=np.zeros((P, 3), np.int32), lengths=np.full(P, 3), uids=uids)
+    scheduler = Scheduler(
+        device, None, key=None, prompts=prompts, prompt_keys=None, output=output, rows=rows, mesh=mesh
+    )
+    reported = list(scheduler.run())
+    return device, output, limits, uids, reported
 
 
 @settings(max_examples=400, deadline=None)
@@ -170,24 +173,24 @@ def run(P, G, width, count, rows, parts, enders, rng, ahead=1):
     strategies.integers(0, 1),
     strategies.integers(0, 2**32 - 1),
 )
-def test_a_schedule_loses_a_token(P, G, width, count, rows, parts, ahead, seed):
+def test_a_schedule_loses_a_token(P, G, width, count, rows, shards, ahead, seed):
     rng = np.random.default_rng(seed)
     enders = int(rng.integers(0, 30))
-    device, collected, limits, uids, told = run(P, G, width, count, rows, parts, enders, rng, ahead)
+    device, output, limits, uids, reported = run(P, G, width, count, rows, shards, enders, rng, ahead)
     positions = np.arange(width)
     for p in range(P):
         for s in range(G):
-            drawn = token(uids[p], s, positions)
-            ends = np.flatnonzero(drawn < enders)
+            sampled = token(uids[p], s, positions)
+            ends = np.flatnonzero(sampled < enders)
             n = min(int(ends[0]) + 1 if len(ends) else width, limits[p, s])
-            assert collected.lengths[p, s] == n
-            assert collected.tokens[p, s].tolist() == [*drawn[:n], *[-1] * (width - n)]
-            assert collected.finished[p, s] == (n > 0 and drawn[n - 1] < enders)
-    assert sorted(told) == list(range(P))
+            assert output.lengths[p, s] == n
+            assert output.tokens[p, s].tolist() == [*sampled[:n], *[-1] * (width - n)]
+            assert output.finished[p, s] == (n > 0 and sampled[n - 1] < enders)
+    assert sorted(reported) == list(range(P))
     g = -(-G // 4)
-    one_prompt = -(-G // g) * g  # of which a part cannot have less
-    everything = -(-P // parts) * G
-    assert device.most_rows <= (max(rows, one_prompt * parts) if rows else everything * parts)
+    one_prompt = -(-G // g) * g  # of which a shard cannot have less
+    everything = -(-P // shards) * G
+    assert device.most_rows <= (max(rows, one_prompt * shards) if rows else everything * shards)
 
 
 @settings(max_examples=30, deadline=None)
@@ -199,13 +202,13 @@ def test_compilations_grow_with_the_number_of_rollouts(seed):
         device, *_ = run(8, 8, 64, 8, 24, 1, int(rng.integers(0, 20)), rng)
         shapes |= device.shapes
         assert len(device.shapes) <= 16, "on the way from the largest table to the smallest"
-    assert len(shapes) <= row_table.shapes_at_most(Size(12, 2, 4), 64)
+    assert len(shapes) <= row_table.max_table_sizes(TableSize(12, 2, 4), 64)
 
 
 @pytest.mark.parametrize("width", [1, 3, 100, 128, 700, 4096, 5000])
 def test_a_ring_holds_its_tokens_and_few_more(width, monkeypatch):
     monkeypatch.undo()  # the sizes that run
-    slots = [row_table.slots_for(tokens, width) for tokens in range(1, width + 1)]
+    slots = [row_table.ring_slots(tokens, width) for tokens in range(1, width + 1)]
     assert all(tokens <= s <= width for tokens, s in enumerate(slots, 1))
     assert all(
         s <= max(128, 2 * tokens if tokens <= 512 else tokens + 256, 1.25 * tokens)
