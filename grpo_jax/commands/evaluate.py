@@ -1,4 +1,4 @@
-"""The verb `eval`: measure a model on held-out prompts. The measuring itself is in `evaluation/`."""
+"""The verb `eval`: measure a model on held-out prompts. `evaluation/` does the measuring."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,79 +7,73 @@ import jax
 
 from grpo_jax.config import EvalConfig
 from grpo_jax.data.prompts import Prompts
-from grpo_jax.evaluation import comparison
-from grpo_jax.evaluation import results as keeping
+from grpo_jax.evaluation import comparison, results
 from grpo_jax.evaluation.answer_rewards import SCORINGS
-from grpo_jax.evaluation.evaluator import EVALUATION, Evaluation, Evaluator
+from grpo_jax.evaluation.evaluator import SEGMENT, Evaluation, Evaluator
 from grpo_jax.evaluation.report import figures_of, problems_of, scored_figures, show
 from grpo_jax.evaluation.setup import Setup, setup_of
-from grpo_jax.evaluation.statistics import pass_at_k, standard_error
-from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.sampling import SamplingParams
-from grpo_jax.scoring.reward_models import CheckedModel, find_reward_models, open_reward_models
+from grpo_jax.scoring.make_scorer import open_scorer
+from grpo_jax.scoring.reward_models import CheckedModel, find_reward_models
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup.policy import Policy, open_policy
-from grpo_jax.setup.sampling import evaluation_of, sampling_of, stop_of
+from grpo_jax.setup.prompts import make_prompts
+from grpo_jax.setup.sampling import RandomStream, greedy_params, make_sampler, sampling_params, stop_of
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
 
-__all__ = ["EVALUATION", "Evaluation", "Evaluator", "evaluate_command", "pass_at_k", "standard_error"]
-
 
 def evaluate_command(config: EvalConfig) -> int:
-    """The verb `eval`: avg@N, pass@k and maj@N with standard errors, and greedy; a table, and the same in files."""
+    """The verb `eval`: avg@N, pass@k and maj@N with standard errors, and greedy decoding; as a table and in files."""
     setup = setup_of(config)
     config = setup.config
     found = find_reward_models(setup.rewards)
-    results = _described(setup)
-    places = keeping.places_of(results, config.output, config.run)
+    summary = _describe(setup)
+    folders = results.places_of(summary, config.output, config.run)
     other = comparison.read(config.compare) if config.compare else None
     if other:
-        comparison.check(str(config.compare), other, results, _samples(config))
+        comparison.check(str(config.compare), other, summary, _samples(config))
     policy = open_policy(config, rollout_weights=config.rollout_weights, rollout_cache=config.rollout_cache)
     tokens = config.max_prompt_length + config.max_completion_length
     policy.check_positions("max_prompt_length + max_completion_length", tokens)
     prompts = _held_out(setup, policy)
     if other:
         comparison.check_rows(str(config.compare), other, prompts.kept)
-    ways = _measured(setup, policy, prompts, found)
-    results["prompts_dropped"] = prompts.dropped
-    results |= {way: _figures(setup, result) for way, result in ways.items()}
-    results["problems"] = {way: problems_of(result, _scorings(setup)) for way, result in ways.items()}
+    evaluations = _evaluate(setup, policy, prompts, found)
+    summary["prompts_dropped"] = prompts.dropped
+    summary |= {mode: _figures(setup, result) for mode, result in evaluations.items()}
+    summary["problems"] = {
+        mode: problems_of(result, _scorings(setup)) for mode, result in evaluations.items()
+    }
     if other:
-        apart = comparison.differences(other["problems"], results["problems"])
-        results["difference"] = {"from": config.compare, **apart}
+        differences = comparison.differences(other["problems"], summary["problems"])
+        summary["difference"] = {"from": config.compare, **differences}
     if hosts.is_writer():
-        _tell(results, prompts)
-        for place in places:
-            keeping.write(place, results, ways)
+        _print(summary, prompts)
+        for folder in folders:
+            results.write(folder, summary, evaluations)
     return 0
 
 
-def _measured(
+def _evaluate(
     setup: Setup, policy: Policy, prompts: Prompts, found: Mapping[int, CheckedModel]
 ) -> dict[str, Evaluation]:
-    """way -> what came of it. Everything is checked before the weights are read."""
+    """mode -> its results. Everything is checked before the weights are read."""
     config = setup.config
-    pool = RewardPool(
-        setup.rewards,
-        workers=config.reward_workers,
-        timeout=config.reward_timeout,
-        on_error=config.on_reward_error,
-    )
-    with pool, jax.set_mesh(policy.mesh):
-        models = open_reward_models(found, policy, config)
-        scorer = Scorer(pool, None, policy.tokenizer, models=models)
-        ways = {
-            name: _evaluator(config, policy, prompts, scorer, how, samples)
-            for name, how, samples in _ways(config, policy)
+    with (
+        jax.set_mesh(policy.mesh),
+        open_scorer(config, policy, prompts, found, setup.rewards) as scorer,
+    ):
+        evaluators = {
+            mode: _evaluator(config, policy, prompts, scorer, sampling, num_generations)
+            for mode, sampling, num_generations in _modes(config, policy)
         }
         weights = load_sampler(policy)
-        return {name: evaluator(weights) for name, evaluator in ways.items()}
+        return {mode: evaluator(weights) for mode, evaluator in evaluators.items()}
 
 
-def _described(setup: Setup) -> dict[str, Any]:
-    """What the results are of."""
+def _describe(setup: Setup) -> dict[str, Any]:
+    """What was evaluated, and how."""
     config = setup.config
     sampling = {
         name: getattr(config, name)
@@ -107,7 +101,7 @@ def _described(setup: Setup) -> dict[str, Any]:
 
 
 def _samples(config: EvalConfig) -> dict[str, int]:
-    """The N of each way of drawing."""
+    """mode -> samples of each prompt."""
     return ({"greedy": 1} if config.greedy else {}) | ({"sampled": config.samples} if config.samples else {})
 
 
@@ -121,49 +115,45 @@ def _figures(setup: Setup, result: Evaluation) -> dict[str, Any]:
     return scored_figures(result, SCORINGS, setup.task.votes, setup.ks)
 
 
-def _tell(results: dict[str, Any], prompts: Prompts) -> None:
-    show(results)
+def _print(summary: dict[str, Any], prompts: Prompts) -> None:
+    show(summary)
     if prompts.dropped:
         print(
             f"{prompts.dropped} prompts are longer than max_prompt_length and were left out: these figures are not of "
             "the whole task"
         )
-    if found := results.get("difference"):
-        comparison.show(found["from"], {way: part for way, part in found.items() if way != "from"})
+    if difference := summary.get("difference"):
+        modes = {name: part for name, part in difference.items() if name != "from"}
+        comparison.show(difference["from"], modes)
 
 
-def _ways(config: EvalConfig, policy: Policy) -> list[tuple[str, SamplingParams, int]]:
-    """(name, how to draw, samples) of each part of the evaluation."""
-    drawn = {"greedy": evaluation_of(config, policy, 0.0), "sampled": sampling_of(config, policy)}
-    return [(way, drawn[way], samples) for way, samples in _samples(config).items()]
+def _modes(config: EvalConfig, policy: Policy) -> list[tuple[str, SamplingParams, int]]:
+    """(mode, its sampling parameters, samples of each prompt), for greedy decoding and for sampling."""
+    params = {"greedy": greedy_params(config, policy), "sampled": sampling_params(config, policy)}
+    return [(mode, params[mode], samples) for mode, samples in _samples(config).items()]
 
 
 def _held_out(setup: Setup, policy: Policy) -> Prompts:
-    config = setup.config
-    return Prompts(
-        setup.rows(),
-        policy.tokenizer,
-        max_prompt_length=config.max_prompt_length,
-        system_prompt=config.system_prompt,
-        prefill=config.prefill,
-        pad_id=policy.vocabulary.pad_id,
-        prompt_column=setup.prompt_column,
-        layout=None if setup.task else config.layout,
-        chat_template_kwargs=config.chat_template_kwargs,
-    )
+    layout = None if setup.task else setup.config.layout
+    return make_prompts(setup.config, policy, setup.rows(), prompt_column=setup.prompt_column, layout=layout)
 
 
 def _evaluator(
-    config: EvalConfig, policy: Policy, prompts: Prompts, scorer: Scorer, how: SamplingParams, samples: int
+    config: EvalConfig,
+    policy: Policy,
+    prompts: Prompts,
+    scorer: Scorer,
+    sampling: SamplingParams,
+    num_generations: int,
 ) -> Evaluator:
-    return Evaluator(
+    sampler = make_sampler(
         policy,
-        prompts,
-        scorer,
-        how,
-        num_generations=samples,
+        sampling,
+        num_generations=num_generations,
         max_completion_length=config.max_completion_length,
         seed=config.seed,
-        at_a_time=config.prompts_per_step,
+        random_stream=RandomStream.EVALUATION,
+        segment=SEGMENT,
         stop=stop_of(config, policy),
     )
+    return Evaluator(policy, prompts, scorer, sampler, prompts_per_step=config.prompts_per_step)

@@ -1,4 +1,4 @@
-"""What the verb `generate` is asked: one prompt, or a file of them."""
+"""The prompts of the verb `generate`: a single one, or a file of them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +11,15 @@ from grpo_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, and what its samples' random numbers depend on."""
+    """A prompt, and the seed and identity that its random numbers come from."""
 
     prompt: Prompt
     seed: int
-    uid: int  # which prompt of that seed
+    uid: int  # tells prompts of one seed apart
 
 
 def requests_of(config: GenerateConfig) -> list[Request]:
-    """All that is asked. UserError for a file without prompts, or a row that cannot be understood."""
+    """All prompts. UserError for a file without prompts, or an invalid row."""
     if config.prompts is None:
         return [Request(_prompt(config, config.prompt, config.prefill), config.seed, 0)]
     from etils import epath
@@ -34,34 +34,34 @@ def requests_of(config: GenerateConfig) -> list[Request]:
 
 
 def _request(config: GenerateConfig, number: int, row: dict[str, Any]) -> Request:
-    """A row with a seed of its own is what is asked alone with that seed: the first prompt of it. The others of a
-    file share the seed of the settings, and differ by their number."""
-    where = f"{config.prompts}, row {number + 1}"
+    """A row with a seed of its own gives what its prompt gives alone with that seed. The other rows share the seed of
+    the settings and differ by their number."""
+    source = f"{config.prompts}, row {number + 1}"
     prompt, prefill, seed = row.get("prompt"), row.get("prefill"), row.get("seed")
     if not (isinstance(prompt, str) and prompt):
-        raise UserError(f"{where}: prompt = {prompt!r}: must be text; give each row a prompt")
+        raise UserError(f"{source}: prompt = {prompt!r}: must be text; give each row a prompt")
     if not (prefill is None or isinstance(prefill, str)):
-        raise UserError(f"{where}: prefill = {prefill!r}: must be text; or leave it out")
+        raise UserError(f"{source}: prefill = {prefill!r}: must be text; or leave it out")
     if prefill and not config.chat:
         raise UserError(
-            f"{where}: prefill = {prefill!r}: without chat there is no assistant's turn; put it into the prompt"
+            f"{source}: prefill = {prefill!r}: without chat there is no assistant's turn; put it into the prompt"
         )
     prompt = _prompt(config, prompt, prefill or config.prefill)
-    return Request(prompt, config.seed, number) if seed is None else Request(prompt, _seed(seed, where), 0)
+    return Request(prompt, config.seed, number) if seed is None else Request(prompt, _seed(seed, source), 0)
 
 
-def _seed(seed: Any, where: str) -> int:
+def _seed(seed: Any, source: str) -> int:
     try:
         number = int(seed)  # columns of a csv are text
     except (TypeError, ValueError, OverflowError):
         number = -1
     if isinstance(seed, bool) or not 0 <= number < 2**32 or str(number) != str(seed):
-        raise UserError(f"{where}: seed = {seed!r}: must be a whole number, at least 0 and below {2**32}")
+        raise UserError(f"{source}: seed = {seed!r}: must be a whole number, at least 0 and below {2**32}")
     return number
 
 
 def _prompt(config: GenerateConfig, text: str | None, prefill: str | None) -> Prompt:
     if not config.chat:
         return str(text)
-    opened = [{"role": "assistant", "content": prefill}] if prefill else []
-    return [{"role": "user", "content": str(text)}, *opened]
+    turn = [{"role": "assistant", "content": prefill}] if prefill else []
+    return [{"role": "user", "content": str(text)}, *turn]

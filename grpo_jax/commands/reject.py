@@ -1,11 +1,11 @@
 """Rejection sampling, the verb `reject`: prompts -> samples -> rewards -> rows for `sft`.
 
     output_dir/pieces/piece_00000.jsonl  every sample of some prompts, with its rewards
-    output_dir/rows.jsonl                prompt, completion and provenance of what is kept
-    output_dir/summary.json              how many were kept, and why the others were not
+    output_dir/rows.jsonl                prompt, completion and provenance of the samples that are kept
+    output_dir/summary.json              how many samples are kept, and why the others are not
 
-A piece appears whole or not at all, and its samples are a function of the seed and their prompts: a command that was
-killed goes on behind the last piece, and ends with the same bytes.
+A piece is written atomically, and its samples depend only on the seed and their prompts: a command that was killed
+continues after the last piece, and ends with the same bytes.
 """
 
 import json
@@ -24,69 +24,45 @@ from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.data.sft.rejection import Candidate, Standards, select
 from grpo_jax.data.sources import load_rows
 from grpo_jax.models.safetensors_io import sampled_digest
-from grpo_jax.rewards import RewardPool
-from grpo_jax.rollout.protocol import Rollout
-from grpo_jax.rollout.sampler import ContinuousBatchingSampler
+from grpo_jax.rollout.protocol import Rollout, Sampler
 from grpo_jax.runs.files import write_atomically
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.progress import TrainingProgress
 from grpo_jax.runs.run import open_together
-from grpo_jax.scoring.reward_models import find_reward_models, open_reward_models
+from grpo_jax.scoring.make_scorer import open_scorer
+from grpo_jax.scoring.reward_models import find_reward_models
+from grpo_jax.scoring.sample_and_score import sample_and_score
 from grpo_jax.scoring.scored import Scored
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup.policy import Policy, open_policy
+from grpo_jax.setup.prompts import make_prompts
 from grpo_jax.setup.rejection import standards_of
 from grpo_jax.setup.run import fingerprint_of
-from grpo_jax.setup.sampling import sampling_of, stop_of
+from grpo_jax.setup.sampling import RandomStream, make_sampler, sampling_params, stop_of
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
 
-REJECTION = 2  # the sampler's stream of random numbers; training uses 0, evaluation 1
-
 
 def reject_command(config: RejectConfig) -> int:
-    """The verb `reject`: sample what is not sampled yet, then choose, write and tell."""
+    """The verb `reject`: sample the missing pieces, then select, write and report."""
     found = find_reward_models(config.rewards)
     policy = open_policy(config, rollout_weights=config.rollout_weights, rollout_cache=config.rollout_cache)
     tokens = config.max_prompt_length + config.max_completion_length
     policy.check_positions("max_prompt_length + max_completion_length", tokens)
-    prompts = _prompts(config, policy)
-    with RewardPool(
-        config.rewards,
-        workers=config.reward_workers,
-        timeout=config.reward_timeout,
-        on_error=config.on_reward_error,
-    ) as pool:
-        standards = standards_of(config, pool.names)
-        models = open_reward_models(found, policy, config)
-        scorer = Scorer(pool, None, policy.tokenizer, models=models)
-        scorer.check(prompts)
-        settings = config.model_dump(mode="json")
+    rows = load_rows(config.dataset, config.dataset_split, seed=config.seed)[: config.prompts or None]
+    prompts = make_prompts(config, policy, rows)
+    with open_scorer(config, policy, prompts, found) as scorer:
+        standards = standards_of(config, scorer.pool.names)
         with open_together(
             config.output_dir,
-            settings,
+            config.model_dump(mode="json"),
             fingerprint_of(policy) | scorer.fingerprint | {"prompts": prompts.digest},
             is_writer=hosts.is_writer(),
         ) as folder:
             _sample(config, policy, prompts, scorer, folder)
             if hosts.is_writer():
-                _show(_choose(config, folder, standards, prompts), folder)
+                _show(_select(config, folder, standards, prompts), folder)
     return 0
-
-
-def _prompts(config: RejectConfig, policy: Policy) -> Prompts:
-    rows = load_rows(config.dataset, config.dataset_split, seed=config.seed)
-    return Prompts(
-        rows[: config.prompts or None],
-        policy.tokenizer,
-        max_prompt_length=config.max_prompt_length,
-        system_prompt=config.system_prompt,
-        prefill=config.prefill,
-        pad_id=policy.vocabulary.pad_id,
-        prompt_column=config.prompt_column,
-        layout=config.layout,
-        chat_template_kwargs=config.chat_template_kwargs,
-    )
 
 
 # ---- sampling ----
@@ -95,9 +71,9 @@ def _prompts(config: RejectConfig, policy: Policy) -> Prompts:
 def _sample(
     config: RejectConfig, policy: Policy, prompts: Prompts, scorer: Scorer, folder: RunFolder
 ) -> None:
-    """Every piece that is not there yet. Every process must call it."""
+    """Write every piece that is missing. Collective."""
     batches = list(prompts.batches_in_order(config.prompts_per_step))
-    missing = [i for i in range(len(batches)) if not _is_there(folder, i)]
+    missing = [i for i in range(len(batches)) if not _exists(folder, i)]
     if not missing:
         return
     origin, sampler = provenance(config, policy), _sampler(config, policy)
@@ -107,28 +83,22 @@ def _sample(
         weights = load_sampler(policy)
         for done, i in enumerate(missing, start=first + 1):
             batch, real = batches[i]
-            with scorer.stream(batch, config.samples, real=real) as scoring:
-                rollout = sampler(weights, batch, step=0, on_group=scoring.add)
-                scored = scoring.finish(rollout)
+            rollout, scored = sample_and_score(sampler, scorer, weights, batch, real=real)
             if folder.is_writer:
                 lines = _candidates(config, batch, real, rollout, scored, scorer.pool.names, origin)
                 write_atomically(_piece(folder, i), "".join(json.dumps(line) + "\n" for line in lines))
-            progress.log(done, _figures(rollout, scored, real))
+            progress.log(done, _metrics(rollout, scored, real))
 
 
-def _sampler(config: RejectConfig, policy: Policy) -> ContinuousBatchingSampler:
-    return ContinuousBatchingSampler(
-        policy.cfg,
-        policy.vocabulary,
-        sampling_of(config, policy),
+def _sampler(config: RejectConfig, policy: Policy) -> Sampler:
+    return make_sampler(
+        policy,
+        sampling_params(config, policy),
         num_generations=config.samples,
         max_completion_length=config.max_completion_length,
-        mesh=policy.mesh,
         seed=config.seed,
-        random_stream=REJECTION,
+        random_stream=RandomStream.REJECTION,
         stop=stop_of(config, policy),
-        cache_dtype=policy.rollout_cache,
-        attention=policy.attention,
     )
 
 
@@ -136,11 +106,11 @@ def _piece(folder: RunFolder, number: int) -> epath.Path:
     return folder.path / "pieces" / f"piece_{number:05d}.jsonl"
 
 
-def _is_there(folder: RunFolder, number: int) -> bool:
+def _exists(folder: RunFolder, number: int) -> bool:
     return hosts.any_process(folder.is_writer and _piece(folder, number).exists())
 
 
-def _figures(rollout: Rollout, scored: Scored, real: int) -> dict[str, float]:
+def _metrics(rollout: Rollout, scored: Scored, real: int) -> dict[str, float]:
     base = scored.base[:real]
     mean = float(np.nanmean(base)) if not np.isnan(base).all() else float("nan")
     return {"reward": mean, "completions/mean_length": float(rollout.lengths[:real].mean())}
@@ -157,7 +127,7 @@ def _candidates(
 ) -> Iterator[Candidate]:
     """The samples of the first `real` prompts, in order."""
     for p in range(real):
-        # As it was asked, so that `sft` reads the same without being told of the settings.
+        # With the system prompt and the prefill, so that `sft` needs no settings to read the same prompt.
         prompt = as_asked(batch.prompts[p], config.system_prompt, config.prefill)
         for g in range(config.samples):
             values = scored.values[p, g]
@@ -176,8 +146,8 @@ def _candidates(
 
 
 def provenance(config: RejectConfig, policy: Policy) -> dict[str, Any]:
-    """Where all samples of a command come from: the model (with the run and the step that it is the end of, where its
-    folder lies in a run's), the data, the draw."""
+    """The provenance that all samples of a command share: the model (and its run and step, if it is the result of a
+    run), the data, the sampling."""
     run: dict[str, Any] = {}
     home = RunFolder(Path(policy.folder).parent)
     if home.run_file.exists() and (summary := home.summary()):
@@ -193,13 +163,13 @@ def provenance(config: RejectConfig, policy: Policy) -> dict[str, Any]:
     }
 
 
-# ---- choosing ----
+# ---- selecting ----
 
 
-def _choose(
+def _select(
     config: RejectConfig, folder: RunFolder, standards: Standards, prompts: Prompts
 ) -> dict[str, Any]:
-    """Write what is kept of all pieces, and the account of it, which is returned."""
+    """Write the samples of all pieces that are kept, and the summary, which is returned."""
     pieces = math.ceil(len(prompts) / config.prompts_per_step)
     candidates = [
         json.loads(line)
@@ -229,11 +199,8 @@ def _show(summary: dict[str, Any], folder: RunFolder) -> None:
     for name, count in [("kept", summary["kept"]), *summary["dropped"].items(), ("all", summary["samples"])]:
         table.add_row(name, str(count), f"{100 * count / summary['samples']:.1f} %")
     Console().print(table)
-    print(f"{summary['prompts_kept']} of {summary['prompts']} prompts have a row; {_long(summary)}")
+    too_long = f"{summary['prompts_dropped']} prompts were too long, left out"
+    print(f"{summary['prompts_kept']} of {summary['prompts']} prompts have a row; {too_long}")
     if not summary["kept"]:
         print("rows: none: nothing passed; a lower threshold, more samples or a better model may help")
     print(f"rows: {folder.path / 'rows.jsonl'}")
-
-
-def _long(summary: dict[str, Any]) -> str:
-    return f"{summary['prompts_dropped']} prompts were too long, left out"

@@ -1,4 +1,4 @@
-"""Sample and score a fixed set of prompts. What a prompt gets depends on neither the batch nor the mesh it is in."""
+"""Samples and scores a fixed set of prompts. A prompt's results depend neither on its batch nor on the mesh."""
 
 import math
 from collections.abc import Iterator
@@ -11,55 +11,52 @@ import numpy as np
 from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.evaluation.statistics import standard_error
 from grpo_jax.rollout.budget import Demand
-from grpo_jax.rollout.protocol import Rollout
-from grpo_jax.rollout.sampler import ContinuousBatchingSampler
-from grpo_jax.rollout.sampling import SamplingParams
-from grpo_jax.rollout.stopping import Stop
+from grpo_jax.rollout.protocol import Rollout, Sampler
+from grpo_jax.scoring.sample_and_score import sample_and_score
 from grpo_jax.scoring.scored import Scored
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup.memory_budget import demand_of
 from grpo_jax.setup.policy import Policy
 from grpo_jax.sharding.mesh import row_shards
 
-# The sampler's stream of random numbers; training uses 0.
-EVALUATION = 1
+SEGMENT = 64  # tokens of a sampler's segment, where no setting says otherwise
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Results on P problems with N samples each. A sample succeeds when the first reward function that is asked about
-    it gives it 1 or more: put the one that judges correctness first."""
+    """Results on P problems with N samples each. A sample succeeds when the first reward function that applies to it
+    gives it at least 1, so name the function that checks correctness first."""
 
     names: list[str]
     """Of the R reward functions."""
     values: np.ndarray
-    """[P,N,R] float32, what each gave; NaN for None."""
+    """[P,N,R] float32, the value of each function; NaN for None."""
     rewards: np.ndarray
-    """[P,N] float32, their weighted sum; NaN where no function applied."""
+    """[P,N] float32, their weighted sum; NaN if no function applied."""
     successes: np.ndarray
     """[P,N] bool."""
     lengths: np.ndarray
     """[P,N] tokens."""
     finished: np.ndarray
-    """[P,N] bool; False: cut off at the longest length."""
+    """[P,N] bool; False: cut at the length limit."""
     uids: np.ndarray
-    """[P] uint32, the row that each problem is in its data set."""
+    """[P] uint32, each problem's row in its data set."""
     sets: list[str]
-    """P names of held-out sets, where there are several; else empty ones."""
+    """P names of evaluation sets; empty if there is only one set."""
     texts: list[str]
     """P prompts as the model saw them."""
     completions: list[str]
     """P * N texts."""
     extras: dict[str, list[Any]]
-    """What functions logged for each completion: P * N values a column."""
+    """Columns that functions logged: P * N values each."""
     failures: dict[str, int]
-    """Rows lost to faults of reward functions, by "rewards/{name}/{kind}"."""
+    """Rows lost to faults of functions, by "rewards/{name}/{kind}"."""
     metrics: dict[str, float]
-    """What reward functions logged."""
+    """Metrics that functions logged."""
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """The first few problems' first completions, for people."""
+        """The first completions of the first four problems, for people to read."""
         N = self.rewards.shape[1]
         return [
             {"prompt": text, "completion": self.completions[p * N], "reward": float(self.rewards[p, 0])}
@@ -67,78 +64,60 @@ class Evaluation:
         ]
 
     def summary(self) -> dict[str, float]:
-        """Means over problems; `success_stderr` is the standard error over problems. Of named sets the same, under
-        their names, follows."""
+        """Means over problems, and the same for each named set under its name; `success_stderr` is the standard error
+        over problems."""
         sets = np.array(self.sets)
         figures = self._means(np.ones(len(sets), bool)) | self.failures | self.metrics
         for name in filter(None, dict.fromkeys(self.sets)):
             figures |= {f"{name}/{figure}": value for figure, value in self._means(sets == name).items()}
         return figures
 
-    def _means(self, which: np.ndarray) -> dict[str, float]:
-        """Over the problems of a mask."""
-        successes = self.successes[which]
+    def _means(self, mask: np.ndarray) -> dict[str, float]:
+        """Means over the problems of a mask."""
+        successes = self.successes[mask]
         return {
             "success": float(successes.mean()),
             "success_stderr": standard_error(successes.mean(1)),
-            "reward": mean(self.rewards[which]),
-            "length": float(self.lengths[which].mean()),
-            "clipped_ratio": float(1 - self.finished[which].mean()),
+            "reward": mean(self.rewards[mask]),
+            "length": float(self.lengths[mask].mean()),
+            "clipped_ratio": float(1 - self.finished[mask].mean()),
             "prompts": len(successes),
         }
 
 
 def mean(rewards: np.ndarray) -> float:
-    """Of those that are not NaN; NaN where all are."""
+    """The mean without NaN; NaN if all are NaN."""
     return float(np.nanmean(rewards)) if not np.isnan(rewards).all() else math.nan
 
 
 class Evaluator:
-    """Samples and scores a fixed set of prompts. UserError for a reward whose column they do not have."""
+    """Samples and scores a fixed set of prompts, about `prompts_per_step` at a time."""
 
     def __init__(
         self,
         policy: Policy,
         prompts: Prompts,
         scorer: Scorer,
-        sampling: SamplingParams,
+        sampler: Sampler,
         *,
-        num_generations: int,
-        max_completion_length: int,
-        seed: int,
-        at_a_time: int = 64,
-        segment: int = 64,
-        stop: Stop | None = None,
+        prompts_per_step: int = 64,
     ):
-        scorer.check(prompts)
-        self.policy, self.prompts, self.scorer = policy, prompts, scorer
+        self.policy, self.prompts, self.scorer, self.sampler = policy, prompts, scorer, sampler
         shards = row_shards(policy.mesh)
-        wanted = max(min(at_a_time, len(prompts)), 1)
-        self.at_a_time = math.ceil(wanted / shards) * shards
-        self.sampler = ContinuousBatchingSampler(
-            policy.cfg,
-            policy.vocabulary,
-            sampling,
-            num_generations=num_generations,
-            max_completion_length=max_completion_length,
-            mesh=policy.mesh,
-            seed=seed,
-            random_stream=EVALUATION,
-            segment=segment,
-            stop=stop,
-            cache_dtype=policy.rollout_cache,
-            attention=policy.attention,
-        )
+        wanted = max(min(prompts_per_step, len(prompts)), 1)
+        self.prompts_per_step = math.ceil(wanted / shards) * shards
 
     @property
     def demand(self) -> Demand:
-        """What a batch of prompts asks of the memory."""
-        return demand_of(self.policy, self.at_a_time, self.sampler, self.prompts.max_prompt_length)
+        """The memory that a batch of prompts needs."""
+        return demand_of(self.policy, self.prompts_per_step, self.sampler, self.prompts.max_prompt_length)
 
     def __call__(self, params: Any, trainer_state: Any = None) -> Evaluation:
-        """Evaluate weights in the rollout's dtype and layout, inside the policy's mesh. `trainer_state` goes to the
-        reward functions that ask for it."""
-        batches, rollouts, scores = zip(*self._parts(params, trainer_state))
+        """Evaluate weights in the rollout's dtype and layout, inside the policy's mesh. Collective.
+
+        trainer_state: for reward functions that ask for it.
+        """
+        batches, rollouts, scores = zip(*self._batches(params, trainer_state))
         scored = Scored.join(scores)
         uids = np.concatenate([batch.uids for batch in batches])
         return Evaluation(
@@ -157,12 +136,12 @@ class Evaluator:
             metrics=scored.metrics,
         )
 
-    def _parts(self, params: Any, trainer_state: Any) -> Iterator[tuple[PromptBatch, Rollout, Scored]]:
-        """Batch by batch. The last may be filled up with repeats, which are neither scored nor given out."""
-        for batch, real in self.prompts.batches_in_order(self.at_a_time):
-            with self.scorer.stream(batch, self.sampler.num_generations, trainer_state, real) as scoring:
-                rollout = self.sampler(params, batch, step=0, on_group=scoring.add)
-                scored = scoring.finish(rollout)
-            which = np.arange(real)
-            kept = replace(scored.take(which), failures=scored.failures, metrics=scored.metrics)
-            yield batch.take(which), jax.tree.map(lambda x: x[:real], rollout), kept  # noqa: B023
+    def _batches(self, params: Any, trainer_state: Any) -> Iterator[tuple[PromptBatch, Rollout, Scored]]:
+        """Each batch with its results. The last may be filled up with repeated prompts; their results are left out."""
+        for batch, real in self.prompts.batches_in_order(self.prompts_per_step):
+            rollout, scored = sample_and_score(
+                self.sampler, self.scorer, params, batch, real=real, trainer_state=trainer_state
+            )
+            first = np.arange(real)
+            scored = replace(scored.take(first), failures=scored.failures, metrics=scored.metrics)
+            yield batch.take(first), jax.tree.map(lambda x: x[:real], rollout), scored  # noqa: B023

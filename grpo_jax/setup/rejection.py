@@ -1,4 +1,4 @@
-"""Settings -> which samples become supervised rows."""
+"""Settings -> which samples `reject` keeps."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from grpo_jax.data.sft.rejection import Standards
 from grpo_jax.errors import UserError, nearest
 
 
-def standards_of(config: "RejectConfig", names: Sequence[str]) -> Standards:
-    """The standards in the settings, with rewards of these `names`. UserError for a threshold of any other."""
+def standards_of(config: RejectConfig, names: Sequence[str]) -> Standards:
+    """The standards in the settings, with rewards of these `names`. UserError for a threshold of any other reward."""
     thresholds = config.thresholds or {names[0]: 1.0}
     if unknown := next((name for name in thresholds if name not in names), None):
         raise UserError(

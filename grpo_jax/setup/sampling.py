@@ -1,43 +1,83 @@
-"""Settings -> how completions are drawn, and what ends them."""
+"""Settings -> samplers: how tokens are sampled, and what ends a completion."""
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.config.sampling import SamplingSettings
 from grpo_jax.errors import UserError
+from grpo_jax.rollout.sampler import ContinuousBatchingSampler
 from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.rollout.stopping import Stop
 from grpo_jax.setup.policy import Policy
 
 
-def sampling_of(config: SamplingSettings, policy: Policy) -> SamplingParams:
-    """How the settings have completions drawn. UserError for `banned_tokens` that the tokenizer does not have."""
+class RandomStream(IntEnum):
+    """What a sampler is for: samplers of one seed never share random numbers across these."""
+
+    TRAINING = 0
+    EVALUATION = 1
+    REJECTION = 2
+
+
+def make_sampler(
+    policy: Policy,
+    sampling: SamplingParams,
+    *,
+    num_generations: int,
+    max_completion_length: int,
+    seed: int,
+    random_stream: RandomStream = RandomStream.TRAINING,
+    segment: int = 0,
+    rows: int = 0,
+    stop: Stop | None = None,
+) -> ContinuousBatchingSampler:
+    """A sampler of the policy's model on its mesh; the arguments are those of `ContinuousBatchingSampler`."""
+    return ContinuousBatchingSampler(
+        policy.cfg,
+        policy.vocabulary,
+        sampling,
+        num_generations=num_generations,
+        max_completion_length=max_completion_length,
+        mesh=policy.mesh,
+        seed=seed,
+        random_stream=int(random_stream),
+        segment=segment,
+        rows=rows,
+        stop=stop,
+        cache_dtype=policy.rollout_cache,
+        attention=policy.attention,
+    )
+
+
+def sampling_params(config: SamplingSettings, policy: Policy) -> SamplingParams:
+    """The sampling parameters in the settings. UserError for `banned_tokens` that the tokenizer does not have."""
     filters = config.temperature, config.top_k, config.top_p, config.min_p
     return SamplingParams(*filters, banned=_banned(config, policy), min_tokens=config.min_tokens)
 
 
-def evaluation_of(config: SamplingSettings, policy: Policy, temperature: float) -> SamplingParams:
-    """At a temperature without filters; what a completion may be is still as the settings say."""
-    return SamplingParams(temperature, banned=_banned(config, policy), min_tokens=config.min_tokens)
+def greedy_params(config: SamplingSettings, policy: Policy) -> SamplingParams:
+    """Greedy decoding, still without `banned_tokens` and with `min_tokens`."""
+    return SamplingParams(0.0, banned=_banned(config, policy), min_tokens=config.min_tokens)
 
 
-def held_out_of(config: GRPOConfig, policy: Policy) -> SamplingParams:
-    """How a training's held-out prompts are answered: by settings of their own, `eval_...`; what a completion may be
-    is as the training has it."""
+def eval_sampling_params(config: GRPOConfig, policy: Policy) -> SamplingParams:
+    """The sampling parameters of a training's evaluation: the settings `eval_...`, with the training's `banned_tokens`
+    and `min_tokens`."""
     filters = config.eval_temperature, config.eval_top_k, config.eval_top_p, config.eval_min_p
     return SamplingParams(*filters, banned=_banned(config, policy), min_tokens=config.min_tokens)
 
 
 def stop_of(config: SamplingSettings, policy: Policy) -> Stop | None:
-    """What ends completions besides the end of sequence."""
+    """The stop strings in the settings; None if there are none."""
     if not config.stop_strings:
         return None
-    return Stop(tuple(config.stop_strings), lambda ids: decoded(policy.tokenizer, ids, special=True))
+    return Stop(tuple(config.stop_strings), lambda ids: decode_text(policy.tokenizer, ids, special=True))
 
 
-def decoded(tokenizer: Any, ids: Sequence[int], *, special: bool = False) -> str:
-    """The text of tokens, as it is; special tokens have theirs only where `special` says so."""
+def decode_text(tokenizer: Any, ids: Sequence[int], *, special: bool = False) -> str:
+    """The text of token ids, without any clean-up; `special`: with special tokens."""
     text = tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
     return str(text)
 

@@ -21,7 +21,8 @@ from grpo_jax.setup import memory_budget
 from grpo_jax.setup.curriculum import curriculum_sampler_of
 from grpo_jax.setup.learner import lora_of, optimizer_of, passes_of, schedule_of, with_clipping
 from grpo_jax.setup.policy import Policy, open_policy
-from grpo_jax.setup.sampling import held_out_of, stop_of
+from grpo_jax.setup.prompts import make_prompts
+from grpo_jax.setup.sampling import RandomStream, eval_sampling_params, make_sampler, stop_of
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import check_rows
 from grpo_jax.training.components import StageComponents, components_of, configs_of
@@ -76,7 +77,7 @@ def assemble(
     configs = configs_of(config, policy)
     if train_rows is None:
         train_rows = _load(config, config.dataset, config.dataset_split)
-    prompts = _prompts(config, policy, train_rows)
+    prompts = make_prompts(config, policy, train_rows)
     config, configs = _with_steps(config, prompts), [_with_steps(each, prompts) for each in configs]
     curriculum = curriculum_sampler_of(config, prompts)
     schedule = schedule_of(config, passes_of(config).updates)
@@ -102,20 +103,6 @@ def _with_steps(config: GRPOConfig, prompts: Prompts) -> GRPOConfig:
         return config
     steps = prompts.steps_for(config.num_train_epochs, config.prompts_per_step)
     return config.replace(num_train_epochs=None, max_steps=steps)
-
-
-def _prompts(config: GRPOConfig, policy: Policy, rows: Rows | Mapping[str, Rows]) -> Prompts:
-    return Prompts(
-        rows,
-        policy.tokenizer,
-        max_prompt_length=config.max_prompt_length,
-        system_prompt=config.system_prompt,
-        prefill=config.prefill,
-        pad_id=policy.vocabulary.pad_id,
-        prompt_column=config.prompt_column,
-        layout=config.layout,
-        chat_template_kwargs=config.chat_template_kwargs,
-    )
 
 
 def _load(config: GRPOConfig, spec: str | dict[str, str], split: str) -> Any:
@@ -171,16 +158,19 @@ def _evaluator(
     policy.check_positions(
         "max_prompt_length + eval_max_completion_length", config.max_prompt_length + longest
     )
-    evaluator = Evaluator(
+    held_out = _first(rows, config.eval_prompts, each=config.eval_dataset is not None)
+    prompts = make_prompts(config, policy, held_out)
+    stage.scorer.check(prompts)
+    sampler = make_sampler(
         policy,
-        _prompts(config, policy, _first(rows, config.eval_prompts, each=config.eval_dataset is not None)),
-        stage.scorer,
-        held_out_of(config, policy),
+        eval_sampling_params(config, policy),
         num_generations=config.eval_samples,
         max_completion_length=longest,
         seed=config.seed,
+        random_stream=RandomStream.EVALUATION,
         segment=config.rollout_segment,
         stop=stop_of(config, policy),
     )
-    evaluator.sampler.rows = memory_budget.rows_at_a_time(evaluator.demand, stage.memory, config)
+    evaluator = Evaluator(policy, prompts, stage.scorer, sampler)
+    sampler.rows = memory_budget.rows_at_a_time(evaluator.demand, stage.memory, config)
     return evaluator

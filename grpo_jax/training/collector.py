@@ -5,8 +5,7 @@ in the run's state, which every checkpoint holds: a run that was interrupted doe
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,12 +16,11 @@ from grpo_jax.data.curriculum.sampler import CurriculumSampler, SamplerState
 from grpo_jax.data.prompts import PromptBatch
 from grpo_jax.rollout.programs import Rollout
 from grpo_jax.rollout.protocol import Sampler
+from grpo_jax.scoring.sample_and_score import Clock, sample_and_score
 from grpo_jax.scoring.scored import Scored
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.sharding import hosts
 from grpo_jax.training.run_state import CarriedGroups, RunState, packed, unpacked
-
-Clock = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +95,9 @@ class Collector:
         """The next P prompts of the curriculum, sampled and scored; and the curriculum sampler's state after them."""
         indices, state = self.curriculum.draw(state, self.prompts_per_step)
         batch = self.curriculum.prompts.at(indices)
-        with self.scorer.stream(batch, self.sampler.num_generations, trainer_state) as scoring:
-            with clock("rollout"):  # groups are scored as soon as they are complete
-                rollout = self.sampler(params, batch, step, on_group=scoring.add)
-            with clock("reward"):  # what is left of it
-                scored = scoring.finish(rollout)
+        rollout, scored = sample_and_score(
+            self.sampler, self.scorer, params, batch, step, trainer_state=trainer_state, clock=clock
+        )
         on_policy = np.ones(len(indices), bool)
         return Groups(batch, rollout, scored, on_policy, np.array(indices, np.int64)), state
 

@@ -18,13 +18,13 @@ from grpo_jax.models.qwen import Params
 from grpo_jax.plans.fitting import with_micro_batch
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.protocol import Sampler
-from grpo_jax.rollout.sampler import ContinuousBatchingSampler
+from grpo_jax.scoring.make_scorer import make_scorer
 from grpo_jax.scoring.reward_models import RewardModel
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup import memory_budget
 from grpo_jax.setup.learner import advantages_of, learner_of
 from grpo_jax.setup.policy import Policy
-from grpo_jax.setup.sampling import sampling_of, stop_of
+from grpo_jax.setup.sampling import make_sampler, sampling_params, stop_of
 from grpo_jax.sharding.mesh import check_rows
 from grpo_jax.training.advantages import GroupAdvantages
 from grpo_jax.training.collector import Collector, DynamicCollector
@@ -97,8 +97,14 @@ def _components(
     curriculum: CurriculumSampler,
     optimizer: optax.GradientTransformation,
 ) -> StageComponents:
-    scorer = Scorer(pool, config.reward_weights, policy.tokenizer, _overlong(config), models)
-    scorer.check(curriculum.prompts)
+    scorer = make_scorer(
+        pool,
+        policy,
+        models,
+        curriculum.prompts,
+        weights=config.reward_weights,
+        overlong=_overlong(config),
+    )
     learner = learner_of(config, policy, optimizer)
     memory = memory_budget.memory_for_rollouts(config, policy, learner.abstract_state, scorer.model_bytes)
     rows = memory_budget.rows_at_a_time(memory_budget.training_demand(config, policy), memory, config)
@@ -130,20 +136,16 @@ def _collector(
     )
 
 
-def _sampler(config: GRPOConfig, policy: Policy, rows: int) -> ContinuousBatchingSampler:
-    return ContinuousBatchingSampler(
-        policy.cfg,
-        policy.vocabulary,
-        sampling_of(config, policy),
+def _sampler(config: GRPOConfig, policy: Policy, rows: int) -> Sampler:
+    return make_sampler(
+        policy,
+        sampling_params(config, policy),
         num_generations=config.num_generations,
         max_completion_length=config.max_completion_length,
-        mesh=policy.mesh,
         seed=config.seed,
         segment=config.rollout_segment,
         rows=rows,
         stop=stop_of(config, policy),
-        cache_dtype=policy.rollout_cache,
-        attention=policy.attention,
     )
 
 

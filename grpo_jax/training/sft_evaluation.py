@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 
 from grpo_jax.config import SFTConfig
-from grpo_jax.data.prompts import PromptBatch, Prompts
+from grpo_jax.config.prompts import PromptSettings
+from grpo_jax.data.prompts import PromptBatch
 from grpo_jax.data.sft.examples import Examples
-from grpo_jax.evaluation.evaluator import EVALUATION
 from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.update import make_score
 from grpo_jax.models.qwen import Params
 from grpo_jax.program import Program
-from grpo_jax.rollout.sampler import ContinuousBatchingSampler
+from grpo_jax.rollout.protocol import Sampler
 from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.runs.files import write_atomically
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.setup.policy import Policy
+from grpo_jax.setup.prompts import make_prompts
+from grpo_jax.setup.sampling import RandomStream, make_sampler
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows
 
@@ -71,18 +73,14 @@ class HeldOut:
         return [{"prompt": p, "completion": c} for p, c in zip(batch.texts, texts)]
 
     @cached_property
-    def _sampler(self) -> ContinuousBatchingSampler:
-        return ContinuousBatchingSampler(
-            self.policy.cfg,
-            self.policy.vocabulary,
+    def _sampler(self) -> Sampler:
+        return make_sampler(
+            self.policy,
             SamplingParams(self.config.eval_temperature),
             num_generations=1,
             max_completion_length=self.config.max_completion_length,
-            mesh=self.policy.mesh,
             seed=self.config.seed,
-            random_stream=EVALUATION,
-            cache_dtype=self.policy.rollout_cache,
-            attention=self.policy.attention,
+            random_stream=RandomStream.EVALUATION,
         )
 
 
@@ -100,14 +98,12 @@ def save_samples(folder: RunFolder, done: int, samples: Sequence[Mapping[str, An
 
 def _prompts(config: SFTConfig, policy: Policy, rows: Sequence[Row]) -> PromptBatch:
     """The first that are short enough. Where all are longer the rows' own check has said so."""
-    prompts = Prompts(
-        rows,
-        policy.tokenizer,
+    settings = PromptSettings(
         max_prompt_length=config.max_length,
         system_prompt=config.system_prompt,
         chat_template_kwargs=config.chat_template_kwargs,
-        pad_id=policy.vocabulary.pad_id,
     )
+    prompts = make_prompts(settings, policy, rows)
     batch, _ = next(prompts.batches_in_order(min(config.eval_samples, len(prompts))))
     width = batch.tokens.shape[1] + config.max_completion_length
     policy.check_positions("max_completion_length and a held-out prompt", width)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.commands.generate_stream import Printed
+from grpo_jax.commands.generate_stream import StreamPrinter
 
 
 def decode(ids):
@@ -15,7 +15,7 @@ def printed(texts, samples, order, monkeypatch):
     """What is printed, piece by piece, when bytes come in the given order of (completion, bytes)."""
     pieces, left = [], [list(text) for text in texts]
     monkeypatch.setattr("builtins.print", lambda text, end, flush: pieces.append(text))
-    show = Printed(decode, len(texts) // samples, samples, True)
+    show = StreamPrinter(decode, prompts=len(texts) // samples, num_generations=samples, enabled=True)
     for at, count in order:
         new, left[at] = left[at][:count], left[at][count:]
         show(at // samples, at % samples, new, not left[at])
@@ -49,7 +49,7 @@ def test_completions_mingle_or_come_out_of_order(monkeypatch):
 
 
 def test_every_host_prints(capsys):
-    show = Printed(decode, 1, 1, False)
+    show = StreamPrinter(decode, prompts=1, num_generations=1, enabled=False)
     show(0, 0, b"a", True)
     show.end()
     assert capsys.readouterr().out == ""

@@ -9,7 +9,7 @@ import pytest
 from grpo_jax import GRPOConfig, GRPOTrainer
 from grpo_jax.config import load_settings
 from grpo_jax.errors import UserError
-from grpo_jax.setup.sampling import held_out_of
+from grpo_jax.setup.sampling import eval_sampling_params
 
 ROWS = [{"prompt": f"{i}: say a", "letter": "aeiou"[i % 5]} for i in range(16)]
 
@@ -87,8 +87,8 @@ def test_nothing_is_kept_of_an_evaluation(trainer):
 def test_held_out_completions_are_as_long_as_the_trainings(trainer):
     lengths = pq.read_table(folder_of(trainer) / "evaluations" / "step_00000.parquet")["length"].to_pylist()
     assert 8 < max(lengths) <= 12
-    how = held_out_of(trainer.args, trainer.components.policy)
-    assert (how.temperature, how.top_p, how.top_k) == (0.7, 0.9, 0)
+    sampling = eval_sampling_params(trainer.args, trainer.components.policy)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.9, 0)
 
 
 def test_the_summary_has_no_sets(trainer):

@@ -9,7 +9,7 @@ from grpo_jax.cli import main
 from grpo_jax.config import GenerateConfig
 from grpo_jax.errors import UserError
 from grpo_jax.rollout.state import Vocabulary
-from grpo_jax.setup.sampling import sampling_of, stop_of
+from grpo_jax.setup.sampling import sampling_params, stop_of
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def config(**settings):
 
 def test_texts_and_ids_ban_other_tokens(policy):
     ids = policy.tokenizer.convert_tokens_to_ids(["a", "5", "<|im_end|>"])
-    how = sampling_of(config(banned_tokens='["<|im_end|>", "5", a, 5]'), policy)
-    assert how.banned == tuple(sorted([*ids, 5]))
-    assert sampling_of(config(banned_tokens="a"), policy).banned == (ids[0],)
-    assert sampling_of(config(), policy).banned == ()
+    sampling = sampling_params(config(banned_tokens='["<|im_end|>", "5", a, 5]'), policy)
+    assert sampling.banned == tuple(sorted([*ids, 5]))
+    assert sampling_params(config(banned_tokens="a"), policy).banned == (ids[0],)
+    assert sampling_params(config(), policy).banned == ()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_texts_and_ids_ban_other_tokens(policy):
 )
 def test_what_cannot_be_banned_is_left_out(policy, banned, words):
     with pytest.raises(UserError, match=re.escape(words)):
-        sampling_of(config(banned_tokens=banned), policy)
+        sampling_params(config(banned_tokens=banned), policy)
 
 
 def test_a_stop_string_of_special_tokens_is_never_found(policy):

@@ -192,7 +192,7 @@ def test_a_device_holds_more_than_the_plan_says(components, settings):
             "gradients": on_first(state.params),  # one for each weight, in its dtype
             "copy of the weights": on_first(copy),
             "cache": cache_of(made, made.config.prompts_per_step, made.config.num_generations),
-            "evaluation cache": cache_of(made, made.evaluator.at_a_time, made.config.eval_samples),
+            "evaluation cache": cache_of(made, made.evaluator.prompts_per_step, made.config.eval_samples),
         }
     assert bytes_held(made) == real
     assert real["weights"] > 1000
