@@ -9,7 +9,7 @@ from grpo_jax.config.data import GradeConfig
 from grpo_jax.config.reject import RejectConfig
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.rewards import RewardPool
-from grpo_jax.scoring.reward_models import Found, RewardModel, open_reward_models
+from grpo_jax.scoring.reward_models import CheckedModel, RewardModel, open_reward_models
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup.policy import Policy
 
@@ -35,7 +35,7 @@ def open_scorer(
     config: EvalConfig | GradeConfig | RejectConfig,
     policy: Policy,
     prompts: Prompts,
-    found: Mapping[int, Found],
+    found: Mapping[int, CheckedModel],
     rewards: Sequence[Any] | None = None,
 ) -> Iterator[Scorer]:
     """A scorer with a pool of its own, which ends with the `with`.
