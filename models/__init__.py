@@ -1,1 +1,1 @@
-"""Qwen2.5 in Flax, and its Hugging Face format in and out. Import as `grpo_jax.models`."""
+"""Qwen2.5 in Flax, and reading and writing its Hugging Face format. Import as `grpo_jax.models`."""

@@ -1,9 +1,9 @@
-"""How a block attends: over whole rows (training, scoring), while filling the prompt's cache, while decoding.
+"""Attention of a block: over whole rows (training, scoring), for prefilling the prompts' cache, and for decoding.
 
-The block hands `attend` its queries, keys and values and gets the mixed values back; nothing else of the model
+The block passes its queries, keys and values to `attend` and gets the attended values; nothing else of the model
 differs between training and sampling. `attend(layer, q, k, v, cache) -> (out, cache)`, where q and out are
-[B,T,N,H], k and v [B,T,K,H], and `cache` is carried through the layers (None in training). `layer` is its number: an
-int where layers come one after another, as with a cache, and traced where a loop goes over them.
+[B,T,N,H], k and v [B,T,K,H], and `cache` is passed from layer to layer (None in training). `layer` is the layer's
+number: an int in an unrolled loop, as with a cache, and traced in a scan.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ Attend = Callable[[Any, Array, Array, Array, Cache | None], tuple[Array, Cache |
 
 
 def whole_rows(kernel: Kernel, segments: Array | None = None) -> Attend:
-    """Rows padded on the right: the causal mask alone keeps padding out of every real token's sight. `segments` [B,T]:
-    a row is several rows packed, and a token sees those of its own segment only."""
+    """Causal attention of rows padded on the right, which needs no mask for the padding. With `segments` [B,T] (packed
+    rows), a token attends only to tokens of its own segment."""
 
     def attend(layer: Any, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
         return causal_attention(q, k, v, kernel, segments), cache
@@ -35,8 +35,8 @@ causal = whole_rows("auto")
 
 
 def shared_prompt(width: int, samples: int, lengths: Array, kernel: Kernel = "auto") -> Attend:
-    """Attention of rows [prompt | completion 1 | ... | completion g], of which the prompt has `width` places and
-    `lengths` [B] tokens: the prompt as `causal` does; a completion sees the prompt's tokens and its own."""
+    """Attention of rows [prompt | completion 1 | ... | completion g]; the prompt has `width` positions, of which
+    `lengths` [B] are tokens. The prompt attends causally; a completion attends to the prompt and to itself."""
 
     def attend(layer: Any, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
         (prompt_q, own_q), (prompt_k, own_k), (prompt_v, own_v) = (
@@ -52,8 +52,8 @@ def shared_prompt(width: int, samples: int, lengths: Array, kernel: Kernel = "au
 
 
 def _beside_prompt(q: Array, prompt_k: Array, prompt_v: Array, k: Array, v: Array, seen: Array) -> Array:
-    """[B,g,T,N,H] from q, k and v [B,g,T,..,H] of completions, and the prompt's [B,Tp,K,H], of which those `seen`
-    [B,Tp] count. One softmax over both."""
+    """Attention [B,g,T,N,H] of completions with q, k and v [B,g,T,..,H] over themselves and over the `seen` [B,Tp]
+    tokens of a prompt with keys and values [B,Tp,K,H], in one softmax."""
     B, g, T, N, H = q.shape
     Tp, K = prompt_k.shape[1:3]
     q = q.reshape(B, g, T, K, N // K, H) * jnp.asarray(H**-0.5, q.dtype)
@@ -67,8 +67,8 @@ def _beside_prompt(q: Array, prompt_k: Array, prompt_v: Array, k: Array, v: Arra
 
 
 def prefill(places: Array, kernel: Kernel = "auto") -> Attend:
-    """Attend as `causal` does, and keep the keys and values of prompt i [B] at places[i] [n]: each prompt stands at
-    n / B places after one another."""
+    """Causal attention that also stores the prompts' keys and values in the cache: those of prompt i of B go to n / B
+    consecutive entries of `places` [n]."""
 
     def attend(layer: int, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
         assert cache is not None
@@ -80,23 +80,22 @@ def prefill(places: Array, kernel: Kernel = "auto") -> Attend:
 
 
 def decode(slot: Array, lengths: Array) -> Attend:
-    """Attention of one more token of every row, over its prompt and its own completion; rows [S,g] have `lengths`
-    tokens of completion with it. Its keys and values go to `slot` of the ring."""
+    """Attention of the next token of every row over its prompt and its own completion. Rows [S,g] have `lengths`
+    completion tokens, the new one included. Its keys and values are written to `slot` of the ring."""
 
     def attend(layer: int, q: Array, k: Array, v: Array, cache: Cache | None) -> tuple[Array, Cache | None]:
         assert cache is not None
         cache = cache.with_token(layer, slot, k, v)
-        age = (slot - jnp.arange(cache.slots)) % cache.slots  # [slots], 0 for what was just written
+        age = (slot - jnp.arange(cache.slots)) % cache.slots  # [slots], 0 for the token that was just written
         return _two_part_attention(layer, age < lengths[..., None], q, cache), cache
 
     return attend
 
 
 def _two_part_attention(layer: int, seen: Array, q: Array, cache: Cache) -> Array:
-    """One softmax over the prompt's scores (shared by the completions of a place) and the completion's own, of which
-    the slots `seen` [S,g,slots] count.
+    """One softmax over the prompt's tokens (shared by its completions) and the completion's `seen` slots [S,g,slots].
 
-    The parts meet by their maxima and sums, as in online softmax (Milakov and Gimelshein 2018,
+    The two parts are combined by their maxima and sums, as in online softmax (Milakov and Gimelshein 2018,
     arXiv:1805.02867), so that no joint [.., Tp + slots] array is built.
     """
     prompt_k, prompt_v, own_k, own_v = cache.layers[layer]
@@ -119,5 +118,5 @@ def _two_part_attention(layer: int, seen: Array, q: Array, cache: Cache) -> Arra
 
 
 def _dot(spec: str, x: Array, entries: Entries) -> Array:
-    """Sums in float32 of products with what the cache holds, without its scales."""
+    """Products with the entries of the cache, summed in float32, without their scales."""
     return jnp.einsum(spec, x, values_of(entries).astype(x.dtype), preferred_element_type=jnp.float32)

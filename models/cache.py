@@ -1,4 +1,4 @@
-"""The two-part key/value cache: a prompt's part once for all its completions, each completion's own part beside it."""
+"""The key/value cache in two parts: one per prompt, shared by its completions, and one per completion."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,8 +13,8 @@ from grpo_jax.models.entries import Entries, like, put, turned, values_of, zeros
 
 
 class Layer(NamedTuple):
-    """One layer's keys and values. The completions' keys lie with their slots last: so processors multiply them with a
-    query fastest (at 127 slots in a third to a half of the time), and compilers for GPUs and TPUs do not mind."""
+    """One layer's keys and values. The completions' keys have their slots last, which is fastest on CPUs (at 127 slots
+    in a third to a half of the time) and makes no difference on GPUs and TPUs."""
 
     prompt_k: Entries  # [S,K,Tp,H]
     prompt_v: Entries  # [S,K,Tp,H]
@@ -23,12 +23,12 @@ class Layer(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Tokens of a completion that it holds."""
+        """Number of tokens of a completion that it holds."""
         return values_of(self.own_v).shape[3]
 
     def mapped(self, prompt: Callable[[Array], Array], own: Callable[[Array, int], Array]) -> "Layer":
-        """With the arrays of the prompts [S,...] and those of the completions [S,g,...] changed; `own` is told, too,
-        which axis has the slots."""
+        """The layer with `prompt` applied to the prompts' arrays [S,...], and `own` to the completions' [S,g,...] and
+        the number of their axis of slots."""
         prompt_k, prompt_v = jax.tree.map(prompt, self[:2])
         own_k = jax.tree.map(lambda x: own(x, x.ndim - 1), self.own_k)
         return Layer(prompt_k, prompt_v, own_k, jax.tree.map(lambda x: own(x, 3), self.own_v))
@@ -39,12 +39,11 @@ class Layer(NamedTuple):
 class Cache:
     """Keys and values after rotation, of S places with a prompt and g completions each.
 
-    Prompts are padded on the right and masked by length. The completions' slots are a ring: all rows write to the
-    same slot at the same time, so that one slice update serves every row, wherever in its completion it is. A slot
-    says nothing about a position (keys are rotated before they are kept): which of them a row sees is a matter of
-    their age.
+    Prompts are padded on the right and masked by length. The completions' slots are a ring buffer: all rows write to
+    the same slot at the same time, so that one slice update serves every row, wherever it is in its completion. Keys
+    are rotated before they are stored, so a slot does not determine a position; a row attends to slots by their age.
 
-    Layers are arrays of their own, so that none has to be cut out of a larger one at each token.
+    Each layer has arrays of its own, so that none must be sliced out of a larger one at each token.
     """
 
     layers: tuple[Layer, ...]  # [L]
@@ -52,12 +51,12 @@ class Cache:
 
     @property
     def slots(self) -> int:
-        """Tokens of a completion that the cache holds."""
+        """Number of tokens of a completion that the cache holds."""
         return self.layers[0].slots
 
     def with_prompts(self, layer: int, places: Array, k: Array, v: Array) -> "Cache":
-        """Write one layer's keys and values of the prompts of `places` [n]; k and v [n,Tp,K,H]. Places that do not
-        exist are left out."""
+        """The cache with one layer's keys and values of prompts written to `places` [n]; k and v [n,Tp,K,H]. Places
+        that do not exist are skipped."""
         old = self.layers[layer]
         set_ = lambda whole, new: whole.at[places].set(new, mode="drop")
         write = lambda whole, new: jax.tree.map(set_, whole, like(whole, new.swapaxes(1, 2)))
@@ -66,7 +65,7 @@ class Cache:
         )
 
     def with_token(self, layer: int, slot: Array, k: Array, v: Array) -> "Cache":
-        """Write one layer's keys and values of one token of every row to `slot`; k and v [S*g,1,K,H]."""
+        """The cache with one layer's keys and values of a token of every row written to `slot`; k and v [S*g,1,K,H]."""
         old = self.layers[layer]
         S, g, K, _, H = values_of(old.own_v).shape
         k_, v_ = (like(old.own_v, x.reshape(S, g, K, 1, H)) for x in (k, v))
@@ -86,8 +85,8 @@ def empty_cache(
     dtype: jnp.dtype,
     form: str = "auto",
 ) -> Cache:
-    """Zeros for `places` prompts of up to `prompt_width` tokens, with `completions` rows of up to `slots` each, in
-    `dtype` or int8 as `form` says."""
+    """A cache of zeros for `places` prompts of up to `prompt_width` tokens, each with `completions` rows of up to
+    `slots` tokens, in `dtype` or int8 as `form` says."""
     K, H = cfg.num_kv_heads, cfg.head_dim
     prompt = lambda: zeros((places, K, prompt_width, H), dtype, form)
     own = lambda: zeros((places, completions, K, slots, H), dtype, form)

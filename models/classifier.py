@@ -1,4 +1,4 @@
-"""A sequence classifier with one label on the same backbone: what a reward model is.
+"""Reward models: sequence classifiers with one label, on the same backbone.
 
 The score of a row is the product of `score.weight` with the last hidden state at the row's last token, as in
 transformers' classes `...ForSequenceClassification`; there is no bias, and no head over the vocabulary.
@@ -28,9 +28,10 @@ from grpo_jax.models.safetensors_io import open_folder
 
 
 def open_classifier(folder: Path) -> ModelConfig:
-    """The shape of the classifier in `folder`; of its weights only the headers are read.
+    """The shape of the classifier in `folder`. Reads only the headers of its weights.
 
-    UserError: another architecture, more labels than one, or whatever is wrong with a model's folder.
+    Raises:
+        UserError: it has another architecture or several labels, or the model's folder is faulty.
     """
     cfg = _without_head(load_config(folder))
     check_architecture(folder)
@@ -45,12 +46,12 @@ def open_classifier(folder: Path) -> ModelConfig:
 
 
 def load_classifier(folder: Path, cfg: ModelConfig, shardings: Params | None, dtype: str) -> Params:
-    """Its weights: the tree of `abstract_classifier`, in `dtype`, each leaf laid as `shardings` has it."""
+    """The weights: the tree of `abstract_classifier`, in `dtype`, each leaf sharded as in the tree `shardings`."""
     return load_params(folder, cfg, shardings, dtype, table=[*rows(cfg), SCORE])
 
 
 def abstract_classifier(cfg: ModelConfig, dtype: str = "float32") -> Params:
-    """The parameters as shapes."""
+    """The weights as shapes."""
     return _abstract(_without_head(cfg), dtype)
 
 
@@ -63,9 +64,9 @@ def _abstract(cfg: ModelConfig, dtype: str) -> Params:
 def classifier_scores(
     cfg: ModelConfig, params: Params, tokens: Array, ends: Array, attention: Kernel = "auto"
 ) -> Array:
-    """Scores [B] float32 of rows `tokens` [B,T] int32, right-padded, at their places `ends` [B] int32.
+    """Scores [B] float32 of rows `tokens` [B,T] int32, right-padded, at their positions `ends` [B] int32.
 
-    The backbone runs in the parameters' dtype; the product with `score` adds up in float32.
+    The backbone computes in the parameters' dtype; the product with `score` is summed in float32.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden, _ = hidden_states(cfg, params, tokens, positions, whole_rows(attention))
@@ -75,12 +76,12 @@ def classifier_scores(
 
 
 def _without_head(cfg: ModelConfig) -> ModelConfig:
-    """Whatever config.json says of the embedding: there is no head that could be tied to it."""
+    """The shape without tied embeddings, whatever config.json says: there is no head to tie."""
     return replace(cfg, tie_word_embeddings=True)
 
 
 def check_architecture(folder: Path) -> None:
-    """UserError for a config.json of anything but a sequence classifier."""
+    """Raise UserError if config.json is not that of a sequence classifier."""
     raw = read_json(folder / "config.json")
     classifier = family_named(raw.get("model_type"), folder / "config.json").classifier
     found: Any = raw.get("architectures") or ["nothing"]

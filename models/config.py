@@ -1,7 +1,7 @@
 """The shape of a model: everything that the forward pass needs to know, and nothing else.
 
-Read from a Hugging Face `config.json` by `models/hf_config.py`; the published sizes stand in `PUBLISHED`, so
-that memory can be planned for a 72B model without having one.
+`models/hf_config.py` reads it from a Hugging Face `config.json`. `PUBLISHED` has the published sizes, so that memory
+can be planned for a 72B model without downloading it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class YarnConfig:
-    """YaRN, rotary positions stretched for long contexts (arXiv:2309.00071), as transformers computes it.
+    """YaRN: rotary positions scaled for long contexts (arXiv:2309.00071), as in transformers.
 
     `attention_factor` scales cos and sin; None means 0.1 * ln(factor) + 1 (the paper's section 3.4).
     """
@@ -60,8 +60,8 @@ def _qwen25(
     )
 
 
-# The Instruct checkpoints. Some base ones differ in what changes no shape (epsilon 1e-5 for the 32B, 131072
-# positions); a folder's own config.json is what counts when weights are loaded.
+# The Instruct checkpoints. Some base models differ in values that change no shape (epsilon 1e-5 for the 32B, 131072
+# positions); when weights are loaded, the folder's own config.json is used.
 PUBLISHED: dict[str, ModelConfig] = {
     "0.5b": _qwen25(hidden=896, ffn=4864, layers=24, heads=14, kv_heads=2, vocab=151936, tied=True),
     "1.5b": _qwen25(hidden=1536, ffn=8960, layers=28, heads=12, kv_heads=2, vocab=151936, tied=True),

@@ -1,4 +1,4 @@
-"""Values of a `config.json`, checked as they are read: UserError names the file, the key and the value."""
+"""Reads values of a `config.json` with checks. Raises UserError with the file, the key and the value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 def read_json(path: pathlib.Path) -> Json:
-    """The JSON object in `path`; UserError when it is absent, unreadable or something else."""
+    """The JSON object in `path`. Raises UserError if the file is absent, unreadable or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -27,13 +27,13 @@ def read_json(path: pathlib.Path) -> Json:
 
 
 def refuse_missing(raw: Json, keys: Iterable[str], path: pathlib.Path) -> None:
-    """UserError unless all `keys` are there: a default would be a guess about somebody's weights."""
+    """Raise UserError unless all `keys` are present: a default would be a guess about the weights."""
     if missing := sorted(set(keys) - raw.keys()):
         raise UserError(f"{path}: missing {', '.join(missing)}; copy the model's own config.json again")
 
 
 def refuse_other_values(raw: Json, only: Mapping[str, Any], path: pathlib.Path) -> None:
-    """UserError for a key of `only` that has another value there than the one supported. Absent or null is fine."""
+    """Raise UserError if a key of `only` has another value than the supported one. Absent and null keys are allowed."""
     for key, value in only.items():
         if raw.get(key) is not None and raw[key] != value:
             fix = (

@@ -11,7 +11,7 @@ from grpo_jax.models.config_json import Json, integer, number, short
 
 
 def rope_settings(raw: Json, path: pathlib.Path) -> Json:
-    """Whichever object speaks of rotary positions, in transformers' own order of preference."""
+    """The object that describes rotary positions, by transformers' order of preference."""
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise UserError(f"{path}: rope_scaling or rope_parameters must be an object, not {short(rope)}")
@@ -19,7 +19,7 @@ def rope_settings(raw: Json, path: pathlib.Path) -> Json:
 
 
 def rope_scaling(raw: Json, rope: Json, path: pathlib.Path) -> YarnConfig | None:
-    """What `rope`, the object that `rope_settings` found in `raw`, says of scaling; None without any."""
+    """The scaling in `rope`, the object that `rope_settings` found in `raw`; None without scaling."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind in (None, "default"):
         _refuse_unknown_rope_keys(rope, set(), path)
@@ -51,7 +51,7 @@ def _refuse_unknown_rope_keys(rope: Json, known: set[str], path: pathlib.Path) -
 
 
 def _attention_factor(given: Json, path: pathlib.Path) -> float | None:
-    """The factor on cos and sin; `mscale` and `mscale_all_dim` are another way to spell one."""
+    """The factor on cos and sin, also if it is given by `mscale` and `mscale_all_dim`."""
     if "attention_factor" in given:
         return number(given, "attention_factor", path)
     if not ("mscale" in given and "mscale_all_dim" in given):

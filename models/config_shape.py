@@ -1,6 +1,6 @@
 """The shape of a decoder in a `config.json`: the keys that the supported families have in common.
 
-The published layout of Qwen2.5 is read (`rope_theta`, `rope_scaling`), and the one that transformers 5 writes
+Reads the layout of the published Qwen2.5 (`rope_theta`, `rope_scaling`), and the one that transformers 5 writes
 (`rope_parameters`).
 """
 
@@ -26,7 +26,7 @@ OTHER_KEYS = ("num_key_value_heads", "rope_theta", "rms_norm_eps", "tie_word_emb
 
 
 def read_shape(raw: Json, path: pathlib.Path) -> ModelConfig:
-    """The shape that `raw`, the content of the file `path`, describes. UserError: see `hf_config.load_config`."""
+    """The shape in `raw`, the content of the file `path`. Raises UserError as `hf_config.load_config`."""
     rope = rope_settings(raw, path)
     refuse_missing(raw | rope, (*INTEGERS.values(), *OTHER_KEYS), path)
     sizes: dict[str, Any] = {ours: integer(raw, theirs, path) for ours, theirs in INTEGERS.items()}
@@ -42,7 +42,7 @@ def read_shape(raw: Json, path: pathlib.Path) -> ModelConfig:
 
 
 def write_shape(cfg: ModelConfig) -> Json:
-    """The keys that say the shape, as `read_shape` reads them."""
+    """The keys of the shape, as `read_shape` reads them."""
     yarn = cfg.rope_scaling
     scaling = None
     if yarn is not None:
@@ -61,7 +61,7 @@ def write_shape(cfg: ModelConfig) -> Json:
 
 def _kv_heads(raw: Json, num_heads: int, path: pathlib.Path) -> int:
     if raw["num_key_value_heads"] is None:
-        return num_heads  # what null means to transformers
+        return num_heads  # the meaning of null in transformers
     kv_heads = integer(raw, "num_key_value_heads", path)
     if num_heads % kv_heads:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Our parameters to a folder that transformers opens: shard by shard, one tensor in host memory at a time."""
+"""Writes parameters as a folder that transformers can open, shard by shard, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from grpo_jax.models.safetensors_io import INDEX, SINGLE, Outgoing, as_dtype, op
 
 Params = dict[str, Any]
 Path = str | pathlib.Path
-SHARD_BYTES = 5e9  # of a file at most
-# What travels with the weights; config.json is handled apart.
+SHARD_BYTES = 5e9  # the most bytes of a file
+# Files to copy with the weights; config.json is handled separately.
 COMPANIONS = (
     "generation_config.json",
     "tokenizer.json",
@@ -49,18 +49,17 @@ def save_model(
     dtype: Any = None,
     max_shard_bytes: float = SHARD_BYTES,
 ) -> None:
-    """Write `params` to the new folder `out` in Hugging Face's layout; it appears whole or not at all.
+    """Write `params` to the new folder `out` in Hugging Face's layout. It appears complete or not at all.
 
-    Each tensor gets the dtype that it has in `source`, the folder that the model came from (its own dtype
-    when there is no source), or `dtype` when given. Config, tokenizer and generation config are copied from
-    `source`; without one a config.json is written from `cfg`. More than `max_shard_bytes` (bytes) makes
-    several files and an index.
+    Each tensor gets `dtype` if given, otherwise its dtype in `source`, the folder that the model came from, or its own
+    without a source. Config, tokenizer and generation config are copied from `source`; without one a config.json is
+    written from `cfg`. More than `max_shard_bytes` bytes are split into several files with an index.
 
-    In a run of many processes all of them call this, because gathering a tensor takes all; only the first
-    writes.
+    Collective: gathering a tensor needs all processes; only the first one writes.
 
-    Raises UserError when `out` exists and is not empty, when `source` is a model of another shape, when a
-    value does not fit the dtype, and when the disk refuses.
+    Raises:
+        UserError: `out` exists and is not empty, `source` has another shape, a value does not fit the dtype, or writing
+            fails.
     """
     dtypes = _source_dtypes(source, cfg)
 
@@ -83,7 +82,7 @@ def save_model(
 
 
 def by_layer(cfg: ModelConfig, outgoing: Callable[[Row, int, str], Outgoing]) -> list[Outgoing]:
-    """Every tensor to write, from the first layer's to the last one's, so that a shard is a run of layers."""
+    """All tensors to write, ordered by layer, so that a shard has consecutive layers."""
     tensors: list[tuple[int, Outgoing]] = []
     for row in rows(cfg):
         outside = -1 if row.name == EMBEDDING else cfg.num_layers
@@ -93,8 +92,12 @@ def by_layer(cfg: ModelConfig, outgoing: Callable[[Row, int, str], Outgoing]) ->
 
 
 def write_folder(out: Path, tensors: Sequence[Outgoing], write: Callable[[pathlib.Path], None]) -> None:
-    """Have the first process `write` the new folder `out`, which appears whole or not at all, while all others take
-    part in gathering the `tensors`. UserError when `out` is there, or cannot be written."""
+    """Have the first process `write` the new folder `out`, which appears complete or not at all, while the others take
+    part in gathering the `tensors`. Collective.
+
+    Raises:
+        UserError: `out` exists, or cannot be written.
+    """
     import jax
 
     if re.match(r"\w{2,}:/", str(out)):
@@ -108,16 +111,16 @@ def write_folder(out: Path, tensors: Sequence[Outgoing], write: Callable[[pathli
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(f"saved {out}")  # nobody runs ahead to read a half-written folder
+        multihost_utils.sync_global_devices(f"saved {out}")  # so that no process reads a half-written folder
 
 
 def _fetch(row: Row, cfg: ModelConfig, array: Any, layer: int, dtype: np.dtype) -> np.ndarray:
-    """One tensor from the devices, in their layout and dtype."""
+    """One tensor from the devices, in Hugging Face's layout and in `dtype`."""
     from grpo_jax.sharding.hosts import get
 
     part = _layer_of(array, layer) if row.stacked else array
     values = row.to_theirs(part if isinstance(part, np.ndarray) else get(part), cfg)
-    with np.errstate(over="ignore"):  # judged in the next line, with the tensor's name
+    with np.errstate(over="ignore"):  # checked below, with the tensor's name in the message
         cast = values.astype(dtype, copy=False)
     if dtype.itemsize < values.dtype.itemsize and np.isinf(cast).any() and not np.isinf(values).any():
         name = row.name.format(layer=layer)
@@ -126,7 +129,7 @@ def _fetch(row: Row, cfg: ModelConfig, array: Any, layer: int, dtype: np.dtype) 
 
 
 def _layer_of(array: Any, layer: int) -> Any:
-    """`array[layer]`. On devices by one program for all layers: a constant index would compile one for each."""
+    """`array[layer]`. On devices by one program for all layers: a constant index would compile a program for each."""
     return array[layer] if isinstance(array, np.ndarray) else _index_program()(array, layer)
 
 
@@ -138,7 +141,7 @@ def _index_program() -> Any:
 
 
 def _shards(tensors: list[Outgoing], max_bytes: float) -> list[list[Outgoing]]:
-    """Split in order, each part within `max_bytes` unless one tensor alone is bigger."""
+    """Split tensors, in order, into parts of at most `max_bytes` (more only for a single tensor that is larger)."""
     shards: list[list[Outgoing]] = [[]]
     used = 0
     for tensor in tensors:
@@ -151,7 +154,7 @@ def _shards(tensors: list[Outgoing], max_bytes: float) -> list[list[Outgoing]]:
 
 
 def write_shards(folder: pathlib.Path, tensors: list[Outgoing], max_bytes: float = SHARD_BYTES) -> None:
-    """The tensors in one file, or in several with an index."""
+    """Write the tensors to one file, or to several with an index."""
     shards = _shards(tensors, max_bytes)
     if len(shards) == 1:
         write_file(folder / SINGLE, shards[0])
@@ -177,7 +180,7 @@ def _source_dtypes(source: Path | None, cfg: ModelConfig) -> dict[str, np.dtype]
 def write_companions(
     folder: pathlib.Path, cfg: ModelConfig, source: Path | None, dtype: str, recast: bool
 ) -> None:
-    """config.json and the other files of a model, byte by byte but for the config's dtype when it changed."""
+    """Write config.json and the other files of a model, unchanged except for the config's dtype if that changed."""
     if source is None:
         write_json(folder / "config.json", published_layout(cfg, dtype))
         return
@@ -193,7 +196,7 @@ def write_companions(
 
 @contextlib.contextmanager
 def _appearing(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `out` that takes its name when the block ends well, and is gone when it does not."""
+    """A temporary folder beside `out` that is renamed to it if the block succeeds, and removed if not."""
     partial = out.with_name(f".{out.name}.partial")
     try:
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):

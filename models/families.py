@@ -1,7 +1,7 @@
-"""The families of models: what differs between them, by the `model_type` of their `config.json`.
+"""The registry of model families, by the `model_type` of their `config.json`.
 
-A family is a file with its config reader and its table of tensors (`qwen2.py`), and a row of `FAMILIES`. The forward
-pass is one for all; a family says with which options it runs.
+A family has a file with its config reader and its table of tensors (`qwen2.py`), and a row of `FAMILIES`. All families
+share one forward pass and set its options.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Family:
     """How the models of one family are read, written and computed."""
 
     language_model: str
-    """transformers' class, as `architectures` names it; `classifier` is that of a reward model."""
+    """The name of transformers' class in `architectures`; `classifier` is that of a reward model."""
     classifier: str
     read_config: Callable[[Json, pathlib.Path], ModelConfig]
     """The content of a config.json and its path (for messages) -> the shape."""
     write_config: Callable[[ModelConfig, str], Json]
-    """The shape and the weights' dtype -> the keys of a config.json but `architectures` and `model_type`."""
+    """The shape and the weights' dtype -> the keys of a config.json except `architectures` and `model_type`."""
     table: Sequence[Row]
     """Every tensor of a checkpoint and the leaf of our tree that holds it, in the order of Hugging Face's files."""
     qkv_bias: bool
@@ -49,7 +49,7 @@ FAMILIES = {
 
 
 def family_named(model_type: Any, path: pathlib.Path) -> Family:
-    """The family that the config.json at `path` names; UserError for one that is not supported."""
+    """The family of the config.json at `path`. Raises UserError if it is not supported."""
     if model_type not in list(FAMILIES):  # a list: the value may be anything that JSON has
         known = ", ".join(map(repr, FAMILIES))
         raise UserError(f"{path}: model_type {model_type!r} is not supported; the supported ones are {known}")
@@ -62,13 +62,13 @@ def family_of(cfg: ModelConfig) -> Family:
 
 
 def rows(cfg: ModelConfig) -> list[Row]:
-    """The rows of a model of this shape: all, or all but the head where it is the embedding."""
+    """The rows for a model of this shape: all, or without the head if it is tied to the embedding."""
     table = family_of(cfg).table
     return [row for row in table if not (cfg.tie_word_embeddings and row.name == HEAD)]
 
 
 def summed_axes() -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The path of each matrix of our tree -> its axes that a product sums over, L counted: a layer's inputs.
+    """Path of each matrix of our tree -> the axes that a product sums over (its inputs), counting L.
 
     A path has the same axes in every family that has it."""
     every_row = (row for family in FAMILIES.values() for row in family.table)

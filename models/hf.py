@@ -1,4 +1,4 @@
-"""Hugging Face in and out without torch: the public names, gathered.
+"""Reads and writes Hugging Face models without torch: the public names of this folder in one place.
 
     folder = resolve_model("Qwen/Qwen2.5-0.5B-Instruct")
     cfg    = load_config(folder)

@@ -1,7 +1,7 @@
-"""A model folder's `config.json` and `generation_config.json`: the shape, and the tokens that end and pad.
+"""Reads a model folder's `config.json` and `generation_config.json`: the shape, and the tokens that end and pad.
 
-The family that `model_type` names reads the shape. A key that changes the mathematics in a way that the forward pass
-does not follow is refused, never skipped: a run on the wrong function trains without any sign of it.
+The family of the `model_type` reads the shape. A key that changes the computation in a way that the forward pass does
+not implement is refused, never ignored: training the wrong function would give no sign of the mistake.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ Path = str | pathlib.Path
 def load_config(folder: Path) -> ModelConfig:
     """The shape of the model in `folder`, from its `config.json` alone.
 
-    Raises UserError for a missing folder or file, bad JSON, a family that is not in `families.FAMILIES`, a missing or
-    ill-typed key (named), and for every key whose value the forward pass does not follow (sliding windows, other
-    activations, rope scaling other than YaRN, quantized weights).
+    Raises:
+        UserError: the folder or file is missing, the JSON is invalid, the family is not in `families.FAMILIES`, a key
+            is missing or has the wrong type, or the forward pass does not implement its value (sliding windows, other
+            activations, rope scaling other than YaRN, quantized weights).
     """
     path = pathlib.Path(folder) / "config.json"
     if not path.parent.is_dir():
@@ -34,9 +35,9 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def load_eos_ids(folder: Path) -> tuple[int, ...]:
-    """Every token id that ends a completion: `generation_config.json`'s `eos_token_id`, else `config.json`'s.
+    """All token ids that end a completion: `eos_token_id` of `generation_config.json`, or else of `config.json`.
 
-    Qwen2.5-Instruct names two in the first file and one in the second. Empty when neither file names any.
+    Qwen2.5-Instruct has two in the first file and one in the second. Empty if neither file has any.
     """
     value = _special_id(folder, "eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
@@ -46,7 +47,7 @@ def load_eos_ids(folder: Path) -> tuple[int, ...]:
 
 
 def load_pad_id(folder: Path) -> int | None:
-    """`pad_token_id` of `generation_config.json`, else of `config.json`, else None."""
+    """`pad_token_id` of `generation_config.json`, or else of `config.json`; None if neither has one."""
     value = _special_id(folder, "pad_token_id")
     if value is not None and (type(value) is not int or value < 0):
         raise UserError(f"{folder}: pad_token_id {value!r} must be a token id")

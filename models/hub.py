@@ -1,4 +1,4 @@
-"""Where a model comes from: a local folder, or a hub id whose files are fetched into the hub's own cache."""
+"""Finds a model: a local folder, or a hub id whose files are downloaded into the hub's own cache."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 def resolve_model(name: str, field: str = "model") -> pathlib.Path:
     """The folder of the model `name`: a local folder, or the snapshot of a hub id ("Qwen/Qwen2.5-0.5B"). `field` is the
-    setting that says so.
+    setting that names it, for messages.
 
-    Raises UserError when it is neither, or when the hub cannot be reached and its cache has no copy.
+    Raises:
+        UserError: it is neither, or the hub cannot be reached and the cache has no copy.
     """
     folder = pathlib.Path(name).expanduser()
     if folder.is_dir():
@@ -40,9 +41,9 @@ def resolve_model(name: str, field: str = "model") -> pathlib.Path:
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Any:
-    """The tokenizer in `folder`, through transformers; UserError when it is absent or does not open.
+    """The tokenizer in `folder`, loaded by transformers. Raises UserError if it is absent or cannot be loaded.
 
-    Absent is checked here: transformers 5 makes an empty tokenizer for a folder that has none.
+    Its absence is checked here, because transformers 5 makes an empty tokenizer for a folder without one.
     """
     if not any((pathlib.Path(folder) / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
@@ -58,7 +59,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> Any:
 
 
 def check_tokenizer(tokenizer_length: int, cfg: ModelConfig) -> None:
-    """UserError when the tokenizer, added tokens included, has ids beyond the embedding's rows."""
+    """Raise UserError if the tokenizer, with its added tokens, has ids beyond the rows of the embedding."""
     if tokenizer_length > cfg.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer_length} tokens, but the model's vocab_size is {cfg.vocab_size}; "

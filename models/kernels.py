@@ -1,8 +1,8 @@
-"""Causal attention over whole rows, by the kernel that the device has.
+"""Causal attention over whole rows, with the device's kernel.
 
-`xla` runs everywhere and builds the scores [B,N,T,T] of a layer. `cudnn` (CUDA) and `splash` (TPU) go over them in
-blocks and build none, with gradients of their own (Dao et al. 2022, arXiv:2205.14135). All are exact: they differ by
-rounding.
+`xla` runs everywhere and materializes the scores [B,N,T,T] of a layer. `cudnn` (CUDA) and `splash` (TPU) compute them
+in blocks, and have gradients of their own (Dao et al. 2022, arXiv:2205.14135). All are exact and differ by rounding
+only.
 """
 
 from typing import Literal
@@ -16,19 +16,19 @@ from grpo_jax.errors import UserError
 from grpo_jax.sharding.mesh import ROWS
 
 Kernel = Literal["auto", "xla", "cudnn", "splash"]
-PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}  # what a kernel needs
+PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}  # kernel -> the platform it needs
 
-_LANES = 128  # splash attention takes rows in blocks of these
-_BLOCK = 512  # tokens of a block at most: 4 arrays of [512,512] float32 fit a core's own memory with room
+_LANES = 128  # splash attention needs row lengths that are multiples of this
+_BLOCK = 512  # the most tokens of a block: 4 arrays of [512,512] float32 fit easily into a core's own memory
 
 
 def causal_attention(
     q: Array, k: Array, v: Array, kernel: Kernel = "auto", segments: Array | None = None
 ) -> Array:
-    """[B,T,N,H] from q [B,T,N,H] and k, v [B,T,K,H]; token t sees tokens 0..t of its row.
+    """Attention [B,T,N,H] of q [B,T,N,H] over k, v [B,T,K,H]; token t attends to tokens 0..t of its row.
 
-    `segments` [B,T] int32: of these only the ones with its own number, as where a row is several rows packed. `cudnn`
-    then reads a mask [B,1,T,T] in half precision and wants an even T; the others build no more than without.
+    With `segments` [B,T] int32 (packed rows), only to tokens with the same number. `cudnn` then reads a mask [B,1,T,T]
+    in half precision and requires an even T; the others need no more memory than without.
     """
     chosen = _best(q) if kernel == "auto" else kernel
     if chosen == "cudnn" and _partly_manual():
@@ -40,7 +40,7 @@ def causal_attention(
 
 
 def check_kernel(kernel: Kernel, platform: str, dtype: str) -> None:
-    """UserError for a kernel that devices of this platform, or computations in this dtype, do not have."""
+    """Raise UserError if this platform or compute dtype does not support the kernel."""
     needed = PLATFORMS.get(kernel, platform)
     if needed != platform:
         raise UserError(
@@ -53,7 +53,7 @@ def check_kernel(kernel: Kernel, platform: str, dtype: str) -> None:
 
 
 def splash(q: Array, k: Array, v: Array, segments: Array | None = None, *, interpret: bool = False) -> Array:
-    """The kernel that ships with JAX. Rows are padded on the right to whole blocks, which no token before them sees.
+    """JAX's splash attention. Rows are padded on the right to whole blocks, to which no earlier token attends.
 
     `interpret` runs it on CPU, for tests.
     """
@@ -65,7 +65,7 @@ def splash(q: Array, k: Array, v: Array, segments: Array | None = None, *, inter
     block = next(n for n in range(min(_BLOCK, width), 0, -_LANES) if width % n == 0)
     attend = kernels.make_splash_mha(
         masks.MultiHeadMask([masks.CausalMask((width, width))] * N),
-        block_sizes=kernels.BlockSizes(*(block,) * 8),  # of the forward pass and of both backward ones
+        block_sizes=kernels.BlockSizes(*(block,) * 8),  # of the forward pass and both backward passes
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
@@ -74,37 +74,37 @@ def splash(q: Array, k: Array, v: Array, segments: Array | None = None, *, inter
     scaled = q * jnp.asarray(H**-0.5, q.dtype)
     ids = None
     if segments is not None:
-        # Padding sees itself: a token without anything in sight has no softmax.
+        # Padding attends to itself: a softmax over nothing is undefined.
         padded = jnp.pad(segments, [(0, 0), (0, width - T)], constant_values=-1)
         ids = kernels.SegmentIds(padded, padded)
     return jax.vmap(attend)(*map(heads_first, (scaled, k, v)), ids).swapaxes(1, 2)[:, :T]
 
 
 def _best(q: Array) -> Literal["xla", "cudnn", "splash"]:
-    """By the mesh that is set, be its devices here or only described to the compiler.
+    """The kernel for `auto`, by the platform of the current mesh, whose devices may exist or only be described.
 
-    Decided while tracing, and not by `jax.lax.platform_dependent`: that traces every branch, and cuDNN's refuses
-    to be traced where its library is absent. Full precision stays with XLA, which computes it as asked.
+    Decided while tracing rather than by `jax.lax.platform_dependent`, which traces every branch: cuDNN's cannot be
+    traced without its library. Full precision uses XLA, because the other kernels do not compute in it.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = "cpu" if device is None else device.platform
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     cudnn_takes = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    splash_pays = half and q.shape[1] >= _LANES  # shorter rows would be padded to many times their length
+    splash_pays = half and q.shape[1] >= _LANES  # shorter rows would be mostly padding
     if platform == "gpu" and cudnn_takes:
         return "cudnn"
     return "splash" if platform == "tpu" and splash_pays else "xla"
 
 
 def _partly_manual() -> bool:
-    """Whether `jax.shard_map` has taken some axes of the mesh and left others, as in a rollout with `tensor` > 1: there
-    cuDNN's attention, which is partitioned by rules of its own, does not compile (JAX 0.10)."""
+    """Whether some but not all axes of the mesh are manual (`jax.shard_map`), as in a rollout with `tensor` > 1. There
+    cuDNN's attention, which has partitioning rules of its own, does not compile (JAX 0.10)."""
     mesh = jax.sharding.get_abstract_mesh()
     return bool(mesh.manual_axes) and set(mesh.manual_axes) != set(mesh.axis_names)
 
 
 def _over_mesh(attend, q: Array, k: Array, v: Array, segments: Array | None) -> Array:
-    """`attend` on every device for its own rows and heads: the compiler cannot split a kernel by itself."""
+    """`attend`, run on every device for its own rows and heads, because the compiler cannot partition a kernel."""
     mesh = jax.sharding.get_abstract_mesh()
     left = [axis for axis in mesh.axis_names if axis not in mesh.manual_axes]
     if not left:

@@ -1,4 +1,4 @@
-"""Safetensors to sharded JAX arrays: each process reads only the slices that its own devices hold."""
+"""Loads safetensors as sharded JAX arrays: each process reads only the slices of its own devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grpo_jax.models.safetensors_io import Stored, as_dtype, open_folder
 
 Params = dict[str, Any]
 Index = tuple[slice, ...]
-# A buffer that old exports wrote; it is a function of the config.
+# A buffer in old exports; the config determines its values.
 RECOMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
 
 
@@ -29,15 +29,16 @@ def load_params(
     finish: Callable[[tuple[str, ...], Any], Any] = lambda path, array: array,
     table: Sequence[Row] | None = None,
 ) -> Params:
-    """The parameters of the checkpoint in `folder`, as the plain tree of `models/qwen.py`, in `dtype`; of another
-    `table` than a language model's, as the tree that its paths say.
+    """The parameters of the checkpoint in `folder`, in `dtype`: the tree of `models/qwen.py`, or that of another
+    `table`'s paths.
 
-    `shardings` is the same tree of `jax.sharding.Sharding`s; without it the arrays land on the default
-    device. One leaf is in host memory at a time, and of it only what this process's devices hold.
-    `finish(path, array)` makes what the tree holds of each leaf, before the next one is read.
+    `shardings` is a tree of `jax.sharding.Sharding`s of the same structure; without it the arrays are on the default
+    device. Only one leaf at a time is in host memory, and of it only the part for this process's devices.
+    `finish(path, array)` converts each leaf before the next one is read.
 
-    Raises UserError, before anything big is read, for a tensor that is missing, unknown, of the wrong shape
-    or of a dtype that is no 16- or 32-bit float, and for damaged or missing files.
+    Raises:
+        UserError: a tensor is missing, unknown, of the wrong shape, or not a 16- or 32-bit float, or files are damaged
+            or missing. Raised before anything large is read.
     """
     tensors = open_folder(folder)
     table = rows(cfg) if table is None else table
@@ -53,7 +54,7 @@ def read_rows(
     dtype: Any,
     finish: Callable[[tuple[str, ...], Any], Any] = lambda path, array: array,
 ) -> Params:
-    """The leaves of `table` as a tree, from tensors that are all there; the rest as in `load_params`."""
+    """The leaves of `table` as a tree, from tensors that are known to exist. See `load_params`."""
     import jax
 
     params: Params = {}
@@ -71,14 +72,14 @@ def read_rows(
 
 
 class Leaf:
-    """One array of our tree, readable slice by slice from the tensors that hold it."""
+    """One array of our tree, which is read slice by slice from the tensors that hold it."""
 
     def __init__(self, row: Row, cfg: ModelConfig, tensors: list[Stored], dtype: np.dtype):
         self.shape, self.stacked, self.dtype = row.shape(cfg), row.stacked, dtype
         self.layers = [row.to_ours(tensor.open(), cfg) for tensor in tensors]
 
     def read(self, index: Index) -> np.ndarray:
-        """The values at `index`, contiguous, in the dtype asked for; no other bytes of the files are read."""
+        """The values at `index`, contiguous, in the requested dtype. Reads no other bytes of the files."""
         if not self.stacked:
             return self.layers[0][index].astype(self.dtype, order="C")
         layers = [layer[index[1:]] for layer in self.layers[index[0]]]
@@ -94,7 +95,7 @@ def _make_sharded(leaf: Leaf, sharding: Any) -> Any:
     seen: dict[Any, np.ndarray] = {}
 
     def read_once(index: Index | None) -> np.ndarray:
-        """JAX asks once a device; devices that hold the same slice share one read."""
+        """The values at `index`. JAX calls this once per device; devices with the same slice share one read."""
         assert index is not None  # JAX's type allows it for arrays without dimensions
         key = tuple((s.start, s.stop) for s in index)
         if key not in seen:
@@ -110,7 +111,7 @@ def check_tensors(
     folder: str | pathlib.Path,
     table: Sequence[Row] | None = None,
 ) -> None:
-    """UserError unless the headers hold exactly what a language model of this shape, or the `table`, needs."""
+    """Raise UserError unless the headers have exactly the tensors of a language model of this shape, or of `table`."""
     table = rows(cfg) if table is None else table
     expected = {name: row.their_shape(cfg) for row in table for name in row.names(cfg)}
     for name, shape in expected.items():
@@ -122,7 +123,7 @@ def check_tensors(
             raise UserError(
                 f"{found.file}: tensor {name} has shape {list(found.shape)}; config.json says {list(shape)}"
             )
-        found.dtype  # noqa: B018  (raises for what cannot be read)
+        found.dtype  # noqa: B018  (raises for a dtype that cannot be read)
     for name in tensors.keys() - expected.keys():
         if not RECOMPUTED.fullmatch(name) and not (name == HEAD and cfg.tie_word_embeddings):
             raise UserError(
@@ -134,7 +135,7 @@ def check_tensors(
 
 
 def _check_tied(head: Stored, embedding: Stored) -> None:
-    """A head beside a tied embedding must be its copy: transformers would use one that differs."""
+    """Check that a head beside a tied embedding is a copy of it: transformers would use one that differs."""
     same_kind = head.shape == embedding.shape and head.dtype == embedding.dtype
     if not (same_kind and np.array_equal(_words(head), _words(embedding))):
         raise UserError(

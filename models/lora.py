@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685): a frozen matrix W computes as W + scale * A B, with A and B of low rank.
 
 Adapters are a tree of their own, `{"layers": {"q": {"kernel": {"lora_a": ..., "lora_b": ...}}}}`, with the paths of the
-table in `models/names.py`; they are all that is trained. `joined` puts them beside the frozen weights, and what comes
-out is a tree that the one forward takes: an `Adapted` stands where the matrix stood.
+table in `models/names.py`. Only they are trained. `joined` combines them with the frozen weights into a tree for the
+same forward pass, with an `Adapted` in place of each matrix that has an adapter.
 """
 
 import math
@@ -25,7 +25,7 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 @dataclass(frozen=True)
 class LoRA:
-    """Which matrices get adapters, and how large and strong these are."""
+    """Which matrices get adapters, and the rank and scale of these."""
 
     rank: int
     alpha: float
@@ -38,7 +38,7 @@ class LoRA:
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def rows(self, cfg: ModelConfig) -> list["AdapterRow"]:
-        """The table of its tensors: ours, and PEFT's."""
+        """The table of its tensors in our layout and PEFT's."""
         table = family_of(cfg).table
         adapted = [row for row in table if row.path[-1] == "kernel" and row.path[-2] in self.targets]
         return [half for row in adapted for half in _halves(row, self.rank)]
@@ -46,7 +46,7 @@ class LoRA:
 
 @dataclass(frozen=True)
 class AdapterRow(Row):
-    """A row with one more dimension letter: R, the rank."""
+    """A row of the table with one more dimension letter: R, the rank."""
 
     rank: int = 0
 
@@ -55,7 +55,7 @@ class AdapterRow(Row):
 
 
 def _halves(row: Row, rank: int) -> list[AdapterRow]:
-    """A [L,inputs,R] and B [L,R,outputs] of a linear layer; PEFT has them as the weights of two."""
+    """The rows for A [L,inputs,R] and B [L,R,outputs] of a linear layer; PEFT has them as two linear layers."""
     outputs, inputs = row.theirs
     name = "base_model.model." + row.name.removesuffix("weight")
     return [
@@ -65,7 +65,7 @@ def _halves(row: Row, rank: int) -> list[AdapterRow]:
 
 
 def init_adapters(cfg: ModelConfig, lora: LoRA, key: Array) -> Params:
-    """Adapters in float32 that change nothing yet: A uniform within 1 / sqrt(inputs), as PEFT has it, and B = 0."""
+    """Initial float32 adapters, which do not change the model: A uniform within 1 / sqrt(inputs), as in PEFT; B = 0."""
 
     def leaf(number: int, row: AdapterRow) -> Array:
         shape = row.shape(cfg)
@@ -79,12 +79,12 @@ def init_adapters(cfg: ModelConfig, lora: LoRA, key: Array) -> Params:
 
 @cache
 def abstract_adapters(cfg: ModelConfig, lora: LoRA) -> Params:
-    """The tree as `jax.ShapeDtypeStruct`s."""
+    """The adapters as `jax.ShapeDtypeStruct`s."""
     return jax.eval_shape(lambda: init_adapters(cfg, lora, jax.random.key(0)))
 
 
 def nested(leaves: dict[tuple[str, ...], Any]) -> Params:
-    """Path -> leaf as a tree of dicts."""
+    """Leaves by path, as a tree of dicts."""
     tree: Params = {}
     for path, leaf in leaves.items():
         branch = tree
@@ -97,14 +97,14 @@ def nested(leaves: dict[tuple[str, ...], Any]) -> Params:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Base:
-    """Weights that are not trained, and how strongly what is trained beside them counts."""
+    """Frozen weights, and the scale of the adapters that are trained beside them."""
 
     params: Params
     scale: float = field(metadata={"static": True})
 
 
 def joined(trained: Params, base: Base | None) -> Params:
-    """The whole model: what is trained, beside what is not where there is such."""
+    """The whole model: the trained weights, combined with the frozen ones if there are any."""
     return trained if base is None else _join(base.params, trained, base.scale)
 
 
@@ -117,7 +117,7 @@ def _join(base: Any, adapters: Params, scale: float) -> Any:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Adapted(Matrix):
-    """base + scale * A B, computed as two small products beside the large one."""
+    """The matrix base + scale * A B, multiplied as two small products beside the large one."""
 
     base: Array | Matrix
     lora_a: Array  # [inputs...,R]
@@ -130,8 +130,8 @@ class Adapted(Matrix):
 
 
 def merged(params: Params) -> Params:
-    """The tree with adapters added to the plain matrices beside which they stand, a layer at a time. Beside quantised
-    ones they stay."""
+    """The tree with adapters merged into plain matrices, one layer at a time. Adapters of quantized matrices remain
+    separate."""
     merge_leaf = lambda x: jax.lax.map(merge, x) if _is_adapted(x) and not isinstance(x.base, Matrix) else x
     return jax.tree.map(merge_leaf, params, is_leaf=_is_adapted)
 
@@ -141,7 +141,7 @@ def _is_adapted(x: Any) -> bool:
 
 
 def merge(w: Adapted) -> Array:
-    """The sum for one layer's plain matrix: made in float32, in the matrix's dtype."""
+    """The merged matrix of one layer, summed in float32 and cast to the matrix's dtype."""
     assert isinstance(w.base, Array)
     sum_ = w.base.astype(jnp.float32) + change(w.lora_a, w.lora_b, w.scale)
     return sum_.astype(w.base.dtype)

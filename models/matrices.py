@@ -1,7 +1,7 @@
-"""What may stand where a matrix stood in a parameter tree, and the one product that takes it all.
+"""Forms that a matrix in a parameter tree may have, and the product that accepts all of them.
 
-The forward (`models/qwen.py`) multiplies by `product` only, so a form of weights is one class: `Quantized` (int8),
-`NF4`, `OutputsFirst` (as processors like it), `Adapted` (a matrix with a LoRA adapter beside it).
+The forward pass (`models/qwen.py`) multiplies with `product` only, so each form is one class: `Quantized` (int8),
+`NF4`, `OutputsFirst` (fast on CPUs), `Adapted` (a matrix with a LoRA adapter).
 """
 
 from abc import ABC, abstractmethod
@@ -16,11 +16,11 @@ Axes = tuple[int, ...]
 
 
 class Matrix(ABC):
-    """Something that is multiplied like a matrix; a registered dataclass of arrays."""
+    """A form of a matrix: a registered dataclass of arrays."""
 
     @abstractmethod
     def times(self, x: Array, axes: Axes, dtype: Any) -> Array:
-        """x [..., inputs] times it, summed over its `axes`: [..., outputs] in `dtype`."""
+        """x [..., inputs] times the matrix, summed over its `axes`: [..., outputs] in `dtype`."""
 
 
 def product(x: Array, w: Array | Matrix, axes: Axes, dtype: Any = None) -> Array:
@@ -33,14 +33,14 @@ def product(x: Array, w: Array | Matrix, axes: Axes, dtype: Any = None) -> Array
 
 
 def last(axes: Axes) -> tuple[Axes, Axes]:
-    """As many last axes of the left factor against these of the right."""
+    """Dimension numbers that contract the last axes of the left factor with `axes` of the right one."""
     return tuple(range(-len(axes), 0)), axes
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _plain(x: Array, w: Array, axes: Axes) -> Array:
-    """`product` of a plain matrix, in its own dtype. Its gradient is the usual one, but for the order of the factors:
-    the left one must be transposed, which on CPU is a slow copy, and here that is the narrower one."""
+    """`product` of a plain matrix, in its own dtype. Its gradient differs from the usual one in the order of factors:
+    the left one is transposed, which is a slow copy on CPU, and here that is the smaller one."""
     return jnp.tensordot(x, w, last(axes))
 
 
@@ -64,25 +64,25 @@ _plain.defvjp(_plain_forward, _plain_backward)
 
 
 class Frozen(Matrix):
-    """A form in which weights are not trained: gradients pass through to x and end here.
+    """A form for frozen weights: gradients flow to x only.
 
-    What the backward pass needs is kept in this form, not widened: a wide copy of every layer would be the whole
-    model."""
+    The residual of the backward pass is the frozen form, not the unpacked matrix, because unpacked copies of all layers
+    would take as much memory as the whole model."""
 
     def times(self, x: Array, axes: Axes, dtype: Any) -> Array:
         return _through(x, self, axes, dtype, x.dtype)
 
     @abstractmethod
     def forward(self, x: Array, axes: Axes, dtype: Any) -> Array:
-        """As `times`."""
+        """See `Matrix.times`."""
 
     @abstractmethod
     def backward(self, y: Array, axes: Axes, dtype: Any) -> Array:
-        """y [..., outputs] times the transpose: [..., inputs] in `dtype`."""
+        """y [..., outputs] times the transposed matrix: [..., inputs] in `dtype`."""
 
     @abstractmethod
     def plain(self, axes: Axes) -> Array:
-        """The matrix itself; a product sums over its `axes`."""
+        """The unpacked matrix. A product sums over its `axes`."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -102,6 +102,6 @@ _through.defvjp(_pass, _pull)
 
 
 def times_transposed(y: Array, w: Array, axes: Axes, dtype: Any) -> Array:
-    """y [..., outputs] times w, summed over all of w's axes but `axes`: [..., inputs]."""
+    """y [..., outputs] times w, summed over all of w's axes except `axes`: [..., inputs]."""
     outputs = tuple(axis for axis in range(w.ndim) if axis not in axes)
     return jnp.tensordot(y, w, last(outputs), preferred_element_type=dtype)

@@ -1,11 +1,11 @@
-"""A row of the table between Hugging Face's tensors and ours; loading reads it one way, exporting the other.
+"""The rows of the table that maps Hugging Face's tensors to ours, for loading and exporting.
 
-Each family has a table (`families.py`); the names here are the same in all of them.
+Each family has a table (`families.py`); what is here is the same for all of them.
 
-A row spells both shapes in dimension letters (N, K heads, H head width, D model, F ffn, V vocabulary; S the one
-score of a reward model). Theirs are groups, `("NH", "D")` being the matrix [N*H, D] of a torch linear layer; ours are
-single letters, with a leading L when the name has a layer number. Splitting, transposing and stacking all follow from
-the letters.
+A row gives both shapes in dimension letters (N, K heads, H head width, D model, F ffn, V vocabulary; S the single
+score of a reward model). Theirs are groups: `("NH", "D")` is the matrix [N*H, D] of a torch linear layer. Ours are
+single letters, with a leading L if the name has a layer number. The letters determine how tensors are split,
+transposed and stacked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Row:
         return "{layer}" in self.name
 
     def names(self, cfg: ModelConfig) -> list[str]:
-        """Their names: one, or one a layer."""
+        """Names of their tensors: one, or one per layer."""
         return (
             [self.name.format(layer=layer) for layer in range(cfg.num_layers)]
             if self.stacked
@@ -40,7 +40,7 @@ class Row:
         )
 
     def size(self, letter: str, cfg: ModelConfig) -> int:
-        """What a dimension letter stands for."""
+        """The size of a dimension letter."""
         sizes = {
             "V": cfg.vocab_size,
             "D": cfg.hidden_size,
@@ -61,13 +61,13 @@ class Row:
         return tuple(math.prod(self.size(letter, cfg) for letter in group) for group in self.theirs)
 
     def to_ours(self, tensor: np.ndarray, cfg: ModelConfig) -> np.ndarray:
-        """A view of one of their tensors in our layout, without L; nothing is copied or read."""
+        """A view of one of their tensors in our layout, without L. Copies and reads nothing."""
         letters = "".join(self.theirs)
         split = tensor.reshape([self.size(letter, cfg) for letter in letters])
         return split.transpose([letters.index(letter) for letter in self.ours])
 
     def to_theirs(self, array: np.ndarray, cfg: ModelConfig) -> np.ndarray:
-        """One layer of ours in their layout: the inverse of `to_ours`."""
+        """One of our layers in their layout: the inverse of `to_ours`."""
         letters = "".join(self.theirs)
         return array.transpose([self.ours.index(letter) for letter in letters]).reshape(self.their_shape(cfg))
 
@@ -75,4 +75,4 @@ class Row:
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 SCORE = Row(("score", "kernel"), "score.weight", ("S", "D"), "DS")
-"""Of a classifier with one label, which has no head."""
+"""The extra tensor of a classifier with one label, which has no head."""

@@ -1,10 +1,10 @@
 """Weights in four bits: NormalFloat4 of QLoRA (Dettmers et al. 2023, arXiv:2305.14314, section 3 and appendix E).
 
 A block of 64 weights along a matrix's inputs shares one scale, its largest magnitude; each weight is the nearest of
-16 levels, which are quantiles of a normal distribution, times that. With scales in bfloat16 that is 4.25 bits a weight.
-(The paper quantises the scales once more, for 4.13 bits: 20 MB of the 1.5B's 696 MB. It is left out.)
+16 levels (quantiles of a normal distribution) times the scale. With scales in bfloat16 that is 4.25 bits per weight.
+(The paper also quantizes the scales, for 4.13 bits, which would save 20 MB of the 1.5B's 696 MB; this is not done.)
 
-A matrix is unpacked when it is used: inside the scan over layers, so that one layer's is wide at a time.
+A matrix is unpacked where it is used, inside the scan over layers, so that only one layer is unpacked at a time.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from jax import Array
 from grpo_jax.models.matrices import Axes, Frozen, last, times_transposed
 
 BLOCK = 64
-# Appendix E of the paper. Zero is one of them, and each half has its own quantiles.
+# Appendix E of the paper. Zero is one of the levels, and the negative and positive halves have their own quantiles.
 LEVELS = (
     -1.0,
     -0.6961928009986877,
@@ -43,13 +43,13 @@ LEVELS = (
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NF4(Frozen):
-    """A matrix in blocks along the last of its input axes, which is shorter here: two weights a byte.
+    """A matrix in blocks along the last of its input axes, which is half as long here: two weights per byte.
 
-    A byte holds one weight of its block's first half (low bits) and one of its second, so that unpacking moves whole
-    runs."""
+    A byte holds a weight of its block's first half (low bits) and one of its second half, so that unpacking copies
+    contiguous runs."""
 
     codes: Array  # uint8, inputs / 2
-    absmax: Array  # inputs / block, in the dtype that it is computed in
+    absmax: Array  # inputs / block, in the compute dtype
 
     def forward(self, x: Array, axes: Axes, dtype: Any) -> Array:
         wide = self.plain(axes).astype(x.dtype)
@@ -59,7 +59,7 @@ class NF4(Frozen):
         return times_transposed(y.astype(dtype), self.plain(axes).astype(dtype), axes, dtype)
 
     def plain(self, axes: Axes) -> Array:
-        """In float32: the levels times their block's scale."""
+        """The matrix in float32: the levels times the scales of their blocks."""
         axis = axes[-1]
         before, inputs, after = _around(self.codes, axis)
         halves = self.codes.reshape(*before, self.absmax.shape[axis], -1, *after)
@@ -69,8 +69,8 @@ class NF4(Frozen):
 
 
 def nf4(x: Array, axes: Axes, dtype: Any) -> NF4:
-    """`x`, of which a product sums over `axes`, in blocks along the last of them. Of an axis that 64 does not divide,
-    the blocks are as large as its divisors allow."""
+    """`x` in blocks along the last of the `axes` that a product sums over. A block has gcd(64, length of that axis)
+    weights."""
     axis = axes[-1]
     before, inputs, after = _around(x, axis)
     block = math.gcd(inputs, BLOCK)
@@ -88,13 +88,13 @@ def _around(x: Array, axis: int) -> tuple[tuple[int, ...], int, tuple[int, ...]]
 
 
 def _code(x: Array) -> Array:
-    """The number of the level nearest to each x, uint8."""
+    """The index of the level nearest to each x, uint8."""
     middles = [(a + b) / 2 for a, b in itertools.pairwise(LEVELS)]
     return sum((x > middle).astype(jnp.uint8) for middle in middles)  # type: ignore[return-value]
 
 
 def _level(codes: Array) -> Array:
-    """The level of each code, float32, chosen bit by bit: matrix units and vector units have no fast table."""
+    """The level of each code, float32, selected bit by bit, because accelerators have no fast table lookup."""
     levels: list[Any] = [jnp.float32(level) for level in LEVELS]
     for bit in range(4):
         odd = (codes >> bit) & 1 == 1

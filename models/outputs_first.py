@@ -1,9 +1,8 @@
-"""Weights with their outputs first, as processors multiply few rows by them fastest.
+"""Weights with their outputs first, which CPUs multiply fastest with few rows.
 
-XLA's products on CPU copy their right operand into blocks at every call, and read the left one where it lies. With a
-handful of rows, as in decoding, that copy costs up to a third of the product when it is one of the weights (two x86
-cores, 32 rows: 58 to 72 GFLOP/s a core with the weights on the right, 80 to 95 on the left). The left operand must have
-what is summed over last.
+XLA's products on CPU copy their right operand into blocks at every call, and read the left one in place. With few rows,
+as in decoding, copying the weights costs up to a third of the product (two x86 cores, 32 rows: 58 to 72 GFLOP/s per
+core with the weights on the right, 80 to 95 on the left). The left operand must have the summed axes last.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ Params = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class OutputsFirst(Matrix):
-    """A matrix [outputs..., inputs...], where a plain one may be [inputs..., outputs...]."""
+    """A matrix [outputs..., inputs...]; plain ones may be [inputs..., outputs...]."""
 
     values: Array
 
@@ -34,7 +33,7 @@ class OutputsFirst(Matrix):
 
 
 def with_outputs_first(params: Params) -> Params:
-    """The tree with every plain matrix as `OutputsFirst`; an embedding is one already, and is not copied."""
+    """The tree with every plain matrix as `OutputsFirst`. An embedding already has that layout, and is not copied."""
     return jax.tree_util.tree_map_with_path(_turned, params, is_leaf=lambda x: not isinstance(x, dict))
 
 

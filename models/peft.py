@@ -1,7 +1,7 @@
-"""LoRA adapters in PEFT's format, in and out; and a model with its adapter merged into it.
+"""Reads and writes LoRA adapters in PEFT's format, and models with an adapter merged.
 
 A PEFT folder has an adapter_config.json and an adapter_model.safetensors with, for each linear layer, A [R,inputs] and
-B [outputs,R] as the weights of two linear layers. `peft.PeftModel.from_pretrained` opens what is written here.
+B [outputs,R] as the weights of two linear layers. `peft.PeftModel.from_pretrained` opens folders written here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from grpo_jax.models.safetensors_io import Outgoing, Stored, open_folder, read_h
 Params = dict[str, Any]
 Path = str | pathlib.Path
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Keys with one value in every adapter that is understood here; an absent or null one is that value.
+# Keys that must have this value, because no other is supported. An absent or null key means it.
 ONLY: dict[str, Any] = {
     "peft_type": "LORA",
     "bias": "none",
@@ -50,9 +50,10 @@ ONLY: dict[str, Any] = {
 
 
 def read_lora(folder: Path) -> LoRA:
-    """Rank, strength and targets of the adapter in `folder`, by its configuration and its tensors' names.
+    """Rank, scale and targets of the adapter in `folder`, from its configuration and the names of its tensors.
 
-    UserError for a folder that has none, and for what is not followed here (DoRA, biases, ranks that differ).
+    Raises:
+        UserError: the folder has no adapter, or one that is not supported (DoRA, biases, ranks that differ).
     """
     folder = pathlib.Path(folder)
     if not (folder / CONFIG).is_file():
@@ -74,17 +75,18 @@ def read_lora(folder: Path) -> LoRA:
 
 
 def load_adapters(folder: Path, cfg: ModelConfig, lora: LoRA, shardings: Params | None = None) -> Params:
-    """The adapters in `folder` in float32, laid as `shardings` has them. UserError for tensors that do not fit."""
+    """The adapters in `folder`, in float32, sharded by `shardings`. Raises UserError if tensors do not fit."""
     tensors, table = _tensors(folder), lora.rows(cfg)
     _check(pathlib.Path(folder), tensors, {n: row.their_shape(cfg) for row in table for n in row.names(cfg)})
     return read_rows(table, tensors, cfg, shardings, "float32")
 
 
 def save_adapters(out: Path, cfg: ModelConfig, adapters: Params, lora: LoRA, base: str, source: Path) -> None:
-    """Write the adapters to the new folder `out` in PEFT's format; it appears whole or not at all.
+    """Write the adapters to the new folder `out` in PEFT's format. It appears complete or not at all. Collective.
 
-    base: the model's name in the configuration. source: its folder, of which the tokenizer's files are copied.
-    Every process calls it.
+    Args:
+        base: the model's name in the configuration.
+        source: the model's folder, from which the tokenizer's files are copied.
     """
     on_host = _on_host(adapters)
     tensors = []
@@ -104,10 +106,10 @@ def save_adapters(out: Path, cfg: ModelConfig, adapters: Params, lora: LoRA, bas
 
 
 def save_merged(out: Path, cfg: ModelConfig, adapters: Params, lora: LoRA, source: Path) -> None:
-    """Write the model in `source` with the adapters added to its weights, each tensor in its own dtype.
+    """Write the model in `source` with the adapters merged into its weights, each tensor in its own dtype. Collective.
 
-    They are added to the weights as they were published, in float32, whatever form they were trained beside. What has
-    no adapter is copied bit by bit. Every process calls it.
+    They are added in float32 to the weights as published, whatever form the frozen weights had in training. Tensors
+    without an adapter are copied bit by bit.
     """
     on_host, stored = _on_host(adapters), open_folder(source)
 

@@ -1,6 +1,7 @@
-"""Qwen2.5 in Flax NNX: modules declare parameters and hold nothing else; arrays go in, arrays come out.
+"""Qwen2.5 in Flax NNX. Modules only declare parameters; the functions take and return arrays.
 
-Split once (`init` or the loader gives the parameters as a plain dict), merge inside the compiled function:
+`init` and the loader return the parameters as a plain dict, which is merged into the module inside the compiled
+function:
 
     hidden, _ = hidden_states(cfg, params, tokens, positions)
     logits    = head_logits(cfg, params, hidden)
@@ -47,7 +48,7 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.LinearGeneral):
-    """Declared as Flax does; the product takes a kernel in any form."""
+    """A linear layer whose kernel may have any form that `product` accepts."""
 
     def __call__(self, x: Array, out_sharding: Any = None) -> Array:
         """x [..., inputs] -> [..., outputs]."""
@@ -59,7 +60,7 @@ class Linear(nnx.LinearGeneral):
 def gated(gate: Array, up: Array) -> Array:
     """silu(gate) * up (Shazeer 2020, arXiv:2002.05202).
 
-    Its gradient keeps the two arguments, where the automatic one keeps four arrays of that size.
+    Its gradient saves only the two arguments; the automatic one would save four arrays of that size.
     """
     return nnx.silu(gate) * up
 
@@ -80,8 +81,8 @@ gated.defvjp(_gated_forward, _gated_backward)
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each behind a norm and beside a residual. q, k and v have biases where the family
-    says so; nothing else has."""
+    """Attention and feed-forward, each after a norm and with a residual connection. Only q, k and v have biases, if the
+    family has them."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         D, F, heads, kv_heads = cfg.hidden_size, cfg.intermediate_size, cfg.num_heads, cfg.num_kv_heads
@@ -110,7 +111,7 @@ class Block(nnx.Module):
 
 
 class Qwen2(nnx.Module):
-    """The declaration from which the parameter tree, its shapes and its random initial values come."""
+    """The whole model, which declares the parameter tree, its shapes and its random initial values."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.02)
@@ -131,12 +132,12 @@ def init(cfg: ModelConfig, key: Array) -> Params:
 
 @cache
 def abstract_params(cfg: ModelConfig) -> Params:
-    """The parameter tree as `jax.ShapeDtypeStruct`s in float32: nothing is allocated."""
+    """The parameter tree as `jax.ShapeDtypeStruct`s in float32. Allocates nothing."""
     return jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
 
 
 def abstract_trained(cfg: ModelConfig, lora: LoRA | None) -> Params:
-    """What is trained, as shapes: all parameters, or adapters."""
+    """The trained parameters as shapes: all of them, or the adapters."""
     return abstract_params(cfg) if lora is None else abstract_adapters(cfg, lora)
 
 
@@ -157,8 +158,8 @@ def hidden_states(
 ) -> tuple[Array, Cache | None]:
     """Normed last hidden states [B,T,D] of `tokens` [B,T] at `positions` [B,T], and the cache.
 
-    The computation runs in the parameters' dtype. Layers that wait with the hosts come one by one.
-    `remat`: what of each block the backward pass computes once more instead of keeping it.
+    Computes in the parameters' dtype. Layers in host memory are transferred one by one.
+    `remat`: what the backward pass recomputes in each block instead of saving it; see `remat.py`.
     """
     cos, sin = rotation_tables(cfg, positions)
     definition = _block_definition(cfg)
@@ -168,7 +169,7 @@ def hidden_states(
         layer, weights = layer_and_weights
         weights = fetched(weights)
         x, cache = nnx.merge(definition, weights)(block_input(x), cos, sin, layer, attend, cache)
-        # Left to itself the compiler lets x follow the weights' fsdp split: every device then computes every row.
+        # Without this the compiler shards x like the weights, over fsdp, and every device computes every row.
         return (over_rows(x), cache), None
 
     with jax.named_scope("embed"):
@@ -186,13 +187,13 @@ def hidden_states(
 
 
 def for_decoding(params: Params, on_cpu: bool) -> Params:
-    """The weights as programs that draw tokens read them: layers apart, so that none is cut out of a larger array at
+    """The weights in the layout for sampling: a tuple of layers, so that none must be sliced out of a larger array at
     each token, and on CPU with their outputs first."""
     return by_layer(with_outputs_first(params) if on_cpu else params)
 
 
 def by_layer(params: Params) -> Params:
-    """The layers as a tuple of trees without the leading L axis, which `hidden_states` runs one after another."""
+    """The parameters with a tuple of layers without the leading L axis, for which `hidden_states` unrolls its loop."""
     count = len(jax.tree.leaves(params["layers"])[0])
     one = lambda layer: jax.tree.map(lambda x: x[layer], params["layers"])
     return params | {"layers": tuple(map(one, range(count)))}
@@ -201,8 +202,8 @@ def by_layer(params: Params) -> Params:
 def head_logits(cfg: ModelConfig, params: Params, hidden: Array, num_tokens: int | None = None) -> Array:
     """Float32 logits [..., V] of hidden states [..., D].
 
-    Rows of the vocabulary from `num_tokens` on are padding that no tokenizer id reaches (Qwen2.5 has 151,665
-    tokens in 151,936 rows): they are minus infinity, for the sampler and the scorer alike.
+    Rows of the vocabulary from `num_tokens` on are padding beyond the tokenizer's ids (Qwen2.5 has 151,665 tokens in
+    151,936 rows): their logits are minus infinity, for the sampler and the scorer alike.
     """
     with jax.named_scope("head"):
         if cfg.tie_word_embeddings:
@@ -215,16 +216,16 @@ def head_logits(cfg: ModelConfig, params: Params, hidden: Array, num_tokens: int
 
 
 def cast(params: Params, dtype: jnp.dtype) -> Params:
-    """The parameters in the compute dtype; a no-op, not a copy, when they have it already. int8 stays int8."""
+    """The parameters in the compute dtype. Copies nothing that has it already; int8 stays int8."""
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
 
 
 def in_form(params: Params, dtype: jnp.dtype, form: str) -> Params:
-    """The parameters all in `dtype` (`auto`), or the matrices quantised (`int8`, `nf4`)."""
+    """The parameters in `dtype` (form `auto`), or with quantized matrices (`int8`, `nf4`)."""
     return cast(params, dtype) if form == "auto" else quantize(params, dtype, form)
 
 
 def sampler_weights(params: Params, dtype: jnp.dtype, form: str = "auto") -> Params:
-    """The parameters as a sampler reads them, `in_form`. Adapters are merged into plain matrices; beside quantised
-    ones, which stay as they are, they stay too."""
+    """The parameters for a sampler, in `dtype` and `form`. Adapters are merged into plain matrices; quantized matrices
+    and their adapters stay separate."""
     return in_form(merged(params), dtype, form)

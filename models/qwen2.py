@@ -11,7 +11,7 @@ from grpo_jax.models.config_json import Json, refuse_other_values
 from grpo_jax.models.config_shape import read_shape, write_shape
 from grpo_jax.models.names import EMBEDDING, HEAD, Row
 
-# Keys that have one value in every model that the forward pass computes. An absent or null key has that value.
+# Keys that must have this value, because the forward pass implements no other. An absent or null key means it.
 ONLY: dict[str, Any] = {
     "hidden_act": "silu",
     "use_sliding_window": False,
@@ -27,7 +27,7 @@ ONLY: dict[str, Any] = {
 
 
 def read_config(raw: Json, path: pathlib.Path) -> ModelConfig:
-    """The shape that `raw`, the content of the file `path`, describes. UserError: see `hf_config.load_config`."""
+    """The shape in `raw`, the content of the file `path`. Raises UserError as `hf_config.load_config`."""
     refuse_other_values(raw, ONLY, path)
     if other := set(raw.get("layer_types") or ()) - {"full_attention"}:
         raise UserError(
@@ -51,7 +51,7 @@ def write_config(cfg: ModelConfig, dtype: str) -> Json:
 
 _ATTENTION = "model.layers.{layer}.self_attn."
 _MLP = "model.layers.{layer}.mlp."
-# In the order in which Hugging Face's files hold them.
+# In the order of Hugging Face's files.
 TABLE = (
     Row(("embed", "embedding"), EMBEDDING, ("V", "D"), "VD"),
     Row(("layers", "q", "kernel"), _ATTENTION + "q_proj.weight", ("NH", "D"), "DNH"),

@@ -1,7 +1,7 @@
-"""What the backward pass finds of a layer's forward pass, and what it computes once more (Chen et al. 2016,
-arXiv:1604.06174).
+"""Gradient checkpointing: what the backward pass saves of a layer's forward pass, and what it recomputes (Chen et al.
+2016, arXiv:1604.06174).
 
-A layer names its values where they arise; a policy says what becomes of the names.
+A layer names its values where they are computed; a policy decides by name.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ _policies = jax.checkpoint_policies
 
 
 def block_input(x: Array) -> Array:
-    """x [B,T,D] as a layer takes it: all that `full` and `offload` keep."""
+    """Name x [B,T,D] as a layer's input: the only value that `full` and `offload` save."""
     return checkpoint_name(x, "block_input")
 
 
 def worth_keeping(x: Array) -> Array:
-    """The outcome of a product or of attention, dear to compute: kept by `dots`, too."""
+    """Name the result of a product or of attention, which is expensive to compute: `dots` saves it, too."""
     return checkpoint_name(x, "dots")
 
 
 def recomputing(block: Callable, remat: Remat) -> Callable:
-    """`block` with a backward pass that keeps everything (`none`), the products' outcomes (`dots`), the layer's input
-    (`full`), or that input in the host's memory (`offload`), and computes the rest once more."""
+    """`block` with a backward pass that saves everything (`none`), the results of products (`dots`), the layer's input
+    (`full`), or that input in host memory (`offload`), and recomputes the rest."""
     if remat == "none":
         return block
     if remat == "full":

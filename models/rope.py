@@ -17,7 +17,7 @@ def rotation_tables(cfg: ModelConfig, positions: Array) -> tuple[Array, Array]:
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Turn each pair (x[i], x[i + H/2]) of `x` `[B,T,N,H]` by its angle; `cos`, `sin` are `[B,T,H/2]`."""
+    """Rotate each pair (x[i], x[i + H/2]) of `x` `[B,T,N,H]` by its angle; `cos`, `sin` are `[B,T,H/2]`."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -25,7 +25,7 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def inverse_frequencies(cfg: ModelConfig) -> tuple[np.ndarray, float]:
-    """Radians a position `[H/2]` float32, and the factor on cosines and sines (1 without YaRN)."""
+    """Radians per position `[H/2]` float32, and the factor on cosines and sines (1 without YaRN)."""
     wavelengths = cfg.rope_theta ** (np.arange(0, cfg.head_dim, 2, dtype=np.float64) / cfg.head_dim)
     if cfg.rope_scaling is None:
         return (1.0 / wavelengths).astype(np.float32), 1.0
@@ -33,7 +33,8 @@ def inverse_frequencies(cfg: ModelConfig) -> tuple[np.ndarray, float]:
 
 
 def _yarn(cfg: ModelConfig, yarn: YarnConfig, wavelengths: np.ndarray) -> tuple[np.ndarray, float]:
-    """YaRN section 3.2: high frequencies stay, low ones stretch by `factor`, a ramp between; 3.4: amplitude."""
+    """YaRN, section 3.2: high frequencies stay, low ones are divided by `factor`, with a ramp between; 3.4: the factor
+    on cosines and sines."""
     low = max(math.floor(_dimension_turning(cfg, yarn, yarn.beta_fast)), 0)
     high = min(math.ceil(_dimension_turning(cfg, yarn, yarn.beta_slow)), cfg.head_dim - 1)
     ramp = (np.arange(cfg.head_dim // 2) - low) / max(high - low, 0.001)
@@ -46,6 +47,6 @@ def _yarn(cfg: ModelConfig, yarn: YarnConfig, wavelengths: np.ndarray) -> tuple[
 
 
 def _dimension_turning(cfg: ModelConfig, yarn: YarnConfig, turns: float) -> float:
-    """The (fractional) dimension whose wave turns `turns` times over the original context."""
+    """The (fractional) dimension that makes `turns` full turns over the original context."""
     per_radian = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
     return cfg.head_dim * math.log(per_radian) / (2 * math.log(cfg.rope_theta))

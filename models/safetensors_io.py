@@ -1,8 +1,8 @@
-"""The safetensors file format, read by memory map and written as a stream, without torch.
+"""Reads (by memory map) and writes (as a stream) the safetensors file format, without torch.
 
-A file is an 8-byte little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and the
-bytes (https://huggingface.co/docs/safetensors). Reading a header touches nothing else, so a folder of a 72B
-model opens in milliseconds and every check on it comes before the first big read.
+A file has an 8-byte little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and the data
+(https://huggingface.co/docs/safetensors). Reading a header reads nothing else, so a folder of a 72B model opens in
+milliseconds, and all checks come before the first large read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 def as_dtype(dtype: Any) -> np.dtype:
-    """The numpy dtype of "float32", "bfloat16", "float16" or an equal type; UserError for any other."""
+    """The numpy dtype of "float32", "bfloat16", "float16" or an equal type. Raises UserError for any other."""
     for known in CODES:
         if dtype == known.name or (not isinstance(dtype, str) and known == dtype):
             return known
@@ -43,18 +43,18 @@ def as_dtype(dtype: Any) -> np.dtype:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stored:
-    """One tensor in a file: where its bytes lie and how to read them."""
+    """One tensor in a file: the location, dtype and shape of its data."""
 
     file: pathlib.Path
     name: str
-    code: str  # dtype as the file spells it: "F32", "F16", "BF16", or one that we do not read
+    code: str  # dtype as written in the file: "F32", "F16", "BF16", or one that cannot be read here
     shape: tuple[int, ...]
     start: int  # bytes from the beginning of the file
     stop: int
 
     @property
     def dtype(self) -> np.dtype:
-        """Raises UserError for a dtype that is not a float of 16 or 32 bits."""
+        """The numpy dtype. Raises UserError unless it is a float of 16 or 32 bits."""
         if self.code not in DTYPES:
             raise UserError(
                 f"{self.file}: tensor {self.name} is {self.code}; only {', '.join(DTYPES)} are read"
@@ -62,25 +62,27 @@ class Stored:
         return DTYPES[self.code]
 
     def open(self) -> np.ndarray:
-        """The tensor as a read-only view of the file: slicing it reads the slice and no more."""
+        """The tensor as a read-only view of the file: slicing it reads only the slice."""
         return _bytes_of(self.file)[self.start : self.stop].view(self.dtype).reshape(self.shape)
 
 
-@functools.lru_cache(maxsize=256)  # a 72B model has 37 shards; one map a file, not one a tensor
+@functools.lru_cache(maxsize=256)  # one map per file, not per tensor; a 72B model has 37 shards
 def _map(file: pathlib.Path, size: int, mtime_ns: int) -> np.ndarray:
     return np.memmap(file, dtype=np.uint8, mode="r")
 
 
 def _bytes_of(file: pathlib.Path) -> np.ndarray:
-    status = file.stat()  # part of the key, so that a rewritten file is mapped anew
+    status = file.stat()  # part of the key, so that a rewritten file is mapped again
     return _map(file, status.st_size, status.st_mtime_ns)
 
 
 def open_folder(folder: str | pathlib.Path) -> dict[str, Stored]:
-    """Every tensor of the checkpoint in `folder`, by name, from the headers alone.
+    """All tensors of the checkpoint in `folder`, by name, from the headers alone.
 
-    One `model.safetensors`, or the shards that `model.safetensors.index.json` names. Raises UserError when
-    neither is there, when a shard is missing, and when a file is damaged.
+    Reads `model.safetensors`, or the shards in `model.safetensors.index.json`.
+
+    Raises:
+        UserError: neither file exists, a shard is missing, or a file is damaged.
     """
     folder = pathlib.Path(folder)
     if (folder / SINGLE).is_file():
@@ -108,7 +110,7 @@ def _open_shards(folder: pathlib.Path, weight_map: dict[str, Any]) -> dict[str, 
 
 
 def read_header(file: pathlib.Path) -> dict[str, Stored]:
-    """The tensors of one file. Raises UserError, naming file and tensor, for what does not fit its bytes."""
+    """The tensors of one file. Raises UserError, naming file and tensor, if the header does not fit the data."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -150,7 +152,7 @@ def _check_offsets(tensor: Stored, base: int, size: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Outgoing:
-    """One tensor to write: what the header says of it, and a function that brings its values in its turn."""
+    """One tensor to write: its entry in the header, and a function that returns its values when they are written."""
 
     name: str
     shape: tuple[int, ...]
@@ -163,7 +165,7 @@ class Outgoing:
 
 
 def write_file(file: pathlib.Path, tensors: Iterable[Outgoing]) -> None:
-    """Write one file, one tensor in memory at a time, and see it on the disk before returning."""
+    """Write one file, with one tensor in memory at a time, and sync it to disk before returning."""
     tensors = list(tensors)
     with file.open("wb") as stream:
         _write_header(stream, tensors)
@@ -175,20 +177,20 @@ def write_file(file: pathlib.Path, tensors: Iterable[Outgoing]) -> None:
 
 
 def _write_header(stream: BinaryIO, tensors: list[Outgoing]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
     offset = 0
     for t in tensors:
         end = offset + t.num_bytes
         header[t.name] = {"dtype": CODES[t.dtype], "shape": list(t.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin on a multiple of 8 bytes, as the format asks
+    text += b" " * (-len(text) % 8)  # the format requires the data to begin at a multiple of 8 bytes
     stream.write(len(text).to_bytes(8, "little") + text)
 
 
 def sampled_digest(folder: str | pathlib.Path) -> str:
-    """SHA-256 over the size and 64 evenly spaced pieces of each weights file: tells one model from another of the
-    same shape in milliseconds, whatever their size."""
+    """SHA-256 over the size and 64 evenly spaced pieces of each weights file. Distinguishes models of the same shape in
+    milliseconds, whatever their size."""
     found = hashlib.sha256()
     for file in sorted({tensor.file for tensor in open_folder(folder).values()}):
         size = file.stat().st_size

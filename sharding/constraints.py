@@ -1,4 +1,4 @@
-"""The handful of places where the program tells the compiler how an array lies on the mesh."""
+"""Sharding constraints: tell the compiler how an array is split over the mesh."""
 
 import math
 
@@ -10,10 +10,9 @@ from grpo_jax.sharding.mesh import ROWS
 
 
 def constrain(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
-    """Split each dimension of `x` over the mesh axes named for it; nothing where no mesh is set (`jax.set_mesh`).
+    """Split each dimension of `x` over the mesh axes named for it. Does nothing if no mesh is set (`jax.set_mesh`).
 
-    Dimensions that are not named are whole on every device. Axes over which `jax.shard_map` has split the work
-    already are left out.
+    Dimensions that are not named are whole on every device. Manual axes of `jax.shard_map` are ignored.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -35,6 +34,6 @@ def over_rows(x: Array, axis: int = 0) -> Array:
 
 
 def rows_split() -> int:
-    """Over how many parts rows are split in the program being traced."""
+    """The number of parts over which rows are split in the program being traced."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _without(mesh.manual_axes, ROWS))

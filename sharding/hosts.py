@@ -1,4 +1,4 @@
-"""Many hosts, one program: joining the cluster, and moving arrays between a host's memory and the whole mesh."""
+"""Several hosts: joins the cluster, moves arrays between a host's memory and the mesh, and has the collectives."""
 
 import glob
 import importlib.util
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from grpo_jax.errors import UserError
 from grpo_jax.sharding.mesh import everywhere
 
-# Where JAX's own detection (jax._src.clusters) finds a cluster: its own variables, TPU pods, Open MPI; Slurm below.
+# Variables by which JAX's own detection (jax._src.clusters) finds a cluster: its own, TPU pods, Open MPI; Slurm below.
 _CLUSTER_SIGNS = (
     "JAX_COORDINATOR_ADDRESS",
     "MEGASCALE_COORDINATOR_ADDRESS",
@@ -28,7 +28,7 @@ _CLUSTER_SIGNS = (
 def initialize(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Join the other hosts, before anything asks for devices. Without arguments only where a cluster shows."""
+    """Join the other hosts. Must run before devices are used. Without arguments, only if a cluster is detected."""
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given) and not all(given):
         raise UserError("--coordinator, --num_processes and --process_id go together: give all three or none")
@@ -37,7 +37,7 @@ def initialize(
     if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
         raise UserError(f"--coordinator = {coordinator}: give host:port, such as 10.0.0.1:8476")
     if all(given):
-        # Without detection: JAX would still read SLURM_LOCALID and show each process one GPU of its own.
+        # Without detection, because JAX would still read SLURM_LOCALID and give each process a single GPU.
         jax.distributed.initialize(
             coordinator, num_processes, process_id, cluster_detection_method="deactivate"
         )
@@ -53,25 +53,25 @@ def _in_cluster() -> bool:
 
 
 def _on_tpu_vm() -> bool:
-    """A TPU VM knows its pod slice from its metadata server alone, and joining a slice of one host is harmless."""
+    """Whether this is a TPU VM. Only its metadata server knows the slice; joining a slice of one host is harmless."""
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def is_writer() -> bool:
-    """One process writes files and prints."""
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
 def put(value: np.ndarray, sharding: Sharding) -> Array:
-    """A global array of which every host holds the whole value in its memory and lays down its own part."""
+    """A global array from a value that every host holds whole; each host places its own part."""
     value = np.asarray(value)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def get(value: Array) -> np.ndarray:
-    """The whole of a global array in this host's memory. Every process must call it (a collective when split
-    across hosts); meant for tokens and metrics, not for parameters."""
+    """A whole global array in this host's memory. Collective if it is split across hosts, so every process must call
+    it. For tokens and metrics, not for parameters."""
     if value.is_fully_addressable or value.is_fully_replicated:
         return np.asarray(value)
     assert isinstance(value.sharding, NamedSharding)
@@ -91,7 +91,7 @@ def own_share(count: int) -> slice:
 
 
 def join_shares(values: np.ndarray, count: int) -> np.ndarray:
-    """Each process's own share of rows put together again, in order, on every process."""
+    """Concatenate each process's own share of rows, in order, on every process. Collective."""
     if jax.process_count() == 1:
         return values
     from jax.experimental import multihost_utils
@@ -106,7 +106,7 @@ def join_shares(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def sum_over_processes(counts: ArrayLike) -> np.ndarray:
-    """Sums of integer counts over the processes; every process must ask."""
+    """Sums of integer counts over the processes. Collective."""
     if jax.process_count() == 1:
         return np.asarray(counts)
     from jax.experimental import multihost_utils
@@ -115,7 +115,7 @@ def sum_over_processes(counts: ArrayLike) -> np.ndarray:
 
 
 def min_over_processes(count: int) -> int:
-    """The smallest of the processes' counts, each below 2^31; every process must ask."""
+    """The smallest of the processes' counts, each below 2^31. Collective."""
     if jax.process_count() == 1:
         return count
     from jax.experimental import multihost_utils
@@ -124,7 +124,7 @@ def min_over_processes(count: int) -> int:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether any process says yes; every process must ask."""
+    """Whether the flag is true on any process. Collective."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental import multihost_utils

@@ -1,4 +1,4 @@
-"""Arrays that wait in the host's memory and come to the device where a program uses them."""
+"""Arrays in host memory, which are transferred to the device where a program uses them; and bytes per device."""
 
 import math
 from typing import Any
@@ -9,9 +9,8 @@ _HOST = "pinned_host"
 
 
 def matrices_on_host(where: Any) -> Any:
-    """A model's shardings with its matrices in the memory of the hosts that the devices belong to, split as before.
-    Biases and norms stay: they are small, and TPUs' compiler cuts no row of half precision out of what is so flat
-    (libtpu 0.0.42)."""
+    """A model's shardings with its matrices in host memory, split as before. Biases and norms stay on the device: they
+    are small, and the compiler for TPUs cannot slice a half-precision row out of such flat arrays (libtpu 0.0.42)."""
     large = "kernel", "embedding"
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x.with_memory_kind(_HOST) if path[-1].key in large else x, where
@@ -19,12 +18,12 @@ def matrices_on_host(where: Any) -> Any:
 
 
 def waits_on_host(x: Any) -> bool:
-    """Whether an array, or a shape with a sharding, lies there."""
+    """Whether an array, or a shape with a sharding, is in host memory."""
     return x.sharding is not None and x.sharding.memory_kind == _HOST
 
 
 def fetched(tree: Any) -> Any:
-    """Within a program: the arrays as the device has them. What is there already stays."""
+    """The arrays in device memory, for use within a program. Those that are there already are not copied."""
     return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Device) if _on_host(x) else x, tree)
 
 
@@ -33,7 +32,7 @@ def _on_host(x: Any) -> bool:
 
 
 def bytes_of(tree: Any) -> int:
-    """Of arrays or their shapes with shardings, on each device; what waits with its host takes none."""
+    """Bytes on each device of arrays or shapes with shardings; those in host memory take none."""
     each = lambda x: math.prod(_part(x)) * x.dtype.itemsize
     return sum(map(each, (x for x in jax.tree.leaves(tree) if not waits_on_host(x))))
 

@@ -8,14 +8,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from grpo_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # rows of a batch are split over both; `tensor` sees every row
+ROWS = ("data", "fsdp")  # rows of a batch are split over both; along `tensor` every device has the same rows
 
 
 def make_mesh(sizes: dict[str, int] | None = None) -> Mesh:
-    """A mesh over the devices at hand, by default all of them on `fsdp`.
+    """A mesh over this run's devices, by default all of them on `fsdp`.
 
-    Axis types are Auto: the compiler places what no constraint names (`jax.make_mesh` defaults to Explicit).
-    Fewer places than devices is allowed on one host: the first devices are used.
+    Axis types are Auto: the compiler shards what no constraint names (`jax.make_mesh` defaults to Explicit). On one
+    host the mesh may be smaller than the number of devices: it uses the first ones.
     """
     devices = jax.devices()
     sizes = sizes if sizes is not None else {"fsdp": len(devices)}
@@ -30,32 +30,32 @@ def make_mesh(sizes: dict[str, int] | None = None) -> Mesh:
 
 
 def describe(sizes: dict[str, int]) -> str:
-    """`data=1,fsdp=8,tensor=1`, as the setting is written."""
+    """The mesh as the setting is written: `data=1,fsdp=8,tensor=1`."""
     return ",".join(f"{axis}={sizes.get(axis, 1)}" for axis in AXES)
 
 
 def on_cpu(mesh: Mesh) -> bool:
-    """Whether its devices are processors."""
+    """Whether the mesh's devices are CPUs."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Over how many parts the rows of a batch are split."""
+    """The number of parts over which the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
-    """First axis split over the row axes, the others whole."""
+    """The sharding that splits the first dimension over the row axes."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:
-    """A full copy on each device."""
+    """The sharding with a full copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_rows(mesh: Mesh, field: str, rows: int) -> None:
-    """Refuse a number of rows that the mesh cannot split evenly."""
+    """Raise UserError if the mesh cannot split a number of rows evenly."""
     if rows % row_shards(mesh):
         raise UserError(
             f"{field} = {rows} does not divide over the mesh's {row_shards(mesh)} row shards "

@@ -1,4 +1,4 @@
-"""The shape of a device mesh, as text and as sizes. No jax in here."""
+"""Parses the shape of a device mesh from text. No jax here."""
 
 from grpo_jax.errors import UserError, nearest
 
@@ -6,9 +6,9 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def parse_mesh(text: str | None) -> dict[str, int] | None:
-    """`"fsdp=8,tensor=2"` -> `{"data": 1, "fsdp": 8, "tensor": 2}`; None (fit the devices) stays None.
+    """`"fsdp=8,tensor=2"` -> `{"data": 1, "fsdp": 8, "tensor": 2}`; None (a mesh that fits the devices) stays None.
 
-    Axes come out in the order of `AXES`; one that is not named has size 1. Raises UserError.
+    The result has the axes in the order of `AXES`; one that is not named has size 1. Raises UserError for bad text.
     """
     if text is None:
         return None

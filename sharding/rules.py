@@ -1,7 +1,7 @@
-"""Which axis of the mesh splits which dimension of which parameter: one table for training, one for the rollout.
+"""Sharding rules for parameters: which mesh axis splits which dimension, in training and in the rollout.
 
-A rule is a regular expression on the parameter's path (`layers/q/kernel`) and a PartitionSpec. Every parameter
-must match exactly one rule, and every split dimension must divide; both are checked before anything is loaded.
+A rule is a regular expression on the parameter's path (`layers/q/kernel`) and a PartitionSpec. Every parameter must
+match exactly one rule, and every split dimension must be divisible; both are checked before anything is loaded.
 """
 
 import math
@@ -16,9 +16,9 @@ from grpo_jax.errors import UserError
 
 Rules = tuple[tuple[str, Spec], ...]
 
-# A quantised matrix is two arrays: its values lie as the matrix does, its scales as its output channels do (nf4: 64
-# inputs share one, and so few are not split). A matrix with an adapter has all that under `base`; each half of the
-# adapter lies as the matrix does, and the rank is whole.
+# A quantized matrix has two arrays: its values are split like the matrix, its scales like the output channels (nf4: 64
+# inputs share a scale, and these few are not split along inputs). A matrix with an adapter has all that under `base`;
+# each half of the adapter is split like the matrix, and the rank is whole.
 # Training: each matrix is split once over `fsdp` (gathered when its layer runs) and once over `tensor`
 # (columns in, rows out, so that a block needs two reductions; Megatron-LM, arXiv:1909.08053).
 _WHOLE = r"(/base)?(/values|/codes)?"
@@ -53,7 +53,7 @@ def _without(axis: str, rules: Rules) -> Rules:
     return tuple((pattern, drop(spec)) for pattern, spec in rules)
 
 
-# Rollout: a token a step leaves no work to hide a gather behind, so weights stay whole along `fsdp`.
+# Rollout: a step of one token has too little work to overlap with a gather, so weights are whole along `fsdp`.
 ROLLOUT_RULES: Rules = _without("fsdp", TRAIN_RULES)
 
 
@@ -63,7 +63,7 @@ def specs(params: Any, rules: Rules) -> Any:
 
 
 def shardings(params: Any, rules: Rules, mesh: Mesh) -> Any:
-    """The tree of NamedShardings; UserError when a split dimension does not divide over the mesh."""
+    """The tree of NamedShardings. Raises UserError if a split dimension does not divide over the mesh."""
 
     def sharding(path, x):
         name = _name(path)
@@ -75,7 +75,7 @@ def shardings(params: Any, rules: Rules, mesh: Mesh) -> Any:
 
 
 def _name(path: tuple) -> str:
-    """Keys of dicts and fields of dataclasses."""
+    """A parameter's path, joined from keys of dicts and fields of dataclasses."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
 
 

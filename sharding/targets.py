@@ -1,8 +1,8 @@
-"""Chips that are not here, described well enough to compile for them and to count their memory.
+"""Targets: chips that are not attached, described well enough to compile for them and to count their memory.
 
-A target reads `chip:topology`. TPUs: `v5e:2x4`, `v5p:2x2x4`, as Google names slices. GPUs: `h100:8`, or `h100:2x8`
+A target is written `chip:topology`. TPUs: `v5e:2x4`, `v5p:2x2x4`, as Google names slices. GPUs: `h100:8`, or `h100:2x8`
 for two hosts of eight. Compiling needs the target's compiler (libtpu, JAX's CUDA plugin), which `grpo-jax[plan]`
-installs, and none of its hardware. Set `JAX_PLATFORMS=cpu` beside it, or JAX looks for the hardware as well.
+installs, but not its hardware. Set `JAX_PLATFORMS=cpu`, or JAX also looks for the hardware.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ class MissingExtra(UserError):
 
 @dataclass(frozen=True)
 class Chip:
-    """What a device can do at best, from its data sheet: for bounds, not for the compiler."""
+    """A device's peak figures from its data sheet, for time bounds; the compiler does not use them."""
 
     memory: int  # bytes
-    bandwidth: float  # bytes a second, to and from that memory
-    flops: float  # a second in bfloat16, dense
-    link: float  # bytes a second to the other devices, in one direction
-    knows_host: bool = True  # whether JAX's description of it has the host's memory beside its own
+    bandwidth: float  # bytes per second, to and from that memory
+    flops: float  # operations per second in bfloat16, dense
+    link: float  # bytes per second to the other devices, in one direction
+    knows_host: bool = True  # whether JAX's description of the device includes the host's memory
 
 
-# A device is what JAX calls one: a chip, and half a chip of tpu7x.
+# A device in the sense of JAX is a chip; for tpu7x it is half a chip.
 TPUS = {
     "v4": Chip(32 << 30, 1.228e12, 275e12, 150e9),
     "v5e": Chip(16 << 30, 0.819e12, 197e12, 100e9),
@@ -57,17 +57,17 @@ _GPU_SPEED = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """What XLA's compiler asks about an NVIDIA GPU, from its data sheet and from what the driver reports."""
+    """An NVIDIA GPU as XLA's compiler needs it, from its data sheet and from what the driver reports."""
 
     name: str
     capability: int  # compute capability, major; the minor is 0 for all of these
     cores: int  # streaming multiprocessors
-    lanes: int  # float32 units a multiprocessor
+    lanes: int  # float32 units per multiprocessor
     clock: float  # GHz
     memory: int  # bytes
-    bandwidth: int  # bytes a second
+    bandwidth: int  # bytes per second
     cache: int  # bytes of L2
-    shared: int  # KiB of shared memory a multiprocessor; a block may have all but one
+    shared: int  # KiB of shared memory per multiprocessor; a block may use all but one
 
 
 GPUS = {
@@ -79,7 +79,7 @@ GPUS = {
 
 
 def chip_of(target: str) -> Chip:
-    """The device of which `target` is made."""
+    """The kind of device in `target`."""
     chip = _parse(target)[0]
     if chip in TPUS:
         return TPUS[chip]
@@ -89,8 +89,11 @@ def chip_of(target: str) -> Chip:
 def topology_mesh(target: str, sizes: dict[str, int] | None = None) -> Mesh:
     """A mesh over all devices of `target`, for `jit(...).lower(...).compile(compiler_options(target))`.
 
-    `sizes` by axis as in `make_mesh`; by default all devices on `fsdp`. Raises UserError for a target or sizes
-    that cannot be, and MissingExtra (a UserError) where the target's compiler is not installed.
+    `sizes` by axis as in `make_mesh`; by default all devices are on `fsdp`.
+
+    Raises:
+        UserError: the target or the sizes are impossible.
+        MissingExtra: the target's compiler is not installed.
     """
     chip, topology = _parse(target)
     with _environment(QUIET):
@@ -106,7 +109,7 @@ def topology_mesh(target: str, sizes: dict[str, int] | None = None) -> Mesh:
 
 
 def compiler_options(target: str) -> dict[str, Any]:
-    """What `compile` must be told: kernels cannot be timed on a GPU that is not here."""
+    """Options for `compile`: kernels cannot be timed on a GPU that is not attached."""
     return {} if _parse(target)[0] in TPUS else {"xla_gpu_autotune_level": 0}
 
 
@@ -129,9 +132,9 @@ def _tpu_devices(chip: str, topology: tuple[int, ...]) -> list:
 
     name = f"{chip}:{'x'.join(map(str, topology))}"
     how: dict[str, Any] = {}
-    if math.prod(topology) == 1:  # else hosts of 2x2
+    if math.prod(topology) == 1:  # all larger topologies have hosts of 2x2
         how["chips_per_host_bounds"] = [1, 1, 1]
-    if chip == "v4":  # its two cores are one device to JAX, as on v5p, whose description says so by itself
+    if chip == "v4":  # JAX sees its two cores as one device, as on v5p, whose description states that itself
         how["chip_config_name"] = "megacore"
     try:
         return topologies.get_topology_desc(name, "tpu", **how).devices
@@ -187,7 +190,7 @@ def _target_config(gpu: Gpu) -> str:
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for a while; those that are set already stay."""
+    """Set environment variables within a `with` block, except those that are set already."""
     added = [name for name in values if name not in os.environ]
     os.environ.update({name: values[name] for name in added})
     try:
