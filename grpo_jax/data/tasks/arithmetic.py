@@ -7,17 +7,6 @@ from math import prod
 from typing import Any
 
 from grpo_jax.data.tasks import common
-from grpo_jax.data.tasks.common import (
-    ATTEMPTS,
-    below,
-    check_split,
-    read_options,
-    some_of,
-    source,
-    span,
-    whole,
-    within,
-)
 from grpo_jax.errors import UserError
 
 NAME = "arithmetic"
@@ -37,20 +26,25 @@ class ArithmeticOptions:
     """Rows in a split."""
 
 
-_READERS = {"terms": span(2, 10), "max": whole, "ops": some_of("+-*"), "size": whole}
+_READERS = {
+    "terms": common.span(2, 10),
+    "max": common.whole,
+    "ops": common.some_of("+-*"),
+    "size": common.whole,
+}
 
 
 def make_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
     """The rows of a split: `prompt` (messages), `expression`, `answer` (both text) and `terms`."""
-    check_split(NAME, split)
-    chosen = ArithmeticOptions(**read_options(NAME, options, _READERS))
+    common.check_split(NAME, split)
+    chosen = ArithmeticOptions(**common.read_options(NAME, options, _READERS))
     return [make_row(chosen, split, seed, index) for index in range(chosen.size)]
 
 
 def make_row(options: ArithmeticOptions, split: str, seed: int, index: int) -> dict[str, Any]:
     """Row `index` of a split. Raises UserError if the options leave (almost) no problem for the split."""
-    rng = source(NAME, seed, split, index)
-    for _ in range(ATTEMPTS):
+    rng = common.source(NAME, seed, split, index)
+    for _ in range(common.ATTEMPTS):
         numbers, signs = _draw(rng, options)
         expression = str(numbers[0]) + "".join(f" {sign} {n}" for sign, n in zip(signs, numbers[1:]))
         if common.split_of(same(numbers, signs)) == split:
@@ -89,8 +83,8 @@ def _summands(numbers: Sequence[int], signs: Sequence[str]) -> list[list[int]]:
 
 
 def _draw(rng: random.Random, options: ArithmeticOptions) -> tuple[list[int], list[str]]:
-    numbers = [1 + below(rng, options.max) for _ in range(within(rng, options.terms))]
-    return numbers, [options.ops[below(rng, len(options.ops))] for _ in numbers[1:]]
+    numbers = [1 + common.below(rng, options.max) for _ in range(common.within(rng, options.terms))]
+    return numbers, [options.ops[common.below(rng, len(options.ops))] for _ in numbers[1:]]
 
 
 def _ask(expression: str) -> list[dict[str, str]]:

@@ -11,17 +11,6 @@ from fractions import Fraction
 from typing import Any
 
 from grpo_jax.data.tasks import common
-from grpo_jax.data.tasks.common import (
-    ATTEMPTS,
-    below,
-    check_split,
-    read_options,
-    some_of,
-    source,
-    span,
-    whole,
-    within,
-)
 from grpo_jax.errors import UserError
 
 
@@ -41,25 +30,31 @@ class CountdownOptions:
     """Rows in a split."""
 
 
-_READERS = {"numbers": span(2, 6), "max": whole, "target": whole, "ops": some_of("+-*/"), "size": whole}
+_READERS = {
+    "numbers": common.span(2, 6),
+    "max": common.whole,
+    "target": common.whole,
+    "ops": common.some_of("+-*/"),
+    "size": common.whole,
+}
 
 
 def parse_options(text: str) -> CountdownOptions:
     """Read `name=value,name=value`. Raises UserError for an unknown name or a value out of range."""
-    return CountdownOptions(**read_options("countdown", text, _READERS))
+    return CountdownOptions(**common.read_options("countdown", text, _READERS))
 
 
 def make_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
     """The rows of a split: `prompt` (messages), `numbers` (list of int), `target` (int), `solution` (str)."""
-    check_split("countdown", split)
+    common.check_split("countdown", split)
     chosen = parse_options(options)
     return [make_row(chosen, split, seed, index) for index in range(chosen.size)]
 
 
 def make_row(options: CountdownOptions, split: str, seed: int, index: int) -> dict[str, Any]:
     """Row `index` of a split. Raises UserError if the options leave (almost) no problem for the split."""
-    rng = source("countdown", seed, split, index)
-    for _ in range(ATTEMPTS):
+    rng = common.source("countdown", seed, split, index)
+    for _ in range(common.ATTEMPTS):
         problem = _draw(rng, options)
         if problem and split_of(*problem[:2]) == split:
             numbers, target, solution = problem
@@ -93,12 +88,12 @@ def _example(ops: str) -> str:
 
 def _draw(rng: random.Random, options: CountdownOptions) -> tuple[list[int], int, str] | None:
     """Numbers, target and a solution in which all values are positive integers; None if this attempt failed."""
-    numbers = [1 + below(rng, options.max) for _ in range(within(rng, options.numbers))]
+    numbers = [1 + common.below(rng, options.max) for _ in range(common.within(rng, options.numbers))]
     pool = [(value, str(value)) for value in numbers]
     while len(pool) > 1:
-        one, two = (pool.pop(below(rng, len(pool))) for _ in range(2))
+        one, two = (pool.pop(common.below(rng, len(pool))) for _ in range(2))
         (a, left), (b, right) = max(one, two), min(one, two)
-        op = options.ops[below(rng, len(options.ops))]
+        op = options.ops[common.below(rng, len(options.ops))]
         value = _apply(op, Fraction(a), Fraction(b))
         if value is None or value.denominator != 1 or value <= 0:
             return None

@@ -27,18 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo_jax.data.tasks.common import (
-    ATTEMPTS,
-    below,
-    check_split,
-    drawn,
-    over,
-    read_options,
-    source,
-    span,
-    whole,
-    within,
-)
+from grpo_jax.data.tasks import common
 from grpo_jax.data.tasks.knights import Statement, holds, in_words, solve, split_of
 from grpo_jax.data.tasks.tiny_words import TAGS
 from grpo_jax.errors import UserError
@@ -71,12 +60,12 @@ class TinyKnightsOptions:
     """Rows in a split."""
 
 
-_READERS = {"people": span(2, len(NAMES)), "size": whole}
+_READERS = {"people": common.span(2, len(NAMES)), "size": common.whole}
 
 
 def options_of(text: str) -> TinyKnightsOptions:
     """Read `name=value,name=value`. Raises UserError for an unknown name or a value out of range."""
-    return TinyKnightsOptions(**read_options(NAME, text, _READERS))
+    return TinyKnightsOptions(**common.read_options(NAME, text, _READERS))
 
 
 def make_tiny_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
@@ -86,7 +75,7 @@ def make_tiny_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
 
 
 def _puzzles(options: str, split: str, seed: int) -> Iterator[tuple[list[Statement], tuple[bool, ...]]]:
-    check_split(NAME, split)
+    common.check_split(NAME, split)
     chosen = options_of(options)
     return (_puzzle(chosen, split, seed, index) for index in range(chosen.size))
 
@@ -95,9 +84,9 @@ def _puzzle(
     options: TinyKnightsOptions, split: str, seed: int, index: int
 ) -> tuple[list[Statement], tuple[bool, ...]]:
     """Statements with exactly one solution, and that solution."""
-    rng = source(NAME, seed, split, index)
-    for _ in range(ATTEMPTS):
-        count = within(rng, options.people)
+    rng = common.source(NAME, seed, split, index)
+    for _ in range(common.ATTEMPTS):
+        count = common.within(rng, options.people)
         statements = [_statement(rng, count, speaker) for speaker in range(count)]
         solutions = solve(statements)
         if len(solutions) == 1 and split_of(statements) == split:
@@ -107,11 +96,11 @@ def _puzzle(
 
 def _statement(rng: random.Random, count: int, speaker: int) -> Statement:
     """A statement about one other person or, more often, about two people."""
-    single = lambda person: (_KINDS[below(rng, 2)], person)
+    single = lambda person: (_KINDS[common.below(rng, 2)], person)
     if rng.random() < 0.25:
-        return single(drawn(rng, [i for i in range(count) if i != speaker], 1)[0])
-    left, right = drawn(rng, range(count), 2)
-    return _PAIRS[below(rng, 2)], single(left), single(right)
+        return single(common.drawn(rng, [i for i in range(count) if i != speaker], 1)[0])
+    left, right = common.drawn(rng, range(count), 2)
+    return _PAIRS[common.below(rng, 2)], single(left), single(right)
 
 
 def _row(statements: Sequence[Statement], solution: Sequence[bool]) -> dict[str, Any]:
@@ -148,7 +137,7 @@ def worked_examples(
         care: the share that answers inside tags.
     """
     rng = random.Random(f"worked/{seed}/{patience}")
-    puzzles = _puzzles(over(options, f"size={count}"), "train", seed)
+    puzzles = _puzzles(common.over(options, f"size={count}"), "train", seed)
     return [
         {"prompt": ask(statements), "completion": _think(rng, statements, patience, care)}
         for statements, _ in puzzles

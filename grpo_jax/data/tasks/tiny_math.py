@@ -15,17 +15,6 @@ from itertools import accumulate
 from typing import Any
 
 from grpo_jax.data.tasks import common
-from grpo_jax.data.tasks.common import (
-    ATTEMPTS,
-    below,
-    check_split,
-    over,
-    read_options,
-    source,
-    span,
-    whole,
-    within,
-)
 from grpo_jax.data.tasks.tiny_words import LARGEST, NUMBERS, TAGS
 from grpo_jax.errors import UserError, nearest
 
@@ -55,13 +44,13 @@ def _form(task: str, name: str, text: str) -> str:
     return text
 
 
-_READERS = {"levels": span(1, 10), "max": whole, "form": _form, "size": whole}
+_READERS = {"levels": common.span(1, 10), "max": common.whole, "form": _form, "size": common.whole}
 
 
 def options_of(text: str) -> TinyMathOptions:
     """Read `name=value,name=value`. Raises UserError for an unknown name, a value out of range, or numbers that are too
     large."""
-    options = TinyMathOptions(**read_options(NAME, text, _READERS))
+    options = TinyMathOptions(**common.read_options(NAME, text, _READERS))
     if options.max > LARGEST:
         raise UserError(f"{NAME}: max={options.max}: it has symbols up to {LARGEST}; use that or less")
     return options
@@ -70,7 +59,7 @@ def options_of(text: str) -> TinyMathOptions:
 def make_tiny_rows(options: str, split: str, seed: int) -> list[dict[str, Any]]:
     """The rows of a split: `prompt` (text), `terms` (signed numbers), `answer` (text), and `level` and `size`, both the
     number of signs."""
-    check_split(NAME, split)
+    common.check_split(NAME, split)
     chosen = options_of(options)
     return [_row(_terms(chosen, split, seed, index)) for index in range(chosen.size)]
 
@@ -82,11 +71,11 @@ def _row(terms: list[int]) -> dict[str, Any]:
 
 def _terms(options: TinyMathOptions, split: str, seed: int, index: int) -> list[int]:
     """Signed numbers whose partial sums all have a symbol; the first is positive."""
-    rng = source(NAME, seed, split, index)
-    for _ in range(ATTEMPTS):
-        terms = [1 + below(rng, options.max)]
-        for _ in range(within(rng, options.levels)):
-            terms.append((1 + below(rng, options.max)) * (1, -1)[below(rng, 2)])
+    rng = common.source(NAME, seed, split, index)
+    for _ in range(common.ATTEMPTS):
+        terms = [1 + common.below(rng, options.max)]
+        for _ in range(common.within(rng, options.levels)):
+            terms.append((1 + common.below(rng, options.max)) * (1, -1)[common.below(rng, 2)])
         if all(0 <= total <= LARGEST for total in accumulate(terms)) and split_of(terms) == split:
             return terms
     raise UserError(f"{NAME}: too few problems for the split '{split}' with {options}; widen levels or max")
@@ -112,7 +101,7 @@ def worked_examples(
         care: the share that marks the answer in the right form.
     """
     rng = random.Random(f"worked/{seed}/{patience}")
-    chosen = options_of(over(options, f"size={count}"))
+    chosen = options_of(common.over(options, f"size={count}"))
     problems = [_terms(chosen, "train", seed, index) for index in range(count)]
     return [
         {"prompt": ask(terms), "completion": _think(rng, terms, chosen.form, patience, care)}
