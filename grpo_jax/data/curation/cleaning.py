@@ -129,7 +129,7 @@ def _look(row: Row, layout: Layout, purpose: Purpose) -> Case | Fault:
 
 
 def _first(rules: dict[str, Rule], case: Case) -> Fault | None:
-    return next(((name, said) for name, rule in rules.items() if (said := rule(case)) is not None), None)
+    return next(((name, found) for name, rule in rules.items() if (found := rule(case)) is not None), None)
 
 
 def _conflicts(sound: Sequence[Case | None], value: Callable[[object], str]) -> list[Fault | None]:

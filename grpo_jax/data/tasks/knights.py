@@ -84,7 +84,11 @@ def _sizes(options: KnightsOptions) -> range:
 def solve(statements: Sequence[Statement]) -> list[tuple[bool, ...]]:
     """Every assignment (True: a knight) under which each statement is true exactly when its speaker is a knight."""
     everyone = itertools.product((True, False), repeat=len(statements))
-    return [who for who in everyone if all(holds(said, who) == who[i] for i, said in enumerate(statements))]
+    return [
+        who
+        for who in everyone
+        if all(holds(statement, who) == who[i] for i, statement in enumerate(statements))
+    ]
 
 
 def holds(statement: Statement, who: Sequence[bool]) -> bool:
@@ -104,7 +108,9 @@ def split_of(statements: Sequence[Statement]) -> str:
     """
     labels = [""] * len(statements)
     for _ in statements:
-        labels = [_hash(f"{label}: {_shape(said, labels)}") for label, said in zip(labels, statements)]
+        labels = [
+            _hash(f"{label}: {_shape(statement, labels)}") for label, statement in zip(labels, statements)
+        ]
     return common.split_of("".join(sorted(labels)))
 
 
@@ -146,10 +152,10 @@ def _row(names: list[str], statements: list[Statement], solution: tuple[bool, ..
 
 
 def _question(names: Sequence[str], statements: Sequence[Statement]) -> str:
-    said = " ".join(f'{name} says: "{in_words(s, names)}."' for name, s in zip(names, statements))
+    quotes = " ".join(f'{name} says: "{in_words(s, names)}."' for name, s in zip(names, statements))
     return (
         "On an island everyone is either a knight, who always tells the truth, or a knave, who always lies. You meet "
-        f"{len(names)} of its people: {', '.join(names[:-1])} and {names[-1]}. {said} Who is a knight, and who is a "
+        f"{len(names)} of its people: {', '.join(names[:-1])} and {names[-1]}. {quotes} Who is a knight, and who is a "
         "knave? Work it out inside <think> </think>, then say it of each person, a line each, inside <answer> "
         f"</answer>, like <answer>\n(1) {names[0]} is a knight\n(2) ...\n</answer>."
     )

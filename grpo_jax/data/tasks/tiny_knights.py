@@ -114,8 +114,8 @@ def _row(statements: Sequence[Statement], solution: Sequence[bool]) -> dict[str,
 
 def ask(statements: Sequence[Statement]) -> str:
     """The question, followed by an opened thought."""
-    said = "".join(f"\n{name} says: {in_words(s, NAMES)}" for name, s in zip(NAMES, statements))
-    return f"Who is who?{said}\n<think>"
+    lines = "".join(f"\n{name} says: {in_words(s, NAMES)}" for name, s in zip(NAMES, statements))
+    return f"Who is who?{lines}\n<think>"
 
 
 def _facts(who: Sequence[bool]) -> list[str]:
@@ -163,8 +163,8 @@ def _assignments(count: int) -> Iterator[tuple[bool, ...]]:
 def _checked(statements: Sequence[Statement], who: Sequence[bool]) -> str:
     """Lines that say whether each statement is true, up to the first that the speaker cannot have made."""
     text = ""
-    for name, said, knight in zip(NAMES, statements, who):
-        truth = holds(said, who)
+    for name, statement, knight in zip(NAMES, statements, who):
+        truth = holds(statement, who)
         text += f"\n{name} says: {str(truth).lower()}"
         if truth != knight:
             return f"{text} no"

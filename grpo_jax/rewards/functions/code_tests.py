@@ -67,12 +67,12 @@ class ReturnTest:
         return _script(program, call)
 
     def passed(self, outcome: Outcome, script: tuple[str, str]) -> bool:
-        said = _said(outcome, script)
-        if said is None:
+        answer = _answer(outcome, script)
+        if answer is None:
             return False
         alone = self.wrapped and isinstance(self.expected, list) and len(self.expected) == 1
         try:
-            value = json.loads(said)
+            value = json.loads(answer)
             return same(value, self.expected) or (alone and same(value, self.expected[0]))
         except (ValueError, RecursionError):  # the program printed something else in its place
             return False
@@ -88,7 +88,7 @@ class AssertionTest:
         return _script(program, _ASSERT.format(check=self.check))
 
     def passed(self, outcome: Outcome, script: tuple[str, str]) -> bool:
-        return _said(outcome, script) is not None
+        return _answer(outcome, script) is not None
 
 
 Test = OutputTest | ReturnTest | AssertionTest
@@ -142,7 +142,7 @@ def _script(program: str, then: str) -> tuple[str, str]:
     return script, secrets.token_hex(16)
 
 
-def _said(outcome: Outcome, script: tuple[str, str]) -> str | None:
+def _answer(outcome: Outcome, script: tuple[str, str]) -> str | None:
     """What follows the secret word in its line; None if the script did not reach its end."""
     _, word, rest = outcome.stdout.rpartition(script[1])
     return rest.partition("\n")[0] if outcome.ok and word else None

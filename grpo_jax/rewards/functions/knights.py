@@ -44,7 +44,9 @@ def logic_rl(
     """
     read = _named_first if faithful else identities
     scores = zip(prompts, completions, answer)
-    return [_score(whole(prompt, text_of(said)), _gold(right), read) for prompt, said, right in scores]
+    return [
+        _score(whole(prompt, text_of(completion)), _gold(right), read) for prompt, completion, right in scores
+    ]
 
 
 def _score(text: str, right: Identities, read: Callable[[str, Collection[str]], Identities | None]) -> float:

@@ -1,6 +1,7 @@
 """Penalties for repetition and length. Those that count tokens have TRL 1.16's names, arguments and values.
 
-The `get_` functions return objects rather than closures, so that they can be pickled and run in a worker process.
+The `get_` functions return objects rather than closures, so that they can be pickled and run in a worker process. Each
+comes as a factory with TRL's signature, its object, and a named reward with the same options.
 """
 
 from collections.abc import Sequence

@@ -114,12 +114,12 @@ class RewardBatch:
         arguments = {name: list(column[rows]) for name, column in self.data.items()}
         return self._packed((unit.function, arguments), f"the columns for '{self.names[unit.function]}'")
 
-    def _packed(self, value: Any, what: str) -> bytes:
+    def _packed(self, value: Any, name: str) -> bytes:
         try:
             return pack_data(value)
         except Exception as fault:
             raise UserError(
-                f"rewards: {what} cannot be sent to a worker process: {describe(fault)}"
+                f"rewards: {name} cannot be sent to a worker process: {describe(fault)}"
             ) from fault
 
     def accept(self, unit: Unit, reply: Mapping[str, Any]) -> None:
