@@ -9,7 +9,7 @@ Ended = Literal["exit", "signal", "cpu", "wall", "memory", "output"]
 """What ended a program: its own exit, a signal, or a limit on its seconds (`cpu`, `wall`), memory or output."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What one program may use.
 

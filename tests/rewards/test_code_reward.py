@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from grpo_jax import recipes
 from grpo_jax.errors import UserError
 from grpo_jax.rewards import RewardPool, load_reward
-from grpo_jax.rewards.functions.code import Grader, code, fenced, program_of
+from grpo_jax.rewards.functions.code import ProgramTester, code, fenced, program_of
 from grpo_jax.rewards.functions.code_tests import (
     AssertionTest,
     OutputTest,
@@ -405,7 +405,7 @@ class Recorded:
 
 
 def judge(sandbox, whole=True, deadline=INF, alone=True):
-    return Grader(sandbox, Limits(), whole=whole, deadline=deadline, alone=alone)
+    return ProgramTester(sandbox, Limits(), whole=whole, deadline=deadline, alone=alone)
 
 
 def test_all_or_nothing_stops_at_the_first_failure():

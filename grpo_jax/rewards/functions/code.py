@@ -76,7 +76,7 @@ def code(
             f"memory={memory} MiB: Python does not start in so little; use at least {LEAST_MEMORY}"
         )
     limits = Limits(cpu=seconds, memory=memory * MIB)
-    grader = Grader(
+    tester = ProgramTester(
         open_sandbox(sandbox),
         limits,
         whole=score == "all",
@@ -85,12 +85,12 @@ def code(
     )
     known = {name: columns[name] for name in COLUMNS if name in columns}
     scores = [
-        grader.score(program_of(text_of(completion), prefill_of(prompt)), read_tests(_row(known, i)))
+        tester.score(program_of(text_of(completion), prefill_of(prompt)), read_tests(_row(known, i)))
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
     ]
     if log_metric:
         for _ in scores:
-            log_metric(OUT_OF_TIME, float(grader.late))
+            log_metric(OUT_OF_TIME, float(tester.late))
     return scores
 
 
@@ -102,7 +102,7 @@ def _row(columns: dict[str, Any], index: int) -> dict[str, Any]:
     return {name: column[index] for name, column in columns.items()}
 
 
-class Grader:
+class ProgramTester:
     """Runs programs on tests until a deadline (time.monotonic).
 
     Args:
