@@ -3,8 +3,8 @@
 Orbax commits a step by one rename, so a kill leaves a step whole or not at all. It keeps no checksum of the
 values, though: a flipped byte comes back as another number. So each step carries notes: the shape, dtype
 and digest of every tensor, taken on the devices when the step was saved. The digest does not depend on how a
-tensor is sharded. A step whose values do not answer to its notes is damaged, wherever the fault lies, and the
-one before it is used.
+tensor is sharded. A step whose values do not match its notes counts as damaged, and the step before
+it is used.
 """
 
 import copy
@@ -42,9 +42,9 @@ class Checkpoints:
     """The steps kept in `folder` (local or a bucket). Every process of a run makes the same calls.
 
     Args:
-        keep: how many steps stay; 0 keeps all. With 1 there is nothing to fall back to.
-        read_only: look without tidying up, as another process may be saving right now.
-        say: takes the sentence that tells of a damaged step.
+        keep: how many of the newest steps to keep; 0 keeps all. With 1 there is no step to fall back to.
+        read_only: delete nothing on opening, because another process may be saving.
+        say: called with a sentence about each damaged step.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Checkpoints:
         read_only: bool = False,
         say: Callable[[str], None] = _say,
     ):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs, we raise or say
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # we raise or report what Orbax would log
         path = epath.Path(folder)
         self._folder = path.absolute() if is_local(path) else path
         self._read_only = read_only
@@ -66,13 +66,13 @@ class Checkpoints:
                 max_to_keep=keep or None,
                 create=not read_only,
                 read_only=read_only,
-                cleanup_tmp_directories=not read_only,  # what a kill in the middle of a save leaves
+                cleanup_tmp_directories=not read_only,  # left by a kill during a save
                 async_options=ocp.AsyncOptions(timeout_secs=3600),  # a large state on a slow disk
             ),
         )
 
     def steps(self) -> list[int]:
-        """The committed steps, oldest first (damaged ones too: only `restore` can tell)."""
+        """The committed steps, oldest first, damaged ones included: only `restore` finds damage."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, extra: dict[str, Any] | None = None) -> None:
@@ -88,7 +88,7 @@ class Checkpoints:
         self.wait()
         for late in [found for found in self.steps() if found >= step]:
             self._manager.delete(late)
-        # A copy: the files are written while the caller goes on, and may change what it gave.
+        # A copy: the files are written in the background, and the caller may change `extra` meanwhile.
         notes = {"tensors": _describe(state), "extra": copy.deepcopy(extra or {})}
         self._manager.save(
             step,
@@ -104,12 +104,12 @@ class Checkpoints:
     def restore(
         self, abstract: Any, step: int | None = None, *, partial: bool = False
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """The newest step that is whole, as `(step, state, extra)`; None when nothing was saved yet.
+        """The newest intact step, as `(step, state, extra)`; None when nothing was saved yet.
 
         Args:
             abstract: `state` as `jax.ShapeDtypeStruct`s with the shardings wanted, on any mesh; or arrays.
-            step: this step and no other.
-            partial: `abstract` is a part of what was saved, under the same names; the rest is not read.
+            step: restore this step only.
+            partial: `abstract` names only some of the saved tensors; the others are not read.
         Raises:
             UserError: no such step; every step is damaged; the tensors saved are not those of `abstract`.
         """
@@ -133,11 +133,11 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Wait until what was saved is on disk; raises what went wrong there."""
+        """Wait until the save under way is on disk; raises its error."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then stop the writing threads."""
+        """Wait for the save under way, then stop the writing threads."""
         self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -147,7 +147,7 @@ class Checkpoints:
         self.close()
 
     def _restore(self, step: int, abstract: Any, partial: bool) -> tuple[Any, dict[str, Any]]:
-        """State and extra of `step`, the same verdict on every process: none may end up on another step."""
+        """State and extra of `step`. All processes agree whether it is damaged, so that all restore the same step."""
         fault: _DamagedError | None = None
         try:
             state, notes = self._read(step, abstract, partial)
@@ -164,8 +164,8 @@ class Checkpoints:
     def _read(self, step: int, abstract: Any, partial: bool) -> tuple[Any, dict[str, Any]]:
         """What this process reads of `step`: its shards of the state, and the notes.
 
-        By Orbax's handlers and not its manager, which waits for the other processes after it has read: one that
-        meets a damaged file would leave them waiting.
+        It uses Orbax's handlers, not its manager: the manager waits for the other processes after reading, so a
+        process that meets a damaged file would leave them waiting.
         """
         _hush_abandoned_reads()
         place = self._folder / str(step)
@@ -190,7 +190,7 @@ def _read_state(place: epath.Path, abstract: Any, partial: bool) -> Any:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Whatever a reader trips over in a file is damage; running out of memory is not."""
+    """Turn any error while reading into `_DamagedError`, except running out of memory."""
     try:
         yield
     except (_DamagedError, MemoryError, jax.errors.JaxRuntimeError):
@@ -204,8 +204,8 @@ def _reading() -> Iterator[None]:
 def _hush_abandoned_reads() -> None:
     """When one read fails, Orbax closes its event loop under the others, and each prints a traceback.
 
-    That makes hundreds of lines, some of them much later. They tell nothing beyond the sentence about the
-    damaged step, and would bury it.
+    These are hundreds of lines, some much later. They add nothing to the sentence about the damaged step, and
+    would hide it.
     """
     shown = sys.unraisablehook
 
@@ -243,7 +243,7 @@ def _shapes(tree: Any) -> dict[str, tuple[list[int], str]]:
 
 def _describe(state: Any) -> dict[str, list[Any]]:
     """Tensor name -> [shape, dtype, digest], as JSON gives it back."""
-    # One after the other: CPU devices that have many programs with collectives under way wait for one another.
+    # One at a time: CPU devices deadlock when several programs with collectives run at once.
     digests = [int(digest(leaf)) for leaf in jax.tree.leaves(state)]
     return {name: [*shape, found] for (name, shape), found in zip(_shapes(state).items(), digests)}
 

@@ -74,7 +74,7 @@ def _column(reward: str) -> str:
 
 
 def free_column(values: Sequence[Any]) -> "pyarrow.Array":
-    """A column of whatever a reward function gave."""
+    """A column of JSON values that a reward function logged."""
     import pyarrow as pa
 
     try:

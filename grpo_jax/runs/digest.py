@@ -10,7 +10,7 @@ def digest(x: jax.Array) -> jax.Array:
 
     Integers that wrap around add up to the same in every order, so each device sums over what it holds. Each
     element is hashed together with its position by a bijection of its bits: a change of one element always
-    shows, any other damage but for one chance in 2^32 (as with a CRC-32).
+    shows, and any other damage goes unnoticed with a chance of 2^-32 (as with a CRC-32).
     """
     words = _words(x)
     position = jnp.zeros(words.shape, jnp.uint32)

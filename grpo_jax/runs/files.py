@@ -17,7 +17,7 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
     path = epath.Path(path)
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not is_local(path):  # an object store shows an object only once it has arrived whole
+    if not is_local(path):  # an object store shows an object only once it is complete
         path.write_bytes(data)
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -29,7 +29,7 @@ def write_atomically(path: epath.PathLike, content: str | bytes) -> None:
 
 
 def check_writable(path: epath.PathLike) -> None:
-    """UserError when no file can be made at `path`: said before the work whose results it is for."""
+    """UserError when no file can be made at `path`; called before the work whose results go there."""
     path = epath.Path(path)
     if not is_local(path):
         return

@@ -1,10 +1,10 @@
-"""A run's folder: which run lives there, who may write to it, and whether it may be resumed.
+"""A run's folder: which run it holds, which process may write to it, and whether the run may be resumed.
 
     config.yaml  metrics.jsonl  completions/  checkpoints/<step>/  summary.json  hf/  report.html
     completion_samples.txt  success_completion_samples.txt
 
 The same settings on the same folder resume; anything else is refused before a file is touched. `config.yaml`
-is written last, so a folder that has one is a run, and a start that was killed before it can simply be
+is written last, so a folder that has one holds a run, and a start that was killed earlier can be
 repeated.
 """
 
@@ -39,9 +39,9 @@ MAY_DIFFER = frozenset(
         "share_prompts",
         "length_buckets",
         "reference_memory",
-        "reflection",  # what is looked at, and not what is done
-        "attention",  # by another kernel: equal up to rounding, too
-        "rollout_segment",  # these decide who is drawn beside whom, and not what
+        "reflection",  # reads the run, does not change it
+        "attention",  # another kernel: equal up to rounding, too
+        "rollout_segment",  # these decide which rows are sampled together, not which tokens
         "rollout_memory",
     }
 )
@@ -52,7 +52,7 @@ _SHOWN = 3  # differing settings named in one error
 
 
 class RunFolder:
-    """The places of a run; `path` is a local folder or a bucket. Only a writer (process 0) writes there."""
+    """The paths of a run; `path` is a local folder or a bucket. Only a writer (process 0) writes there."""
 
     def __init__(self, path: epath.PathLike, *, is_writer: bool = True):
         self.path = epath.Path(path)
@@ -81,7 +81,7 @@ class RunFolder:
         return found
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write `summary.json`, what the closing table shows."""
+        """Write `summary.json`, the numbers of the closing table."""
         if self.is_writer:
             write_atomically(self.summary_file, json.dumps(dict(summary), indent=2) + "\n")
 
@@ -90,12 +90,12 @@ class RunFolder:
         return json.loads(self.summary_file.read_text()) if self.summary_file.exists() else None
 
     def lock(self) -> None:
-        """Keep other processes out until `close` or this process ends, however it does (local disks only)."""
+        """Keep other processes out until `close`, or until this process ends in any way (local disks only)."""
         if self._lock is None and is_local(self.path):
             self._lock = take_lock(self.path)
 
     def close(self) -> None:
-        """Let the next process in."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -118,11 +118,11 @@ def open_run(
 
     Args:
         settings: the whole resolved configuration, as plain YAML values.
-        fingerprint: what `model_fingerprint` says of the starting model.
+        fingerprint: `model_fingerprint` of the starting model.
         is_writer: process 0 of the run; the others only check.
     Raises:
-        UserError: the folder holds something else, a run with other settings or another model, or is in use.
-            In all these cases nothing there has been changed.
+        UserError: the folder holds something else, or a run with other settings or another model, or is in use.
+            In all these cases nothing in it has been changed.
     """
     run = RunFolder(path, is_writer=is_writer)
     plain = yaml.safe_load(yaml.safe_dump(dict(settings)))  # tuples become the lists that a file gives back
@@ -137,12 +137,12 @@ def open_run(
 
 def check_place(path: epath.PathLike, settings: Mapping[str, Any]) -> bool:
     """Whether a run of these settings is at `path`; False for an empty place. UserError for anything else, as
-    from `open_run`, for those who have to know before they have a model."""
+    from `open_run`. For callers that must know before they load a model."""
     return _check(RunFolder(path), dict(settings), None)
 
 
 def model_fingerprint(config: Mapping[str, Any], params: Any) -> dict[str, str]:
-    """What tells one model from another: SHA-256 of its configuration, and of its tensors' names and shapes.
+    """Identifies a model: SHA-256 of its configuration, and of its tensors' names and shapes.
 
     `params` is a pytree of anything that has a shape. Weights are not read: a resumed run has its own.
     """
@@ -157,7 +157,7 @@ def _digest(value: Any) -> str:
 
 
 def _check(run: RunFolder, settings: dict[str, Any], fingerprint: Mapping[str, str] | None) -> bool:
-    """Whether a run that we may resume is here; False for an empty place; UserError for anything else."""
+    """Whether `run` holds a run that may be resumed; False for an empty place; UserError for anything else."""
     if not _exists(run.config_file):
         _check_empty(run.path)
         return False
@@ -228,7 +228,7 @@ _ABSENT = _Absent()
 
 
 def _exists(file: epath.Path) -> bool:
-    """`file.exists()`, the first touch of an output folder: says what is wrong with the place itself."""
+    """`file.exists()`; UserError when the output folder cannot be reached or read. The first access to it."""
     try:
         return file.exists()
     except (ImportError, ValueError) as fault:  # a bucket without the package that reaches it

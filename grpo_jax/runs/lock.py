@@ -1,4 +1,4 @@
-"""One process a run's folder, on a local disk: a lock that the system drops however the process ends."""
+"""One process per run folder on a local disk: a lock that the system releases however the process ends."""
 
 import functools
 import os
@@ -30,7 +30,7 @@ def take_lock(folder: epath.Path) -> IO[str]:
             f"output_dir: {folder} is in use by process {owner}; wait for it, or give another output_dir"
         ) from None
     except OSError:
-        return file  # some network disks know no locks: then there is nothing to hold
+        return file  # some network disks have no locks
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()

@@ -17,13 +17,13 @@ def rollout_metrics(
     names: Sequence[str],
     weights: Sequence[float] | None = None,
 ) -> dict[str, float]:
-    """What the completions and their rewards look like.
+    """Statistics of the completions and their rewards.
 
     Args:
         lengths: int [P, G], tokens of each completion, its end-of-sequence token included.
-        finished: bool [P, G], ended by itself; the others were cut at the limit.
+        finished: bool [P, G], ended with an end-of-sequence token; the others were cut at the limit.
         values: float [B, n], rewards of B = P*G rows from n functions; NaN where a function does not apply.
-        names: the n functions' names; `weights`: theirs in the sum (default 1).
+        names: of the n functions. weights: of the n functions in the sum (default 1).
     Returns:
         TRL's `completions/*`, `rewards/{name}/{mean,std}`, `reward` and `reward_std` (over all rows),
         `frac_reward_zero_std` (groups whose rewards are all equal, so that nothing is learned from them), and
@@ -80,7 +80,7 @@ def speed_metrics(step_time: float, step_tokens: int, num_tokens: int) -> dict[s
 
 
 def peak_memory() -> tuple[int, str]:
-    """(bytes, "device" or "process"): the most that a local device held, or this process where none says.
+    """(bytes, "device" or "process"): the peak of the fullest local device, or of this process if none reports one.
 
     CPU devices keep no statistics. The process's number is its peak resident set, Python and libraries
     included.

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on (stderr) and when it ends (stdout)."""
+"""What the terminal shows: progress during a run (stderr), tables and samples at its end (stdout)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class TrainingProgress:
     """A bar with reward, length and tokens/s; where stderr is not a terminal, a plain line now and then.
 
-    A `MetricsLogger` (see `loggers.py`), and a context manager for what is no run.
+    A `MetricsLogger` (see `loggers.py`); also a context manager, for commands without a `Run`.
 
     Args:
-        total: steps of the whole run; first: steps done before, where `with` starts it.
+        total: steps of the whole run; first: steps done before, when used with `with`.
         every: steps between plain lines; default a twentieth of the run.
         silent: for the processes of a run other than 0.
     """
@@ -89,7 +89,7 @@ class TrainingProgress:
 def closing_table(
     before: Mapping[str, Any], after: Mapping[str, Any], *, title: str = "", console: Console | None = None
 ) -> None:
-    """Print what changed, a row for each name in `after`: before (where there is one), after, difference."""
+    """Print a table with a row for each name in `after`: before (if known), after, difference."""
     table = Table("", "before", "after", "change", title=plain(title) if title else None)
     for name, new in after.items():
         old = before.get(name)
@@ -110,7 +110,7 @@ def sample_panel(title: str, samples: Sequence[Mapping[str, Any]], *, console: C
 
 
 def plain(text: str) -> Text:
-    """`text` as it is: brackets are no markup, and no control character reaches the terminal."""
+    """`text` verbatim: brackets are not markup, and control characters are escaped."""
     return Text(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.replace("\r\n", "\n")))
 
 

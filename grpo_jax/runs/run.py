@@ -1,4 +1,4 @@
-"""A run as the trainer sees it: where it resumes, what it writes down, when it must stop."""
+"""A run as the trainer sees it: restores and saves checkpoints, logs each step, and stops on SIGTERM."""
 
 import signal
 import tempfile
@@ -26,9 +26,9 @@ class Run:
     """One process's hold on a run's folder, from opening to closing (use it with `with`).
 
     Args:
-        settings: the whole configuration as plain values; with `output_dir` None nothing is kept: metrics lie
-            in a temporary folder until the end, and there are no checkpoints and no export.
-        fingerprint: of the starting model.
+        settings: the whole configuration as plain values; with `output_dir` None nothing is kept: metrics are
+            in a temporary folder until the run ends, and there are no checkpoints and no export.
+        fingerprint: identifies the starting model, see `model_fingerprint`.
         is_writer: process 0, which writes and prints.
     """
 
@@ -66,11 +66,14 @@ class Run:
         self._open.__exit__(*fault)
 
     def _terminate(self, *_: Any) -> None:
-        """Note that SIGTERM came: the step under way ends, is saved, and then the process."""
+        """Remember that SIGTERM came: the run finishes and saves the current step, and then exits."""
         self.terminated = True
 
     def restore(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(steps done, state, notes) of the newest whole checkpoint; later metrics and samples are forgotten."""
+        """(steps done, state, notes) of the newest intact checkpoint; None without one.
+
+        Metrics and samples of later steps are dropped: those steps run again.
+        """
         found = self.checkpoints.restore(abstract) if self.checkpoints else None
         self.samples.truncate(found[2].get("samples", {}) if found else {})
         for logger in self.loggers:
@@ -98,9 +101,9 @@ class Run:
     def end_step(
         self, done: int, state: Any, notes: Callable[[], dict[str, Any]], *, wanted: bool = False
     ) -> bool:
-        """Save when it is due or `wanted`, or when a process was asked to end; then end it with SystemExit(143).
+        """Save if a checkpoint is due or `wanted`, or if any process received SIGTERM; then raise SystemExit(143).
 
-        Whether it saved; without an `output_dir` it never does.
+        Returns whether it saved; without an `output_dir` it never does.
         """
         terminated = hosts.any_process(self.terminated)
         saves = terminated or wanted or self.is_due(done)
@@ -113,14 +116,14 @@ class Run:
         return saves and self.checkpoints is not None
 
     def export(self, write: Callable[[Path], None], name: str = "hf", config: str = "config.json") -> None:
-        """Have `write` make the folder `name`, unless it is there. Every process must call it, as `write` gathers.
+        """Have `write` make the folder `name`, unless it is there. Collective: `write` gathers from every process.
 
-        A bucket gets copies of the files; `config` comes last, and says that all are there."""
+        A bucket gets copies of the files; `config` is copied last, so a folder that has it is complete."""
         target = self.folder.path / name
         done = self.folder.is_writer and (target / config).exists()
         if self.checkpoints is None or hosts.any_process(done):
             return
-        self.checkpoints.wait()  # whatever happens while writing, no step has to be done again
+        self.checkpoints.wait()  # a failed export costs no training step
         if is_local(target):
             write(Path(target))
             return
@@ -137,8 +140,8 @@ class Run:
 
 
 def open_together(*given: Any, is_writer: bool) -> RunFolder:
-    """`open_run` on every process: the writer first, as the others must not look at a folder half-made. Refused
-    by one is refused by all, or they would wait for it."""
+    """`open_run` on every process: the writer first, so that the others do not read a half-made folder. If one
+    process refuses, all do; otherwise the others would wait for it forever."""
     folder, fault = None, None
     for turn in (True, False):
         if turn is is_writer:
@@ -153,18 +156,18 @@ def open_together(*given: Any, is_writer: bool) -> RunFolder:
 
 
 class Stopwatch:
-    """Seconds of each stage of a step, as metrics `time/{stage}`; a stage that comes again adds to them."""
+    """Seconds of each phase of a step, as metrics `time/{phase}`; a phase that runs twice is summed."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.times: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        before = self.times.get(f"time/{stage}", 0.0)
-        self.times[f"time/{stage}"] = before + time.perf_counter() - start
+        before = self.times.get(f"time/{phase}", 0.0)
+        self.times[f"time/{phase}"] = before + time.perf_counter() - start
 
     def total(self) -> float:
         """Seconds since the step began."""

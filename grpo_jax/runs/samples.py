@@ -1,7 +1,7 @@
-"""Samples of a run as plain text, to be read while it goes on: some completions, and some that succeeded.
+"""Samples of a run as plain text, readable while it runs: some completions, and some that succeeded.
 
 Mini-R1 writes `completion_samples.txt` and `success_completion_samples.txt`, each completion with a chance of one in
-ten. Here chance is a function of (seed, step), and a run that goes on forgets what came after its checkpoint.
+ten. Here the choice is a function of (seed, step), and a resumed run drops the samples after its checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ class Samples:
         self._run = run
 
     def append(self, name: str, texts: Sequence[str]) -> None:
-        """More text at the end of a file."""
+        """Append texts to one of the files."""
         if not texts or not self._run.is_writer:
             return
         file, text = self._run.path / name, "".join(texts)
@@ -33,11 +33,11 @@ class Samples:
             write_atomically(file, _bytes(file) + text.encode())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each, for a checkpoint's notes."""
+        """Size of each file in bytes, stored with a checkpoint."""
         return {name: len(_bytes(self._run.path / name)) for name in (ALL, SUCCESSES)}
 
     def truncate(self, sizes: Mapping[str, int]) -> None:
-        """Forget what came after those `sizes`: it comes again."""
+        """Cut the files to `sizes`: the steps after them run again."""
         for name in (ALL, SUCCESSES):
             file = self._run.path / name
             if self._run.is_writer and file.exists() and len(_bytes(file)) > sizes.get(name, 0):
@@ -49,7 +49,7 @@ def _bytes(file: epath.Path) -> bytes:
 
 
 def chosen(seed: int, step: int, rows: int, rate: float, stream: int) -> np.ndarray:
-    """[B] bool, each of the rows of a step with a chance of `rate`: a function of the other arguments."""
+    """[B] bool: each row of a step is chosen with probability `rate`; the result depends on the arguments only."""
     words = np.random.Philox(key=np.array([seed, 2 * step + stream], np.uint64)).random_raw(rows)
     return words < np.uint64(min(int(rate * 2**64), 2**64 - 1)) if rate < 1 else np.ones(rows, bool)
 

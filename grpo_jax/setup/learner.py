@@ -1,4 +1,4 @@
-"""Settings -> how a rollout is learned from: advantages, objective, passes, schedule, optimizer, learner."""
+"""Settings -> the learner and its parts: advantages, objective, passes, schedule, optimizer."""
 
 import math
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTran
 
 
 def lora_of(config: GRPOConfig | SFTConfig) -> LoRA | None:
-    """The new adapters that are asked for, if any."""
+    """The new adapters that the settings ask for; None without `lora_r`."""
     if not config.lora_r:
         return None
     names = config.lora_target_modules
@@ -53,7 +53,7 @@ def lora_of(config: GRPOConfig | SFTConfig) -> LoRA | None:
 
 
 def objective_of(config: GRPOConfig) -> GRPO:
-    """What is minimised. A penalty in the reward is no part of it."""
+    """The loss to minimise. A KL penalty in the reward is not part of it."""
     return GRPO(
         loss_type=config.loss_type,
         epsilon_low=config.epsilon,
@@ -87,8 +87,8 @@ def _bonus(config: GRPOConfig) -> EntropyBonus:
 
 
 def advantages_of(config: GRPOConfig, weights: Sequence[float]) -> Advantages:
-    """How rewards become advantages; `weights` are the reward functions', and the punishment of long completions
-    comes after them with weight 1."""
+    """How rewards become advantages. `weights` are those of the reward functions; the penalty for overlong completions
+    is appended with weight 1."""
     return Advantages(
         config.advantage_estimator,
         config.scale_rewards,
@@ -114,7 +114,7 @@ def passes_of(config: GRPOConfig) -> Passes:
 
 
 def schedule_of(config: GRPOConfig | SFTConfig, updates: int = 1) -> Schedule:
-    """The learning rate's course. Settings count steps; the optimizer counts updates, `updates` a step."""
+    """The learning-rate schedule. Settings count steps; the optimizer counts updates, `updates` per step."""
     warmup = config.warmup_steps or math.ceil(config.warmup_ratio * config.max_steps)
     return Schedule(
         config.learning_rate, config.lr_scheduler_type, warmup * updates, config.max_steps * updates
@@ -124,7 +124,7 @@ def schedule_of(config: GRPOConfig | SFTConfig, updates: int = 1) -> Schedule:
 def with_clipping(
     config: GRPOConfig, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """The caller's own optimizer behind the clipping by `max_grad_norm`, as TRL has it, its moments as `adam_moments`
+    """A custom optimizer with gradients clipped by `max_grad_norm`, as in TRL, and moments stored as `adam_moments`
     says."""
     if config.max_grad_norm > 0:
         optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optimizer)
@@ -132,7 +132,7 @@ def with_clipping(
 
 
 def optimizer_of(config: GRPOConfig | SFTConfig, schedule: Schedule) -> optax.GradientTransformation:
-    """AdamW as the settings say."""
+    """AdamW with the settings' schedule, clipping and moments."""
     return make_optimizer(
         schedule,
         betas=(config.adam_beta1, config.adam_beta2),

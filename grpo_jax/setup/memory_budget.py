@@ -1,4 +1,4 @@
-"""What each device holds, and how many completions it has room for beside that; found before the first step."""
+"""The memory each device needs, and how many completions fit beside it; computed before the first step."""
 
 import math
 from typing import Any
@@ -15,17 +15,17 @@ from grpo_jax.sharding import hosts
 from grpo_jax.sharding.memory import bytes_of
 from grpo_jax.sharding.mesh import row_shards
 
-USABLE = 0.9  # of a device's memory: the rest is for programs and for what the allocator cannot join
+USABLE = 0.9  # share of a device's memory; the rest is for programs and fragmentation
 
 
 def training_demand(config: GRPOConfig, policy: Policy) -> Demand:
-    """What the rollouts of a training ask for."""
+    """Memory demand of a training run's rollouts."""
     shape = config.prompts_per_step, config.num_generations, config.max_completion_length
     return _demand(policy, *shape, config.max_prompt_length)
 
 
 def demand_of(policy: Policy, prompts: int, sampler: Sampler, prompt_width: int) -> Demand:
-    """What a sampler asks for with so many prompts."""
+    """Memory demand of a sampler for this many prompts."""
     return _demand(policy, prompts, sampler.num_generations, sampler.max_completion_length, prompt_width)
 
 
@@ -46,9 +46,9 @@ def _demand(
 
 
 def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any, reward_models: int = 0) -> int | None:
-    """Bytes on each device: what the settings say, or what is left of the smallest device beside weights, optimizer,
-    reference, reward models and the sampler's copy; None where nobody knows, as on CPU. Every process must ask, and
-    hears the same."""
+    """Bytes per device for rollouts: the setting, or what weights, optimizer, reference, reward models and the
+    sampler's copy leave of the smallest device. None if the devices report no limit (CPU). Collective; all processes get the
+    same value."""
     if config.rollout_memory is not None:
         return int(config.rollout_memory * 2**30)
     smallest = smallest_device(policy)
@@ -59,13 +59,13 @@ def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any, reward_m
 
 
 def smallest_device(policy: Policy) -> int | None:
-    """Bytes that a run may use of the device that has least; None where nobody knows, as on CPU. For every process."""
+    """Bytes that a run may use of the smallest device; None if the devices report no limit (CPU). Collective."""
     sizes = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in policy.mesh.local_devices]
     return hosts.min_over_processes(min(sizes, default=0) >> 20) << 20 or None
 
 
 def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> int:
-    """Completions under way at a time over all devices; 0: all. UserError where there is no room for one prompt."""
+    """Completions to sample at the same time over all devices; 0: all. UserError if not even one prompt fits."""
     rows = 0 if memory is None else demand.rows_within(memory)
     if rows is None:
         given = "none" if config.rollout_memory is None else f"{config.rollout_memory:g}"
@@ -80,7 +80,7 @@ def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> in
 
 
 def held_always(config: GRPOConfig, policy: Policy, state: Any, reward_models: int = 0) -> dict[str, int]:
-    """Bytes on each device from the first step to the last, by what they are for; those of reward models are given."""
+    """Bytes held on each device during the whole run, by purpose; `reward_models` are the bytes of reward models."""
     weights, here = bytes_of(state.params), config.beta > 0 and config.reference_memory == "device"
     return {
         **(
@@ -95,7 +95,7 @@ def held_always(config: GRPOConfig, policy: Policy, state: Any, reward_models: i
 
 
 def copy_bytes(policy: Policy) -> int:
-    """The sampler's weights on each device."""
+    """Bytes of the sampler's weights on each device."""
     return _laid(policy.abstract_rollout(), policy.rollout_shardings())
 
 

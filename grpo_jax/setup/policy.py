@@ -1,5 +1,5 @@
-"""A model folder opened for work: its configuration, tokenizer, stop ids and the mesh. Weights come separately, so
-that everything that can be wrong is found before any of them is read."""
+"""An opened model folder: its configuration, tokenizer, stop ids and the mesh. Weights are loaded separately, so that
+every error in the folder is found before they are read."""
 
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -29,23 +29,23 @@ from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What the stages need to know about the model, besides its weights."""
+    """Everything about the model but its weights."""
 
     folder: Path
     cfg: ModelConfig
     tokenizer: Any
     vocabulary: Vocabulary
     mesh: Mesh
-    dtype: str  # of the computation
-    rollout_weights: str = "auto"  # the sampler's: in that dtype, or int8
-    rollout_cache: str = "auto"  # its keys and values: the same choice
-    lora: LoRA | None = None  # of the adapters that are trained, or merged where nothing is
-    adapter: Path | None = None  # a folder where adapters come from
-    base_weights: str = "auto"  # what adapters stand beside: in that dtype, int8 or nf4
-    attention: Kernel = "auto"  # of whole rows
+    dtype: str  # compute dtype
+    rollout_weights: str = "auto"  # the sampler's weights: in the compute dtype (auto), or int8
+    rollout_cache: str = "auto"  # the sampler's keys and values: the same choice
+    lora: LoRA | None = None  # adapters: trained, or merged when nothing is trained
+    adapter: Path | None = None  # folder that adapters are loaded from
+    base_weights: str = "auto"  # frozen weights beside adapters: in the compute dtype (auto), int8 or nf4
+    attention: Kernel = "auto"  # kernel for whole rows
 
     def check_positions(self, field: str, tokens: int) -> None:
-        """UserError for rows longer than the positions that the model was made for."""
+        """UserError for rows longer than the model's max_position_embeddings; `field` is the setting to name."""
         if tokens > self.cfg.max_position_embeddings:
             raise UserError(
                 f"{field} = {tokens}: {self.folder} has {self.cfg.max_position_embeddings} positions "
@@ -53,22 +53,22 @@ class Policy:
             )
 
     def abstract_trained(self) -> Params:
-        """What is trained, as shapes in float32."""
+        """The trained parameters as shapes in float32."""
         return abstract_trained(self.cfg, self.lora)
 
     def train_shardings(self) -> Params:
-        """Where what is trained lies."""
+        """Shardings of the trained parameters."""
         return shardings(self.abstract_trained(), TRAIN_RULES, self.mesh)
 
     def abstract_base(self) -> Base | None:
-        """The weights that adapters stand beside, as shapes."""
+        """The frozen base weights as shapes; None without adapters."""
         if self.lora is None:
             return None
         form = partial(in_form, dtype=jnp.dtype(self.dtype), form=self.base_weights)
         return Base(jax.eval_shape(form, abstract_params(self.cfg)), self.lora.scale)
 
     def base_shardings(self) -> Params:
-        """Where they lie."""
+        """Shardings of the frozen base weights; empty without adapters."""
         base = self.abstract_base()
         return {} if base is None else shardings(base.params, TRAIN_RULES, self.mesh)
 
@@ -80,16 +80,16 @@ class Policy:
         )
 
     def rollout_shardings(self) -> Params:
-        """Where the weights lie while sampling."""
+        """Shardings of the sampler's weights."""
         return shardings(self.abstract_rollout(), ROLLOUT_RULES, self.mesh)
 
     def rollout_copy(self, params: Params) -> Params:
-        """The whole model's weights in the sampler's form and layout, layers apart, made on the devices."""
+        """A copy of the whole model's weights in the sampler's form and layout, layers apart, made on the devices."""
         return self.copying(params)
 
     @cached_property
     def copying(self) -> SamplerCopy:
-        """What makes that copy."""
+        """The programs that make this copy."""
         return SamplerCopy(self.dtype, self.rollout_weights, self.rollout_shardings(), self.mesh)
 
 
@@ -105,9 +105,9 @@ def open_policy(
 ) -> Policy:
     """Open the folder or hub id that the settings name, or `model`, with its own tokenizer unless one is given.
 
-    UserError for whatever is wrong with it, the weights' files included, of which only the headers are read.
+    UserError for every fault of the folder, its weight files included; only their headers are read.
     """
-    if config.dtype == "float32":  # as asked: matrix units of accelerators would round to less
+    if config.dtype == "float32":  # accelerators would otherwise multiply matrices in lower precision
         jax.config.update("jax_default_matmul_precision", "highest")
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
@@ -136,14 +136,14 @@ def open_policy(
 
 
 def compute_dtype(dtype: str) -> str:
-    """`auto` is bfloat16 on accelerators, where matrix units are made for it, and float32 on CPU."""
+    """The compute dtype: `auto` is bfloat16 on accelerators and float32 on CPU."""
     if dtype != "auto":
         return dtype
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def _vocabulary(folder: Path, tokenizer: Any) -> Vocabulary:
-    """Every end-of-sequence id of the model's own files; the padding id is never looked at, so any id will do."""
+    """All end-of-sequence ids in the model's files. Padding is always masked, so any id serves as the padding id."""
     eos_ids = hf.load_eos_ids(folder) or (
         (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()
     )

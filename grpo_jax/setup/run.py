@@ -13,14 +13,14 @@ from grpo_jax.sharding import hosts
 
 
 def open_run(config: GRPOConfig | SFTConfig, policy: Policy, judges: Mapping[str, str] | None = None) -> Run:
-    """The run of these settings on this model, new or resumed, with reward models of these fingerprints. UserError
-    when its folder holds another."""
+    """Start or resume the run with these settings, this model, and reward models with the fingerprints `judges`.
+    UserError when its folder holds another run."""
     fingerprint = {**fingerprint_of(policy), **(judges or {})}
     return Run(config.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer())
 
 
 def fingerprint_of(policy: Policy) -> dict[str, str]:
-    """What tells the policy's model from another."""
+    """Identifies the policy's model: its configuration, tensors and a sample of its weights."""
     identity = json.loads((policy.folder / "config.json").read_text(encoding="utf-8"))
     fingerprint = model_fingerprint(identity, abstract_params(policy.cfg))
     return fingerprint | {"weights": sampled_digest(policy.folder)}

@@ -1,4 +1,4 @@
-"""The sampler's weights, made of the learner's on the devices, layer by layer: no third model lives meanwhile."""
+"""Copies the learner's weights to the sampler on the devices, one layer at a time: there is never a third copy."""
 
 from functools import partial
 from typing import Any
@@ -15,11 +15,11 @@ from grpo_jax.sharding.mesh import on_cpu
 
 
 class SamplerCopy:
-    """Weights of the whole model, layers stacked -> the sampler's, layers apart, in its form.
+    """Weights of the whole model with stacked layers -> the sampler's weights with separate layers.
 
     Args:
         dtype, form: as of `sampler_weights`.
-        places: where the sampler's weights lie, layers stacked.
+        places: shardings of the sampler's weights, with stacked layers.
     """
 
     def __init__(self, dtype: str, form: str, places: Params, mesh: Mesh):
@@ -34,11 +34,11 @@ class SamplerCopy:
         return rest | {"layers": tuple(self._waited(self.layer(params["layers"], i)) for i in range(count))}
 
     def _waited(self, layer: Params) -> Params:
-        """Virtual CPU devices must not have two programs with collectives under way: they wait for one another."""
+        """Wait for `layer` on CPU: virtual CPU devices deadlock when two programs with collectives run at once."""
         return jax.block_until_ready(layer) if self._one_by_one else layer
 
     def _layer(self, layers: Params, number: Array) -> Params:
-        """One layer: cut out, converted as a model of one layer, brought where it lies."""
+        """Slice one layer, convert it as a model of one layer, and lay it out for the sampler."""
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, number, 1)
         return jax.tree.map(lambda x: x[0], self._made({"layers": jax.tree.map(cut, layers)})["layers"])
 
@@ -52,6 +52,6 @@ class SamplerCopy:
 
 
 def arguments(params: Any) -> tuple[tuple[Any, Any], tuple[Any]]:
-    """What the two programs take, of weights as shapes: (of `layer`, of `rest`)."""
+    """The arguments of the two programs (`layer`, `rest`) for weights given as shapes."""
     rest = {name: part for name, part in params.items() if name != "layers"}
     return (params["layers"], jax.ShapeDtypeStruct((), jnp.int32)), (rest,)

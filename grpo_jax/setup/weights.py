@@ -1,7 +1,7 @@
-"""The weights that a policy needs, read from its folder: what is trained, what adapters stand beside, what samples.
+"""Loads and saves a policy's weights: the trained ones, the frozen base of adapters, the sampler's.
 
-Each device's part goes from the files straight to it, a leaf of the tree at a time; a leaf that is to be quantised is
-quantised before the next is read.
+Each device reads its own part from the files, one leaf of the tree at a time; a leaf is quantised, if at all, before
+the next is read.
 """
 
 import math
@@ -27,7 +27,7 @@ LeafPath = tuple[str, ...]
 
 
 def load_trained(policy: Policy, seed: int) -> Params:
-    """What is trained, in float32: the model's weights, or adapters, of a folder or new ones of that seed."""
+    """The trained parameters in float32: the model's weights; or adapters, from a folder or new ones from `seed`."""
     layout = policy.train_shardings()
     if policy.lora is None:
         return hf.load_params(policy.folder, policy.cfg, layout, "float32")
@@ -38,8 +38,8 @@ def load_trained(policy: Policy, seed: int) -> Params:
 
 
 def load_base(policy: Policy) -> Base | None:
-    """What adapters stand beside, in the policy's `base_weights`; None where all weights are trained. Says how far
-    quantised matrices are from those in the folder."""
+    """The frozen base of adapters in the form `base_weights`; None when all weights are trained. Prints the
+    quantisation error."""
     if policy.lora is None:
         return None
     found: list[tuple[Array, Array]] = []
@@ -65,7 +65,7 @@ def _say_error(policy: Policy, error: float) -> None:
 
 
 def load_sampler(policy: Policy) -> Params:
-    """The weights straight in the sampler's form and layout, adapters merged, where nothing is trained."""
+    """The weights in the sampler's form and layout, with adapters merged; for commands that do not train."""
     layout = policy.rollout_shardings()
     adapters = _adapters(policy)
 
@@ -82,7 +82,7 @@ def load_sampler(policy: Policy) -> Params:
 
 
 def save_trained(out: Path, policy: Policy, params: Params) -> None:
-    """Write the model with what was trained to the new folder `out` in Hugging Face format."""
+    """Write the trained model, adapters merged, to the new folder `out` in Hugging Face format."""
     if policy.lora is None:
         hf.save_model(out, policy.cfg, params, policy.folder)
     else:
@@ -96,7 +96,7 @@ def save_adapter(out: Path, policy: Policy, adapters: Params, base: str) -> None
 
 
 def export_run(run: Run, policy: Policy, params: Params, base: str) -> None:
-    """What a run leaves behind: the model in its folder `hf`, and adapters, where they were trained, in `adapter`."""
+    """Export a run: the model to `hf`, and trained adapters to `adapter`."""
     run.export(lambda out: save_trained(out, policy, params))
     if policy.lora is not None:
         run.export(lambda out: save_adapter(out, policy, params, base), "adapter", "adapter_config.json")
@@ -109,7 +109,7 @@ def _load(policy: Policy, rules: Rules, finish: Any) -> Params:
 
 
 def _quantized(path: LeafPath, x: Array, form: str, dtype: str, sharding: Any) -> Any:
-    """A leaf that was read, in its form: its wide values are no longer needed when the next is read."""
+    """A leaf in quantised form. Blocks, so that its wide values are freed before the next leaf is read."""
     program = jax.jit(quantize_leaf, static_argnums=(0, 2, 3), out_shardings=sharding)
     return jax.block_until_ready(program(path, x, dtype, form))
 
@@ -122,6 +122,6 @@ def _adapters(policy: Policy) -> Params:
 
 
 def _merged(x: Array, adapter: Params, scale: float) -> Array:
-    """A matrix of all layers with its adapter added, where it lies."""
+    """A matrix of all layers with its adapter added, in its own sharding."""
     merge_layers = lambda w, a, b: jax.lax.map(merge, Adapted(w, a, b, scale))
     return jax.jit(merge_layers, out_shardings=x.sharding)(x, adapter["lora_a"], adapter["lora_b"])
