@@ -1,8 +1,8 @@
 """Advantages: how much better a completion did than its group. Host arithmetic on [P,G] numbers, in float64.
 
-NaN marks a completion without a reward: it is left out of every moment and gets advantage 0. So does one whose
-group has fewer than two rewards. Standard deviations are with n - 1 and get 1e-4 added before anything is divided
-by them.
+NaN marks a completion without a reward: it is left out of means and deviations and gets advantage 0, as does one
+whose group has fewer than two rewards. Standard deviations divide by n - 1; divisors are a standard deviation
+plus 1e-4.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _SMALL = 1e-4
 
 @dataclass(frozen=True)
 class Advantages:
-    """From a rollout's rewards to its advantages, as the settings say."""
+    """Computes a rollout's advantages from its rewards."""
 
     estimator: str = "group"  # group, leave_one_out or reinforce_plus_plus
     scale: str = "group"  # group, batch or none
@@ -60,7 +60,7 @@ def group_advantages(rewards: np.ndarray, scale: str = "group") -> np.ndarray:
 
 
 def leave_one_out(rewards: np.ndarray, scale: str = "none") -> np.ndarray:
-    """Advantages [P,G] float32: a completion against the others of its group.
+    """Advantages [P,G] float32: a completion's reward less the mean of the others in its group.
 
         A_i = (R_i - mean of the others) / ...
 
@@ -80,8 +80,8 @@ def leave_one_out(rewards: np.ndarray, scale: str = "none") -> np.ndarray:
 
 def gdpo(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     """Advantages [P,G] float32 from the values [P,G,n] of n functions, each standardised within its group, then
-    summed with `weights`, then standardised over the batch (GDPO, arXiv:2601.05242): a function with a small
-    spread counts as much as one with a large."""
+    summed with `weights`, then standardised over the batch (GDPO, arXiv:2601.05242): functions with a small and
+    a large spread count equally."""
     values = np.asarray(values, np.float64)
     each = (values - _mean(values, axis=1)) / (_std(values, axis=1) + _SMALL)
     total = np.where(np.isnan(each), 0.0, each) @ np.asarray(weights, np.float64)
@@ -92,7 +92,7 @@ def gdpo(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
 def reinforce_plus_plus(
     rewards: np.ndarray, action_mask: np.ndarray, penalty: np.ndarray | None = None
 ) -> np.ndarray:
-    """Advantages [P,G,Tc] float32 of single tokens; [P,G,1] without a penalty, as all of a row are then equal.
+    """Advantages [P,G,Tc] float32 per token; [P,G,1] without a penalty, as a row's tokens then have the same.
 
     A token's return is the completion's reward less the penalties from that token on; returns are standardised
     over all tokens of the batch that the policy chose (REINFORCE++, arXiv:2501.03262, section 3). 0 elsewhere.
@@ -140,8 +140,8 @@ def _mean_of_others(x: np.ndarray) -> np.ndarray:
 
 
 def _std_of_others(x: np.ndarray) -> np.ndarray:
-    """[P,G]: for each place the standard deviation of the group's other known values; each is left out in turn, as
-    a difference of large sums would lose what is small."""
+    """[P,G]: for each place the standard deviation of the group's other known values; computed anew for each,
+    because a difference of large sums would lose precision."""
     own = np.eye(x.shape[1], dtype=bool)
     without = np.where(own, np.nan, x[:, None, :])  # [P,G,G]: row i without value i
     return _std(without, axis=2)[..., 0]

@@ -8,7 +8,7 @@ import numpy as np
 from grpo_jax.learner.groups import SampledGroups
 from grpo_jax.learner.microbatches import widths
 
-_SHORTEST = 16  # completions are cut to the smallest power of two that holds the longest, from here up
+_SHORTEST = 16  # smallest width: completions are cut to the least power of two that holds the longest
 
 
 @dataclass(frozen=True)
@@ -18,20 +18,20 @@ class Passes:
     num_iterations: int = 1
     num_minibatches: int = 1
     micro_batch_size: int = 0  # rows; 0: the whole mini-batch
-    gradient_samples: int = 0  # completions of each prompt that carry gradient, the first ones; 0: all
-    mask_truncated: bool = False  # completions that were cut at the limit carry none
-    skip_zero_advantages: bool = True  # leave out micro-batches of rows that cannot change the weights
+    gradient_samples: int = 0  # train on the first so many completions of each prompt; 0: all
+    mask_truncated: bool = False  # leave out completions that were cut at the limit
+    skip_zero_advantages: bool = True  # skip micro-batches whose rows have no gradient
     length_buckets: int = 1  # widths that micro-batches may have
-    share_prompts: bool = False  # compute the prompt of a group's rows once
+    share_prompts: bool = False  # compute the prompt once for its group
     carries_over: bool = False  # some groups may have been sampled by older weights
 
     @property
     def updates(self) -> int:
-        """Optimizer updates a rollout."""
+        """Optimizer updates per rollout."""
         return self.num_iterations * self.num_minibatches
 
     def rows(self, prompts: int, samples: int) -> int:
-        """Rows that carry gradient in a rollout of `samples` completions for each of `prompts` prompts."""
+        """Rows to train on in a rollout of `samples` completions for each of `prompts` prompts."""
         return prompts * (self.gradient_samples or samples)
 
     def alike(self, samples: int, micro_rows: int, shards: int) -> int:
@@ -42,7 +42,7 @@ class Passes:
         return math.gcd(carry // self.num_minibatches, micro_rows // shards)
 
     def micro_batches(self, rows: int) -> int:
-        """Micro-batches in a mini-batch of a rollout of which `rows` rows carry gradient."""
+        """Micro-batches per mini-batch, for a rollout with `rows` rows to train on."""
         mini = rows // self.num_minibatches
         return mini // (self.micro_batch_size or mini)
 

@@ -1,4 +1,4 @@
-"""What to do about completions that other weights, or other arithmetic, have sampled. Letters as in `losses.py`."""
+"""Corrections for completions sampled with older weights or other arithmetic. Letters as in `losses.py`."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -19,7 +19,7 @@ def sampler_ratio(
     """The weight that corrects for a sampler which is not the scored policy: exp(o - sampler's), without gradient.
 
     [B,Tc] for `none` and the `token_` modes; [B,1], exp of the row's sum, for the `sequence_` modes. `truncate`
-    holds it within [lowest, largest], `mask` makes it 0 outside. Never larger than exp(80). 1 where masked.
+    clips it to [lowest, largest], `mask` sets it to 0 outside. Never larger than exp(80). 1 where masked.
     Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"; TRL's
     `vllm_importance_sampling_mode`.
     """
@@ -38,7 +38,7 @@ def sampler_ratio(
 def off_policy_mask(
     A: Array, logprobs: Array, sampler_logprobs: Array, mask: Array, threshold: float
 ) -> Array:
-    """1 for rows to keep, 0 for bad completions (A < 0) that the policy has gone too far from, shape of A.
+    """1 for rows to keep, 0 for bad completions (A < 0) that are too far off-policy, shape of A.
 
     Far: the mean over the row's tokens of sampler's log-prob - l above `threshold` (DeepSeek-V3.2,
     arXiv:2512.02556, section 3.1).

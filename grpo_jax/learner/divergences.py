@@ -1,4 +1,4 @@
-"""How far the policy has gone from the reference: Schulman's three estimators of KL(policy, reference).
+"""The divergence of the policy from the reference: Schulman's three estimators of KL(policy, reference).
 
 Schulman 2020, "Approximating KL divergence". Letters as in `losses.py`.
 """
@@ -11,7 +11,7 @@ from grpo_jax.learner.losses import LARGEST, masked_gap
 
 def k1(logprobs: Array, ref_logprobs: Array, mask: Array) -> Array:
     """l - f, [B,Tc], 0 where masked: unbiased, of either sign. As a loss term its expected gradient is 0 unless it
-    is weighed by the ratio: it belongs in the reward."""
+    is weighted by the ratio: use it in the reward."""
     return masked_gap(logprobs, ref_logprobs, mask)
 
 

@@ -16,8 +16,8 @@ def high_entropy_mask(entropy: Array, mask: Array, quantile: float) -> Array:
     ordered = jnp.sort(jnp.where(mask > 0, entropy, jnp.inf), axis=None)
     at = (1 - quantile) * jnp.maximum(mask.sum() - 1, 0.0)
     low, high = (ordered[place(at).astype(jnp.int32)] for place in (jnp.floor, jnp.ceil))
-    # Between equal neighbours this is their value to the last bit, which a weighted sum of both is not: rounded up,
-    # it would leave out every token of that entropy. NaN, and so no token, where all is masked.
+    # Between equal neighbours this gives exactly their value. A weighted sum may round up, and would then leave out
+    # every token of that entropy. NaN, and so no token, if all are masked.
     threshold = low + (at - jnp.floor(at)) * (high - low)
     return ((entropy >= threshold) & (mask > 0)).astype(jnp.float32)
 
@@ -25,7 +25,7 @@ def high_entropy_mask(entropy: Array, mask: Array, quantile: float) -> Array:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EntropyControl:
-    """The state of the adaptive bonus: it travels with the weights, so that a resumed run goes on as it was."""
+    """The state of the adaptive bonus. It is saved with the weights, so that a resumed run continues identically."""
 
     coef: Array  # [] float32
     last: Array  # [] float32, mean entropy at the last update; infinity before the first
@@ -33,7 +33,7 @@ class EntropyControl:
 
 @dataclass(frozen=True)
 class EntropyBonus:
-    """Adds coef times the mean entropy to what is maximised.
+    """Adds coef times the mean entropy to the objective.
 
     Adaptive (Skywork-OR1, arXiv:2505.22312): the coefficient rises by `step` after an update whose entropy was
     at most `target`, falls by as much otherwise, within [lowest, largest]; it acts only while the last update's
@@ -49,11 +49,11 @@ class EntropyBonus:
 
     @property
     def is_on(self) -> bool:
-        """Whether the loss has the term at all; an adaptive coefficient of 0 may rise again."""
+        """Whether the loss has the term; an adaptive coefficient that starts at 0 may rise."""
         return self.adaptive or self.coef != 0
 
     def start(self) -> EntropyControl | None:
-        """The state before the first update; None when there is nothing to control."""
+        """The state before the first update; None when the coefficient is fixed."""
         return EntropyControl(jnp.float32(self.coef), jnp.float32(jnp.inf)) if self.adaptive else None
 
     def weight(self, control: EntropyControl | None) -> Array:

@@ -1,4 +1,4 @@
-"""The learner as the trainer uses it: a rollout and its advantages in, a better state out."""
+"""The learner as the trainer uses it: takes a rollout and its advantages, returns the updated state."""
 
 from dataclasses import replace
 from functools import partial
@@ -30,8 +30,8 @@ _SHARING_ERROR = {"float32": 1e-3, "bfloat16": 5e-2}  # nats on average: what ro
 
 
 class Learner:
-    """GRPO updates for rollouts of `prompts` prompts with `samples` completions. Holds programs, the reference and what
-    is not trained; no state."""
+    """GRPO updates for rollouts of `prompts` prompts with `samples` completions. Holds the compiled programs, the
+    reference and the frozen base weights, but no train state."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Learner:
         self.abstract_state = abstract_state(weights, optimizer, mesh, bonus)
         self._reference_on_host = reference_on_host
         self.micro_batches = passes.micro_batches(passes.rows(*shape))
-        self.init = Program(  # the weights are taken over, not copied
+        self.init = Program(  # the weights are donated, not copied
             "init",
             partial(init_state, optimizer=optimizer, bonus=bonus),
             donate_argnums=0,
@@ -69,7 +69,7 @@ class Learner:
         compare = partial(sharing_error, cfg, how, self.micro_batches)
         self.sharing_error = Program("check", compare, out_shardings=everywhere(mesh))
         self._checked = False
-        self.base: Base | None = None  # with adapters: the weights that they stand beside
+        self.base: Base | None = None  # the frozen weights beside adapters
         self.reference: Params | None = None
 
     @property
@@ -85,19 +85,19 @@ class Learner:
         return self.passes.length_buckets if self.skips or self.passes.length_buckets > 1 else 0
 
     def whole(self, trained: Params) -> Params:
-        """The model with these weights, or with these adapters."""
+        """The whole model: the trained weights, or the base with the trained adapters."""
         return joined(trained, self.base)
 
     def set_reference(self, params: Params) -> None:
-        """Keep a copy of `params`, what is trained, in the compute dtype as the reference of the divergence. Of
-        adapters that is next to nothing: the base serves the reference too."""
+        """Copy the trained `params` in the compute dtype as the reference of the divergence. With adapters the copy
+        is small: the reference shares the frozen base."""
         dtype, where = jnp.dtype(self.how.dtype), self.reference_shardings
         copy = Program("reference", lambda p: cast(jax.tree.map(jnp.copy, p), dtype), out_shardings=where)
         self.reference = copy(params)
 
     @property
     def reference_shardings(self) -> Params:
-        """Where that copy lies: as what is trained, or so with the hosts."""
+        """Shardings of the reference: those of the trained weights, on the devices or in host memory."""
         weights = self.shardings.params
         return matrices_on_host(weights) if self._reference_on_host else weights
 
@@ -153,7 +153,7 @@ class Learner:
         return np.pad(found, [(0, 0), (0, Tc - width)]).reshape(P, G, Tc)
 
     def on_devices(self, part: MiniBatch) -> Batch:
-        """A mini-batch where the update wants it."""
+        """A mini-batch on the devices, sharded as the update expects."""
         put = lambda x: hosts.put(x, by_rows(self.mesh))
         scalar = lambda x: hosts.put(x, everywhere(self.mesh))
         return Batch(
@@ -185,8 +185,8 @@ def _parts(rows: int, micro_batch_size: int, shards: int) -> int:
 
 
 def _combine(history: list[dict[str, float]]) -> dict[str, float]:
-    """Means over a rollout's updates; extremes are extremes; the sampler's figures from the first update, before the
-    weights moved on; the entropy bonus's coefficient from the last."""
+    """Metrics of a rollout from those of its updates: means, and minima and maxima of extremes; the sampler's metrics
+    from the first update, before the weights change; the entropy bonus's coefficient from the last."""
     combined = {name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]}
     for name in history[0]:
         values = [metrics[name] for metrics in history]

@@ -21,12 +21,12 @@ class Scoring:
 
     temperature: float = 1.0
     num_tokens: int | None = None  # tokenizer ids; later rows of the vocabulary are padding
-    dtype: str = "float32"  # of the computation; log-probs are float32 always
-    chunk: int = 1024  # tokens whose logits exist at one time on a device; at least one a row
+    dtype: str = "float32"  # compute dtype; log-probs are always float32
+    chunk: int = 1024  # tokens per device whose logits exist at the same time; at least one per row
     remat: Remat = "full"
     entropy: bool = False
     attention: Kernel = "auto"
-    group: int = 1  # rows after one another that have the same prompt, which is computed once for them
+    group: int = 1  # consecutive rows with the same prompt, which is computed once for all of them
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +51,7 @@ def make_rows(prompts: Array, prompt_lengths: Array, completions: Array, mask: A
     )  # completion position of each place, negative in the prompt
     from_prompt = jnp.pad(prompts, [(0, 0), (0, completions.shape[1])])
     from_completion = jnp.take_along_axis(completions, jnp.clip(at, 0, completions.shape[1] - 1), axis=1)
-    # What lies past a completion is a repeat of its last place: causally invisible to every real token.
+    # Past the end the last position repeats; causally no real token sees it.
     return Rows(jnp.where(at < 0, from_prompt, from_completion), prompt_lengths, completions, mask)
 
 
@@ -60,8 +60,8 @@ def completion_logprobs(
 ) -> tuple[Array, Array | None]:
     """Log-probs [B,Tc] float32 of the completions and, when asked for, the entropies [B,Tc]. 0 where masked.
 
-    The computation runs in `how.dtype`. The head is cast within each chunk, and not before, so that the chunks'
-    gradients of it add up in the parameters' own dtype: in bfloat16 the sum of many would lose percents.
+    The computation runs in `how.dtype`. The head is cast inside each chunk, so that the chunks' gradients
+    of it add up in the parameters' own dtype: a sum of many in bfloat16 would be wrong by percents.
     """
     params = {name: part if name == "layers" else fetched(part) for name, part in params.items()}
     compute_dtype = jnp.dtype(how.dtype)

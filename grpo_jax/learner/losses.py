@@ -7,8 +7,8 @@ sg stops the gradient. The loss of an update is
 
     sum_b w_b * sum_t m_bt * (policy_bt * masks_bt + beta * kl_bt) - coef * mean entropy
 
-with row weights w (`normalization.py`) that are known before the rows are split into micro-batches: that is why
-the split changes nothing.
+with row weights w (`normalization.py`) that are computed before the rows are split into micro-batches, so that
+the split does not change the loss.
 """
 
 import math
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # they differ in their row weights only
+CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # same loss, different row weights
 LARGEST = 80.0  # exp(80) is finite in float32, exp(89) is not
 
 
@@ -27,14 +27,14 @@ def masked_gap(a: Array, b: Array, mask: Array) -> Array:
 
 
 def bounded_exp(x: Array) -> Array:
-    """exp(x), held at exp(-80) and exp(80) beyond them, with gradient 0 there: infinity times an advantage of 0 is
-    not a number."""
+    """exp(x), clipped to [exp(-80), exp(80)], with gradient 0 outside: infinity times an advantage of 0 would be
+    NaN."""
     return jnp.exp(jnp.clip(x, -LARGEST, LARGEST))
 
 
 def bounded_product(x: Array, factor: Array) -> Array:
-    """x * factor for a factor >= 0, which is held so that the product stays within exp(80): two ratios that are
-    finite by themselves may overflow together."""
+    """x * factor for a factor >= 0, clipped so that the product stays within exp(80): the product of two finite
+    ratios may overflow."""
     room = math.exp(LARGEST) / jnp.maximum(jnp.abs(jax.lax.stop_gradient(x)), 1.0)
     return x * jnp.minimum(factor, room)
 
@@ -55,7 +55,7 @@ def importance_ratio(log_ratio: Array, mask: Array, level: str = "token") -> Arr
 
 
 def clip_with_gradient(x: Array, low: float, high: float) -> Array:
-    """x held within [low, high]; at the very edge the gradient passes, as in PyTorch (JAX's own halves it there)."""
+    """x clipped to [low, high]. At the bounds the gradient is 1, as in PyTorch (`jnp.clip` halves it there)."""
     return jnp.where(x < low, low, jnp.where(x > high, high, x))
 
 
@@ -65,7 +65,7 @@ def clipped_loss(
     """-min(min(r, delta) A, clip(r, 1 - eps_low, 1 + eps_high) A), the shape of r A.
 
     PPO (arXiv:1707.06347, equation 7) with the asymmetric range of DAPO (arXiv:2503.14476, equation 8) and the
-    second bound of INTELLECT-2 (arXiv:2505.07291), which holds what a bad completion can push.
+    second bound of INTELLECT-2 (arXiv:2505.07291), which limits the effect of a bad completion.
     """
     clipped = clip_with_gradient(ratio, 1 - epsilon_low, 1 + epsilon_high)
     return -jnp.minimum(bounded_ratio(ratio, delta) * A, clipped * A)
@@ -77,9 +77,9 @@ def bounded_ratio(ratio: Array, delta: float | None) -> Array:
 
 
 def cispo_loss(ratio: Array, A: Array, logprobs: Array, largest: float) -> Array:
-    """-sg(min(r, largest)) A l, [B,Tc]: every token keeps its gradient, its weight is bounded.
+    """-sg(min(r, largest)) A l, [B,Tc]: every token keeps its gradient, with a bounded weight.
 
-    MiniMax-M1 (arXiv:2506.13585). `largest` is the bound itself, and not 1 + something.
+    MiniMax-M1 (arXiv:2506.13585). `largest` is the bound itself, not 1 + epsilon.
     """
     return -jax.lax.stop_gradient(jnp.minimum(ratio, largest)) * A * logprobs
 
@@ -103,14 +103,14 @@ def vespo_weight(
 ) -> Array:
     """phi = exp(lam + k log w - lam w), shape of A, without gradient; (k, lam) is `positive` where A >= 0.
 
-    log w is the sum over the row of clip(l - o, -20, 20), held within [log 1e-8, 20]; the sampler's `correction`
+    log w is the sum over the row of clip(l - o, -20, 20), clipped to [log 1e-8, 20]; the sampler's `correction`
     [B,Tc] or [B,1] multiplies w. 0 where k and lam let it overflow (VESPO, arXiv:2602.10693).
     """
     lowest = math.log(1e-8)
     total = (jnp.clip(log_ratio, -20.0, 20.0) * mask).sum(-1, keepdims=True)
     if correction is not None:
         log_correction = jnp.clip(jnp.log(correction), lowest, 20.0)
-        of_row = correction.shape[-1] == 1  # the whole row's already: it counts once
+        of_row = correction.shape[-1] == 1  # already summed over the row: count it once
         total = total + (log_correction if of_row else log_correction * mask).sum(-1, keepdims=True)
     log_w = jax.lax.stop_gradient(jnp.clip(total, lowest, 20.0))
     k = jnp.where(A >= 0, positive[0], negative[0])

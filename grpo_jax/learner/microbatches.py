@@ -1,4 +1,4 @@
-"""A mini-batch in micro-batches, within a program: taken apart, gone through, put together again."""
+"""Splits a mini-batch into micro-batches inside a program, loops over them, and joins the results."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def gone_through(body: Callable, start: Any, parts: int, longest: int, ends: Arr
     """`body(width, i, carry)` for micro-batches i, from `start`: all `parts` of them in full width, or, with `ends`
     [K], those before ends[0] in the least of K widths, those from there to ends[1] in the next, and so on.
 
-    The loops' lengths are data: how many rows there are of each width compiles nothing anew.
+    The loops' lengths are data: the number of rows of each width causes no new compilation.
     """
     if ends is None:
         return jax.lax.fori_loop(0, parts, lambda i, carry: body(longest, i, carry), start)

@@ -1,4 +1,4 @@
-"""An optimizer whose moments are kept in bfloat16: half the memory, and right on the average.
+"""An optimizer whose moments are stored in bfloat16: half the memory, and exact on average.
 
 Adam's second moment moves by a thousandth of itself at a time, less than half of bfloat16's spacing: rounded to the
 nearest it would never fall again. Rounded up or down at random, with the chances that make the mean exact, it
@@ -22,7 +22,7 @@ class Compact(NamedTuple):
 
 
 def in_bfloat16(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same optimizer; it computes in float32 and rounds what it keeps."""
+    """The same optimizer; it computes in float32 and stores rounded moments."""
 
     def init(params: Any) -> Compact:
         narrow = lambda x: x.astype(jnp.bfloat16)
@@ -44,7 +44,7 @@ def in_bfloat16(optimizer: optax.GradientTransformation) -> optax.GradientTransf
 
 def rounded(key: Array, x: Array) -> Array:
     """Float32 x as one of the two bfloat16 numbers around it, at random; its expectation is x."""
-    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)  # of the bits that fall away
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)  # for the bits that are dropped
     raw = (jax.lax.bitcast_convert_type(x, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
     exact = jax.lax.bitcast_convert_type(raw, jnp.float32)
     return jnp.where(jnp.isfinite(x), exact, x).astype(jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""What a row counts in the loss."""
+"""The weight of each row in the loss."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -34,4 +34,6 @@ def row_weights(mask: Array, loss_type: str, max_length: int, mean_tokens: Array
     if kind == "constant":
         return jnp.full(rows, 1.0 / (rows * max_length))
     total = tokens.sum() if kind == "batch tokens" or mean_tokens is None else mean_tokens
-    return jnp.full(rows, 1.0) / jnp.where(total > 0, total, 1.0)  # a rollout's share may be under one token
+    return jnp.full(rows, 1.0) / jnp.where(
+        total > 0, total, 1.0
+    )  # the mean tokens per mini-batch may be below one

@@ -1,4 +1,4 @@
-"""What is minimised: the pieces of `losses.py` and its neighbours put together as the settings say."""
+"""The objective: combines the pieces of `losses.py` and its neighbours as the settings say."""
 
 from dataclasses import dataclass, replace
 
@@ -40,7 +40,7 @@ Metrics = dict[str, Array]  # scalars
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one update. What is None is not there, and nothing is computed for it."""
+    """The rows of one update. A field that is None is absent, and nothing is computed for it."""
 
     rows: Rows
     advantages: Array  # [B] float32, or [B,Tc] of single tokens
@@ -91,7 +91,7 @@ class GRPO:
 
     @property
     def ignores_zero_advantages(self) -> bool:
-        """Whether a row with advantage 0 has no gradient: no other term acts on it."""
+        """Whether a row with advantage 0 has no gradient, because the loss has no other term."""
         return self.beta == 0 and not self.bonus.is_on
 
     def weigh(self, batch: Batch, control: EntropyControl | None = None) -> Batch:
@@ -111,7 +111,7 @@ class GRPO:
         return replace(batch, entropy_mask=mask)
 
     def loss(self, logprobs: Array, entropy: Array | None, batch: Batch) -> tuple[Array, RowSums]:
-        """The loss [] of weighed rows, and what is logged, from the current log-probs and entropies [B,Tc]."""
+        """The loss [] of weighted rows, and the sums to log, from the current log-probs and entropies [B,Tc]."""
         assert batch.weights is not None
         t = self._terms(logprobs, batch)
         entropy = None if entropy is None else jnp.where(t.mask > 0, entropy, 0.0)
@@ -188,7 +188,7 @@ class GRPO:
         return vespo_weight(t.log_ratio, t.A, t.mask, self.vespo_positive, self.vespo_negative, correction)
 
     def _sampler_factor(self, t: "_Terms") -> Array | None:
-        """VESPO has it in its weight already."""
+        """None for VESPO, whose weight already includes it."""
         return None if self.sampler_mode == "none" or self.loss_type == "vespo" else t.correction
 
     def _kept_rows(self, t: "_Terms", batch: Batch) -> Array | None:
@@ -214,7 +214,7 @@ class GRPO:
         assert batch.bonus is not None
         share = logged.sums["bonus_entropy"].sum() * batch.bonus
         if chosen is None or batch.entropy_mask is not None:
-            return share  # the weight is divided by their number already
+            return share  # `weigh` has already divided by their number
         return share / jnp.maximum(chosen.sum(), 1.0)
 
     def _logged(
@@ -260,7 +260,7 @@ class GRPO:
 
 
 def _seen_advantages(advantages: Array, mask: Array) -> Array:
-    """[B,1] or [B,Tc], 0 where nothing is seen: what lies there reaches neither value nor gradient."""
+    """[B,1] or [B,Tc], 0 where masked: values there reach neither the loss nor its gradient."""
     if advantages.ndim == 1:
         advantages, mask = advantages[:, None], mask.max(-1, keepdims=True)
     return jnp.where(mask > 0, advantages, 0.0)
@@ -268,7 +268,7 @@ def _seen_advantages(advantages: Array, mask: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Terms:
-    """What every part of the loss is made of; letters as in `losses.py`."""
+    """The terms that all parts of the loss share; letters as in `losses.py`."""
 
     mask: Array  # [B,Tc]
     A: Array  # [B,1] or [B,Tc]
@@ -290,7 +290,7 @@ class SFT:
         return replace(batch, weights=row_weights(batch.rows.mask, "bnpo", 0))
 
     def loss(self, logprobs: Array, entropy: Array | None, batch: Batch) -> tuple[Array, RowSums]:
-        """The loss [] of weighed rows, and what is logged."""
+        """The loss [] of weighted rows, and the sums to log."""
         assert batch.weights is not None
         nll = -sum_tokens(logprobs, batch.rows.mask)
         sums = {"nll": nll}

@@ -19,8 +19,8 @@ from grpo_jax.sharding.rules import TRAIN_RULES, shardings
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Master weights, or adapters, in float32: updates of 1e-6 vanish in bfloat16. Adam's moments as the optimizer
-    keeps them."""
+    """Master weights, or adapters, in float32: updates of 1e-6 vanish in bfloat16. The optimizer
+    stores Adam's moments in its own form."""
 
     params: Params
     opt_state: Any
@@ -84,7 +84,7 @@ def init_state(
 def state_shardings(
     params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, bonus: EntropyBonus | None = None
 ) -> Any:
-    """A TrainState of shardings: moments lie where their parameters lie, counters everywhere."""
+    """A TrainState of shardings: moments as their parameters, counters replicated."""
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer, bonus), params)
     weights = shardings(params, TRAIN_RULES, mesh)
     moments = optax.tree_utils.tree_map_params(

@@ -1,4 +1,4 @@
-"""What is logged beside the loss, gathered row by row: the same for every split into micro-batches.
+"""Metrics logged beside the loss, collected per row: the same for every split into micro-batches.
 
 A micro-batch yields an array [B] for each figure; the rows of all of them are put together before anything is
 divided. Rows that were not computed (see `batches.py`) hold zeros, and `computed` says which.
@@ -14,7 +14,7 @@ from jax import Array
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RowSums:
-    """Figures [B] of rows: sums over tokens, or single values, and extremes over tokens."""
+    """Per-row values [B]: sums over tokens, single values, and extremes over tokens."""
 
     sums: dict[str, Array]
     least: dict[str, Array]
@@ -77,7 +77,7 @@ def _extreme(x: Array) -> Array:
 def sampling_rows(
     logprobs: Array, sampler_logprobs: Array | None, correction: Array, mask: Array, on_policy: Array | None
 ) -> RowSums:
-    """The gap between the scorer [B,Tc] and the sampler, and the importance ratio ([B,Tc] or [B,1]) that mends it.
+    """The gap between the scorer [B,Tc] and the sampler, and the importance ratio ([B,Tc] or [B,1]) that corrects it.
 
     Rows that are not `on_policy` [B] count in neither: their sampler was another policy.
     """

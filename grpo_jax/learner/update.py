@@ -110,7 +110,7 @@ def accumulate(
     """Gradients [as params, float32], metrics and the entropy bonus's next state, of the whole batch. `base`: weights
     that are not trained, where `params` are adapters beside them.
 
-    Rows are weighed before the split, and so the micro-batches' losses and gradients simply add up.
+    Rows are weighted before the split, so the micro-batches' losses and gradients add up.
     """
     how = replace(how, entropy=how.entropy or objective.needs_entropy)
     whole = partial(whole_model, base=base)
@@ -154,7 +154,7 @@ def _loss(
 
 
 def _entropies(cfg: ModelConfig, how: Scoring, micro_batches: int, params: Params, rows: Rows) -> Array:
-    """[B,Tc]: a pass of its own, as the highest of a mini-batch are known only when all are."""
+    """Entropies [B,Tc] by a separate pass: the highest of a mini-batch are known only when all are computed."""
     entropy = forward(cfg, how, micro_batches, params, rows)[1]
     assert entropy is not None
     return entropy
@@ -165,7 +165,7 @@ def _zeros(shapes: Any) -> Any:
 
 
 def _no_rows(shapes: RowSums, parts: int) -> RowSums:
-    """Figures [parts,B/parts] of rows that are not computed: they change no sum and no extreme."""
+    """Values [parts,B/parts] for rows that are not computed: they change no sum and no extreme."""
     full = lambda tree, value: jax.tree.map(lambda x: jnp.full((parts, *x.shape), value, x.dtype), tree)
     return RowSums(
         full(shapes.sums, 0),
@@ -178,7 +178,7 @@ def _no_rows(shapes: RowSums, parts: int) -> RowSums:
 def read(metrics: Metrics) -> dict[str, float]:
     """An update's metrics as Python numbers; waits for the update.
 
-    UserError when its gradient was not finite: the weights are lost with it, and no checkpoint may take them.
+    UserError when its gradient was not finite: the weights are then lost, and must not be saved.
     """
     values = {name: float(hosts.get(value)) for name, value in metrics.items()}
     if not math.isfinite(values["grad_norm"]):
