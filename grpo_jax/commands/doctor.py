@@ -1,7 +1,7 @@
 """`grpo-jax doctor`: devices, versions, memory and what is missing, in words.
 
-A check yields findings and prints nothing. The exit code is 0 when training can run here, be it on the CPU.
-What a package needs is read from its own metadata, so that no list of requirements is kept twice.
+A check yields findings and prints nothing. The exit code is 0 if training can run here, on the CPU at least.
+Requirements are read from package metadata, so that no list is kept twice.
 """
 
 import os
@@ -36,7 +36,7 @@ def doctor() -> int:
     for finding in findings:
         print(MARKS[finding.level] + finding.text)
     broken = any(finding.level == "broken" for finding in findings)
-    print("Not usable yet: mend the lines marked x." if broken else "Usable. Try: grpo-jax train demo")
+    print("Not usable yet: fix the lines marked x." if broken else "Usable. Try: grpo-jax train demo")
     return int(broken)
 
 
@@ -127,7 +127,7 @@ def devices() -> Iterator[Finding]:
 
         found = jax.devices()
         jax.block_until_ready(jax.numpy.ones(8).sum())
-    except Exception as fault:  # a plugin may raise anything, and saying so is what this verb is for
+    except Exception as fault:  # a plugin may raise anything, and this verb reports it
         yield Finding(f"JAX cannot compute here: {first_line(fault)}{forced()}", "broken")
         yield from unused("")
         return
@@ -163,8 +163,8 @@ def unused(platform_name: str) -> Iterator[Finding]:
     else:
         yield Finding("no GPU or TPU in this machine; the CPU is enough to learn and to test")
         return
-    mend = f"run: pip install '{PACKAGE}[{extra}]'; if that is done, another process may hold it"
-    yield Finding(f"this machine has {seen}, but JAX does not use it{forced()}; {mend}", "note")
+    fix = f"run: pip install '{PACKAGE}[{extra}]'; if that is done, another process may hold it"
+    yield Finding(f"this machine has {seen}, but JAX does not use it{forced()}; {fix}", "note")
 
 
 def has_nvidia(root: Path = Path("/")) -> bool:
@@ -191,7 +191,7 @@ def nvidia_driver() -> int | None:
 
 
 def sandbox() -> Iterator[Finding]:
-    """What would stand around the programs of the reward `code` on this machine."""
+    """The sandbox that this machine offers for the programs of the reward `code`."""
     from grpo_jax.sandbox.select import here
 
     stands = here()

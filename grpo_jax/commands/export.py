@@ -18,8 +18,10 @@ from grpo_jax.setup.weights import save_adapter, save_trained
 
 
 def export_command(run: str, out: str, step: int | None = None, adapter: bool = False) -> int:
-    """Write the checkpoint of `step`, or the newest whole one, to the new folder `out`: the model, or its adapter."""
-    config = _settings(RunFolder(run).settings()).replace(mesh=None)  # this machine's, whatever the run had
+    """Write the checkpoint of `step`, or the newest intact one, to the new folder `out`: the model, or its adapter."""
+    config = _settings(RunFolder(run).settings()).replace(
+        mesh=None
+    )  # the mesh of this machine, not the run's
     policy = open_policy(config, starting_model(config.model, epath.Path(run)), lora=lora_of(config))
     if adapter and policy.lora is None:
         raise UserError(f"--adapter: {run} trained all weights; leave it out")
@@ -33,12 +35,12 @@ def export_command(run: str, out: str, step: int | None = None, adapter: bool = 
 
 
 def _settings(values: dict[str, Any]) -> GRPOConfig | SFTConfig:
-    """The run's settings; a run of `sft` is known by the one that only it has."""
+    """The run's settings; a run of `sft` is recognised by a setting that only it has."""
     return SFTConfig(**values) if "completion_column" in values else GRPOConfig(**values)
 
 
 def starting_model(model: str, run: epath.Path) -> str | Path:
-    """Where a run's starting model lies: the demo keeps the one it made in its own folder."""
+    """The run's starting model; for the demo, the one in the run's folder."""
     return Path(run / "start") if model == "demo" else model
 
 
@@ -51,7 +53,7 @@ class _Weights:
 
 
 def _restore(run: str, policy: Policy, step: int | None) -> tuple[int, Params]:
-    """(step, weights): the optimizer's state, whichever optimizer it is, is not read."""
+    """(step, weights). The optimizer's state is not read."""
     lay = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     abstract = _Weights(jax.tree.map(lay, policy.abstract_trained(), policy.train_shardings()))
     with Checkpoints(RunFolder(run).checkpoints, read_only=True) as checkpoints:

@@ -9,7 +9,7 @@ from grpo_jax.sharding.quiet import prepare
 
 
 def list_targets() -> int:
-    """Every chip that is known, with the figures that plans reckon with."""
+    """Print every known chip with the numbers that plans use."""
     from rich.console import Console
     from rich.table import Table
 

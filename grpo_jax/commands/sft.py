@@ -1,4 +1,4 @@
-"""The verb `sft`."""
+"""The verb `sft`: supervised fine-tuning."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from grpo_jax.training.sft_evaluation import save_samples
 from grpo_jax.training.sft_trainer import FineTuner, Row
 
 SHOWN = 2
-"""Samples of an evaluation that the terminal shows; the run's folder has all."""
+"""Evaluation samples shown on the terminal; the run's folder has all of them."""
 
 
 def sft(config: SFTConfig) -> int:
@@ -39,7 +39,7 @@ def sft(config: SFTConfig) -> int:
 
 
 def _blank(config: SFTConfig) -> Path:
-    """The tiny model of random weights that `model: demo` means here, kept beside the run that begins with it."""
+    """Make the tiny random model that `model: demo` stands for, in the run's folder."""
     from grpo_jax.demo.tiny_model import blank_model
 
     if config.output_dir is None or "://" in config.output_dir:
@@ -54,7 +54,7 @@ def _blank(config: SFTConfig) -> Path:
 
 
 def _load(config: SFTConfig) -> tuple[list[Row], list[Row] | None]:
-    """Rows to learn and held-out rows, all with the columns `prompt` and `completion`."""
+    """Training rows and held-out rows, with the columns `prompt` and `completion`."""
     columns = config.prompt_column, config.completion_column
     rows = load_rows(config.dataset, config.dataset_split, seed=config.seed)
     more = [entry(one) for one in config.extra_datasets or ()]
@@ -89,7 +89,7 @@ def _evaluation_is_due(config: SFTConfig, done: int) -> bool:
 
 
 def _evaluated(run: Run, tuner: FineTuner, state: TrainState, done: int) -> dict[str, Any] | None:
-    """What the held-out rows say of the state, shown and kept."""
+    """Evaluate the state on the held-out rows; print and save the result. None without held-out rows."""
     found = tuner.evaluate(state)
     if found is None:
         return None
@@ -102,7 +102,7 @@ def _evaluated(run: Run, tuner: FineTuner, state: TrainState, done: int) -> dict
 
 
 def _finish(run: Run, tuner: FineTuner, state: TrainState, notes: dict[str, Any]) -> None:
-    """Export, summary, closing lines."""
+    """Export the model, write the summary, print the closing lines."""
     policy, examples, (memory, source) = tuner.policy, tuner.examples, peak_memory()
     export_run(run, policy, state.params, tuner.config.model)
     before, after = (found and found["summary"] for found in (notes["before"], notes.get("after")))

@@ -1,4 +1,4 @@
-"""The verb `train`."""
+"""The verb `train`: GRPO."""
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.demo.cold_start import starting_model
@@ -6,7 +6,7 @@ from grpo_jax.trainer import GRPOTrainer
 
 
 def train(config: GRPOConfig) -> int:
-    """GRPO as the settings say."""
+    """Train as the settings say."""
     if config.model == "demo":
         return train_demo(config)
     GRPOTrainer(config.model, args=config).train()
@@ -14,7 +14,7 @@ def train(config: GRPOConfig) -> int:
 
 
 def train_demo(config: GRPOConfig) -> int:
-    """GRPO from the demo's starting model, which lives as long as the run."""
+    """Train the demo's starting model, which is deleted after the run."""
     with starting_model(config) as folder:
         trainer = GRPOTrainer(folder, args=config)
         # The folder is temporary, so config.yaml keeps the model's name: the run can be repeated.

@@ -1,6 +1,6 @@
-"""Every setting of every verb: typed, frozen, checked before anything loads. No jax in here.
+"""The settings of every verb: typed, frozen, and checked before anything loads. Imports no jax.
 
-A class a section; a verb's settings are the sections that it uses. The names are the same in YAML, on the
+Each section is a class; a verb's settings inherit the sections that it uses. The names are the same in YAML, on the
 command line and in Python, and keep TRL's spelling where they mean what they mean in TRL. The docstring under
 a field is its help text.
 """

@@ -1,6 +1,6 @@
-"""How settings come in and go out: YAML, the command line, Python; one clear line for each fault.
+"""Reads and writes settings: YAML, the command line, Python; one line per error.
 
-`Settings` is the base of every tree of settings in `config/`. This file knows no setting by its meaning.
+`Settings` is the base of every tree of settings in `config/`. Nothing here knows a single setting.
 """
 
 import re
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from grpo_jax.config.trl_translation import translation
 from grpo_jax.errors import UserError, nearest
 
-MAX_PROBLEMS = 3  # lines of one error message: nobody reads the fourth
+MAX_PROBLEMS = 3  # lines of one error message
 
 PLAIN_WORDS = {
     "greater than or equal to": "at least",
@@ -49,11 +49,11 @@ class Settings(BaseModel):
             raise UserError(explain(type(self), fault, values)) from None
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with `changes`, checked as a whole."""
+        """A copy with `changes`, all checks run again."""
         return type(self)(**{**self.model_dump(exclude_unset=True), **changes})
 
     def written(self) -> dict[str, Any]:
-        """All settings, in the form in which they can be read again."""
+        """All settings as plain values, which can be read back."""
         return self.model_dump()
 
     def to_yaml(self) -> str:

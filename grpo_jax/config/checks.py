@@ -1,4 +1,4 @@
-"""What must hold between settings. Each check returns one sentence `field = value: why; mend`, or None."""
+"""Checks across settings. Each returns one sentence `field = value: why; how to fix it`, or None."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ from grpo_jax.errors import UserError, nearest
 
 
 def first(*problems: str | None) -> None:
-    """Raise ValueError for the first problem, if any: pydantic collects it."""
+    """Raise ValueError for the first problem, if any; pydantic collects it."""
     for text in filter(None, problems):
         raise ValueError(text)
 
 
 def changed(c: Any, name: str) -> bool:
-    """Whether a setting says something else than its default does."""
+    """Whether a setting differs from its default."""
     return getattr(c, name) != type(c).model_fields[name].get_default(call_default_factory=True)
 
 
 def length(c: Any) -> str | None:
-    """The training's length is given in one way. A run's config.yaml has it as max_steps, whatever was given."""
+    """The training's length is given once. A run's config.yaml always states max_steps."""
     if c.num_train_epochs is not None and "max_steps" in c.model_fields_set:
         return (
             f"num_train_epochs = {c.num_train_epochs}: max_steps is {c.max_steps} already; keep one of them "
@@ -42,14 +42,14 @@ def layout(c: Any) -> str | None:
 
 
 def template_variables(given: Any) -> str | None:
-    """What decides whether the assistant's turn is opened is not for the user's variables to say."""
+    """Template variables must not decide whether the assistant's turn is opened."""
     if taken := sorted({"tokenize", "add_generation_prompt", "continue_final_message"} & given.keys()):
         return f"chat_template_kwargs = {given}: {taken[0]} follows from the prompt; leave it out"
     return None
 
 
 def warmup(c: Any) -> str | None:
-    """The warm-up is given in one way, and ends within the run."""
+    """The warm-up is given once, and ends within the run."""
     if c.warmup_steps and c.warmup_ratio:
         return f"warmup_ratio = {c.warmup_ratio}: warmup_steps is {c.warmup_steps} already; keep one of them"
     if getattr(c, "num_train_epochs", None) is None and c.warmup_steps > c.max_steps:
@@ -84,14 +84,14 @@ def micro_batch(c: Any, rows: int) -> str | None:
 
 
 def _divisors(total: int, wish: int) -> str:
-    """The divisors of `total` next to `wish`, which is none and so above 1, in words."""
+    """Text with the divisors of `total` closest to `wish`, which is not one itself."""
     below = next(n for n in range(min(wish, total), 0, -1) if total % n == 0)
     above = next((n for n in range(wish, total + 1) if total % n == 0), None)
     return f"{below} or {above}" if above else str(below)
 
 
 def weights(c: Any) -> str | None:
-    """One weight a reward, and not all of them 0. Functions given to the trainer are counted there."""
+    """One weight per reward, not all 0. The trainer counts functions that are passed to it."""
     if c.reward_weights is None:
         return None
     if "rewards" in c.model_fields_set and len(c.reward_weights) != len(c.rewards):
@@ -102,7 +102,7 @@ def weights(c: Any) -> str | None:
 
 
 def evaluation(c: Any) -> str | None:
-    """Evaluating every so many steps needs prompts, and choosing among tokens a temperature."""
+    """Periodic evaluation needs prompts; top_p, top_k and min_p need a temperature."""
     if c.eval_steps and not c.eval_prompts:
         return f"eval_steps = {c.eval_steps}: eval_prompts is 0, so nothing is evaluated; set one of them"
     idle = [name for name in ("eval_top_p", "eval_top_k", "eval_min_p") if changed(c, name)]
@@ -112,7 +112,7 @@ def evaluation(c: Any) -> str | None:
 
 
 def distinct_samples(c: Any, samples: str = "samples", temperature: str = "temperature") -> str | None:
-    """Greedy samples are all the same, so only one is worth drawing."""
+    """Greedy samples are identical, so only one makes sense."""
     count = getattr(c, samples)
     if count > 1 and getattr(c, temperature) == 0:
         return f"{samples} = {count}: greedy samples are all the same; set {temperature} above 0"
@@ -120,7 +120,7 @@ def distinct_samples(c: Any, samples: str = "samples", temperature: str = "tempe
 
 
 def shortest(c: Any, longest: str = "max_completion_length") -> str | None:
-    """A completion can be as long as it must be."""
+    """The least length of a completion is within the limit."""
     most = getattr(c, longest)
     if most is not None and c.min_tokens > most:
         return f"min_tokens = {c.min_tokens}: completions have at most {longest} = {most} tokens; use at most that"
@@ -128,14 +128,14 @@ def shortest(c: Any, longest: str = "max_completion_length") -> str | None:
 
 
 def stop_strings(strings: list[str]) -> str | None:
-    """U+FFFD stands for bytes that are no text yet: what looks like it may become something else."""
+    """No U+FFFD in stop strings: it stands for bytes that later tokens may complete to other text."""
     if broken := [text for text in strings if "\ufffd" in text]:
         return f"stop_strings = {broken}: U+FFFD is no text; leave it out"
     return None
 
 
 def requests(c: Any) -> str | None:
-    """There is something to answer, and a turn for what the answer begins with."""
+    """There is a prompt, and `assistant_prefix` has a turn to begin."""
     if c.prompt is None and c.prompts is None:
         return "prompt: must be given, or prompts, a file of them"
     if c.prompt is not None and c.prompts is not None:
@@ -146,7 +146,7 @@ def requests(c: Any) -> str | None:
 
 
 def exploration(c: Any) -> str | None:
-    """Training compares completions that differ."""
+    """Training needs completions that can differ."""
     if c.temperature == 0:
         return "temperature = 0: greedy completions of a prompt are all the same; use e.g. 1.0"
     return None
@@ -156,7 +156,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def adapters(c: Any) -> list[str | None]:
-    """What is said of adapters goes together."""
+    """The adapter settings are consistent."""
     return [
         _adapters_wanted(c, "lora_r") if c.adapter else None,
         _adapters_wanted(c, "base_weights") if not (c.lora_r or c.adapter) else None,

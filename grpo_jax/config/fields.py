@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 
 
 def split_list(value: Any, info: ValidationInfo) -> Any:
-    """For list fields: `a,b` or `[a, b]` as a list; anything that is no string stays as it is."""
+    """For list fields: `a,b` or `[a, b]` as a list; other values are unchanged."""
     if not isinstance(value, str):
         return value
     if value.strip().startswith("["):
@@ -52,7 +52,7 @@ def texts_or_ids(value: Any, info: ValidationInfo) -> Any:
 
 
 def read_mapping(value: Any, info: ValidationInfo) -> Any:
-    """For mapping fields: `{name: value}` in a string as a mapping; anything that is no string stays as it is."""
+    """For mapping fields: `{name: value}` in a string as a mapping; other values are unchanged."""
     if not isinstance(value, str):
         return value
     try:

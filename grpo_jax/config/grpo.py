@@ -1,4 +1,4 @@
-"""The settings of `train`, of sections that stand in files of their own."""
+"""The settings of `train`, composed of the sections in the other files."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -37,7 +37,7 @@ class GRPOConfig(
     @model_validator(mode="before")
     @classmethod
     def _in_trls_words(cls, values: Any) -> Any:
-        """What TRL spells otherwise, in our words; what is refused stays, and is refused with all the rest."""
+        """Translate TRL's names into ours. Refused names stay, so that they are reported with all other errors."""
         return corrected(accept(values)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
@@ -60,5 +60,5 @@ class GRPOConfig(
         return self
 
     def written(self) -> dict[str, Any]:
-        """A length given in epochs is not one in steps too."""
+        """A length in epochs replaces one in steps."""
         return super().written() | ({} if self.num_train_epochs is None else {"max_steps": -1})

@@ -1,4 +1,4 @@
-"""Settings from a recipe or a YAML file, with the command line's on top."""
+"""Loads settings from a recipe or a YAML file, overridden by the command line."""
 
 import types
 import typing
@@ -21,15 +21,15 @@ def load_settings(
     *,
     tiny: bool = False,
 ) -> S:
-    """`cls` from a recipe's name or a YAML file (None: the defaults), with command-line strings on top; `tiny`: with
-    what the file says under `tiny` in between, which makes a run of minutes on a laptop of it.
+    """`cls` from a recipe's name or a YAML file (None: the defaults), overridden by command-line strings. `tiny`
+    first applies the file's section `tiny`, which makes it a run of minutes on a laptop.
 
     Raises `UserError`; for a value that came from a file the message begins with the file and the line.
     """
     values, places = read_source(source) if source else ({}, {})
     if "stages" in values:
         raise UserError(f"{source}: a pipeline of several stages; run it with grpo-jax pipeline {source}")
-    values.pop("recipe", None)  # what the recipe says about itself is no setting
+    values.pop("recipe", None)  # the recipe's description is not a setting
     small, line = values.pop("tiny", None), places.pop("tiny", f"{source}: ")
     if tiny:
         if not isinstance(small, dict):
@@ -44,7 +44,7 @@ def load_settings(
 
 
 def placed(line: str, places: Mapping[str, str]) -> str:
-    """`line` with the file and line of the setting that it begins with, where that is known."""
+    """`line` preceded by the file and line of the setting that it begins with, if known."""
     return places.get(line.replace("[", " ").replace(":", " ").split(" ")[0], "") + line
 
 
@@ -83,10 +83,10 @@ def parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as fault:  # ValueError: a date that is none, such as 2020-13-45
+    except (yaml.YAMLError, ValueError) as fault:  # ValueError: an invalid date such as 2020-13-45
         mark = getattr(fault, "problem_mark", None)
         why = getattr(fault, "problem", None) or "not YAML"
-        raise UserError(f"{name}{f':{mark.line + 1}' if mark else ''}: {why}; mend the YAML there") from None
+        raise UserError(f"{name}{f':{mark.line + 1}' if mark else ''}: {why}; fix the YAML there") from None
     if node is None:
         return {}, {}
     if not isinstance(node, yaml.MappingNode):
@@ -97,7 +97,7 @@ def parse_yaml(text: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _check_once(node: yaml.Node, name: str, seen: set[int]) -> None:
-    """UserError for a key that a mapping has twice, however deep; `seen`: an anchor may stand inside itself."""
+    """UserError for a key that a mapping has twice, however deep; `seen` stops at anchors that contain themselves."""
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))

@@ -1,6 +1,6 @@
-"""Which objectives make sense. Each check returns one sentence `field = value: why; mend`, or None.
+"""Checks of the objective's settings. Each returns one sentence `field = value: why; how to fix it`, or None.
 
-No setting is without an effect: one that acts only beside another is refused without it, unless it has its default.
+No setting may be without effect: one that acts only with another is refused without it, unless it is at its default.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from grpo_jax.config.checks import changed
 
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 
-# What a setting needs to act at all: the fields, whether it holds, and how to say so.
+# What a setting needs to have an effect: its fields, the condition, and the sentence.
 NEEDS: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
     (("epsilon", "delta"), lambda c: c.loss_type in CLIPPED, "loss_type {c.loss_type} does not clip"),
     (
@@ -54,20 +54,20 @@ NEEDS: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
 
 
 def corrected(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`values` with the correction that a sampler with weights or a cache of its own needs, unless they say which."""
+    """`values`, with the importance-sampling correction that an int8 sampler needs unless they name one."""
     if "int8" not in (values.get("rollout_weights"), values.get("rollout_cache")):
         return values
     return {"sampler_correction": "token_truncate", **values}
 
 
 def problems(c: Any) -> Iterator[str | None]:
-    """All checks of the objective, in the order in which they are told."""
+    """All checks of the objective, in the order in which they are reported."""
     yield from (idle(c), clip(c), cispo(c), reinforce(c), advantages(c), per_function(c))
     yield from (entropy(c), sampler(c), dynamic(c), overlong(c))
 
 
 def idle(c: Any) -> str | None:
-    """A setting was changed that acts only beside another."""
+    """A changed setting has an effect only with another one."""
     for names, holds, why in NEEDS:
         for name in names:
             if changed(c, name) and not holds(c):
@@ -76,7 +76,7 @@ def idle(c: Any) -> str | None:
 
 
 def clip(c: Any) -> str | None:
-    """The second bound lies above the first."""
+    """The second bound is above the first."""
     high = 1 + (c.epsilon if c.epsilon_high is None else c.epsilon_high)
     if c.delta is not None and c.delta <= high:
         return f"delta = {c.delta}: must be above 1 + epsilon_high, {high:g}; use e.g. 4"
@@ -93,7 +93,7 @@ def cispo(c: Any) -> str | None:
 
 
 def reinforce(c: Any) -> str | None:
-    """Without a ratio, nothing corrects for weights that have moved on since the rollout."""
+    """A loss without a ratio allows one update per rollout: nothing corrects for changed weights."""
     for name in ("num_iterations", "num_minibatches"):
         if c.loss_type == "reinforce" and getattr(c, name) > 1:
             return (
@@ -135,7 +135,7 @@ def entropy(c: Any) -> str | None:
 
 
 def sampler(c: Any) -> str | None:
-    """A correction has bounds, the right way round, and VESPO's are those of tokens. A sampler in int8 needs one."""
+    """A correction has bounds, least first; VESPO's are per token. An int8 sampler needs a correction."""
     mode, low, high = c.sampler_correction, c.sampler_correction_min, c.sampler_correction_max
     for field in ("rollout_weights", "rollout_cache"):
         if mode == "none" and getattr(c, field) != "auto":
@@ -155,7 +155,7 @@ def sampler(c: Any) -> str | None:
 
 
 def dynamic(c: Any) -> str | None:
-    """Sampling on takes more than one rollout."""
+    """Dynamic sampling needs more than one rollout."""
     if c.dynamic_sampling and c.max_rollouts_per_step == 1:
         return "max_rollouts_per_step = 1: dynamic_sampling could never sample on; use 2 or more"
     if c.dynamic_sampling and c.advantage_estimator == "reinforce_plus_plus":
@@ -169,17 +169,17 @@ def dynamic(c: Any) -> str | None:
 
 
 def overlong(c: Any) -> str | None:
-    """The punishment begins after some tokens."""
+    """The penalty on overlong completions starts after the first token."""
     if c.overlong_buffer >= c.max_completion_length:
         return f"overlong_buffer = {c.overlong_buffer}: use less than max_completion_length, {c.max_completion_length}"
     return None
 
 
-# ---- allowed, and rarely meant ----
+# ---- allowed, but rarely intended ----
 
 
 def warnings_of(c: Any) -> list[str]:
-    """What is allowed, and rarely meant: a sentence each, to be told once when the training begins."""
+    """Warnings about allowed settings that are rarely intended, printed once when training begins."""
     found = (_kl_without_gradient(c), _sequence_sums(c), _luspo(c), _tiny_deviation(c), _carried(c))
     return [text for text in found if text]
 

@@ -1,4 +1,4 @@
-"""From TRL's words to ours, by the table in `config/trl_fields.py`."""
+"""Translates TRL's settings into ours, by the table in `config/trl_fields.py`."""
 
 import reprlib
 import sys
@@ -20,8 +20,8 @@ NONE_IS = {"min_p": 0.0, "top_k": 0, "save_total_limit": 0, "eval_steps": 0}
 
 
 def accept(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` in our words. TRL's that are accepted are gone, and told of on stderr where that is due; those that
-    are refused stay, for pydantic to find them with all other faults."""
+    """`values` with our names. Accepted TRL names are removed, with a note on stderr where they have no effect; refused
+    ones stay, so that pydantic reports them with all other errors."""
     kept = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
     kept |= {name: ours for name, ours in NONE_IS.items() if name in kept and kept[name] is None}
     for reword in (length_in_epochs, _warmup, _precision, _evaluation, _seed, _batch):
@@ -37,7 +37,7 @@ def accept(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def translation(name: str, known: Collection[str], given: Mapping[str, Any]) -> str | None:
-    """What to write instead of `name`, beside which `given` was given; None where we have no idea."""
+    """What to write instead of `name`, given the other settings `given`; None if nothing corresponds."""
     if name in BATCH and "num_generations" in known and (sizes := _sizes(given)):
         return sizes
     if name in RULES:
@@ -65,7 +65,7 @@ def _warmup(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _precision(values: dict[str, Any]) -> dict[str, Any]:
-    """bf16 is a dtype, unless another is asked for."""
+    """bf16 sets the dtype, unless one is given."""
     bf16 = values.get("bf16")
     dtype = "bfloat16" if bf16 else "float32"
     if not isinstance(bf16, bool) or values.get("fp16") or values.get("dtype", "auto") not in ("auto", dtype):
@@ -74,20 +74,20 @@ def _precision(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation(values: dict[str, Any]) -> dict[str, Any]:
-    """A strategy that eval_steps agrees with says nothing new."""
+    """A strategy that agrees with eval_steps has no effect."""
     steps = bool(values.get("eval_steps"))
     agrees = values.get("eval_strategy") == ("steps" if steps else "no")
     return _without(values, "eval_strategy") if agrees else values
 
 
 def _seed(values: dict[str, Any]) -> dict[str, Any]:
-    """The data's seed may be named, if it is the seed."""
+    """The data's seed may be given if it equals `seed`."""
     same = values.get("data_seed") == values.get("seed", 0)
     return _without(values, "data_seed") if same else values
 
 
 def _batch(values: dict[str, Any]) -> dict[str, Any]:
-    """Of TRL's batch sizes the first that is given stands for all: one sentence answers them."""
+    """One sentence for all of TRL's batch sizes, reported at the first that is given."""
     first, *others = [name for name in BATCH if values.get(name) is not None] or [""]
     if first == "gradient_accumulation_steps" and values[first] == 1 and not others:
         return _without(values, first)
@@ -95,7 +95,7 @@ def _batch(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sizes(given: Mapping[str, Any]) -> str | None:
-    """TRL's batch sizes in our words, computed; None where none is given, or one is no whole number above 0."""
+    """Our settings that equal TRL's batch sizes; None if none is given, or one is not a positive integer."""
     rows, accumulated, held, drawn = (given.get(name) for name in BATCH)
     rows, accumulated, G = rows or 8, accumulated or 1, given.get("num_generations", 8)  # TRL's defaults
     held = held or accumulated  # TRL's batches that one rollout lasts for

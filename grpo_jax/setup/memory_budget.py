@@ -47,8 +47,8 @@ def _demand(
 
 def memory_for_rollouts(config: GRPOConfig, policy: Policy, state: Any, reward_models: int = 0) -> int | None:
     """Bytes per device for rollouts: the setting, or what weights, optimizer, reference, reward models and the
-    sampler's copy leave of the smallest device. None if the devices report no limit (CPU). Collective; all processes get the
-    same value."""
+    sampler's copy leave of the smallest device. None if the devices report no limit (CPU). Collective; all processes
+    get the same value."""
     if config.rollout_memory is not None:
         return int(config.rollout_memory * 2**30)
     smallest = smallest_device(policy)

@@ -129,7 +129,7 @@ def changed(name, **settings):
         (changed("rl", learning_rate=-1), "step rl: learning_rate = -1: must be above 0"),
         (changed("rl", output_dir="x"), "step rl: output_dir: the pipeline says where a step writes"),
         ("stages:\n  - name: a\n   verb: sft\n", "mine.yaml:3: "),
-        ("stages: [a\n", "mend the YAML there"),
+        ("stages: [a\n", "fix the YAML there"),
         ("", "no stages"),
     ],
 )
