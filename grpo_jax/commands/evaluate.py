@@ -29,7 +29,7 @@ def evaluate_command(config: EvalConfig) -> int:
     config = setup.config
     found = find_reward_models(setup.rewards)
     summary = _describe(setup)
-    folders = results.places_of(summary, config.output, config.run)
+    files = results.files_to_write(summary, config.output, config.run)
     other = comparison.read(config.compare) if config.compare else None
     if other:
         comparison.check(str(config.compare), other, summary, _samples(config))
@@ -50,8 +50,8 @@ def evaluate_command(config: EvalConfig) -> int:
         summary["difference"] = {"from": config.compare, **differences}
     if hosts.is_writer():
         _print(summary, prompts)
-        for folder in folders:
-            results.write(folder, summary, evaluations)
+        for file in files:
+            results.write(file, summary, evaluations)
     return 0
 
 

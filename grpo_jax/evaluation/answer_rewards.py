@@ -1,7 +1,7 @@
-"""Strict and flexible scoring side by side: two reward functions that differ in where they look for the answer alone.
+"""Strict and flexible scoring side by side: two reward functions that differ only in where they look for the answer.
 
-Both run in the reward pool, a problem's samples at a time, under its deadline: what a hostile formula costs is its row.
-Beside the score each logs the answer that it found and what that votes for (see `statistics.majority_at_n`).
+Both run in the reward pool, on one problem's samples at a time and under the pool's deadline, so a hostile formula
+costs only its row. Besides the score each logs the answer that it found and its vote (see `statistics.majority_at_n`).
 """
 
 import asyncio
@@ -19,16 +19,16 @@ SCORINGS: tuple[Literal["strict", "flexible"], ...] = ("strict", "flexible")
 
 
 @dataclass(frozen=True)
-class Grader:
-    """A reward function: 1.0 where the answer that is found is right, 0.0 where it is not, or none is found.
+class AnswerReward:
+    """A reward function: 1.0 if the completion's answer is right, 0.0 if it is wrong or there is none.
 
     Args:
-        scoring: where to look.
-        answer: the kind of answer, of `KINDS`.
-        place: where the prompt asks for it, of `PLACES`.
-        judge: the name of the reward that judges; it sees a completion that holds the answer in its place and nothing
-            else. None: right is what is the same as the column `answer`.
-        prefill: what every completion goes on from, beside what its own prompt says.
+        scoring: where to look for the answer.
+        answer: the kind of answer, a key of `KINDS`.
+        place: where the prompt asks for it, a key of `PLACES`.
+        judge: the name of the reward that judges; it sees a completion that holds only the answer, in its place. None:
+            an answer is right if it is the same as the column `answer`.
+        prefill: the text that every completion continues, besides its own prompt's.
     """
 
     scoring: Literal["strict", "flexible"]
@@ -37,7 +37,7 @@ class Grader:
     judge: str | None = None
     prefill: str | None = None
     worst: ClassVar[float] = 0.0
-    """Of an answer that cannot be judged in time: it is wrong."""
+    """The score of an answer that is not judged in time: wrong."""
 
     @property
     def __name__(self) -> str:
@@ -45,7 +45,7 @@ class Grader:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """Asks for the columns that its judge needs."""
+        """The columns that the judge needs are required."""
         needed = ["answer"]
         if self.judge:
             given = inspect.signature(self._judge.function).parameters
@@ -62,7 +62,7 @@ class Grader:
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        """Scores of the rows; the `answer` and the `vote` of each are logged."""
+        """The scores of the rows; logs the `answer` and the `vote` of each."""
         found = [self.find(prompt, text_of(each)) for prompt, each in zip(prompts, completions, strict=True)]
         if log_extra:
             log_extra("answer", [answer and answer.text for answer in found])
@@ -70,7 +70,7 @@ class Grader:
         return self._scores(prompts, found, columns)
 
     def find(self, prompt: Any, text: str) -> Answer | None:
-        """The answer in a completion; a thought that the prompt has opened belongs to it."""
+        """The answer in a completion. If the prompt opens the thinking, the completion is read as if it did."""
         if (self.prefill or prefill_of(prompt)).rstrip().endswith("<think>"):
             text = "<think>" + text
         return self.kind.strict(text, self.place) if self.scoring == "strict" else self.kind.flexible(text)
@@ -86,26 +86,26 @@ class Grader:
         return load_reward(self.judge)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the judge: the process that this is sent to loads its own."""
+        """The state to pickle, without the judge, which each worker process loads itself."""
         return {name: value for name, value in self.__dict__.items() if name != "_judge"}
 
     def _scores(
         self, prompts: Sequence[Any], found: Sequence[Answer | None], columns: dict[str, Any]
     ) -> list[float | None]:
         rows = [i for i, answer in enumerate(found) if answer]
-        said = [found[i] for i in rows]
+        answers = [found[i] for i in rows]
         some = {
             name: [values[i] for i in rows] for name, values in columns.items() if _is_column(values, found)
         }
         scores: list[float | None] = [0.0] * len(found)
-        for i, score in zip(rows, self._judged([prompts[i] for i in rows], said, some) if rows else ()):
+        for i, score in zip(rows, self._judged([prompts[i] for i in rows], answers, some) if rows else ()):
             scores[i] = score
         return scores
 
-    def _judged(self, prompts: list[Any], said: list[Any], columns: dict[str, Any]) -> list[float | None]:
+    def _judged(self, prompts: list[Any], answers: list[Any], columns: dict[str, Any]) -> list[float | None]:
         if self.judge is None:
-            return _same_as_gold(self.kind, said, **columns)
-        replies = [_reply(prompt, written(self.place, a.text)) for prompt, a in zip(prompts, said)]
+            return _same_as_gold(self.kind, answers, **columns)
+        replies = [_reply(prompt, written(self.place, a.text)) for prompt, a in zip(prompts, answers)]
         given = {"prompts": prompts, "completions": replies, **columns}
         accepted = parameters(self._judge.function)[1]
         chosen = {name: value for name, value in given.items() if accepted is None or name in accepted}
@@ -125,5 +125,7 @@ def _is_column(values: Any, rows: Sequence[Any]) -> bool:
     return isinstance(values, list) and len(values) == len(rows)
 
 
-def _same_as_gold(kind: Kind, said: list[Answer], *, answer: list[Any], **columns: Any) -> list[float | None]:
-    return [float(kind.same(kind.gold(gold), each)) for each, gold in zip(said, answer, strict=True)]
+def _same_as_gold(
+    kind: Kind, answers: list[Answer], *, answer: list[Any], **columns: Any
+) -> list[float | None]:
+    return [float(kind.same(kind.gold(gold), found)) for found, gold in zip(answers, answer, strict=True)]

@@ -1,11 +1,12 @@
-r"""What a completion answers: found strictly, where the prompt asks for it, or flexibly, wherever it may stand; and
-when two answers are the same one. No jax in here.
+r"""The answer in a completion, found strictly (where the prompt asks for it) or flexibly (anywhere), and whether two
+answers are the same. This module imports no jax.
 
-Strict is what follows the thinking, in the one place that the prompt names (`PLACES`). Flexible is the last of all
-such places in the text, and without any what the kind of answer looks like: the last number, the last formula.
+Strict scoring reads the one place that the prompt names (`PLACES`), after the thinking. Flexible scoring reads the last
+of all such places in the text; without any it takes what looks like the kind of answer: the last number, the last
+formula.
 
-Same answers have one key, or are equal in a way that only a comparison finds (`\frac{1}{2}` and `0.5`): a vote counts
-them together, and an answer that is the same as the gold one is right.
+Answers are the same if their keys are equal, or if a comparison finds them equal (`\frac{1}{2}` and `0.5`). A vote
+counts them together, and an answer that is the same as the gold one is right.
 """
 
 import re
@@ -27,7 +28,7 @@ class Answer:
     """An answer that was read."""
 
     text: str
-    """As it was written, without what stands around it."""
+    """As written, without the text around it."""
     key: str
     """Answers with equal keys are the same."""
 
@@ -36,7 +37,7 @@ class Answer:
 
 
 def last_hash(text: str) -> Found | None:
-    """What follows the last `####` in its line."""
+    """The text after the last `####` on its line."""
     start = text.rfind("####")
     return None if start < 0 else (start, text[start + 4 :].partition("\n")[0])
 
@@ -67,12 +68,12 @@ _WRITTEN = {"tag": "<answer>{}</answer>", "box": "\\boxed{{{}}}", "hash": "#### 
 
 
 def written(place: str, text: str) -> str:
-    """A completion that says nothing but this answer, in this place."""
+    """A completion that consists of this answer in this place."""
     return _WRITTEN[place].format(text)
 
 
 def after_thought(text: str) -> str | None:
-    """What follows the last `</think>`; the whole text where nobody thinks aloud; None where a thought never ends."""
+    """The text after the last `</think>`; the whole text if there is no thinking; None if the thinking never ends."""
     _, mark, rest = text.rpartition("</think>")
     return rest if mark else None if "<think>" in text else text
 
@@ -81,23 +82,23 @@ def after_thought(text: str) -> str | None:
 
 
 class Kind:
-    """One kind of answer. `read` turns what stands in a place into an answer, `find` looks for one in a text."""
+    """One kind of answer. `read` turns the text in a place into an answer, `find` searches a text for one."""
 
     votes = True
-    """Whether equal answers can be told, so that a majority means something."""
+    """Whether answers can be compared, so that a majority vote makes sense."""
     places: tuple[str, ...] = ("tag", "box", "hash")
-    """Where a flexible reader looks."""
+    """Where flexible scoring looks."""
 
     def read(self, inside: str, place: str) -> Answer | None:
-        """The answer in a place; None where what stands there is none."""
+        """The answer in a place; None if the text there is not one."""
         raise NotImplementedError
 
     def find(self, text: str) -> Answer | None:
-        """The answer of a text without any such place."""
+        """The answer in a text without any such place."""
         raise NotImplementedError
 
     def gold(self, value: Any) -> Answer:
-        """The right answer, as the data have it. ValueError where it is none."""
+        """The right answer in the data. ValueError if it is not of this kind."""
         found = self.read(str(value), "tag")
         if found is None:
             raise ValueError(f"the gold answer {str(value)[-60:]!r} is no {type(self).__name__.lower()}")
@@ -108,13 +109,13 @@ class Kind:
         return one.key == other.key
 
     def strict(self, text: str, place: str) -> Answer | None:
-        """The answer where the prompt asks for it, behind the thinking."""
-        said = after_thought(text)
-        found = None if said is None else PLACES[place](said)
+        """The answer where the prompt asks for it, after the thinking."""
+        reply = after_thought(text)
+        found = None if reply is None else PLACES[place](reply)
         return self.read(found[1], place) if found else None
 
     def flexible(self, text: str) -> Answer | None:
-        """The answer wherever it may stand: in the last place that holds one, else as it looks."""
+        """The answer anywhere: in the last place that holds one, else by its form."""
         places = [(*found, name) for name in self.places if (found := PLACES[name](text))]
         for _, inside, name in sorted(places, reverse=True):
             if answer := self.read(inside, name):
@@ -126,8 +127,8 @@ class Number(Kind):
     """Compared exactly, as fractions; read as the rewards `gsm8k` (flexible) and `gsm8k_strict` (behind `####`) do."""
 
     def read(self, inside: str, place: str) -> Answer | None:
-        said = written(place if place == "hash" else "tag", inside)
-        return self._answer(hash_number(plain(said)) if place == "hash" else final_number(said))
+        reply = written(place if place == "hash" else "tag", inside)
+        return self._answer(hash_number(plain(reply)) if place == "hash" else final_number(reply))
 
     def find(self, text: str) -> Answer | None:
         return self._answer(last_number(plain(text)))
@@ -170,7 +171,7 @@ class Math(Kind):
 
 
 class Choice(Kind):
-    """A letter among those offered."""
+    """The letter of one of the options."""
 
     def read(self, inside: str, place: str) -> Answer | None:
         text = re.sub(r"\\(?:text|math)(?:bf|rm|it|sf|tt)?\s*|[{}*$]", "", inside).strip()
@@ -187,8 +188,8 @@ class Choice(Kind):
 
 
 class Expression(Kind):
-    """Arithmetic, as Countdown asks for it. Two expressions are the same with the same value and the same numbers:
-    nothing else decides whether they are right."""
+    """Arithmetic, as in Countdown. Two expressions are the same if their values and their numbers are: nothing else
+    decides whether they are right."""
 
     def read(self, inside: str, place: str) -> Answer | None:
         text, equals, claim = inside.strip().partition("=")
@@ -196,8 +197,8 @@ class Expression(Kind):
         if found is None:
             return None
         claimed = parse(claim) if equals else found
-        false = "" if claimed and claimed.value == found.value else f", said to be {claim.strip()}"
-        return Answer(inside.strip(), f"{found.value} of {sorted(found.numbers)}{false}")
+        wrong_claim = "" if claimed and claimed.value == found.value else f", said to be {claim.strip()}"
+        return Answer(inside.strip(), f"{found.value} of {sorted(found.numbers)}{wrong_claim}")
 
     def find(self, text: str) -> Answer | None:
         for sign, ours in (("×", "*"), ("\\times", "*"), ("\\cdot", "*"), ("÷", "/"), ("−", "-")):
@@ -216,24 +217,26 @@ class People(Kind):
         return self._answer(identities(inside))
 
     def find(self, text: str) -> Answer | None:
-        """The last that is said of each, from the end back to the first name that comes again."""
-        told: dict[str, str] = {}
+        """The last statement about each person, read from the end back to the first name that repeats."""
+        people: dict[str, str] = {}
         for sentence in reversed(re.split(r"[\n.;,]", text)):
-            said = identities(sentence) or {}
-            if said.keys() & told.keys():
+            stated = identities(sentence) or {}
+            if stated.keys() & people.keys():
                 break
-            told = said | told
-        return self._answer(told or None)
+            people = stated | people
+        return self._answer(people or None)
 
     @staticmethod
-    def _answer(told: dict[str, str] | None) -> Answer | None:
-        return (
-            Answer(*[", ".join(f"{name} is a {told[name]}" for name in sorted(told))] * 2) if told else None
-        )
+    def _answer(people: dict[str, str] | None) -> Answer | None:
+        """people: name -> knight or knave."""
+        if not people:
+            return None
+        text = ", ".join(f"{name} is a {people[name]}" for name in sorted(people))
+        return Answer(text, text)
 
 
 class Code(Kind):
-    """A program. Which programs do the same nobody can tell, so there is no vote."""
+    """A program. Programs cannot be compared, so there is no vote."""
 
     votes, places = False, ("fence",)
 
@@ -245,7 +248,7 @@ class Code(Kind):
 
 
 class Text(Kind):
-    """Words: the same but for case, spaces and a full stop."""
+    """Text, compared without case, spacing and a final full stop."""
 
     def read(self, inside: str, place: str) -> Answer | None:
         key = " ".join(inside.split()).rstrip(".").casefold()
@@ -268,7 +271,7 @@ KINDS: dict[str, Kind] = {
 
 
 def elected(kind: Kind, answers: Iterable[Answer | None]) -> list[str | None]:
-    """What each of a problem's answers votes for: the key of the first answer that is the same."""
+    """The vote of each of a problem's answers: the key of the first answer that is the same."""
     heads: list[Answer] = []
     votes: dict[str, str] = {}
     return [None if answer is None else _vote(kind, answer, heads, votes) for answer in answers]
@@ -284,7 +287,7 @@ def _vote(kind: Kind, answer: Answer, heads: list[Answer], votes: dict[str, str]
 
 
 def _balanced(span: str) -> str:
-    """An expression without what prose left at its ends: signs, spaces, a parenthesis too many."""
+    """An expression without leftovers of prose at its ends: signs, spaces, unmatched parentheses."""
     span = span.strip(" \t+*/-")
     while span.count(")") > span.count("(") and span.endswith(")"):
         span = span[:-1].rstrip(" \t+*/-")
@@ -298,7 +301,7 @@ _WORDING = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
 
 
 def _key(formula: str) -> str:
-    """A number's exact value; else the formula without what does not change its meaning."""
+    """The exact value of a number; else the formula, normalised."""
     number = parse_number(formula)
     if number is not None:
         return str(number)
@@ -308,8 +311,8 @@ def _key(formula: str) -> str:
 
 
 def _equal(one: str, other: str) -> bool:
-    """Whether math-verify calls two formulas equal, both read as the reward `boxed_math` reads a box. There is no time
-    limit but the reward pool's."""
+    """Whether math-verify calls two formulas equal, both read as the reward `boxed_math` reads a box. The reward pool's
+    deadline is the only time limit."""
     from grpo_jax.rewards.functions.accuracy import judged
     from grpo_jax.rewards.functions.boxed import answer_in_box
 

@@ -22,7 +22,7 @@ from grpo_jax.sharding.mesh import row_shards
 SEGMENT = 64  # tokens of a sampler's segment, where no setting says otherwise
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation:
     """Results on P problems with N samples each. A sample succeeds when the first reward function that applies to it
     gives it at least 1, so name the function that checks correctness first."""

@@ -1,4 +1,4 @@
-"""What an evaluation says: figures for people and programs, a row for each problem, and a table."""
+"""Reports of an evaluation: figures, counts for each problem, and a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,12 +18,12 @@ Figures = dict[str, Any]
 
 
 def figures_of(result: Evaluation, ks: Sequence[int] | None = None) -> dict[str, float]:
-    """The summary, with avg@N and pass@k (for k = 1, 2, 4, ... N) where there are several samples."""
+    """The summary, and avg@N and pass@k (for k = 1, 2, 4, ... N) if there are several samples."""
     return result.summary() | with_errors(_sampled(result.successes, ks))
 
 
 def scored_figures(result: Evaluation, scorings: Sequence[str], votes: bool, ks: Sequence[int]) -> Figures:
-    """Of a task: the figures of each scoring, which is a reward function of that name; then those of them all."""
+    """The figures of a task: for each scoring, the reward function of that name; then those that all share."""
     summary = {
         name: value for name, value in result.summary().items() if not name.startswith(("success", "reward"))
     }
@@ -43,7 +43,7 @@ def _scored(result: Evaluation, name: str, votes: bool, ks: Sequence[int]) -> di
 
 
 def successes_of(result: Evaluation, name: str) -> np.ndarray:
-    """[P,N] bool, by the reward function of this name; a fault is no success."""
+    """[P,N] bool: whether the reward function of this name gave at least 1; a fault counts as a failure."""
     return result.values[..., result.names.index(name)] >= 1
 
 
@@ -66,7 +66,7 @@ def _sampled(successes: np.ndarray, ks: Sequence[int] | None) -> dict[str, np.nd
 
 
 def _rewards(result: Evaluation, scorings: Sequence[str]) -> dict[str, float]:
-    """The means of the reward functions that are none of the scorings, and the rows that any of them lost."""
+    """The means of the reward functions that are not scorings, and the rows lost to faults of any."""
     others = [name for name in result.names if name not in scorings]
     means = {}
     for name in others:
@@ -78,11 +78,11 @@ def _rewards(result: Evaluation, scorings: Sequence[str]) -> dict[str, float]:
 
 
 def _by_problem(column: Sequence[Any], N: int) -> list[Sequence[Any]]:
-    return [column[at : at + N] for at in range(0, len(column), N)]
+    return [column[start : start + N] for start in range(0, len(column), N)]
 
 
 def problems_of(result: Evaluation, scorings: Sequence[str]) -> dict[str, Any]:
-    """How many of the N samples of each problem succeed, by scoring: what another evaluation is compared with."""
+    """The number of successes among each problem's N samples, by scoring, for comparison with other evaluations."""
     counts = {name: successes_of(result, name) for name in scorings} or {"success": result.successes}
     return {
         "rows": result.uids.tolist(),
@@ -93,11 +93,11 @@ def problems_of(result: Evaluation, scorings: Sequence[str]) -> dict[str, Any]:
 
 # ---- the table ----
 
-WAYS = ("greedy", "sampled")
+MODES = ("greedy", "sampled")
 
 
 def show(results: Mapping[str, Any]) -> None:
-    """Print the table on stdout: a column for each way of drawing, and in it for each scoring."""
+    """Print a table with a column for each mode (greedy, sampled) and scoring."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -112,15 +112,15 @@ def show(results: Mapping[str, Any]) -> None:
 
 
 def _columns(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Title -> figures. What all scorings share stands in each."""
+    """Title -> figures; those that the scorings share are repeated in each."""
     columns: dict[str, Mapping[str, Any]] = {}
-    for way in (way for way in WAYS if way in results):
-        shared = {name: value for name, value in results[way].items() if not isinstance(value, Mapping)}
-        scorings = {name: value for name, value in results[way].items() if isinstance(value, Mapping)}
+    for mode in (mode for mode in MODES if mode in results):
+        shared = {name: value for name, value in results[mode].items() if not isinstance(value, Mapping)}
+        scorings = {name: value for name, value in results[mode].items() if isinstance(value, Mapping)}
         for name, figures in scorings.items():
-            columns[f"{way}\n{name}"] = {**figures, **shared}
+            columns[f"{mode}\n{name}"] = {**figures, **shared}
         if not scorings:
-            columns[way] = shared
+            columns[mode] = shared
     return columns
 
 

@@ -1,4 +1,4 @@
-"""Where results are kept: a JSON file, and beside it the completions as Parquet. Whole files or none."""
+"""Result files: a JSON file, and beside it the completions as Parquet, both written atomically."""
 
 import io
 import itertools
@@ -18,12 +18,12 @@ from grpo_jax.runs.files import check_writable, write_atomically
 from grpo_jax.runs.folder import RunFolder
 
 
-def places_of(described: Mapping[str, Any], output: str | None, run: str | None) -> list[epath.Path]:
-    """The JSON files to write: `output`, and one in the run's folder that `run` names or that the model is the export
-    of. Results of another N, split, or setting have another name there, so that none takes another's place.
+def files_to_write(described: Mapping[str, Any], output: str | None, run: str | None) -> list[epath.Path]:
+    """The JSON files to write: `output`, and one in the folder of the run that `run` names or that exported the model.
+    There, results with another N, split or setting get another file name, so that none overwrites another.
 
     Args:
-        described: what the results are of: model, task, samples, and the settings that they depend on.
+        described: what is evaluated: model, task, samples, and the settings that the results depend on.
 
     Raises:
         UserError: a file cannot be written, or there is no run.
@@ -33,47 +33,49 @@ def places_of(described: Mapping[str, Any], output: str | None, run: str | None)
             f"output = {output}: the completions go there; name the JSON file, {output[:-8]}.json"
         )
     folder = _run_of(run, described["model"])
-    kept = [] if folder is None else [_free_place(epath.Path(folder) / "evaluations", described)]
-    given = [] if output is None else [epath.Path(output)]
-    for place in given + kept:
-        check_writable(place)
-    return given + kept
+    files = [] if output is None else [epath.Path(output)]
+    if folder is not None:
+        files.append(_free_file(epath.Path(folder) / "evaluations", described))
+    for file in files:
+        check_writable(file)
+    return files
 
 
-def write(place: epath.PathLike, results: Mapping[str, Any], ways: Mapping[str, Evaluation]) -> None:
-    """`results` as JSON at `place`, and the completions beside it, which come first: the JSON says that both are
-    there."""
-    place = epath.Path(place)
-    write_atomically(place.with_suffix(".parquet"), samples_bytes(ways))
-    write_atomically(place, json.dumps(results, indent=2) + "\n")
+def write(file: epath.PathLike, results: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> None:
+    """Write the completions of each mode's evaluation, then `results` as JSON, whose presence shows that both are
+    complete."""
+    file = epath.Path(file)
+    write_atomically(file.with_suffix(".parquet"), samples_bytes(evaluations))
+    write_atomically(file, json.dumps(results, indent=2) + "\n")
 
 
 def keep_step(run: RunFolder, step: int, result: Evaluation) -> None:
-    """What came of the held-out prompts after `step` steps, in the run's folder."""
+    """Write the evaluation after `step` steps into the run's folder."""
     if run.is_writer:
         figures = {"step": step, "samples": result.rewards.shape[1], **result.summary()}
         write(run.path / "evaluations" / f"step_{step:05d}.json", figures, {"held_out": result})
 
 
-def samples_bytes(ways: Mapping[str, Evaluation]) -> bytes:
-    """A Parquet file with a row for each completion: `way` (greedy, sampled or held_out), `set` where several are held
-    out, `row` in the data, `sample`, `prompt` and `completion`; what each reward gave; what it logged (`strict/answer`,
-    `strict/vote`); `length` in tokens, and whether it was `truncated`."""
+def samples_bytes(evaluations: Mapping[str, Evaluation]) -> bytes:
+    """A Parquet file with a row for each completion: its mode in the column `way` (greedy, sampled or held_out), `set`
+    if there are several evaluation sets, `row` in the data, `sample`, `prompt` and `completion`; the value of each
+    reward and the columns that it logged (`strict/answer`, `strict/vote`); `length` in tokens, and whether it is
+    `truncated`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = [pa.table(_columns(way, result)) for way, result in ways.items()]
+    tables = [pa.table(_columns(mode, result)) for mode, result in evaluations.items()]
     buffer = io.BytesIO()
     pq.write_table(pa.concat_tables(tables, promote_options="permissive"), buffer)
     return buffer.getvalue()
 
 
-def _columns(way: str, result: Evaluation) -> dict[str, Any]:
+def _columns(mode: str, result: Evaluation) -> dict[str, Any]:
     import pyarrow as pa
 
     P, N, _ = result.values.shape
     columns = {
-        "way": pa.array([way] * (P * N), pa.string()),
+        "way": pa.array([mode] * (P * N), pa.string()),
         **({"set": pa.array(_repeated(result.sets, N), pa.string())} if any(result.sets) else {}),
         "row": pa.array(np.repeat(result.uids, N).astype(np.int64)),
         "sample": pa.array(np.tile(np.arange(N, dtype=np.int32), P)),
@@ -90,20 +92,20 @@ def _columns(way: str, result: Evaluation) -> dict[str, Any]:
     return columns
 
 
-def _free_place(folder: epath.Path, described: Mapping[str, Any]) -> epath.Path:
-    """TASK_nN.json, or TASK_nN_2.json, ...: the first that holds the results of the same, or nothing yet."""
-    stem = f"{_plain(described['task'])}_n{described['samples']}"
+def _free_file(folder: epath.Path, described: Mapping[str, Any]) -> epath.Path:
+    """TASK_nN.json, or TASK_nN_2.json, ...: the first that does not exist or holds results of the same evaluation."""
+    stem = f"{_file_name(described['task'])}_n{described['samples']}"
     names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-    places = (folder / f"{name}.json" for name in names)
-    return next(place for place in places if not place.exists() or _is_of(place, described))
+    files = (folder / f"{name}.json" for name in names)
+    return next(file for file in files if not file.exists() or _holds(file, described))
 
 
-def _is_of(place: epath.Path, described: Mapping[str, Any]) -> bool:
+def _holds(file: epath.Path, described: Mapping[str, Any]) -> bool:
     try:
-        found = json.loads(place.read_text())
+        found = json.loads(file.read_text())
         return all(found.get(name) == value for name, value in described.items())
     except (OSError, ValueError, AttributeError):
-        return False  # no results: whatever it is, it stays
+        return False  # not results of eval: keep the file
 
 
 def _repeated(texts: Sequence[str], N: int) -> list[str]:
@@ -111,7 +113,7 @@ def _repeated(texts: Sequence[str], N: int) -> list[str]:
 
 
 def _run_of(run: str | None, model: str) -> Path | epath.Path | None:
-    """The run's folder. A folder `hf` beside a run's settings is that run's export."""
+    """The run's folder: `run`, or the parent of `model` if that is a run's export, its folder `hf`; else None."""
     if run is not None:
         folder = epath.Path(run)
         if not (folder / "config.yaml").exists():
@@ -124,6 +126,6 @@ def _run_of(run: str | None, model: str) -> Path | epath.Path | None:
     return folder if is_export else None
 
 
-def _plain(name: str) -> str:
-    """A file's name for a task, which may be a path."""
+def _file_name(name: str) -> str:
+    """A file name for a task, which may itself be a path."""
     return re.sub(r"[^\w.+-]+", "_", Path(name).stem if name.endswith((".yaml", ".yml")) else name).strip("_")

@@ -1,5 +1,5 @@
-"""Settings of `eval` -> what is evaluated: a task file's word and the user's put together, and refused where they do
-not agree. Nothing is read but the rows, and no jax is needed."""
+"""Settings of `eval` -> what is evaluated: the task file and the user's settings, combined and checked. Only the rows
+are read, and no jax is needed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,28 +15,27 @@ from grpo_jax.rewards.load import load_reward
 
 @dataclass(frozen=True)
 class Setup:
-    """An evaluation that is ready for a model."""
+    """An evaluation, ready for a model."""
 
     config: EvalConfig
-    """With what the task says where nobody typed otherwise."""
+    """The user's settings, and the task's for those that the user did not set."""
     task: Task | None
-    """None: rows that the rewards of the settings judge."""
+    """None: the rewards in the settings judge the rows."""
     dataset: str
     """Where the rows come from."""
 
     @property
     def name(self) -> str:
-        """What the results are called."""
+        """The name of the results."""
         return self.config.task
 
     @property
     def rewards(self) -> list[Any]:
-        """The reward functions: those of the task first, and of the settings where there is none or they are asked
-        for."""
+        """The reward functions: the task's first; those of the settings if there is no task or the user set them."""
         if self.task is None:
             return list(self.config.rewards)
         others = self.config.rewards if "rewards" in self.config.model_fields_set else ()
-        return [*self.task.graders(self.config.prefill), *others]
+        return [*self.task.answer_rewards(self.config.prefill), *others]
 
     @property
     def ks(self) -> list[int]:
@@ -44,7 +43,7 @@ class Setup:
         return sorted(set(self.config.pass_k or powers_of_two(self.config.samples)))
 
     def rows(self) -> list[dict[str, Any]]:
-        """What is asked, with the prompt in the column `prompt_column`."""
+        """The rows, with the prompt in the column `prompt_column`."""
         config = self.config
         try:
             rows = load_rows(self.dataset, config.split, seed=config.seed)[: config.prompts or None]
@@ -59,17 +58,17 @@ class Setup:
 
     @property
     def prompt_column(self) -> str:
-        """Where they have it."""
+        """The column with the prompt."""
         return ASKED if self.task else self.config.prompt_column
 
 
 def setup_of(config: EvalConfig) -> Setup:
-    """What `config` asks for. UserError for an unknown task, and for numbers of samples that do not go together."""
+    """The evaluation that `config` asks for. UserError for an unknown task or inconsistent numbers of samples."""
     task, dataset = _task(config)
     if task is not None:
         _check_samples(config, task)
-        config = _with_words_of(task, config)
-        task = _judged(task, config)
+        config = _with_task_settings(task, config)
+        task = _with_judge(task, config)
     elif config.judge is not None:
         raise UserError(
             f"judge = {config.judge}: {config.task} is no task with answers to judge; write --rewards {config.judge}, "
@@ -90,14 +89,14 @@ def setup_of(config: EvalConfig) -> Setup:
 
 
 def _task(config: EvalConfig) -> tuple[Task | None, str]:
-    """(the task file, the data set). `countdown:numbers=3` is the task countdown on such rows."""
+    """(task file, data set). `countdown:numbers=3` is the task countdown on rows with those options."""
     name, _, options = config.task.partition(":")
     if config.task in tasks.names() or config.task.endswith((".yaml", ".yml")):
         task = tasks.load_task(config.task)
         return task, config.data or task.dataset
     if name in TASKS:
         return tasks.load_task(name) if name in tasks.names() else None, config.task
-    if "/" not in config.task and "." not in config.task and not _is_here(config.task) and not options:
+    if "/" not in config.task and "." not in config.task and not _exists(config.task) and not options:
         known = tasks.names()
         raise UserError(
             f"task = {config.task}: no such task{nearest(config.task.lower(), known)}; tasks are {', '.join(known)} "
@@ -106,8 +105,9 @@ def _task(config: EvalConfig) -> tuple[Task | None, str]:
     return None, config.task
 
 
-def _judged(task: Task, config: EvalConfig) -> Task:
-    """The task with the judge that is asked for. UserError, before there is a model, for one that cannot judge."""
+def _with_judge(task: Task, config: EvalConfig) -> Task:
+    """The task with the judge in the settings, if any. UserError, before a model is opened, for a judge that cannot be
+    loaded."""
     task = task.replace(reward=config.judge) if config.judge else task
     if task.reward is None:
         return task
@@ -119,14 +119,15 @@ def _judged(task: Task, config: EvalConfig) -> Task:
     return task
 
 
-def _is_here(path: str) -> bool:
+def _exists(path: str) -> bool:
     from pathlib import Path
 
     return Path(path).expanduser().exists()
 
 
 def _check_samples(config: EvalConfig, task: Task) -> None:
-    """Figures of different N do not compare, so another one is never taken by accident."""
+    """UserError for a number of samples other than the published one, unless `other_samples` is set: averages over
+    different N do not compare."""
     published, given = task.published_samples, "samples" in config.model_fields_set
     if not published or not given or config.samples in (0, published) or config.other_samples:
         return
@@ -136,8 +137,8 @@ def _check_samples(config: EvalConfig, task: Task) -> None:
     )
 
 
-def _with_words_of(task: Task, config: EvalConfig) -> EvalConfig:
-    said = {
+def _with_task_settings(task: Task, config: EvalConfig) -> EvalConfig:
+    settings = {
         **task.sampling(),
         "split": task.split,
         "samples": task.usual_samples,
@@ -145,5 +146,5 @@ def _with_words_of(task: Task, config: EvalConfig) -> EvalConfig:
         "prefill": task.prefill,
     }
     return config.replace(
-        **{name: value for name, value in said.items() if name not in config.model_fields_set}
+        **{name: value for name, value in settings.items() if name not in config.model_fields_set}
     )

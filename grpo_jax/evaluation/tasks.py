@@ -1,6 +1,6 @@
-"""Task files: what is asked, where the rows come from, how an answer is found and judged. One YAML file a task.
+"""Task files: the prompt, the rows, and how an answer is found and judged. Each task is one YAML file.
 
-Those in `tasks/` go by their name; any other by its path, `mine.yaml`. No jax in here.
+Those in `tasks/` are known by name, any other by its path, such as `mine.yaml`. This module imports no jax.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from grpo_jax.config.fields import Count, Mapped, Name, Positive
 from grpo_jax.config.load import parse_yaml, placed, read_file
 from grpo_jax.data.layouts import arrange
 from grpo_jax.errors import UserError, nearest
-from grpo_jax.evaluation.answer_rewards import SCORINGS, Grader
+from grpo_jax.evaluation.answer_rewards import SCORINGS, AnswerReward
 from grpo_jax.evaluation.answers import IN_WORDS, KINDS
 
 Row = dict[str, Any]
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 LETTERS = "ABCDEFGHIJ"
 
 ASKED = "asked"
-"""The column of the prompt as the task words it; not `prompt`, which a known layout may replace."""
+"""The column with the task's prompt; not `prompt`, which a known layout may replace."""
 
 SAMPLING = (
     "temperature",
@@ -38,50 +38,49 @@ SAMPLING = (
     "max_prompt_length",
     "greedy",
 )
-"""What a task may say of the settings of `eval`; what is typed there comes first."""
+"""Settings of `eval` that a task may set; those that the user sets take precedence."""
 
 
 class Choices(Settings):
-    """A question with options: one of them is right, and the order in which they are shown follows from the question
-    alone."""
+    """A multiple-choice question with one right option. The order of the options depends on the question alone."""
 
     right: Name
-    """The column with the right one."""
+    """The column with the right option."""
     wrong: list[Name] = Field(min_length=1, max_length=len(LETTERS) - 1)
-    """The columns with the others."""
+    """The columns with the wrong options."""
 
 
 class Task(Settings):
     """A task file."""
 
     about: Name
-    """One line for people."""
+    """One line of description."""
     source: Name
-    """Whose protocol this is, and what is our own choice."""
+    """Whose protocol this is, and which choices are our own."""
     dataset: Name
-    """A file or folder, a hub id, tfds:name, or a task that makes itself."""
+    """A file or folder, a hub id, tfds:name, or a task that generates its rows."""
     split: Name = "test"
-    """The split of it."""
+    """Its split."""
     prompt: Name | None = None
-    """The question, with columns in braces, such as {problem}; none: as the data set's layout asks."""
+    """The question, with columns in braces, such as {problem}; none: the prompt of the data set's layout."""
     system_prompt: Name | None = None
-    """A system message before it."""
+    """The system message."""
     prefill: Name | None = None
-    """What the assistant's turn begins with, e.g. <think>."""
+    """The text that the assistant's turn begins with, e.g. <think>."""
     columns: Mapped | None = None
-    """Our name of a column -> theirs, or several spellings of which the first that is there counts."""
+    """Our name of a column -> the data's, or a list of spellings, of which the first that exists is taken."""
     choices: Choices | None = None
-    """The columns with the options: {choices} in the prompt shows them, and `answer` becomes the right one's letter."""
+    """The columns with the options: {choices} in the prompt lists them, and `answer` is the letter of the right one."""
     answer: Literal["number", "math", "choice", "expression", "people", "code", "text"]
-    """What an answer is: how it is read, and when two are the same."""
+    """The kind of answer: how it is read, and when two answers are the same."""
     place: Literal["tag", "box", "hash", "fence"]
-    """Where the prompt asks for it: strict scoring looks there only."""
+    """Where the prompt asks for the answer; strict scoring looks only there."""
     reward: Name | None = None
-    """Which reward judges an answer; none: right is what is the same as the column `answer`."""
+    """The reward that judges an answer; none: an answer is right if it is the same as the column `answer`."""
     samples: Positive | None = None
-    """Completions of each prompt, where nobody has published how many."""
+    """Completions of each prompt, if no published number exists."""
     published_samples: Positive | None = None
-    """As many as the published figures average over: any other number is refused unless it is asked for."""
+    """Completions of each prompt that published figures average over; another number needs --other_samples."""
     temperature: float | None = Field(None, ge=0)
     """Of the samples."""
     top_p: float | None = Field(None, gt=0, le=1)
@@ -91,7 +90,7 @@ class Task(Settings):
     min_p: float | None = Field(None, ge=0, lt=1)
     """Of the samples."""
     greedy: bool | None = None
-    """Whether each prompt is decoded greedily, too."""
+    """Whether to decode each prompt greedily as well."""
     max_prompt_length: Positive | None = None
     """Tokens."""
     max_completion_length: Positive | None = None
@@ -137,30 +136,30 @@ class Task(Settings):
 
     @property
     def usual_samples(self) -> int:
-        """N."""
+        """N: the number of completions of each prompt."""
         return self.published_samples or self.samples or 1
 
-    def graders(self, prefill: str | None = None) -> list[Grader]:
-        """The reward functions `strict` and `flexible`, of completions that go on from `prefill`."""
-        return [Grader(scoring, self.answer, self.place, self.reward, prefill) for scoring in SCORINGS]
+    def answer_rewards(self, prefill: str | None = None) -> list[AnswerReward]:
+        """The reward functions `strict` and `flexible`, for completions that continue `prefill`."""
+        return [AnswerReward(scoring, self.answer, self.place, self.reward, prefill) for scoring in SCORINGS]
 
     @property
     def votes(self) -> bool:
-        """Whether a majority means something."""
+        """Whether answers can be compared, so that a majority vote makes sense."""
         return KINDS[self.answer].votes
 
     def sampling(self) -> dict[str, Any]:
-        """What this task says of the settings of `eval`."""
+        """The settings of `eval` that this task sets."""
         return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
 
     def rows(
         self, rows: Sequence[Row], prompt_column: str = "prompt", layout: str | None = None
     ) -> list[Row]:
-        """The data set's rows as this task asks them: the prompt in the column `ASKED`, and the columns that its judge
-        needs. `prompt_column` and `layout` are the data's own, where the task has no wording.
+        """The data set's rows with this task's prompt in the column `ASKED`, and the columns that its judge needs.
+        `prompt_column` and `layout` are the data's own, for a task without a prompt of its own.
 
         Raises:
-            UserError: a column is missing, with those there are.
+            UserError: a column is missing; the message lists those that exist.
         """
         named = [self._renamed(row, number) for number, row in enumerate(rows, start=1)]
         if self.prompt is None:
@@ -175,19 +174,19 @@ class Task(Settings):
             if name is None:
                 raise UserError(_lacks(row, number, spellings, f"columns: {{{ours}: THEIRS}} in a task file"))
             found[ours] = row[name]
-        return found if self.choices is None else found | self._offered(row, number)
+        return found if self.choices is None else found | self._choices(row, number)
 
-    def _offered(self, row: Row, number: int) -> Row:
-        """`choices`, a line each, and the letter of the right one. Where they stand is drawn from what they say."""
+    def _choices(self, row: Row, number: int) -> Row:
+        """`choices`, one a line, and the letter of the right one. The options' texts determine their order."""
         assert self.choices is not None
         columns = [self.choices.right, *self.choices.wrong]
         if missing := [name for name in columns if name not in row]:
             raise UserError(_lacks(row, number, missing[:1], "choices: {right, wrong} in a task file"))
-        said = [str(row[name]).strip() for name in columns]
-        drawn = lambda text: hashlib.sha256(json.dumps([sorted(said), text]).encode()).digest()
-        order = sorted(said, key=drawn)
+        options = [str(row[name]).strip() for name in columns]
+        digest = lambda text: hashlib.sha256(json.dumps([sorted(options), text]).encode()).digest()
+        order = sorted(options, key=digest)
         lines = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, order))
-        return {"choices": lines, "answer": LETTERS[order.index(said[0])]}
+        return {"choices": lines, "answer": LETTERS[order.index(options[0])]}
 
     def _ask(self, row: Row, number: int) -> dict[str, str]:
         assert self.prompt is not None
@@ -197,24 +196,24 @@ class Task(Settings):
         return {"role": "user", "content": self.prompt.format(**{name: row[name] for name in needed})}
 
 
-def _lacks(row: Row, number: int, names: Sequence[str], mend: str) -> str:
+def _lacks(row: Row, number: int, names: Sequence[str], fix: str) -> str:
     wanted = " or ".join(f"'{name}'" for name in names)
     near = nearest(names[0], row)
     have = ", ".join(row)
     return (
-        f"dataset, row {number}: no column {wanted}{near} among {have}; name the one that is meant in {mend}"
+        f"dataset, row {number}: no column {wanted}{near} among {have}; name the one that is meant in {fix}"
     )
 
 
 def names() -> list[str]:
-    """Names of the tasks that come along, sorted."""
+    """Names of the built-in tasks, sorted."""
     return sorted(
         file.name.removesuffix(".yaml") for file in _folder().iterdir() if file.name.endswith(".yaml")
     )
 
 
 def load_task(name: str) -> Task:
-    """The task of a name or a file. Raises UserError, with file and line where it comes from one."""
+    """The built-in task of that name, or the task in that file. UserError with file and line for an invalid one."""
     known = name in names()
     text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8") if known else read_file(name)
     values, places = parse_yaml(text, f"task {name}" if known else name)
@@ -225,12 +224,12 @@ def load_task(name: str) -> Task:
 
 
 def describe() -> list[tuple[str, Task]]:
-    """Every task that comes along, by name."""
+    """(name, task) of every built-in task."""
     return [(name, load_task(name)) for name in names()]
 
 
 def list_tasks() -> int:
-    """Print them: `grpo-jax eval --list`."""
+    """Print the built-in tasks: `grpo-jax eval --list`."""
     for name, task in describe():
         whose = "published" if task.published_samples else "ours"
         print(f"{name}: {task.about}")

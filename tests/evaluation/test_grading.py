@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from grpo_jax.evaluation.answer_rewards import Grader
+from grpo_jax.evaluation.answer_rewards import AnswerReward
 from grpo_jax.rewards import RewardPool
 
 ASK = [{"role": "user", "content": "?"}]
@@ -17,7 +17,7 @@ def reply(text):
 
 
 def both(answer, place, judge=None):
-    return [Grader(scoring, answer, place, judge) for scoring in ("strict", "flexible")]
+    return [AnswerReward(scoring, answer, place, judge) for scoring in ("strict", "flexible")]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_judge_of_ones_own_travels(scores, tmp_path):
         "async def long(completions, **columns):\n"
         "    return [float(len(c[0]['content']) > 30) for c in completions]\n"
     )
-    grader = Grader("strict", "text", "tag", f"{tmp_path / 'mine.py'}:long")
+    grader = AnswerReward("strict", "text", "tag", f"{tmp_path / 'mine.py'}:long")
     assert len(inspect.signature(grader).parameters) == 3
     assert pickle.loads(pickle.dumps(grader)) == grader
     found = scores([grader], ["<answer>a</answer>", "<answer>a longer answer</answer>", "neither"])

@@ -58,7 +58,7 @@ def test_a_task_cannot_ask_its_rows(name):
 def test_the_gold_answer_of_a_task_is_none(name):
     task = load_task(name)
     rows = [ROWS[name]] if ROWS[name] else load_rows(task.dataset, task.split)[:1]
-    gold = task.graders()[0].kind.gold(task.rows(rows)[0]["answer"])
+    gold = task.answer_rewards()[0].kind.gold(task.rows(rows)[0]["answer"])
     assert gold.key
 
 
