@@ -179,7 +179,7 @@ class PlannedRun:
 
     def _rollout(self) -> list[Job]:
         c, mesh, dtype = self.config, self.mesh, jnp.dtype(self.policy.dtype)
-        sampling = SamplingParams(c.temperature, c.top_k, c.top_p, c.min_p)
+        sampling = SamplingParams(c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p)
         count = min(c.rollout_segment or c.max_completion_length, c.max_completion_length)
         decoder = Decoder(
             self.cfg,

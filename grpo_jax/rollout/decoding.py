@@ -17,7 +17,7 @@ from grpo_jax.rollout.state import Decoder, DecodeState, SampledTokens
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrefillBatch:
     """m prompts, each with n / m places for its completions."""
 

@@ -40,7 +40,7 @@ def make_generate(
 ) -> Program:
     """The program (params, tokens [P,Tp], lengths [P], uids [P], step key) -> Rollout of `num_generations` completions
     for each prompt, all in one dispatch. It compiles once for each (P, Tp)."""
-    decoder = Decoder(cfg, vocabulary, sampling, on_cpu(mesh), cache_dtype)
+    decoder = Decoder(cfg, vocabulary, sampling, on_cpu=on_cpu(mesh), cache_dtype=cache_dtype)
     function = partial(_generate, decoder, num_generations, max_completion_length)
     takes = REPLICATED, BY_ROW, BY_ROW, BY_ROW, REPLICATED
     return Program("rollout", _per_shard(mesh, function, takes, BY_ROW), out_shardings=by_rows(mesh))
@@ -59,7 +59,7 @@ def _generate(
     m, prompt_width = tokens.shape
     places = jnp.arange(m, dtype=jnp.int32)[:, None]
     limits = jnp.full((m, 1, num_generations), max_completion_length, jnp.int32)
-    batch = PrefillBatch(tokens, lengths, uids, places, limits)
+    batch = PrefillBatch(tokens=tokens, lengths=lengths, uids=uids, places=places, limits=limits)
     if not isinstance(params["layers"], tuple):
         params = for_decoding(params, decoder.on_cpu)
     size = TableSize(m, num_generations, max_completion_length)

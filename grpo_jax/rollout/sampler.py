@@ -58,7 +58,14 @@ class ContinuousBatchingSampler:
         self.num_generations, self.max_completion_length = num_generations, max_completion_length
         self.pad_id, self.rows, self.mesh, self.stop = vocabulary.pad_id, rows, mesh, stop
         self.segment = max(min(segment or max_completion_length, max_completion_length - 1), 1)
-        decoder = Decoder(cfg, vocabulary, sampling, on_cpu(mesh), cache_dtype, attention)
+        decoder = Decoder(
+            cfg,
+            vocabulary,
+            sampling,
+            on_cpu=on_cpu(mesh),
+            cache_dtype=cache_dtype,
+            attention=attention,
+        )
         self.programs = Programs(decoder, self.segment, mesh)
         self.random_stream = random_stream
         self.key = self._key(seed)

@@ -2,7 +2,7 @@
 over the vocabulary: an inverse CDF with two uniform numbers a row, not V random numbers, and never a full sort.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ class SamplingParams:
     (off: none, 0, 1, 0)."""
 
     temperature: float = 1.0  # 0: the most likely token
+    _: KW_ONLY
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0

@@ -5,7 +5,7 @@ with more than g completions takes several places. Rows are independent: each ha
 sampled for it depend on its key and position alone, not on where in the table it is.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +35,14 @@ class Decoder:
     cfg: ModelConfig
     vocabulary: Vocabulary
     sampling: SamplingParams
+    _: KW_ONLY
     on_cpu: bool = False  # weights and logits are laid out as CPUs read them fastest
     cache_dtype: str = "auto"  # of keys and values: the compute dtype, or int8
     attention: Kernel = "auto"  # the kernel that reads prompts
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecodeState:
     """The rows of the table and their cache."""
 

@@ -53,8 +53,14 @@ def make_sampler(
 
 def sampling_params(config: SamplingSettings, policy: Policy) -> SamplingParams:
     """The sampling parameters in the settings. UserError for `banned_tokens` that the tokenizer does not have."""
-    filters = config.temperature, config.top_k, config.top_p, config.min_p
-    return SamplingParams(*filters, banned=_banned(config, policy), min_tokens=config.min_tokens)
+    return SamplingParams(
+        config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
+        banned=_banned(config, policy),
+        min_tokens=config.min_tokens,
+    )
 
 
 def greedy_params(config: SamplingSettings, policy: Policy) -> SamplingParams:
@@ -65,8 +71,14 @@ def greedy_params(config: SamplingSettings, policy: Policy) -> SamplingParams:
 def eval_sampling_params(config: GRPOConfig, policy: Policy) -> SamplingParams:
     """The sampling parameters of a training's evaluation: the settings `eval_...`, with the training's `banned_tokens`
     and `min_tokens`."""
-    filters = config.eval_temperature, config.eval_top_k, config.eval_top_p, config.eval_min_p
-    return SamplingParams(*filters, banned=_banned(config, policy), min_tokens=config.min_tokens)
+    return SamplingParams(
+        config.eval_temperature,
+        top_k=config.eval_top_k,
+        top_p=config.eval_top_p,
+        min_p=config.eval_min_p,
+        banned=_banned(config, policy),
+        min_tokens=config.min_tokens,
+    )
 
 
 def stop_of(config: SamplingSettings, policy: Policy) -> Stop | None:

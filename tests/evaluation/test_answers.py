@@ -1,4 +1,4 @@
-"""Where an answer is found, strictly and flexibly; which answers are the same."""
+"""Answers are found strictly and flexibly; equal answers are the same."""
 
 import pytest
 
@@ -50,7 +50,7 @@ READ = [
 
 
 @pytest.mark.parametrize(("kind", "place", "text", "strict", "flexible"), READ)
-def test_an_answer_is_found_elsewhere(kind, place, text, strict, flexible):
+def test_answers_are_found_where_they_stand(kind, place, text, strict, flexible):
     found = [KINDS[kind].strict(text, place), KINDS[kind].flexible(text)]
     assert [answer and answer.text for answer in found] == [strict, flexible]
 
@@ -59,18 +59,18 @@ def test_an_answer_is_found_elsewhere(kind, place, text, strict, flexible):
 @pytest.mark.parametrize(
     "text", ["", " ", "<answer></answer>", r"\boxed{", "####", "```\n```", "</think>", "("]
 )
-def test_what_holds_nothing_holds_an_answer(kind, text):
+def test_a_text_without_an_answer_gives_none(kind, text):
     for place in PLACES:
         assert KINDS[kind].strict(text, place) is None
     assert KINDS[kind].find("") is None
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_is_written_in_a_place_is_not_read_there(place):
+def test_a_written_answer_is_read_back_from_its_place(place):
     assert PLACES[place](f"then\n{written(place, '3+4')}")[1].strip() == "3+4"
 
 
-def test_a_thought_counts_as_an_answer():
+def test_thinking_holds_no_answer():
     assert [after_thought(text) for text in ("a", "<think>a", "<think>a</think>b", "a</think>b")] == [
         "a",
         None,
@@ -99,7 +99,7 @@ SAME = [
 
 
 @pytest.mark.parametrize(("kind", "one", "other", "same"), SAME)
-def test_the_same_answer_is_another(kind, one, other, same):
+def test_equal_answers_are_the_same(kind, one, other, same):
     kind = KINDS[kind]
     one, other = kind.read(one, "box"), kind.read(other, "box")
     assert kind.same(one, other) is kind.same(other, one) is same
@@ -113,7 +113,7 @@ TEXTS = [text for kind, _, text, *_ in READ if kind == "number"] + ["-7", "", "#
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_scores_are_not_those_of_the_rewards(text):
+def test_scores_equal_those_of_the_rewards(text):
     """Strict and flexible are `gsm8k_strict` and `gsm8k`, where nobody thinks aloud."""
     number = KINDS["number"]
     for gold in ("18", "7", "-3", "5", "6", "1080", "3.5"):
@@ -125,6 +125,6 @@ def test_scores_are_not_those_of_the_rewards(text):
 
 
 @pytest.mark.parametrize(("kind", "gold"), [("number", "many"), ("choice", "none"), ("people", "nobody")])
-def test_a_gold_answer_that_is_none_passes(kind, gold):
+def test_an_invalid_gold_answer_is_refused(kind, gold):
     with pytest.raises(ValueError, match="gold answer"):
         KINDS[kind].gold(gold)

@@ -1,5 +1,5 @@
-"""The verb `eval` with task files, as a person types it: what is kept, that it depends on nothing but the problem, and
-what is refused before a weight is read."""
+"""The verb `eval` with task files, from the command line: the files it writes, figures that depend on the problem
+alone, and what it refuses before a weight is read."""
 
 import json
 import re
@@ -79,7 +79,7 @@ HOW = [
 ]
 
 
-def test_figures_depend_on_the_batch_or_the_mesh(typed, place):
+def test_figures_depend_neither_on_the_batch_nor_on_the_mesh(typed, place):
     """Every completion, to the letter, and every figure."""
     found = []
     for how in HOW:
@@ -95,7 +95,7 @@ def test_figures_depend_on_the_batch_or_the_mesh(typed, place):
         assert other == found[0]
 
 
-def test_what_is_kept_does_not_hold_together(typed, place):
+def test_the_written_files_agree_with_each_other(typed, place):
     code, out, _ = typed(pass_k="2,3")
     assert code == 0
     results, table = kept(place)
@@ -119,7 +119,7 @@ def test_what_is_kept_does_not_hold_together(typed, place):
     assert re.search(r"maj@3 .*\d ± ", out)
 
 
-def test_two_results_are_compared_as_if_apart(typed, place, monkeypatch):
+def test_two_results_are_compared_problem_by_problem(typed, place, monkeypatch):
     assert typed(greedy=False)[0] == 0
     (place / "out/results.json").rename(place / "first.json")
     code, out, _ = typed(greedy=False, compare="first.json", top_k=3)
@@ -141,7 +141,7 @@ def test_two_results_are_compared_as_if_apart(typed, place, monkeypatch):
         assert re.search(said, error), error
 
 
-def test_a_runs_export_keeps_its_results_elsewhere(typed, place, tiny_model):
+def test_results_of_a_runs_export_go_into_its_folder(typed, place, tiny_model):
     run = place / "run"
     shutil.copytree(tiny_model, run / "hf")
     for name in ("config.yaml", "run.json"):
@@ -184,7 +184,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "said"), REFUSED)
-def test_a_wrong_evaluation_reads_weights(changes, said, typed, place, monkeypatch):
+def test_an_invalid_evaluation_fails_before_weights_are_read(changes, said, typed, place, monkeypatch):
     monkeypatch.setattr(hf, "load_params", lambda *_: pytest.fail("weights were read"))
     code, out, error = typed(**changes)
     assert code == 2
@@ -201,7 +201,7 @@ def test_a_wrong_evaluation_reads_weights(changes, said, typed, place, monkeypat
     assert not list(place.glob("out/*"))
 
 
-def test_a_task_is_not_listed(capsys):
+def test_every_task_is_listed(capsys):
     assert main(["eval", "--list"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"aime24: .*\n    rows .*\n    samples  64 \(published\)\n    answer   number", out)

@@ -1,4 +1,4 @@
-"""Held-out prompts of a training: sets by name, settings of their own, and what is kept of them."""
+"""Evaluation during training: named sets, settings of its own, and the files it writes."""
 
 import json
 import pathlib
@@ -57,7 +57,7 @@ def folder_of(trainer):
     return pathlib.Path(trainer.args.output_dir)
 
 
-def test_each_set_has_no_figures_of_its_own(trainer):
+def test_each_evaluation_set_has_figures_of_its_own(trainer):
     lines = [json.loads(line) for line in (folder_of(trainer) / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["eval/letters/prompts"] == 5
     assert lines[0]["eval/lengths/prompts"] == 6
@@ -68,7 +68,7 @@ def test_each_set_has_no_figures_of_its_own(trainer):
     assert "eval/letters/success" not in lines[1], "the last is evaluated after the training"
 
 
-def test_nothing_is_kept_of_an_evaluation(trainer):
+def test_an_evaluation_is_written_to_the_run_folder(trainer):
     kept = folder_of(trainer) / "evaluations"
     assert sorted(file.name for file in kept.iterdir()) == [
         f"step_0000{step}.{kind}" for step in (0, 1, 2) for kind in ("json", "parquet")
@@ -84,20 +84,20 @@ def test_nothing_is_kept_of_an_evaluation(trainer):
     assert sum(table["length"]) / 33 == pytest.approx(figures["length"])
 
 
-def test_held_out_completions_are_as_long_as_the_trainings(trainer):
+def test_evaluation_has_its_own_completion_length(trainer):
     lengths = pq.read_table(folder_of(trainer) / "evaluations" / "step_00000.parquet")["length"].to_pylist()
     assert 8 < max(lengths) <= 12
     sampling = eval_sampling_params(trainer.args, trainer.components.policy)
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.9, 0)
 
 
-def test_the_summary_has_no_sets(trainer):
+def test_the_summary_has_every_evaluation_set(trainer):
     summary = json.loads((folder_of(trainer) / "summary.json").read_text())
     assert summary["before"].keys() == summary["after"].keys()
     assert "lengths/success_stderr" in summary["before"]
 
 
-def test_named_sets_do_not_come_back_from_a_file(tmp_path):
+def test_named_evaluation_sets_survive_the_settings_file(tmp_path):
     config = GRPOConfig(
         eval_dataset={"a": "countdown", "b": "arithmetic"}, eval_temperature=1.0, eval_top_k=5
     )
@@ -107,6 +107,6 @@ def test_named_sets_do_not_come_back_from_a_file(tmp_path):
     assert typed.eval_dataset == config.eval_dataset
 
 
-def test_a_set_without_rows(tiny_model):
+def test_an_evaluation_set_without_rows_is_refused(tiny_model):
     with pytest.raises(UserError, match=r"eval_dataset\['b'\]: no rows"):
         GRPOTrainer(tiny_model, says_a, GRPOConfig(), ROWS, eval_dataset={"a": ROWS, "b": []})

@@ -1,4 +1,4 @@
-"""Task files: those that come along, and what is said of a wrong one."""
+"""Task files: the built-in ones, and the messages for invalid ones."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_every_task_has_rows_here():
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_task_cannot_ask_its_rows(name):
+def test_every_task_can_word_its_rows(name):
     task = load_task(name)
     rows = [ROWS[name]] if ROWS[name] else load_rows(task.dataset, task.split)[:1]
     (row,) = task.rows(rows)
@@ -55,19 +55,19 @@ def test_a_task_cannot_ask_its_rows(name):
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if load_task(name).reward is None])
-def test_the_gold_answer_of_a_task_is_none(name):
+def test_every_gold_answer_of_a_task_can_be_read(name):
     task = load_task(name)
     rows = [ROWS[name]] if ROWS[name] else load_rows(task.dataset, task.split)[:1]
     gold = task.answer_rewards()[0].kind.gold(task.rows(rows)[0]["answer"])
     assert gold.key
 
 
-def test_tasks_that_make_themselves_need_a_hub():
+def test_every_generated_data_set_but_the_worked_examples_is_a_task():
     """All but worked examples, which are for `sft`."""
     assert set(TASKS) - set(tasks.names()) == {TRACES}
 
 
-def test_options_stand_in_an_order_that_tells():
+def test_the_order_of_options_does_not_reveal_the_right_one():
     """The right one comes at each place about equally often, and the order depends on the question alone."""
     task = load_task("gpqa")
     rows = [ROWS["gpqa"] | {"Correct Answer": f"gold {i}"} for i in range(200)]
@@ -113,13 +113,13 @@ def written(folder, **changes):
 
 
 @pytest.mark.parametrize(("changes", "said"), BAD)
-def test_a_wrong_task_file_passes(changes, said, tmp_path):
+def test_an_invalid_task_file_is_refused(changes, said, tmp_path):
     file = written(tmp_path, **changes)
     with pytest.raises(UserError, match=said.replace("FILE", file)):
         load_task(file)
 
 
-def test_a_column_is_missing_and_nobody_says_which(tmp_path):
+def test_a_missing_column_is_named(tmp_path):
     task = load_task(written(tmp_path))
     assert task.rows([{"q": "why"}])[0][ASKED] == [{"role": "user", "content": "why!"}]
     with pytest.raises(UserError, match=r"dataset, row 2: no column 'q' .* among qu, answer; .*the prompt"):
@@ -128,7 +128,7 @@ def test_a_column_is_missing_and_nobody_says_which(tmp_path):
         load_task("aime24").rows([{"x": 1}])
 
 
-def test_a_file_that_is_not_there():
+def test_a_missing_task_file_is_refused():
     with pytest.raises(UserError, match=r"nowhere.yaml: not found"):
         load_task("nowhere.yaml")
 
@@ -140,13 +140,13 @@ def setup(**settings):
     return setup_of(EvalConfig(model="m", **settings))
 
 
-def test_what_is_typed_gives_way_to_the_task():
+def test_user_settings_override_the_task():
     config = setup(task="math500", top_p=0.5, prompts_per_step=3).config
     assert (config.samples, config.temperature, config.top_p) == (4, 0.6, 0.5)
     assert (config.greedy, config.max_completion_length) == (False, 32768)
 
 
-def test_another_n_than_the_published_one_is_taken_by_accident():
+def test_another_n_than_the_published_one_must_be_requested():
     with pytest.raises(UserError, match=r"samples = 8: published figures of aime24 average over 64"):
         setup(task="aime24", samples=8)
     assert setup(task="aime24", samples=8, other_samples=True).config.samples == 8
@@ -154,27 +154,27 @@ def test_another_n_than_the_published_one_is_taken_by_accident():
     assert setup(task="gsm8k", samples=7).config.samples == 7, "nobody has published an N"
 
 
-def test_pass_at_more_than_there_are():
+def test_pass_k_above_the_samples_is_refused():
     with pytest.raises(UserError, match=r"pass_k = \[1, 16\]: pass@16 needs 16 samples .* samples is 4"):
         setup(task="math500", pass_k=[1, 16])
     assert setup(task="math500", pass_k="4,2").ks == [2, 4]
     assert setup(task="math500").ks == [1, 2, 4]
 
 
-def test_greedy_samples_are_averaged_over():
+def test_several_greedy_samples_are_refused():
     with pytest.raises(UserError, match=r"samples = 4: greedy samples are all the same"):
         setup(task="gsm8k", samples=4, temperature=0)
 
 
 @pytest.mark.parametrize("name", ["gsm8", "GSM8K"])
-def test_a_misspelt_task_is_looked_for_as_a_file(name):
+def test_a_misspelt_task_gets_a_suggestion(name):
     with pytest.raises(
         UserError, match=rf"task = {name}: no such task \(did you mean 'gsm8k'.*tasks are aime24"
     ):
         setup(task=name)
 
 
-def test_rows_elsewhere_need_a_task(tmp_path):
+def test_data_needs_a_task_with_rows(tmp_path):
     assert setup(task="gsm8k", data="/x/gsm8k").dataset == "/x/gsm8k"
     assert setup(task="countdown:numbers=3").dataset == "countdown:numbers=3"
     assert setup(task="owner/rows").task is None
@@ -188,7 +188,7 @@ def test_rows_elsewhere_need_a_task(tmp_path):
         setup(task="gsm8k").rows()
 
 
-def test_programs_run_unasked():
+def test_programs_run_only_when_a_judge_is_chosen():
     with pytest.raises(UserError, match=r"does nothing unless asked: .*; write that as --judge code:\.\.\.$"):
         setup(task="livecodebench")
     asked = setup(task="livecodebench", judge="code:sandbox=local")
@@ -201,6 +201,6 @@ def test_programs_run_unasked():
         setup(task="a/b", judge="gsm8k")
 
 
-def test_a_judge_of_ones_own_is_not_heard():
+def test_a_users_judge_is_used():
     assert setup(task="gsm8k", judge="boxed_math").task.reward == "boxed_math"
     assert setup(task="gsm8k").task.reward is None

@@ -1,4 +1,4 @@
-"""How many completions fit: the formula against real arrays, and never more than the memory allows."""
+"""The memory formula agrees with real arrays, and never allows more rows than fit."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def demand_of(prompts, num_generations, max_completion_length, prompt_width, **c
     strategies.sampled_from([1, 2, 8]),
     strategies.floats(0.001, 40),
 )
-def test_more_rows_than_fit_or_fewer_than_could(prompts, samples, width, prompt_width, parts, gib):
+def test_the_most_rows_that_fit_are_chosen(prompts, samples, width, prompt_width, parts, gib):
     demand = demand_of(prompts, samples, width, prompt_width, shards=parts)
     memory = int(gib * 2**30)
     rows = demand.rows_within(memory)
@@ -51,7 +51,7 @@ def test_more_rows_than_fit_or_fewer_than_could(prompts, samples, width, prompt_
 
 
 @pytest.mark.parametrize("form", ["auto", "int8"])
-def test_the_cache_is_larger_than_said(form):
+def test_the_cache_takes_the_bytes_that_the_formula_gives(form):
     cfg = dataclasses.replace(CFG, num_layers=2)
     demand = demand_of(6, 5, 33, 17, cfg=cfg, shards=2, cache_dtype=form)
     size = demand.size()
@@ -63,7 +63,7 @@ def test_the_cache_is_larger_than_said(form):
 
 
 @pytest.mark.parametrize(("shared", "repeated"), [(0.9, 14)])
-def test_prompts_are_kept_for_each_completion(shared, repeated):
+def test_a_prompts_cache_is_shared_by_its_completions(shared, repeated):
     """The figure of the design: 64 prompts of 512 tokens x 16 completions at 1.5B."""
     prompts = demand_of(64, 16, 1, 512)
     once = prompts.cache_bytes(dataclasses.replace(prompts.size(), slots=0)) / 2**30
@@ -76,7 +76,7 @@ def test_prompts_are_kept_for_each_completion(shared, repeated):
 @pytest.mark.parametrize(
     ("prompts", "width", "asked"), [(16, 512, 0.358), (64, 256, 0.690), (256, 256, 0.690), (1, 512, 0.022)]
 )
-def test_reading_prompts_asks_for_more_than_said(prompts, width, asked):
+def test_prefill_needs_no_more_memory_than_the_formula_gives(prompts, width, asked):
     """Temporary GiB of `prefill` as compiled for an H200, but for the last two: more prompts than are read at a time,
     and one."""
     demand = demand_of(prompts, 1, 1, width)

@@ -162,7 +162,7 @@ def test_after_the_end_there_is_padding_and_no_logprob(sampled):
     assert (sampled.logprobs[after] == 0).all()
 
 
-def test_padded_vocabulary_rows_never_come_though_they_be_likeliest(programs, tiny_params, prompts):
+def test_padded_vocabulary_rows_are_never_sampled_even_if_likeliest(programs, tiny_params, prompts):
     head = tiny_params["head"]["kernel"]
     loud = tiny_params | {"head": {"kernel": head.at[:, REAL:].multiply(100.0)}}
     for sampling in (SAMPLINGS[0], SAMPLINGS[-1]):
@@ -171,7 +171,7 @@ def test_padded_vocabulary_rows_never_come_though_they_be_likeliest(programs, ti
         jax.tree.map(np.testing.assert_array_equal, quiet, same)
 
 
-def test_the_last_place_may_hold_the_end(programs, tiny_params, prompts, monkeypatch, mesh_1, tiny):
+def test_a_row_may_end_exactly_at_the_limit(programs, tiny_params, prompts, monkeypatch, mesh_1, tiny):
     """A row that ends exactly at the limit is finished, one that does not is truncated."""
     force(monkeypatch, lambda position, token: jnp.where(position == TC - 1, EOS[1], 7))
     rollout = run(

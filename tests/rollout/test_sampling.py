@@ -1,4 +1,4 @@
-"""Draws follow the distribution that they claim, whatever is filtered; filtered tokens never come."""
+"""Sampled tokens follow their distribution under every filter; filtered tokens never come."""
 
 import functools
 
@@ -87,13 +87,13 @@ def logits_of(width):
 
 
 @pytest.mark.parametrize("sampling", FILTERS, ids=name_of)
-def test_small_vocabulary_is_drawn_in_proportion(sampling):
+def test_a_small_vocabulary_is_sampled_in_proportion(sampling):
     tokens, _ = drawn(logits_of(23), sampling)
     assert p_value(tokens, expected(logits_of(23), sampling)) > 1e-3
 
 
 @pytest.mark.parametrize("sampling", [FILTERS[0], FILTERS[1], FILTERS[6]], ids=name_of)
-def test_vocabulary_of_several_blocks_is_drawn_in_proportion(sampling):
+def test_a_vocabulary_of_several_blocks_is_sampled_in_proportion(sampling):
     tokens, _ = drawn(logits_of(1500), sampling, 10000)
     probabilities = expected(logits_of(1500), sampling)
     assert p_value(tokens, probabilities) > 1e-3
@@ -117,7 +117,7 @@ def test_logprobs_are_of_the_full_softmax_at_temperature(sampling):
 @pytest.mark.parametrize(
     "sampling", [*FILTERS, SamplingParams(0), SamplingParams(banned=(3,), min_tokens=2)], ids=str
 )
-def test_the_vocabulary_first_draws_another_token(sampling):
+def test_the_layout_of_logits_changes_no_token(sampling):
     logits = jnp.asarray(np.random.default_rng(0).normal(0, 2, (4, 5, 1300)), jnp.float32)
     keys = row_keys(jax.random.key(0), jnp.arange(4, dtype=jnp.uint32), 5)
     either = jax.jit(sample_tokens, static_argnums=(3, 4), static_argnames="vocabulary_first")
@@ -135,7 +135,7 @@ def test_greedy_takes_the_most_likely_and_scores_at_temperature_one():
 
 
 @pytest.mark.parametrize("width", [1, 512, 513, 1024])
-def test_every_place_of_every_block_can_be_drawn(width):
+def test_every_token_of_every_block_can_be_sampled(width):
     """One certain token at a time: an offset at a block's edge shows at once."""
     places = np.unique(np.clip([0, 1, 510, 511, 512, 513, 1023, width - 1], 0, width - 1))
     for place in places:
@@ -145,7 +145,7 @@ def test_every_place_of_every_block_can_be_drawn(width):
         assert not logprobs.any()
 
 
-def test_padded_rows_of_the_vocabulary_are_never_drawn():
+def test_padded_rows_of_the_vocabulary_are_never_sampled():
     logits = np.full(700, -3.0, np.float32)
     logits[650:] = -np.inf
     logits[::2] = -np.inf
@@ -174,7 +174,7 @@ def test_extreme_uniforms_stay_inside(uniform):
     assert (np.asarray(weights)[np.arange(3), chosen] > 0).all()
 
 
-def test_a_hopeless_first_token_does_not_come_with_uniform_zero(monkeypatch):
+def test_a_uniform_of_zero_does_not_pick_an_improbable_first_token(monkeypatch):
     logits = jnp.asarray([[[-60.0, 0.0, 0.0]]])
     keys = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 1)
     monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.zeros(shape))
@@ -276,7 +276,7 @@ def test_keys_differ_by_step_prompt_and_sample_and_by_nothing_else():
     assert (bits(row_keys(jax.random.key(1), uids, 4)) != keys).any(-1).all()
 
 
-def test_positions_draw_independently():
+def test_positions_are_sampled_independently():
     keys = row_keys(jax.random.key(0), jnp.arange(2, dtype=jnp.uint32), 500)
     logits = jnp.zeros((2, 500, 64))
     first, second = (
@@ -303,7 +303,7 @@ BARRED = [
 
 
 @pytest.mark.parametrize("sampling", BARRED, ids=name_of)
-def test_a_banned_token_comes_or_changes_the_logprob(sampling):
+def test_banned_tokens_never_come_and_change_no_logprob(sampling):
     """The likeliest tokens are banned; the rest stays in proportion, scored under the full softmax."""
     logits = logits_of(23).copy()
     logits[[3, 20]] = logits.max() + 2
@@ -317,7 +317,7 @@ def test_a_banned_token_comes_or_changes_the_logprob(sampling):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_ends_before_its_least_length(temperature):
+def test_no_row_ends_before_its_minimum_length(temperature):
     """Rows stand at positions of their own: each waits for its own."""
     keys = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 400)
     positions = jnp.arange(400)[None] % 8
@@ -330,14 +330,14 @@ def test_a_row_ends_before_its_least_length(temperature):
     assert logprob[early].max() < -19, "of the full softmax, in which the end is nearly certain"
 
 
-def test_what_is_off_costs_something(jaxpr_equations):
+def test_options_that_are_off_add_no_operations(jaxpr_equations):
     keys, logits = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 2), jnp.zeros((1, 2, 700))
     with_ids = jaxpr_equations(lambda: sample_tokens(keys, jnp.int32(0), logits, SamplingParams(), (3, 4)))
     without = jaxpr_equations(lambda: sample_tokens(keys, jnp.int32(0), logits, SamplingParams()))
     assert len(with_ids) == len(without)
 
 
-def test_a_prompts_own_key_is_another_than_the_steps():
+def test_each_prompt_may_have_a_key_of_its_own():
     bits = lambda keys: np.asarray(jax.random.key_data(keys))
     uids, seeds = jnp.asarray([7, 3], jnp.uint32), jax.vmap(jax.random.key)(jnp.arange(2))
     keys = bits(row_keys(seeds, uids, 4))

@@ -173,7 +173,7 @@ def run(P, G, width, count, rows, shards, enders, rng, ahead=1):
     strategies.integers(0, 1),
     strategies.integers(0, 2**32 - 1),
 )
-def test_a_schedule_loses_a_token(P, G, width, count, rows, shards, ahead, seed):
+def test_no_schedule_loses_or_changes_a_token(P, G, width, count, rows, shards, ahead, seed):
     rng = np.random.default_rng(seed)
     enders = int(rng.integers(0, 30))
     device, output, limits, uids, reported = run(P, G, width, count, rows, shards, enders, rng, ahead)
@@ -195,7 +195,7 @@ def test_a_schedule_loses_a_token(P, G, width, count, rows, shards, ahead, seed)
 
 @settings(max_examples=30, deadline=None)
 @given(strategies.integers(0, 2**32 - 1))
-def test_compilations_grow_with_the_number_of_rollouts(seed):
+def test_compilations_do_not_grow_with_the_number_of_rollouts(seed):
     """Whatever the lengths, sizes are few, however many rollouts there were: powers of two but for a long ring."""
     rng, shapes = np.random.default_rng(seed), set()
     for _ in range(12):

@@ -1,4 +1,4 @@
-"""Rollouts in segments: rows leave, others come, the rest moves together, the cache grows; every token stays."""
+"""Rollouts in segments: rows leave, others come, the rest is compacted, the cache grows; no token changes."""
 
 from types import SimpleNamespace
 
@@ -93,7 +93,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", ["all at once", "each another"])
-def test_segments_draw_other_tokens_than_the_whole(tiny, tiny_params, mesh_1, ends_at, name):
+def test_segments_sample_the_same_tokens_as_one_program(tiny, tiny_params, mesh_1, ends_at, name):
     ends_at(LIMITS[name])
     _, whole = sample(tiny, tiny_params, mesh_1, 0)
     np.testing.assert_array_equal(whole.lengths, np.minimum(LIMITS[name], WIDTH))
@@ -104,14 +104,14 @@ def test_segments_draw_other_tokens_than_the_whole(tiny, tiny_params, mesh_1, en
 
 
 @pytest.mark.parametrize(("sizes", "rows"), [({"data": 8}, 0), ({"fsdp": 2, "tensor": 4}, 8)], ids=str)
-def test_a_mesh_draws_other_tokens_in_segments(tiny, tiny_params, mesh_1, ends_at, sizes, rows):
+def test_segments_on_a_mesh_sample_the_same_tokens(tiny, tiny_params, mesh_1, ends_at, sizes, rows):
     ends_at(LIMITS["skewed"])
     _, whole = sample(tiny, tiny_params, mesh_1, 0)
     _, parts = sample(tiny, tiny_params, make_mesh(sizes), 8, rows)
     assert_same(parts, whole)
 
 
-def test_an_int8_cache_draws_other_tokens_in_segments(tiny, tiny_params, mesh_1, ends_at):
+def test_segments_with_an_int8_cache_sample_the_same_tokens(tiny, tiny_params, mesh_1, ends_at):
     """A row's keys and values are rounded by themselves: whatever table it stands in, to the same numbers."""
     ends_at(LIMITS["skewed"])
     _, whole = sample(tiny, tiny_params, mesh_1, 0, cache_dtype="int8")
@@ -128,7 +128,7 @@ def test_an_int8_cache_draws_other_tokens_in_segments(tiny, tiny_params, mesh_1,
     assert 1e-6 < gap.mean() < 0.02
 
 
-def test_a_seed_of_its_own_draws_elsewhere_on_a_mesh(tiny, tiny_params, mesh_1, ends_at):
+def test_a_prompts_own_seed_gives_the_same_tokens_on_any_mesh(tiny, tiny_params, mesh_1, ends_at):
     ends_at(LIMITS["each another"])
     seeds = [7, 7, *range(P - 2)]
     _, here = sample(tiny, tiny_params, mesh_1, 4, seeds=seeds)
@@ -149,7 +149,7 @@ def engines(tiny, tiny_params, mesh_1):
 
 @settings(max_examples=9, deadline=None)
 @given(strategies.integers(0, 2), strategies.integers(0, 2**32 - 1))
-def test_random_lengths_change_a_token(engines, tiny_params, mesh_1, which, seed):
+def test_lengths_of_other_rows_change_no_token(engines, tiny_params, mesh_1, which, seed):
     """Limits cut rows anywhere: what was drawn before is a prefix of the longest rollout, in any table."""
     ways, longest = engines
     rng = np.random.default_rng(seed)
@@ -163,7 +163,7 @@ def test_random_lengths_change_a_token(engines, tiny_params, mesh_1, which, seed
     np.testing.assert_array_equal(ours.finished, longest.finished & (longest.lengths <= limits))
 
 
-def test_a_row_that_was_stopped_stays_or_disturbs_others(engines, tiny_params, mesh_1):
+def test_a_stopped_row_leaves_without_disturbing_others(engines, tiny_params, mesh_1):
     """The devices know nothing of stop strings: such a row is left behind, and others take its place."""
     (one, *_), longest = engines
     stop = Stop(("a", "bc"), lambda ids: "".join(chr(97 + i % 4) for i in ids))
@@ -180,7 +180,7 @@ def test_a_row_that_was_stopped_stays_or_disturbs_others(engines, tiny_params, m
     one.stop, one.rows = None, 0
 
 
-def test_a_group_is_told_late_or_twice(tiny, tiny_params, mesh_1):
+def test_each_group_is_reported_once_and_as_soon_as_it_is_complete(tiny, tiny_params, mesh_1):
     """Each prompt is reported once, with the tokens that the rollout has, and before longer ones are drawn."""
     limits = np.full((P, G), 2, np.int32)
     limits[3] = WIDTH
@@ -214,7 +214,7 @@ class Counted:
         return self.program(*given)
 
 
-def test_rows_that_have_ended_are_still_computed(tiny, tiny_params, mesh_1, ends_at, monkeypatch):
+def test_rows_that_have_ended_leave_the_table(tiny, tiny_params, mesh_1, ends_at, monkeypatch):
     """Rows through the model, segment by segment: they fall as rows leave, one segment late."""
     rows = rows_computed(monkeypatch)
     ends_at(LIMITS["one row goes on"])
@@ -226,9 +226,7 @@ def test_rows_that_have_ended_are_still_computed(tiny, tiny_params, mesh_1, ends
     )  # empty_state, prefill, five sizes of the ring, two programs for each move between them
 
 
-def test_a_long_sample_of_each_prompt_keeps_the_others_places(
-    tiny, tiny_params, mesh_1, ends_at, monkeypatch
-):
+def test_a_long_sample_of_each_prompt_frees_the_others_rows(tiny, tiny_params, mesh_1, ends_at, monkeypatch):
     rows = rows_computed(monkeypatch)
     ends_at(np.where(np.arange(P * G) % G == np.arange(P * G) // G % G, WIDTH, 2).reshape(P, G))
     sample(tiny, tiny_params, mesh_1, 4)
@@ -236,7 +234,7 @@ def test_a_long_sample_of_each_prompt_keeps_the_others_places(
     assert rows == [32] * 8 + [8] * (WIDTH - 9)
 
 
-def test_free_places_stay_empty_while_prompts_wait(tiny, tiny_params, mesh_1, monkeypatch):
+def test_waiting_prompts_take_free_places(tiny, tiny_params, mesh_1, monkeypatch):
     """Of eight rows at a time, seven prompts of one token and one of forty: no more steps than the long one takes."""
     rows = rows_computed(monkeypatch)
     limits = np.full((P, G), 2, np.int32)

@@ -52,7 +52,7 @@ def _on_the_host():
 
 @given(tokens, strings, st.data())
 @settings(max_examples=300, deadline=None)
-def test_a_string_across_a_cut_is_missed(ids, strings, data):
+def test_a_stop_string_across_a_cut_is_found(ids, strings, data):
     """Looked for in pieces of any length, it ends the row where a search through each prefix says."""
     stop, seen, end = Stop(tuple(strings), decode), 0, None
     while end is None and seen < len(ids):
@@ -80,7 +80,7 @@ def read(ids, segment, stop=None, on_tokens=None):
 
 @given(st.lists(tokens, min_size=1, max_size=3), strings, st.integers(1, WIDTH))
 @settings(max_examples=100, deadline=None)
-def test_what_is_kept_depends_on_the_segments(ids, strings, segment):
+def test_a_stopped_completion_does_not_depend_on_the_segments(ids, strings, segment):
     reported = {}
 
     def on_tokens(p, g, new, ended):
@@ -99,12 +99,12 @@ def test_what_is_kept_depends_on_the_segments(ids, strings, segment):
         assert reported[g] == (kept, True)
 
 
-def test_text_is_decoded_though_nobody_asks():
+def test_nothing_is_decoded_without_stop_strings():
     rows = read([[0, 1, 0]], 4)
     assert rows.lengths.tolist() == [[3]]
 
 
-def test_a_long_completion_is_decoded_anew_each_segment():
+def test_only_the_end_of_a_long_completion_is_decoded():
     longest = []
     counted = lambda ids: longest.append(len(ids)) or decode(ids)
     Stop(("bb",), counted).end([0] * 10_000, 9_990)

@@ -1,4 +1,4 @@
-"""Graders: two reward functions that judge what they find, and say what it was."""
+"""Strict and flexible scoring: the reward functions judge the answer that they find, and log it."""
 
 import inspect
 import pickle
@@ -32,7 +32,7 @@ def scores():
     return score
 
 
-def test_strict_is_more_than_flexible(scores):
+def test_strict_never_scores_more_than_flexible(scores):
     texts = ["#### 18", "It is 18.", "#### 17", ""]
     found = scores(both("number", "hash"), texts, answer="18")
     assert found.values.tolist() == [[1, 1], [0, 1], [0, 0], [0, 0]]
@@ -40,7 +40,7 @@ def test_strict_is_more_than_flexible(scores):
     assert found.extras["flexible/vote"] == ["18", "18", "17", None]
 
 
-def test_equal_formulas_vote_apart(scores):
+def test_equal_formulas_share_a_vote(scores):
     texts = [r"\boxed{\frac{1}{2}}", r"\boxed{0.5}", r"\boxed{2}", r"\boxed{\dfrac12}"]
     found = scores(both("math", "box"), texts, answer=r"\frac{2}{4}")
     assert found.values[:, 0].tolist() == [1, 1, 0, 1]
@@ -48,33 +48,33 @@ def test_equal_formulas_vote_apart(scores):
     assert votes[0] == votes[1] == votes[3] != votes[2]
 
 
-def test_a_judge_sees_more_than_the_answer(scores):
+def test_a_judge_sees_only_the_answer(scores):
     """Countdown's own reward judges an expression that stood outside of every tag."""
     texts = ["<think>9+5</think><answer>9+3-5</answer>", "so 9 + 3 - 5", "<think><answer>9+3-5</answer>"]
     found = scores(both("expression", "tag", "countdown"), texts, numbers=[3, 5, 9], target=7)
     assert found.values.tolist() == [[1, 1], [0, 1], [0, 1]]
 
 
-def test_a_thought_that_the_prompt_opened_counts_as_an_answer(scores):
+def test_thinking_that_the_prompt_opens_holds_no_answer(scores):
     texts = [r"\boxed{2}", r"\boxed{3}</think> \boxed{2}"]
     found = scores(both("number", "box"), texts, OPENED, answer="2")
     assert found.values.tolist() == [[0, 1], [1, 1]]
 
 
-def test_a_formula_that_never_ends_costs_more_than_its_row(scores):
+def test_a_formula_that_never_ends_costs_only_its_row(scores):
     tower = r"\boxed{9^{9^{9^{9^{9}}}}+x}"
     with RewardPool(both("math", "box"), workers=1, timeout=3) as pool:
         found = pool.score([ASK] * 2, [reply(tower), reply(r"\boxed{x+1}")], {"answer": ["1+x"] * 2})
     assert found.values[1].tolist() == [1, 1]
 
 
-def test_columns_of_the_judge_are_not_asked_for():
+def test_columns_of_the_judge_are_required():
     ask = lambda grader: set(inspect.signature(grader).parameters) - {"prompts", "completions", "columns"}
     assert [ask(grader) for grader in both("number", "hash")] == [{"answer"}] * 2
     assert ask(both("expression", "tag", "countdown")[0]) == {"target"}
 
 
-def test_a_judge_of_ones_own_travels(scores, tmp_path):
+def test_a_users_judge_reaches_the_workers(scores, tmp_path):
     (tmp_path / "mine.py").write_text(
         "async def long(completions, **columns):\n"
         "    return [float(len(c[0]['content']) > 30) for c in completions]\n"
@@ -86,7 +86,7 @@ def test_a_judge_of_ones_own_travels(scores, tmp_path):
     assert found.values[:, 0].tolist() == [0, 1, 0]
 
 
-def test_programs_are_not_judged(scores):
+def test_programs_are_judged_by_the_code_reward(scores):
     """By the sandbox, with a row's tests in the columns of LiveCodeBench."""
     tests = '[{"input": "2 3", "output": "5", "testtype": "stdin"}]'
     program = "a, b = map(int, input().split())\nprint(a {} b)"
