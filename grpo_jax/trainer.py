@@ -194,7 +194,7 @@ class GRPOTrainer:
             samples=run.samples.sizes() if keeps_samples(self.args) else {},
         )
         wanted = run_state.stopped or callbacks.asks("save")
-        if run.end_step(done, state, run_state.to_json, wanted=wanted):
+        if run.end_step(done, state, run_state, wanted=wanted):
             callbacks.saved()
         return run_state
 

@@ -1,5 +1,6 @@
 """The verb `sft`: supervised fine-tuning."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from grpo_jax.setup.policy import open_policy
 from grpo_jax.setup.run import open_run
 from grpo_jax.setup.weights import export_run, load_base
 from grpo_jax.sharding import hosts
+from grpo_jax.training.run_state import SFTRunState
 from grpo_jax.training.sft_evaluation import save_samples
 from grpo_jax.training.sft_trainer import FineTuner, Row
 
@@ -33,8 +35,8 @@ def sft(config: SFTConfig) -> int:
     policy = open_policy(config, model, lora=lora_of(config), base_weights=config.base_weights)
     tuner = FineTuner(config, policy, *_load(config))
     with open_run(tuner.config, policy) as run, jax.set_mesh(policy.mesh):
-        state, notes = _train(run, tuner)
-        _finish(run, tuner, state, notes)
+        state, run_state = _train(run, tuner)
+        _finish(run, tuner, state, run_state)
     return 0
 
 
@@ -65,23 +67,23 @@ def _load(config: SFTConfig) -> tuple[list[Row], list[Row] | None]:
     return rows, one_dataset(held_out, columns, (), config.seed, config.layout)
 
 
-def _train(run: Run, tuner: FineTuner) -> tuple[TrainState, dict[str, Any]]:
+def _train(run: Run, tuner: FineTuner) -> tuple[TrainState, SFTRunState]:
     tuner.base = load_base(tuner.policy)
     found = run.restore(tuner.abstract_state)
-    first, state, notes = found or (0, tuner.start(), {"num_tokens": 0, "seconds": 0.0})
-    if "before" not in notes:
-        notes["before"] = _evaluated(run, tuner, state, 0)
+    first, state, saved = found or (0, tuner.start(), {})
+    run_state = SFTRunState.from_json(saved)
+    if run_state.before is None:
+        run_state = replace(run_state, before=_evaluated(run, tuner, state, 0))
     for step in range(first, run.total):
         state, metrics = tuner(state, step)
-        notes["seconds"] += metrics["step_time"]
-        notes["num_tokens"] = metrics["num_tokens"] = notes["num_tokens"] + metrics["num_tokens"]
-        notes["nll"] = metrics["nll"]
+        run_state = run_state.stepped(metrics)
+        metrics["num_tokens"] = run_state.num_tokens
         if _evaluation_is_due(tuner.config, step + 1) and (now := _evaluated(run, tuner, state, step + 1)):
             metrics |= {f"eval/{name}": value for name, value in now["summary"].items()}
-            notes["after"] = now
+            run_state = replace(run_state, after=now)
         run.log(step + 1, metrics | {"peak_memory": peak_memory()[0]})
-        run.end_step(step + 1, state, lambda: notes)
-    return state, notes
+        run.end_step(step + 1, state, run_state)
+    return state, run_state
 
 
 def _evaluation_is_due(config: SFTConfig, done: int) -> bool:
@@ -101,11 +103,11 @@ def _evaluated(run: Run, tuner: FineTuner, state: TrainState, done: int) -> dict
     return found
 
 
-def _finish(run: Run, tuner: FineTuner, state: TrainState, notes: dict[str, Any]) -> None:
+def _finish(run: Run, tuner: FineTuner, state: TrainState, run_state: SFTRunState) -> None:
     """Export the model, write the summary, print the closing lines."""
     policy, examples, (memory, source) = tuner.policy, tuner.examples, peak_memory()
     export_run(run, policy, state.params, tuner.config.model)
-    before, after = (found and found["summary"] for found in (notes["before"], notes.get("after")))
+    before, after = (found and found["summary"] for found in (run_state.before, run_state.after))
     sizes = {
         "steps": run.total,
         "rows": len(examples),
@@ -115,15 +117,17 @@ def _finish(run: Run, tuner: FineTuner, state: TrainState, notes: dict[str, Any]
     if examples.fill_rate is not None:
         sizes["fill_rate"] = examples.fill_rate
     run.folder.write_summary(
-        sizes | notes | {"before": before, "after": after, "peak_memory": memory, "peak_memory_of": source}
+        sizes
+        | run_state.to_json()
+        | {"before": before, "after": after, "peak_memory": memory, "peak_memory_of": source}
     )
     run.end_progress()
     if hosts.is_writer():
         if before and after:
             closing_table(before, after, title="Held-out rows")
         print(
-            f"{run.total} steps on {_rows_in_words(examples)}, {notes['num_tokens']} tokens, "
-            f"{notes['seconds']:.0f} s, nll {notes['nll']:.4g}"
+            f"{run.total} steps on {_rows_in_words(examples)}, {run_state.num_tokens} tokens, "
+            f"{run_state.seconds:.0f} s, nll {run_state.nll:.4g}"
         )
         if run.folder.hf.exists():
             print(f"model: {run.folder.hf}")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from etils import epath
 
@@ -20,6 +20,13 @@ from grpo_jax.runs.samples import Samples
 from grpo_jax.sharding import hosts
 
 TERMINATED = 128 + signal.SIGTERM  # the exit status of a run that saved and stopped when asked to
+
+
+class SavedState(Protocol):
+    """What a run knows besides its weights, in a form that a checkpoint can keep."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values by name."""
 
 
 class Run:
@@ -70,7 +77,7 @@ class Run:
         self.terminated = True
 
     def restore(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """(steps done, state, notes) of the newest intact checkpoint; None without one.
+        """(steps done, train state, the run state as JSON values) of the newest intact checkpoint; None without one.
 
         Metrics and samples of later steps are dropped: those steps run again.
         """
@@ -93,14 +100,12 @@ class Run:
         """Whether a checkpoint is due after `done` steps: by `save_steps`, and after the last."""
         return done == self.total or (self.save_steps > 0 and done % self.save_steps == 0)
 
-    def save(self, done: int, state: Any, notes: dict[str, Any]) -> None:
-        """Save in the background; `state` may be donated, and `notes` changed, at once."""
+    def save(self, done: int, state: Any, run_state: dict[str, Any]) -> None:
+        """Save in the background; `state` may be donated, and `run_state` changed, at once."""
         if self.checkpoints:
-            self.checkpoints.save(done, state, notes)
+            self.checkpoints.save(done, state, run_state)
 
-    def end_step(
-        self, done: int, state: Any, notes: Callable[[], dict[str, Any]], *, wanted: bool = False
-    ) -> bool:
+    def end_step(self, done: int, state: Any, run_state: SavedState, *, wanted: bool = False) -> bool:
         """Save if a checkpoint is due or `wanted`, or if any process received SIGTERM; then raise SystemExit(143).
 
         Returns whether it saved; without an `output_dir` it never does.
@@ -108,7 +113,7 @@ class Run:
         terminated = hosts.any_process(self.terminated)
         saves = terminated or wanted or self.is_due(done)
         if saves:
-            self.save(done, state, notes())
+            self.save(done, state, run_state.to_json())
         if terminated and done < self.total:
             if self.checkpoints:
                 self.checkpoints.wait()

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,33 @@ class RunState:
             carried=carried and CarriedGroups(carried["tickets"], carried["arrays"], carried["extras"]),
             **{name: saved[name] for name in _PLAIN if name in saved},
         )
+
+
+@dataclass(frozen=True)
+class SFTRunState:
+    """The same of a supervised run."""
+
+    num_tokens: int = 0  # since the run began
+    seconds: float = 0.0  # of all steps
+    before: Mapping[str, Any] | None = (
+        None  # the evaluation of the starting model; None: not made, or no rows
+    )
+    nll: float = float("nan")  # of the last step, nats a token
+    after: Mapping[str, Any] | None = None  # the newest evaluation; None: not made yet
+
+    def stepped(self, metrics: Mapping[str, float]) -> "SFTRunState":
+        """After a step with these metrics."""
+        tokens, seconds = self.num_tokens + int(metrics["num_tokens"]), self.seconds + metrics["step_time"]
+        return replace(self, num_tokens=tokens, seconds=seconds, nll=metrics["nll"])
+
+    def to_json(self) -> dict[str, Any]:
+        """As a checkpoint keeps it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @staticmethod
+    def from_json(saved: Mapping[str, Any]) -> "SFTRunState":
+        """What `to_json` wrote, or an earlier version did, which wrote `after` only where there was one."""
+        return SFTRunState(**saved)
 
 
 _PLAIN = ("num_tokens", "seconds", "samples", "callbacks", "before", "stopped")

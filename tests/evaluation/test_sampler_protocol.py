@@ -21,7 +21,9 @@ class Echo:
         tokens = np.where(np.arange(2) < lengths[..., None], prompts.tokens[:, :1, None], 0).astype(np.int32)
         for p, rows in enumerate(tokens):
             on_group(p, [rows[0, :1].tolist(), rows[1].tolist()])
-        return Rollout.of_policy(tokens, np.zeros(tokens.shape, np.float32), lengths, np.ones(lengths.shape, bool))
+        return Rollout.of_policy(
+            tokens, np.zeros(tokens.shape, np.float32), lengths, np.ones(lengths.shape, bool)
+        )
 
 
 def two_letters(completions, **columns):

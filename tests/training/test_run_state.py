@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.data.curriculum.sampler import SamplerState
-from grpo_jax.training.run_state import CarriedGroups, RunState, packed, unpacked
+from grpo_jax.training.run_state import CarriedGroups, RunState, SFTRunState, packed, unpacked
 
 SAMPLER = SamplerState(places=[[1, 2]], out=[[3]], drawn=[9], total=12, carried_over=[7], recent=[[0.5, 0.1]])
 STATE = RunState(
@@ -66,3 +66,12 @@ def test_a_state_is_not_changed_in_place():
 def test_packed_arrays_keep_their_bits():
     odd = np.array([-0.0, 1e-45, np.nan], np.float32)
     assert unpacked(packed({"odd": odd}))["odd"].tobytes() == odd.tobytes()
+
+
+def test_a_supervised_runs_state_is_whole_after_json():
+    state = SFTRunState(7, 2.5, {"summary": {}}, 0.5, {"summary": {"nll": 1.0}})
+    assert SFTRunState.from_json(json.loads(json.dumps(state.to_json()))) == state
+    earlier = {"num_tokens": 7, "seconds": 2.5, "before": None, "nll": 0.5}
+    assert SFTRunState.from_json(earlier) == SFTRunState(7, 2.5, None, 0.5)
+    stepped = state.stepped({"num_tokens": 3, "step_time": 0.5, "nll": 0.25})
+    assert (stepped.num_tokens, stepped.seconds, stepped.nll) == (10, 3.0, 0.25)
