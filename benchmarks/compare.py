@@ -144,7 +144,7 @@ def _model(args: argparse.Namespace, scratch: Path) -> Path:
     import jax
 
     from grpo_jax.models.hf import save_model
-    from grpo_jax.models.qwen import init
+    from grpo_jax.models.transformer import init
 
     save_model(scratch / "model", args.config, init(args.config, jax.random.key(0)), dtype="float32")
     return scratch / "model"

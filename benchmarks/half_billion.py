@@ -39,7 +39,7 @@ def make_model(folder: Path, gsm8k: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     from grpo_jax.models.hf import PUBLISHED, save_model
-    from grpo_jax.models.qwen import init
+    from grpo_jax.models.transformer import init
 
     questions = [json.loads(line)["question"] for line in (gsm8k / "train.jsonl").open()]
     bpe = ByteLevelBPETokenizer()

@@ -19,7 +19,7 @@ from hardware import processor
 from shapes import SMALL
 from throughput import Bench, Work
 
-from grpo_jax.models.qwen import init
+from grpo_jax.models.transformer import init
 from grpo_jax.setup.policy import compute_dtype
 from grpo_jax.sharding.mesh import make_mesh
 

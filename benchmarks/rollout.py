@@ -21,7 +21,7 @@ import numpy as np
 from shapes import SMALL
 
 from grpo_jax.models.config import PUBLISHED, ModelConfig
-from grpo_jax.models.qwen import Params, abstract_params, cast, init
+from grpo_jax.models.transformer import Params, abstract_params, cast, init
 from grpo_jax.rollout.sampler import ContinuousBatchingSampler
 from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.rollout.state import Vocabulary

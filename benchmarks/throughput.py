@@ -32,8 +32,8 @@ from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models import hf
 from grpo_jax.models.config import PUBLISHED, ModelConfig
-from grpo_jax.models.qwen import Params, abstract_params, cast, init
 from grpo_jax.models.remat import Remat
+from grpo_jax.models.transformer import Params, abstract_params, cast, init
 from grpo_jax.plans.roofline import forward_flops
 from grpo_jax.program import Program
 from grpo_jax.rollout.programs import Rollout, Vocabulary

@@ -15,7 +15,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.evaluation.evaluator import Evaluation
 from grpo_jax.evaluation.results import keep_step
 from grpo_jax.learner.optimizer import TrainState
-from grpo_jax.models.qwen import Params
+from grpo_jax.models.transformer import Params
 from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.run import Run, Stopwatch
 from grpo_jax.setup.run import open_run

@@ -23,8 +23,8 @@ from grpo_jax.models.kernels import Kernel
 from grpo_jax.models.load import check_tensors, load_params
 from grpo_jax.models.matrices import product
 from grpo_jax.models.names import SCORE
-from grpo_jax.models.qwen import Params, abstract_params, cast, hidden_states
 from grpo_jax.models.safetensors_io import open_folder
+from grpo_jax.models.transformer import Params, abstract_params, cast, hidden_states
 
 
 def open_classifier(folder: Path) -> ModelConfig:

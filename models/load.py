@@ -29,7 +29,7 @@ def load_params(
     finish: Callable[[tuple[str, ...], Any], Any] = lambda path, array: array,
     table: Sequence[Row] | None = None,
 ) -> Params:
-    """The parameters of the checkpoint in `folder`, in `dtype`: the tree of `models/qwen.py`, or that of another
+    """The parameters of the checkpoint in `folder`, in `dtype`: the tree of `models/transformer.py`, or that of another
     `table`'s paths.
 
     `shardings` is a tree of `jax.sharding.Sharding`s of the same structure; without it the arrays are on the default

@@ -1,7 +1,7 @@
 """Weights in int8 with one scale per output channel: half the memory and bandwidth of bfloat16.
 
 A quantized parameter tree has the names of a plain one, with a `Quantized` in place of each matrix. The same forward
-pass (`models/qwen.py`) accepts both: it uses matrices through `product`, and looks up rows with `dequantize`.
+pass (`models/transformer.py`) accepts both: it uses matrices through `product`, and looks up rows with `dequantize`.
 
 Every matrix is quantized, including embedding and head. Scales belong to output channels, so a token's row of the
 embedding has one scale, which serves both the lookup and a tied head. That matrix has 15 % of the 1.5B's weights and

@@ -221,7 +221,7 @@ def random_params():
     import jax
     import numpy as np
 
-    from grpo_jax.models.qwen import abstract_params
+    from grpo_jax.models.transformer import abstract_params
 
     def make(cfg, seed=0):
         rng = np.random.default_rng(seed)

@@ -9,7 +9,7 @@ from etils import epath
 
 from grpo_jax.config import GRPOConfig, SFTConfig
 from grpo_jax.errors import UserError
-from grpo_jax.models.qwen import Params
+from grpo_jax.models.transformer import Params
 from grpo_jax.runs.checkpoints import Checkpoints
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.setup.learner import lora_of

@@ -27,7 +27,7 @@ from grpo_jax.data.tasks import tiny_countdown, tiny_knights, tiny_math
 from grpo_jax.demo.tiny_model import _NOTE, TASKS, size_of, write_blank
 from grpo_jax.errors import UserError
 from grpo_jax.models.hf import save_model
-from grpo_jax.models.qwen import Params
+from grpo_jax.models.transformer import Params
 from grpo_jax.runs.folder import RunFolder, check_place
 from grpo_jax.runs.progress import TrainingProgress
 from grpo_jax.scoring.reward_models import find_reward_models

@@ -15,7 +15,7 @@ from grpo_jax.data.tasks import tiny_countdown, tiny_knights, tiny_math
 from grpo_jax.errors import UserError
 from grpo_jax.models.config import SHAPE, ModelConfig
 from grpo_jax.models.hf import save_model
-from grpo_jax.models.qwen import Params, abstract_params, init
+from grpo_jax.models.transformer import Params, abstract_params, init
 
 TASKS = {task.NAME: task for task in (tiny_countdown, tiny_knights, tiny_math)}
 """The tasks that can be written in few symbols."""

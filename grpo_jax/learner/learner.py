@@ -20,7 +20,7 @@ from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state, s
 from grpo_jax.learner.update import make_score, make_update, read, sharing_error
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.lora import Base, LoRA, joined
-from grpo_jax.models.qwen import Params, abstract_trained, cast
+from grpo_jax.models.transformer import Params, abstract_trained, cast
 from grpo_jax.program import Program
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.memory import matrices_on_host

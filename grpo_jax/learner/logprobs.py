@@ -9,8 +9,8 @@ from jax import Array
 from grpo_jax.models.attention import shared_prompt, whole_rows
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel
-from grpo_jax.models.qwen import Params, cast, head_logits, hidden_states
 from grpo_jax.models.remat import Remat
+from grpo_jax.models.transformer import Params, cast, head_logits, hidden_states
 from grpo_jax.sharding.constraints import over_rows, rows_split
 from grpo_jax.sharding.memory import fetched
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from grpo_jax.learner.entropy import EntropyBonus, EntropyControl
 from grpo_jax.learner.moments import in_bfloat16
-from grpo_jax.models.qwen import Params
+from grpo_jax.models.transformer import Params
 from grpo_jax.sharding.mesh import everywhere
 from grpo_jax.sharding.rules import TRAIN_RULES, shardings
 

@@ -22,7 +22,7 @@ from grpo_jax.learner.row_metrics import RowSums
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.lora import Base
 from grpo_jax.models.lora import joined as whole_model
-from grpo_jax.models.qwen import Params, cast
+from grpo_jax.models.transformer import Params, cast
 from grpo_jax.program import Program
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, everywhere

@@ -20,7 +20,7 @@ from grpo_jax.learner.logprobs import Rows
 from grpo_jax.learner.objective import Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.qwen import Params, abstract_params, sampler_weights
+from grpo_jax.models.transformer import Params, abstract_params, sampler_weights
 from grpo_jax.program import Program
 from grpo_jax.sharding.mesh import by_rows, everywhere
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, Rules, shardings

@@ -21,7 +21,7 @@ from grpo_jax.models.classifier import check_architecture
 from grpo_jax.models.config import PUBLISHED, ModelConfig
 from grpo_jax.models.kernels import check_kernel
 from grpo_jax.models.lora import Base, joined
-from grpo_jax.models.qwen import cast
+from grpo_jax.models.transformer import cast
 from grpo_jax.plans import abstract_arguments
 from grpo_jax.program import Program
 from grpo_jax.rewards.by_model import PREFIX, column_of

@@ -1,6 +1,6 @@
 """Prefill and decode as pure functions on one state: prompts are read into free places, and every row gets tokens.
 
-The weights are those that `models/qwen.for_decoding` returns.
+The weights are those that `models/transformer.for_decoding` returns.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from jax import Array
 
 from grpo_jax.models import attention
 from grpo_jax.models.cache import Cache
-from grpo_jax.models.qwen import Params, head_logits, hidden_states
+from grpo_jax.models.transformer import Params, head_logits, hidden_states
 from grpo_jax.rollout.sampling import row_keys, sample_tokens
 from grpo_jax.rollout.state import Decoder, DecodeState, SampledTokens
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
 
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.qwen import Params, for_decoding
+from grpo_jax.models.transformer import Params, for_decoding
 from grpo_jax.program import Program
 from grpo_jax.rollout.compaction import compact, move_layer, move_rows
 from grpo_jax.rollout.decoding import PrefillBatch, decode, prefill

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel
-from grpo_jax.models.qwen import Params
+from grpo_jax.models.transformer import Params
 from grpo_jax.rollout.output_buffer import OutputBuffer
 from grpo_jax.rollout.programs import Programs, decoding_program
 from grpo_jax.rollout.protocol import OnGroup, OnTokens, PromptTokens, Rollout

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from grpo_jax.models.qwen import Params
+from grpo_jax.models.transformer import Params
 from grpo_jax.rollout import row_table
 from grpo_jax.rollout.budget import prompts_per_prefill
 from grpo_jax.rollout.decoding import PrefillBatch

@@ -29,8 +29,8 @@ from grpo_jax.models.classifier import (
 )
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel
-from grpo_jax.models.qwen import Params
 from grpo_jax.models.safetensors_io import sampled_digest
+from grpo_jax.models.transformer import Params
 from grpo_jax.program import Program
 from grpo_jax.rewards.load import load_reward, named_apart
 from grpo_jax.setup.policy import Policy

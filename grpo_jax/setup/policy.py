@@ -18,8 +18,8 @@ from grpo_jax.models.kernels import Kernel, check_kernel
 from grpo_jax.models.load import check_tensors
 from grpo_jax.models.lora import Base, LoRA, joined
 from grpo_jax.models.peft import read_lora
-from grpo_jax.models.qwen import Params, abstract_params, abstract_trained, in_form, sampler_weights
 from grpo_jax.models.safetensors_io import open_folder
+from grpo_jax.models.transformer import Params, abstract_params, abstract_trained, in_form, sampler_weights
 from grpo_jax.rollout.programs import Vocabulary
 from grpo_jax.setup.weight_sync import SamplerCopy
 from grpo_jax.sharding.mesh import make_mesh

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 
 from grpo_jax.config import GRPOConfig, SFTConfig
-from grpo_jax.models.qwen import abstract_params
 from grpo_jax.models.safetensors_io import sampled_digest
+from grpo_jax.models.transformer import abstract_params
 from grpo_jax.runs.folder import model_fingerprint
 from grpo_jax.runs.run import Run
 from grpo_jax.setup.policy import Policy

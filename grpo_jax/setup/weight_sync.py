@@ -9,7 +9,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from grpo_jax.models.outputs_first import with_outputs_first
-from grpo_jax.models.qwen import Params, sampler_weights
+from grpo_jax.models.transformer import Params, sampler_weights
 from grpo_jax.program import Program
 from grpo_jax.sharding.mesh import on_cpu
 

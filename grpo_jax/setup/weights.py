@@ -16,7 +16,7 @@ from grpo_jax.models.load import leaf_at
 from grpo_jax.models.lora import Adapted, Base, init_adapters, merge
 from grpo_jax.models.peft import load_adapters, save_adapters, save_merged
 from grpo_jax.models.quantized import errors, quantize_leaf
-from grpo_jax.models.qwen import Params, abstract_params
+from grpo_jax.models.transformer import Params, abstract_params
 from grpo_jax.rollout.programs import decoding_program
 from grpo_jax.runs.run import Run
 from grpo_jax.setup.policy import Policy

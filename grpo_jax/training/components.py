@@ -14,7 +14,7 @@ from grpo_jax.config.curriculum import StageSettings, of_stage
 from grpo_jax.data.curriculum.sampler import CurriculumSampler
 from grpo_jax.learner.learner import Learner
 from grpo_jax.models.lora import Base
-from grpo_jax.models.qwen import Params
+from grpo_jax.models.transformer import Params
 from grpo_jax.plans.fitting import with_micro_batch
 from grpo_jax.rewards import RewardPool
 from grpo_jax.rollout.protocol import Sampler

@@ -15,7 +15,7 @@ from grpo_jax.data.prompts import PromptBatch
 from grpo_jax.data.sft.examples import Examples
 from grpo_jax.learner.logprobs import Scoring, make_rows
 from grpo_jax.learner.update import make_score
-from grpo_jax.models.qwen import Params
+from grpo_jax.models.transformer import Params
 from grpo_jax.program import Program
 from grpo_jax.rollout.protocol import Sampler
 from grpo_jax.rollout.sampling import SamplingParams

@@ -340,7 +340,7 @@ def test_a_pasted_dry_run_is_the_run(pod):
 
 def test_the_copy_holds_the_code_and_none_of_the_rubbish(desk):
     desk.stand_in(gcloud=GCLOUD, python3=RECORD)
-    code = ("grpo_jax/runs/report.py", "my rewards.py", "models/qwen.py")
+    code = ("grpo_jax/runs/report.py", "my rewards.py", "models/transformer.py")
     rubbish = (
         ".git/config",
         ".venv/bin/python",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.learner.logprobs import Scoring, completion_logprobs, make_rows, restarted
-from grpo_jax.models.qwen import head_logits, hidden_states
+from grpo_jax.models.transformer import head_logits, hidden_states
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

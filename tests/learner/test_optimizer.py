@@ -100,7 +100,7 @@ def test_a_rate_of_zero_at_the_first_warm_up_step_moves_nothing():
 
 
 def test_moments_lie_where_their_parameters_lie(tiny):
-    from grpo_jax.models.qwen import abstract_params
+    from grpo_jax.models.transformer import abstract_params
     from grpo_jax.sharding.mesh import make_mesh
     from grpo_jax.sharding.rules import TRAIN_RULES, shardings
 

@@ -12,7 +12,7 @@ from grpo_jax.cli import main
 from grpo_jax.errors import UserError
 from grpo_jax.models.families import FAMILIES, rows
 from grpo_jax.models.hf import load_config, load_params, save_model
-from grpo_jax.models.qwen import abstract_params, head_logits, hidden_states
+from grpo_jax.models.transformer import abstract_params, head_logits, hidden_states
 
 
 def renamed(folder, **changes):

@@ -19,8 +19,8 @@ from grpo_jax.models.config import PUBLISHED, ModelConfig
 from grpo_jax.models.families import rows
 from grpo_jax.models.hf import check_tokenizer, load_params, load_tokenizer, resolve_model, save_model
 from grpo_jax.models.hf_config import published_layout
-from grpo_jax.models.qwen import init
 from grpo_jax.models.safetensors_io import Outgoing, Stored, open_folder, sampled_digest, write_file
+from grpo_jax.models.transformer import init
 
 CFG = ModelConfig(
     vocab_size=64,
@@ -328,7 +328,7 @@ PROGRAM = """
     jax.distributed.initialize(f"localhost:{port}", 2, int(process))
     from jax.sharding import NamedSharding, PartitionSpec
     from grpo_jax.models.hf import load_config, load_params, save_model
-    from grpo_jax.models.qwen import abstract_params
+    from grpo_jax.models.transformer import abstract_params
     cfg = load_config(source)
     mesh = jax.make_mesh((4,), ("fsdp",))
     split = lambda x: PartitionSpec(*["fsdp" if size == cfg.hidden_size else None for size in x.shape])

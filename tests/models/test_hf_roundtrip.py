@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.errors import UserError
-from grpo_jax.models import qwen
+from grpo_jax.models import transformer
 from grpo_jax.models.hf import load_config, load_eos_ids, load_params, save_model
 from grpo_jax.rollout.programs import Vocabulary, make_generate
 from grpo_jax.rollout.sampling import SamplingParams
@@ -116,8 +116,8 @@ def test_logits_are_those_of_transformers(folders, number):
 
     @jax.jit
     def forward(params, tokens):
-        hidden, _ = qwen.hidden_states(cfg, params, tokens, positions)
-        return qwen.head_logits(cfg, params, hidden)
+        hidden, _ = transformer.hidden_states(cfg, params, tokens, positions)
+        return transformer.head_logits(cfg, params, hidden)
 
     ours = forward(load_params(source, cfg), jnp.asarray(tokens))
     theirs = their_logits(source, tokens).numpy()
@@ -160,7 +160,7 @@ def test_our_tree_is_the_tree_of_the_model(folders):
     for folder in folders[:2]:
         cfg = load_config(folder)
         shapes = jax.tree.map(lambda x: (x.shape, x.dtype), load_params(folder, cfg))
-        assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), qwen.abstract_params(cfg))
+        assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), transformer.abstract_params(cfg))
 
 
 def test_loading_in_the_files_own_dtype_keeps_bits(folders, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from grpo_jax.models.lora import TARGETS, Base, LoRA, init_adapters, joined, merged
 from grpo_jax.models.quantized import quantize
-from grpo_jax.models.qwen import head_logits, hidden_states, sampler_weights
+from grpo_jax.models.transformer import head_logits, hidden_states, sampler_weights
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 40, (3, 9)))
 

@@ -11,7 +11,7 @@ from grpo_jax.models.families import rows
 from grpo_jax.models.matrices import product
 from grpo_jax.models.outputs_first import OutputsFirst, with_outputs_first
 from grpo_jax.models.quantized import dequantize, quantize
-from grpo_jax.models.qwen import by_layer, head_logits, hidden_states, init
+from grpo_jax.models.transformer import by_layer, head_logits, hidden_states, init
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])

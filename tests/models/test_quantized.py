@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from grpo_jax.models.config import PUBLISHED
 from grpo_jax.models.matrices import product
 from grpo_jax.models.quantized import Quantized, dequantize, quantize, quantize_leaf
-from grpo_jax.models.qwen import abstract_params, cast, head_logits, hidden_states
+from grpo_jax.models.transformer import abstract_params, cast, head_logits, hidden_states
 
 GATE = ("layers", "gate", "kernel")
 is_quantized = lambda x: isinstance(x, Quantized)

@@ -12,7 +12,7 @@ from grpo_jax.cli import main
 from grpo_jax.commands import plan as command
 from grpo_jax.config import GRPOConfig
 from grpo_jax.models.config import PUBLISHED
-from grpo_jax.models.qwen import abstract_params
+from grpo_jax.models.transformer import abstract_params
 from grpo_jax.plans import compiled, planned_run, report, roofline
 from grpo_jax.plans.hlo import collective_bytes
 from grpo_jax.plans.planned_run import PlannedRun, shape_of

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from grpo_jax.errors import UserError
 from grpo_jax.models.config import PUBLISHED
-from grpo_jax.models.qwen import abstract_params, sampler_weights
+from grpo_jax.models.transformer import abstract_params, sampler_weights
 from grpo_jax.sharding.mesh import AXES, by_rows, check_rows, describe, everywhere, make_mesh, row_shards
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings, specs
 

@@ -20,7 +20,7 @@ from grpo_jax.learner.update import make_score, make_update
 from grpo_jax.models.attention import causal
 from grpo_jax.models.config import PUBLISHED
 from grpo_jax.models.kernels import causal_attention
-from grpo_jax.models.qwen import abstract_params
+from grpo_jax.models.transformer import abstract_params
 from grpo_jax.plans import abstract_arguments
 from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.programs import Vocabulary, make_generate

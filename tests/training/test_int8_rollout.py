@@ -14,8 +14,8 @@ from grpo_jax.cli import main
 from grpo_jax.config import EvalConfig
 from grpo_jax.errors import UserError
 from grpo_jax.models.quantized import quantize
-from grpo_jax.models.qwen import by_layer
 from grpo_jax.models.safetensors_io import open_folder
+from grpo_jax.models.transformer import by_layer
 from grpo_jax.rollout.programs import Vocabulary, make_generate
 from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.runs.folder import MAY_DIFFER

@@ -14,7 +14,7 @@ from grpo_jax.config import SFTConfig
 from grpo_jax.learner.logprobs import Scoring
 from grpo_jax.learner.objective import SFT
 from grpo_jax.learner.update import accumulate
-from grpo_jax.models.qwen import head_logits, hidden_states
+from grpo_jax.models.transformer import head_logits, hidden_states
 from grpo_jax.setup.policy import open_policy
 from grpo_jax.setup.weights import load_trained
 from grpo_jax.training.sft_trainer import FineTuner

@@ -1,4 +1,4 @@
-"""Qwen2.5 in Flax NNX. Modules only declare parameters; the functions take and return arrays.
+"""The decoder-only transformer in Flax NNX: modules declare parameters, functions map arrays to arrays.
 
 `init` and the loader return the parameters as a plain dict, which is merged into the module inside the compiled
 function:
@@ -127,7 +127,7 @@ class Qwen2(nnx.Module):
 
 def init(cfg: ModelConfig, key: Array) -> Params:
     """Random float32 parameters (normal, 0.02)."""
-    return nnx.to_pure_dict(nnx.state(Qwen2(cfg, nnx.Rngs(params=key)), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(Transformer(cfg, nnx.Rngs(params=key)), nnx.Param))
 
 
 @cache

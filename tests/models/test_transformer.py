@@ -7,7 +7,7 @@ import pytest
 
 from grpo_jax.models.hf import load_config, load_params
 from grpo_jax.models.matrices import product
-from grpo_jax.models.qwen import abstract_params, cast, gated, head_logits, hidden_states, init
+from grpo_jax.models.transformer import abstract_params, cast, gated, head_logits, hidden_states, init
 
 SHAPES = {
     "grouped": {"heads": 4, "kv_heads": 2, "head_dim": 8},
