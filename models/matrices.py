@@ -1,7 +1,7 @@
 """Forms that a matrix in a parameter tree may have, and the product that accepts all of them.
 
-The forward pass (`models/transformer.py`) multiplies with `product` only, so each form is one class: `Quantized` (int8),
-`NF4`, `OutputsFirst` (fast on CPUs), `Adapted` (a matrix with a LoRA adapter).
+The forward pass (`models/transformer.py`) multiplies with `product` only, so each form is one class: `Quantized`
+(int8), `NF4`, `OutputsFirst` (fast on CPUs), `Adapted` (a matrix with a LoRA adapter).
 """
 
 from abc import ABC, abstractmethod

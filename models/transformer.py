@@ -110,7 +110,7 @@ class Block(nnx.Module):
         return x, cache
 
 
-class Qwen2(nnx.Module):
+class Transformer(nnx.Module):
     """The whole model, which declares the parameter tree, its shapes and its random initial values."""
 
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
