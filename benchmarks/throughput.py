@@ -107,10 +107,18 @@ class Bench:
             share_prompts=work.share_prompts,
             length_buckets=work.length_buckets,
         )
-        how = Scoring(dtype=dtype, remat=work.gradient_checkpointing)
+        scoring = Scoring(dtype=dtype, remat=work.gradient_checkpointing)
         optimizer = make_optimizer(Schedule(1e-6, "constant", 0, 1))
         shape = work.prompts, work.samples
-        self.learner = Learner(cfg, objective, how, optimizer, passes, shape, mesh)
+        self.learner = Learner(
+            cfg=cfg,
+            objective=objective,
+            scoring=scoring,
+            optimizer=optimizer,
+            passes=passes,
+            shape=shape,
+            mesh=mesh,
+        )
         if work.beta > 0:
             self.learner.set_reference(weights)
         self.state = self.learner.init(weights)

@@ -21,7 +21,7 @@ from grpo_jax.errors import UserError, nearest
 from grpo_jax.sharding.mesh import AXES, describe
 from grpo_jax.sharding.quiet import QUIET
 
-MEND = "run: pip install 'grpo-jax[plan]'"
+INSTALL = "run: pip install 'grpo-jax[plan]'"
 
 
 class MissingExtra(UserError):
@@ -127,7 +127,7 @@ def _parse(target: str) -> tuple[str, tuple[int, ...]]:
 
 def _tpu_devices(chip: str, topology: tuple[int, ...]) -> list:
     if not _exists("libtpu"):
-        raise MissingExtra(f"target = {chip}: libtpu is not installed; {MEND}")
+        raise MissingExtra(f"target = {chip}: libtpu is not installed; {INSTALL}")
     from jax.experimental import topologies
 
     name = f"{chip}:{'x'.join(map(str, topology))}"
@@ -144,7 +144,7 @@ def _tpu_devices(chip: str, topology: tuple[int, ...]) -> list:
 
 def _gpu_devices(gpu: Gpu, topology: tuple[int, ...]) -> list:
     if not (_exists("jax_plugins") and any(_exists(f"jax_plugins.xla_cuda{n}") for n in (13, 12))):
-        raise MissingExtra(f"target = {gpu.name}: JAX's CUDA plugin is not installed; {MEND}")
+        raise MissingExtra(f"target = {gpu.name}: JAX's CUDA plugin is not installed; {INSTALL}")
     if len(topology) > 2:
         raise UserError(f"target = {gpu.name}: a GPU topology is devices, or hosts x devices (8 or 2x8)")
     from jax.experimental import topologies

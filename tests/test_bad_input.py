@@ -1,4 +1,4 @@
-"""Whatever the user gave and is wrong: exit code 2, a line or two that name the place, the value and the mend; no
+"""Whatever the user gave and is wrong: exit code 2, a line or two that name the place, the value and the fix; no
 weight is read, and nothing is written."""
 
 import json

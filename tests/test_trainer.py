@@ -315,7 +315,7 @@ def test_rows_of_the_training_file_are_not_called_held_out(tiny_settings, option
     file = f"{tiny_settings['dataset']}/train.jsonl"
     changes = {"dataset": file, "output_dir": tmp_path / "run", "max_steps": 1, "mesh": "data=1"}
     assert main(["train", *options(tiny_settings | changes)]) == 0
-    assert "without held-out rows: nothing will be evaluated" in capsys.readouterr().err
+    assert "is a single file without a held-out split. Set eval_dataset" in capsys.readouterr().err
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["before"] is None
     assert summary["after"] is None

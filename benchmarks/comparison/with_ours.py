@@ -49,10 +49,18 @@ class Ours:
         """Entropy is computed, which this project leaves out unless asked: the others always compute it."""
         s = self.settings
         objective = GRPO("grpo", beta=s["beta"], use_bias_correction_kl=False)
-        how = Scoring(remat="full" if s["gradient_checkpointing"] else "dots", entropy=True)
+        scoring = Scoring(remat="full" if s["gradient_checkpointing"] else "dots", entropy=True)
         optimizer = make_optimizer(Schedule(s["learning_rate"], "constant", 0, 1))
         shape = self.work.prompts, self.work.samples
-        return Learner(self.cfg, objective, how, optimizer, self.passes, shape, self.mesh)
+        return Learner(
+            cfg=self.cfg,
+            objective=objective,
+            scoring=scoring,
+            optimizer=optimizer,
+            passes=self.passes,
+            shape=shape,
+            mesh=self.mesh,
+        )
 
     def _sampler(self) -> ContinuousBatchingSampler:
         repeated = self.variant.get("repeat_prompts", False)

@@ -13,7 +13,7 @@ READER_LEFT = 128 + 13
 
 
 def flush_output() -> None:
-    """Write what stdout still buffers. BrokenPipeError if nobody reads it: at the interpreter's end it is too late
+    """Write what stdout still buffers. BrokenPipeError if it is no longer read: at the interpreter's end it is too late
     to catch that."""
     print(end="", flush=True)  # unlike sys.stdout.flush(), also where there is no stdout at all
 

@@ -136,10 +136,10 @@ DOES: dict[str, Callable[[Any, list[Row]], CurationOutcome]] = {
 }
 
 
-def _check_free(config: Any, rows: list[Row], made: list[str], mend: str) -> None:
+def _check_free(config: Any, rows: list[Row], made: list[str], remedy: str) -> None:
     """UserError when the data have a column of their own where the verb would write what it found."""
     if own := [name for name in made if any(name in row for row in rows)]:
-        raise UserError(f"data = {config.data}: the column {' and '.join(own)} would be replaced; {mend}")
+        raise UserError(f"data = {config.data}: the column {' and '.join(own)} would be replaced; {remedy}")
 
 
 # ---- what they leave ----
@@ -213,7 +213,7 @@ _IN_JSON = (str, int, float, datetime.date, datetime.time)  # `jsonl` writes the
 
 
 def _plain(value: Any) -> Any:
-    """A dropped row as JSON can hold it: an image is told by its size, what JSON has no form for by its text."""
+    """A dropped row as JSON can hold it: an image as its size, a value that JSON has no form for as its text."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -90,7 +90,7 @@ class StageSettings(Settings):
 
 
 def stages(value: Any, info: ValidationInfo) -> Any:
-    """A list of stages; a fault is told with the stage that it stands in."""
+    """A list of stages; an error names the stage that it is in."""
     if isinstance(value, str):
         try:
             value = yaml.safe_load(value)

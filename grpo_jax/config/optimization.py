@@ -56,7 +56,7 @@ class LossSettings(Settings):
     form in the first step. Completions then attend by xla."""
     auto_micro_batch: bool = False
     """Compute as many rows at a time as fit by the compiler's word, the mini-batch or a half, a quarter, ... of it, in
-    place of micro_batch_size; where nobody knows a device's memory, as on CPU, all."""
+    place of micro_batch_size; where a device reports no memory limit, as on CPU, all."""
     length_buckets: Positive = 1
     """Widths that completions of a micro-batch may have, each half of the next: rows are sorted by length, and short
     ones are computed without the padding of long ones. Each width is one more program to compile."""

@@ -16,7 +16,9 @@ class Rule:
 
     says: str  # what to write instead, or why there is nothing to write
     fine: tuple[Any, ...] = ()  # values that ask for what is done anyway; None always does
-    refused: bool = True  # other values; False: they are told of and left out, as nothing computed changes
+    refused: bool = (
+        True  # other values; False: they are named on stderr and ignored, as nothing computed changes
+    )
 
 
 def _refused(says: str, **fine: list[Any]) -> dict[str, Rule]:

@@ -47,7 +47,7 @@ COLD_START = SFTConfig(
     gradient_checkpointing="none",
     shuffle_dataset=False,  # the order teaches
 )
-LESSONS = {tiny_countdown.NAME: (1400, 200), tiny_knights.NAME: (300, 60), tiny_math.NAME: (300, 60)}
+STEPS = {tiny_countdown.NAME: (1400, 200), tiny_knights.NAME: (300, 60), tiny_math.NAME: (300, 60)}
 """Steps of the cold start on examples that never give up, and on those of which most do so at the first failure."""
 PATIENCE = 0.15
 """The share of the latter that do not."""
@@ -55,7 +55,7 @@ CARE = 0.75
 """The share of the latter whose answer has the form that it should have, where the task asks for one."""
 EXAMPLES = 12_800
 """Different problems in each of the two, over all tasks."""
-Lesson = tuple[Any, str]
+Task = tuple[Any, str]
 """A task's module and its options."""
 
 
@@ -76,10 +76,10 @@ def starting_model(config: GRPOConfig) -> Iterator[Path]:
 
 
 def _check(config: GRPOConfig) -> None:
-    lessons = lessons_for(_specs(config))
-    for task, options in lessons:
+    tasks = tasks_for(_specs(config))
+    for task, options in tasks:
         task.options_of(options)
-    known = list(dict.fromkeys(task.NAME for task, _ in lessons))
+    known = list(dict.fromkeys(task.NAME for task, _ in tasks))
     for spec in _parts(config.eval_dataset):
         if spec.partition(":")[0] not in known:
             raise UserError(
@@ -106,35 +106,35 @@ def _parts(dataset: str | Mapping[str, str] | None) -> list[str]:
     return [dataset] if isinstance(dataset, str) else list(dataset.values())
 
 
-def lessons_for(specs: Sequence[str]) -> list[Lesson]:
+def tasks_for(specs: Sequence[str]) -> list[Task]:
     """What a start for these data sets is taught, such as `tiny_knights:people=3`; twice the same is once. UserError
     for one that no start can be made for."""
-    lessons = []
+    tasks = []
     for spec in dict.fromkeys(specs):
         name, _, options = spec.partition(":")
         if name not in TASKS:
             known = ", ".join(TASKS)
             raise UserError(f"dataset = {spec}: the model 'demo' reads {known} only; give another model")
-        lessons.append((TASKS[name], options))
-    return lessons
+        tasks.append((TASKS[name], options))
+    return tasks
 
 
 def _made(start: Path, config: GRPOConfig, keep: bool = False) -> Path:
     """`start` itself, holding the model that the settings lead to."""
     specs = list(dict.fromkeys(_specs(config)))
-    lessons = lessons_for(specs)
-    recipe = {"seed": config.seed, "tasks": specs, "steps": _steps_for(lessons)}
+    tasks = tasks_for(specs)
+    recipe = {"seed": config.seed, "tasks": specs, "steps": _steps_for(tasks)}
     if start.exists():
         if keep or _recipe_of(start) == recipe:
             print(f"Starting model: {start}, made before")
             return start
         _remove(start)
     with tempfile.TemporaryDirectory() as blank:
-        write_blank(Path(blank), [task.NAME for task, _ in lessons], config.seed, {_NOTE: recipe})
+        write_blank(Path(blank), [task.NAME for task, _ in tasks], config.seed, {_NOTE: recipe})
         policy = open_policy(config, blank)
         symbols = f"and a tokenizer of {len(policy.tokenizer)} symbols"
         print(f"Building a Qwen2.5-shaped model of {size_of(policy.cfg)} random parameters {symbols}")
-        save_model(start, policy.cfg, _cold_start(policy, config.seed, lessons), policy.folder)
+        save_model(start, policy.cfg, _cold_start(policy, config.seed, tasks), policy.folder)
     print(f"Starting model: {start}")
     return start
 
@@ -153,28 +153,28 @@ def _remove(start: Path) -> None:
     shutil.rmtree(start)
 
 
-def _steps_for(lessons: Sequence[Lesson]) -> list[int]:
+def _steps_for(tasks: Sequence[Task]) -> list[int]:
     """[on patient examples, on impatient ones], for all of them together."""
-    of_each = [LESSONS[name] for name in dict.fromkeys(task.NAME for task, _ in lessons)]
+    of_each = [STEPS[name] for name in dict.fromkeys(task.NAME for task, _ in tasks)]
     return [sum(steps) for steps in zip(*of_each)]
 
 
-def _rows(lessons: Sequence[Lesson], seed: int) -> list[dict[str, str]]:
+def _rows(tasks: Sequence[Task], seed: int) -> list[dict[str, str]]:
     """The cold start's rows in their order: first how to try, then how to give up. Of several tasks in turn."""
 
     def rows_of(steps: int, patience: float, care: float) -> Iterator[dict[str, str]]:
-        count = -(-EXAMPLES // len(lessons))
-        each = [task.worked_examples(options, seed, count, patience, care) for task, options in lessons]
+        count = -(-EXAMPLES // len(tasks))
+        each = [task.worked_examples(options, seed, count, patience, care) for task, options in tasks]
         in_turn = itertools.cycle(itertools.chain.from_iterable(zip(*each)))
         return itertools.islice(in_turn, steps * COLD_START.rows_per_step)
 
-    patient, rest = _steps_for(lessons)
+    patient, rest = _steps_for(tasks)
     return [*rows_of(patient, 1.0, 1.0), *rows_of(rest, PATIENCE, CARE)]
 
 
-def _cold_start(policy: Policy, seed: int, lessons: Sequence[Lesson]) -> Params:
+def _cold_start(policy: Policy, seed: int, tasks: Sequence[Task]) -> Params:
     """The weights after a short fine-tuning on worked examples."""
-    rows, steps = _rows(lessons, seed), sum(_steps_for(lessons))
+    rows, steps = _rows(tasks, seed), sum(_steps_for(tasks))
     print(f"Cold start: {steps} steps on {len(rows)} worked examples, of which this is one:")
     print(rows[0]["prompt"] + rows[0]["completion"])
     warmup = min(COLD_START.warmup_steps, steps // 2)

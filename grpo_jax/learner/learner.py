@@ -35,9 +35,10 @@ class Learner:
 
     def __init__(
         self,
+        *,
         cfg: ModelConfig,
         objective: GRPO,
-        how: Scoring,
+        scoring: Scoring,
         optimizer: optax.GradientTransformation,
         passes: Passes,
         shape: tuple[int, int],
@@ -60,13 +61,15 @@ class Learner:
         self.rows = Program("rows", make_rows)
         rows = passes.rows(*shape) // passes.num_minibatches // self.micro_batches
         self.unit = passes.alike(shape[1], rows, row_shards(mesh))
-        how = self.how = replace(how, group=self.unit)
-        self.update = make_update(cfg, objective, how, optimizer, self.micro_batches, self.shardings, mesh)
-        self.score = make_score(cfg, how, self.micro_batches, mesh)
+        scoring = self.scoring = replace(scoring, group=self.unit)
+        self.update = make_update(
+            cfg, objective, scoring, optimizer, self.micro_batches, self.shardings, mesh
+        )
+        self.score = make_score(cfg, scoring, self.micro_batches, mesh)
         whole = _parts(shape[0] * shape[1], rows, row_shards(mesh))
-        plain = replace(how, group=1)
+        plain = replace(scoring, group=1)
         self.score_rollout = make_score(cfg, plain, whole, mesh)  # the rows without gradient too
-        compare = partial(sharing_error, cfg, how, self.micro_batches)
+        compare = partial(sharing_error, cfg, scoring, self.micro_batches)
         self.sharing_error = Program("check", compare, out_shardings=everywhere(mesh))
         self._checked = False
         self.base: Base | None = None  # the frozen weights beside adapters
@@ -76,7 +79,7 @@ class Learner:
     def skips(self) -> bool:
         """Whether micro-batches of rows with advantage 0 are left out."""
         wanted = self.passes.skip_zero_advantages and self.micro_batches > 1
-        seen = self.how.entropy  # what is logged is of every row
+        seen = self.scoring.entropy  # what is logged is of every row
         return wanted and self.objective.ignores_zero_advantages and not seen
 
     @property
@@ -91,7 +94,7 @@ class Learner:
     def set_reference(self, params: Params) -> None:
         """Copy the trained `params` in the compute dtype as the reference of the divergence. With adapters the copy
         is small: the reference shares the frozen base."""
-        dtype, where = jnp.dtype(self.how.dtype), self.reference_shardings
+        dtype, where = jnp.dtype(self.scoring.dtype), self.reference_shardings
         copy = Program("reference", lambda p: cast(jax.tree.map(jnp.copy, p), dtype), out_shardings=where)
         self.reference = copy(params)
 
@@ -126,7 +129,7 @@ class Learner:
     def _check_sharing(self, params: Params, rows: Rows) -> None:
         """UserError where a prompt computed once for its group gives other log-probs than the plain form."""
         self._checked = True
-        error, most = float(hosts.get(self.sharing_error(params, rows))), _SHARING_ERROR[self.how.dtype]
+        error, most = float(hosts.get(self.sharing_error(params, rows))), _SHARING_ERROR[self.scoring.dtype]
         if not error <= most:
             raise UserError(
                 f"share_prompts = true: log-probs differ by {error:.2g} nats a token from those of whole rows, more "

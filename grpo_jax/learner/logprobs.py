@@ -56,37 +56,39 @@ def make_rows(prompts: Array, prompt_lengths: Array, completions: Array, mask: A
 
 
 def completion_logprobs(
-    cfg: ModelConfig, params: Params, rows: Rows, how: Scoring
+    cfg: ModelConfig, params: Params, rows: Rows, scoring: Scoring
 ) -> tuple[Array, Array | None]:
     """Log-probs [B,Tc] float32 of the completions and, when asked for, the entropies [B,Tc]. 0 where masked.
 
-    The computation runs in `how.dtype`. The head is cast inside each chunk, so that the chunks' gradients
+    The computation runs in `scoring.dtype`. The head is cast inside each chunk, so that the chunks' gradients
     of it add up in the parameters' own dtype: a sum of many in bfloat16 would be wrong by percents.
     """
     params = {name: part if name == "layers" else fetched(part) for name, part in params.items()}
-    compute_dtype = jnp.dtype(how.dtype)
+    compute_dtype = jnp.dtype(scoring.dtype)
     compute = cast(params, compute_dtype)
     head: Params = {name: params[name] for name in ("embed", "head") if name in params}
-    hidden = (_by_group if how.group > 1 else _by_row)(cfg, compute, rows, how)
+    hidden = (_by_group if scoring.group > 1 else _by_row)(cfg, compute, rows, scoring)
 
     def score(chunk: tuple[Array, Array]) -> tuple[Array, Array | None]:
-        logits = head_logits(cfg, cast(head, compute_dtype), chunk[0], how.num_tokens) / how.temperature
-        return _score(logits, chunk[1], how.entropy)
+        logits = (
+            head_logits(cfg, cast(head, compute_dtype), chunk[0], scoring.num_tokens) / scoring.temperature
+        )
+        return _score(logits, chunk[1], scoring.entropy)
 
-    logprobs, entropy = _in_chunks(score, hidden, rows.completions, how.chunk)
+    logprobs, entropy = _in_chunks(score, hidden, rows.completions, scoring.chunk)
     seen = lambda x: jnp.where(
         rows.mask > 0, x, 0.0
     )  # a padding id may itself be outside the vocabulary: -inf
     return seen(logprobs), None if entropy is None else seen(entropy)
 
 
-def _by_row(cfg: ModelConfig, params: Params, rows: Rows, how: Scoring) -> Array:
+def _by_row(cfg: ModelConfig, params: Params, rows: Rows, scoring: Scoring) -> Array:
     """Hidden states [B,Tc,D] of each completion token's predecessor."""
     positions = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1]), rows.tokens.shape)
     if rows.segments is not None:
         positions = restarted(positions, rows.segments)
-    attend = whole_rows(how.attention, rows.segments)
-    hidden, _ = hidden_states(cfg, params, over_rows(rows.tokens), positions, attend, remat=how.remat)
+    attend = whole_rows(scoring.attention, rows.segments)
+    hidden, _ = hidden_states(cfg, params, over_rows(rows.tokens), positions, attend, remat=scoring.remat)
     before = rows.before
     if before is None:
         before = rows.prompt_lengths[:, None] - 1 + jnp.arange(rows.completions.shape[1])
@@ -99,15 +101,15 @@ def restarted(positions: Array, segments: Array) -> Array:
     return positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=1)
 
 
-def _by_group(cfg: ModelConfig, params: Params, rows: Rows, how: Scoring) -> Array:
+def _by_group(cfg: ModelConfig, params: Params, rows: Rows, scoring: Scoring) -> Array:
     """The same, from rows [prompt | completion 1 | ... | completion g] of Tp + g Tc tokens in place of g (Tp + Tc)."""
-    (B, Tc), Tp, g = rows.completions.shape, rows.tokens.shape[1] - rows.completions.shape[1], how.group
+    (B, Tc), Tp, g = rows.completions.shape, rows.tokens.shape[1] - rows.completions.shape[1], scoring.group
     lengths = rows.prompt_lengths[::g]  # [Q], Q = B / g
     tokens = jnp.concatenate([rows.tokens[::g, :Tp], rows.completions.reshape(-1, g * Tc)], axis=1)
     own = jnp.tile(jnp.arange(Tc), g) + lengths[:, None]
     positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(Tp), (B // g, Tp)), own], axis=1)
-    attend = shared_prompt(Tp, g, lengths, how.attention)
-    hidden, _ = hidden_states(cfg, params, over_rows(tokens), positions, attend, remat=how.remat)
+    attend = shared_prompt(Tp, g, lengths, scoring.attention)
+    hidden, _ = hidden_states(cfg, params, over_rows(tokens), positions, attend, remat=scoring.remat)
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, None]  # [Q,1,1,D]
     after = hidden[:, Tp:].reshape(B // g, g, Tc, -1)
     first = jnp.broadcast_to(last, (B // g, g, 1, last.shape[-1]))

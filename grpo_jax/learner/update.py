@@ -33,7 +33,7 @@ Metrics = dict[str, Array]  # scalars
 def make_update(
     cfg: ModelConfig,
     objective: GRPO | SFT,
-    how: Scoring,
+    scoring: Scoring,
     optimizer: optax.GradientTransformation,
     micro_batches: int,
     state_sharding: TrainState,
@@ -43,7 +43,7 @@ def make_update(
 
     def update(state: TrainState, batch: Batch, base: Base | None = None) -> tuple[TrainState, Metrics]:
         grads, metrics, control = accumulate(
-            cfg, objective, how, micro_batches, state.params, batch, state.entropy, base
+            cfg, objective, scoring, micro_batches, state.params, batch, state.entropy, base
         )
         with jax.named_scope("optimizer"):
             changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -55,31 +55,33 @@ def make_update(
     return Program("update", update, donate_argnums=0, out_shardings=out)
 
 
-def make_score(cfg: ModelConfig, how: Scoring, micro_batches: int, mesh: Mesh) -> Program:
+def make_score(cfg: ModelConfig, scoring: Scoring, micro_batches: int, mesh: Mesh) -> Program:
     """The program (params, rows, ends=None) -> log-probs [B,Tc]: for old policies and the reference, without
     gradients. Of the micro-batches before the last of `ends` only; 0 elsewhere."""
 
     def score(params: Params, rows: Rows, ends: Array | None = None) -> Array:
-        return forward(cfg, replace(how, entropy=False), micro_batches, params, rows, ends)[0]
+        return forward(cfg, replace(scoring, entropy=False), micro_batches, params, rows, ends)[0]
 
     return Program("score", score, out_shardings=by_rows(mesh))
 
 
 def forward(
     cfg: ModelConfig,
-    how: Scoring,
+    scoring: Scoring,
     micro_batches: int,
     params: Params,
     rows: Rows,
     ends: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """Log-probs and entropies [B,Tc] of a mini-batch, a micro-batch at a time, as `gone_through` reads `ends`."""
-    params = cast(params, jnp.dtype(how.dtype))
+    params = cast(params, jnp.dtype(scoring.dtype))
     parts = split(rows, micro_batches)
     Tc = rows.mask.shape[1]
 
     def one(width: int, i: Array | int) -> Any:
-        return completion_logprobs(cfg, params, narrowed(jax.tree.map(lambda x: x[i], parts), Tc, width), how)
+        return completion_logprobs(
+            cfg, params, narrowed(jax.tree.map(lambda x: x[i], parts), Tc, width), scoring
+        )
 
     def put(width: int, i: Array, all_: Any) -> Any:
         return jax.tree.map(lambda whole, part: whole.at[i, :, :width].set(part), all_, one(width, i))
@@ -89,18 +91,22 @@ def forward(
     return jax.tree.map(joined, gone_through(put, start, micro_batches, Tc, ends))  # [M,B/M,Tc] as [B,Tc]
 
 
-def sharing_error(cfg: ModelConfig, how: Scoring, micro_batches: int, params: Params, rows: Rows) -> Array:
+def sharing_error(
+    cfg: ModelConfig, scoring: Scoring, micro_batches: int, params: Params, rows: Rows
+) -> Array:
     """Mean difference [] of the log-probs of the first micro-batch between prompts shared by a group and whole rows."""
     first = jax.tree.map(lambda x: x[0], split(rows, micro_batches))
-    params, how = cast(params, jnp.dtype(how.dtype)), replace(how, entropy=False)
-    shared, plain = (completion_logprobs(cfg, params, first, h)[0] for h in (how, replace(how, group=1)))
+    params, scoring = cast(params, jnp.dtype(scoring.dtype)), replace(scoring, entropy=False)
+    shared, plain = (
+        completion_logprobs(cfg, params, first, h)[0] for h in (scoring, replace(scoring, group=1))
+    )
     return jnp.abs(shared - plain).sum() / jnp.maximum(first.mask.sum(), 1)
 
 
 def accumulate(
     cfg: ModelConfig,
     objective: GRPO | SFT,
-    how: Scoring,
+    scoring: Scoring,
     micro_batches: int,
     params: Params,
     batch: Batch,
@@ -112,14 +118,14 @@ def accumulate(
 
     Rows are weighted before the split, so the micro-batches' losses and gradients add up.
     """
-    how = replace(how, entropy=how.entropy or objective.needs_entropy)
+    scoring = replace(scoring, entropy=scoring.entropy or objective.needs_entropy)
     whole = partial(whole_model, base=base)
     if isinstance(objective, GRPO) and objective.masks_entropy and micro_batches > 1:
-        entropies = _entropies(cfg, how, micro_batches, whole(params), batch.rows)
+        entropies = _entropies(cfg, scoring, micro_batches, whole(params), batch.rows)
         batch = objective.with_entropy_mask(batch, entropies)
     batch = objective.weigh(batch, control)
     parts, Tc = split(replace(batch, ends=None), micro_batches), batch.rows.mask.shape[1]
-    gradient = jax.value_and_grad(partial(_loss, cfg, objective, how, whole), has_aux=True)
+    gradient = jax.value_and_grad(partial(_loss, cfg, objective, scoring, whole), has_aux=True)
 
     def add(width: int, i: Array, total: Any) -> Any:
         grads, loss, rows = total
@@ -145,17 +151,17 @@ def accumulate(
 def _loss(
     cfg: ModelConfig,
     objective: GRPO | SFT,
-    how: Scoring,
+    scoring: Scoring,
     whole: Callable[[Params], Params],
     trained: Params,
     batch: Batch,
 ) -> tuple[Array, RowSums]:
-    return objective.loss(*completion_logprobs(cfg, whole(trained), batch.rows, how), batch)
+    return objective.loss(*completion_logprobs(cfg, whole(trained), batch.rows, scoring), batch)
 
 
-def _entropies(cfg: ModelConfig, how: Scoring, micro_batches: int, params: Params, rows: Rows) -> Array:
+def _entropies(cfg: ModelConfig, scoring: Scoring, micro_batches: int, params: Params, rows: Rows) -> Array:
     """Entropies [B,Tc] by a separate pass: the highest of a mini-batch are known only when all are computed."""
-    entropy = forward(cfg, how, micro_batches, params, rows)[1]
+    entropy = forward(cfg, scoring, micro_batches, params, rows)[1]
     assert entropy is not None
     return entropy
 

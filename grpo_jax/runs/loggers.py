@@ -1,4 +1,4 @@
-"""Where the metrics of each step go: every logger of a run is told of every step.
+"""Where the metrics of each step go: every logger of a run gets every step.
 
 A logger for another service is a class with the three methods of `MetricsLogger` and a row of `LOGGERS`.
 """

@@ -18,7 +18,7 @@ RATE = "pass_rate"  # the column that `pass_rate_window` begins with
 
 
 def curriculum_sampler_of(config: GRPOConfig, prompts: Prompts) -> CurriculumSampler:
-    """The curriculum sampler of `prompts`. UserError for a stage without prompts, or a column that nobody has."""
+    """The curriculum sampler of `prompts`. UserError for a stage without prompts, or a column that no row has."""
     given = config.curriculum or [StageSettings()]
     stages = [_stage(config, prompts, stage, f"curriculum[{i}]") for i, stage in enumerate(given)]
     screens = _screens(config, prompts)
@@ -34,7 +34,7 @@ def _stage(config: GRPOConfig, prompts: Prompts, stage: StageSettings, place: st
     for name, part, weight in zip(names, rows, weights):
         if weight and not len(part):
             raise UserError(
-                f"{place}.where = {stage.where}: no row of '{name}' is left; mend it, or the mixture"
+                f"{place}.where = {stage.where}: no row of '{name}' is left; change it, or the mixture"
             )
     until = Trigger(
         stage.until_step, stage.until_epochs, stage.until_plateau, stage.until_clipped, stage.window

@@ -29,16 +29,15 @@ def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTran
         attention=policy.attention,
         entropy=config.log_entropy,
     )
-    shape = config.prompts_per_step, config.num_generations
     return Learner(
-        policy.cfg,
-        objective_of(config),
-        scoring,
-        optimizer,
-        passes_of(config),
-        shape,
-        policy.mesh,
-        policy.lora,
+        cfg=policy.cfg,
+        objective=objective_of(config),
+        scoring=scoring,
+        optimizer=optimizer,
+        passes=passes_of(config),
+        shape=(config.prompts_per_step, config.num_generations),
+        mesh=policy.mesh,
+        lora=policy.lora,
         reference_on_host=config.reference_memory == "host",
     )
 
@@ -101,14 +100,14 @@ def advantages_of(config: GRPOConfig, weights: Sequence[float]) -> Advantages:
 def passes_of(config: GRPOConfig) -> Passes:
     """How a rollout becomes optimizer updates."""
     return Passes(
-        config.num_iterations,
-        config.num_minibatches,
-        config.micro_batch_size,
-        config.gradient_samples,
-        config.mask_truncated_completions,
-        config.skip_zero_advantages,
-        config.length_buckets,
-        config.share_prompts,
+        num_iterations=config.num_iterations,
+        num_minibatches=config.num_minibatches,
+        micro_batch_size=config.micro_batch_size,
+        gradient_samples=config.gradient_samples,
+        mask_truncated=config.mask_truncated_completions,
+        skip_zero_advantages=config.skip_zero_advantages,
+        length_buckets=config.length_buckets,
+        share_prompts=config.share_prompts,
         carries_over=config.dynamic_sampling,
     )
 

@@ -121,8 +121,11 @@ def _held_out(config: GRPOConfig) -> Any:
     usable = {name: spec for name, spec in given.items() if not is_single_file(spec)}
     for spec in given.values():
         if spec not in usable.values() and hosts.is_writer():
-            told = f"eval_dataset: none, and {spec} is one file without held-out rows"
-            print(f"{told}: nothing{' of it' if several else ''} will be evaluated", file=sys.stderr)
+            print(
+                f"No evaluation{' of it' if several else ''}: eval_dataset is unset and {spec} is a single file "
+                "without a held-out split. Set eval_dataset to enable it.",
+                file=sys.stderr,
+            )
     if not usable:
         return None
     return _load(config, usable if several else usable[""], config.eval_split)

@@ -35,13 +35,13 @@ class HeldOut:
     inside the policy's mesh. UserError for rows that cannot be used."""
 
     def __init__(
-        self, config: SFTConfig, policy: Policy, rows: Sequence[Row], examples: Examples, how: Scoring
+        self, config: SFTConfig, policy: Policy, rows: Sequence[Row], examples: Examples, scoring: Scoring
     ):
         self.config, self.policy, self.examples = config, policy, examples
         self._prompts = _prompts(config, policy, rows) if config.eval_samples else None
         micro_batches = config.rows_per_step // (config.micro_batch_size or config.rows_per_step)
         self._rows = Program("rows", make_rows)
-        self._score = make_score(policy.cfg, replace(how, entropy=False), micro_batches, policy.mesh)
+        self._score = make_score(policy.cfg, replace(scoring, entropy=False), micro_batches, policy.mesh)
 
     def __call__(self, params: Params) -> dict[str, Any]:
         """Of the whole model: `summary` (nll in nats a token, perplexity, rows, rows_dropped and rows_cut for their

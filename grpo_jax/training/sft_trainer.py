@@ -52,7 +52,7 @@ class FineTuner:
             "init", lambda params: init_state(params, optimizer), donate_argnums=0, out_shardings=where
         )
         self.batch = Program("batches", _packed_batch if config.packing else _batch)
-        how = Scoring(
+        scoring = Scoring(
             num_tokens=policy.vocabulary.num_tokens,
             dtype=policy.dtype,
             chunk=config.logprob_chunk,
@@ -60,8 +60,8 @@ class FineTuner:
             attention=policy.attention,
         )
         micro_batches = config.rows_per_step // micro
-        self.update = make_update(policy.cfg, SFT(), how, optimizer, micro_batches, where, policy.mesh)
-        self.held_out = _held_out(config, policy, held_out, how) if held_out else None
+        self.update = make_update(policy.cfg, SFT(), scoring, optimizer, micro_batches, where, policy.mesh)
+        self.held_out = _held_out(config, policy, held_out, scoring) if held_out else None
 
     def start(self) -> TrainState:
         """The state before the first update."""
@@ -116,11 +116,11 @@ def _examples(config: SFTConfig, policy: Policy, rows: list[Row], packing: bool 
     )
 
 
-def _held_out(config: SFTConfig, policy: Policy, rows: list[Row], how: Scoring) -> HeldOut:
+def _held_out(config: SFTConfig, policy: Policy, rows: list[Row], scoring: Scoring) -> HeldOut:
     """A row each: each is looked at once, so that little would be won by packing them."""
     rows = rows[: config.eval_rows or None]
     try:
-        return HeldOut(config, policy, rows, _examples(config, policy, rows, packing=False), how)
+        return HeldOut(config, policy, rows, _examples(config, policy, rows, packing=False), scoring)
     except UserError as fault:
         raise UserError(f"eval_dataset: {fault}") from None
 

@@ -1,4 +1,4 @@
-"""Settings: what is wrong is refused in one line that names field, value and mend; what is right survives."""
+"""Settings: what is wrong is refused in one line that names field, value and fix; what is right survives."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Sources: each kind is read, and what is wrong with one is said with its place and the mend."""
+"""Sources: each kind is read, and what is wrong with one is said with its place and the fix."""
 
 import json
 import os

@@ -14,7 +14,7 @@ from grpo_jax.data.tasks import tiny_countdown
 from grpo_jax.demo import cold_start
 from grpo_jax.models.config import SHAPE
 
-LESSONS = dict(cold_start.LESSONS)
+STEPS = dict(cold_start.STEPS)
 SMALL = [
     "--max_steps=3",
     "--prompts_per_step=8",
@@ -29,7 +29,7 @@ SMALL = [
 @pytest.fixture(scope="module", autouse=True)
 def brief(quick_compilation):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cold_start, "LESSONS", dict.fromkeys(cold_start.LESSONS, (2, 2)))
+        patch.setattr(cold_start, "STEPS", dict.fromkeys(cold_start.STEPS, (2, 2)))
         patch.setattr(cold_start, "EXAMPLES", 100)
         yield
 
@@ -68,7 +68,7 @@ def test_the_demos_own_lessons_that_have_changed():
     ]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     assert digest == "7d330a81961e68ae0aa4ecbdc48fe5f2493b65c8b29ea512930fe14a47704de0"
-    assert LESSONS["tiny_countdown"] == (1400, 200)
+    assert STEPS["tiny_countdown"] == (1400, 200)
 
 
 def test_finished_demo_that_begins_again(finished, capsys):
@@ -106,14 +106,12 @@ def test_another_task_that_finds_no_start(dataset, tmp_path):
 
 
 def test_a_mixture_whose_parts_are_not_all_taught():
-    lessons = cold_start.lessons_for(
-        ["tiny_math", "tiny_knights:people=2", "tiny_math", "tiny_math:levels=6"]
-    )
-    rows = cold_start._rows(lessons, seed=0)
+    tasks = cold_start.tasks_for(["tiny_math", "tiny_knights:people=2", "tiny_math", "tiny_math:levels=6"])
+    rows = cold_start._rows(tasks, seed=0)
     assert len(rows) == (2 + 2) * 2 * cold_start.COLD_START.rows_per_step
     for begins, every in ((r"\d[+-]\d", 3), ("Who is who", 3), (r"(\d[+-]){6}", 3)):
         assert sum(bool(re.match(begins, row["prompt"])) for row in rows[:30]) * every >= 30
-    assert cold_start._steps_for(lessons) == [4, 4]
+    assert cold_start._steps_for(tasks) == [4, 4]
 
 
 def test_start_of_another_seed_taken_over(tmp_path, capsys):

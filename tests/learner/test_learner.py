@@ -81,8 +81,17 @@ def forwards(monkeypatch):
 def learn(tiny, tiny_params, mesh_1):
     """`learn(objective, passes)`: a learner with a reference where it needs one, and its first state."""
 
-    def make(objective=DEFAULT, passes=ONE_PASS, how=HOW, optimizer=OPTIMIZER, **places):
-        learner = Learner(tiny, objective, how, optimizer, passes, (P, G), mesh_1, **places)
+    def make(objective=DEFAULT, passes=ONE_PASS, scoring=HOW, optimizer=OPTIMIZER, **places):
+        learner = Learner(
+            cfg=tiny,
+            objective=objective,
+            scoring=scoring,
+            optimizer=optimizer,
+            passes=passes,
+            shape=(P, G),
+            mesh=mesh_1,
+            **places,
+        )
         fresh = lambda: jax.tree.map(jax.numpy.copy, tiny_params)
         if objective.beta > 0:
             learner.set_reference(fresh())
@@ -266,7 +275,7 @@ def test_stale_groups_are_held_to_what_the_sampler_recorded(learn, groups, advan
     "saving",
     [
         {"reference_on_host": True},
-        {"how": dataclasses.replace(HOW, remat="offload")},
+        {"scoring": dataclasses.replace(HOW, remat="offload")},
     ],
     ids=lambda saving: next(iter(saving)),
 )

@@ -102,7 +102,15 @@ def ours(folder, out, objective, passes, steps, mesh, holes=False):
     cfg = load_config(folder)
     total = steps * passes.updates
     optimizer = make_optimizer(Schedule(RATE, "linear", 1, total), epsilon=EPSILON, weight_decay=DECAY)
-    learner = Learner(cfg, objective, Scoring(TEMPERATURE, chunk=64), optimizer, passes, (P, G), mesh)
+    learner = Learner(
+        cfg=cfg,
+        objective=objective,
+        scoring=Scoring(TEMPERATURE, chunk=64),
+        optimizer=optimizer,
+        passes=passes,
+        shape=(P, G),
+        mesh=mesh,
+    )
     params = load_params(folder, cfg, learner.shardings.params)
     if objective.beta:
         learner.set_reference(params)

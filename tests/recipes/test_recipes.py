@@ -28,7 +28,7 @@ def start(tmp_path_factory):
     """The folder of the starting model."""
     home = tmp_path_factory.mktemp("recipes")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cold_start, "LESSONS", dict.fromkeys(cold_start.LESSONS, (90, 30)))
+        patch.setattr(cold_start, "STEPS", dict.fromkeys(cold_start.STEPS, (90, 30)))
         config = GRPOConfig(dataset={task: task for task in TASKS}, output_dir=str(home / "run"), mesh=ONE)
         with cold_start.starting_model(config) as folder:
             shutil.copytree(folder, home / "start")

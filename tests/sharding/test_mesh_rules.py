@@ -71,7 +71,7 @@ def test_rows_lie_over_data_and_fsdp():
     assert everywhere(mesh).shard_shape((8, 3)) == (8, 3)
 
 
-def test_rows_that_do_not_divide_are_refused_with_the_mend():
+def test_rows_that_do_not_divide_are_refused_with_the_fix():
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     check_rows(mesh, "prompts_per_step", 12)
     with pytest.raises(UserError, match=r"prompts_per_step = 6 .*use a multiple of 4"):
@@ -164,7 +164,7 @@ def test_memory_of_the_weights_falls_with_the_mesh():
     assert part / whole == pytest.approx(1 / 8, rel=1e-3)
 
 
-def test_key_heads_that_do_not_divide_are_refused_with_the_mend():
+def test_key_heads_that_do_not_divide_are_refused_with_the_fix():
     """Qwen2.5-0.5B has 14 query heads and 2 key heads: four ways of tensor splitting cannot be."""
     mesh = make_mesh({"fsdp": 2, "tensor": 4})
     with pytest.raises(UserError, match=r"layers/k/.* dimension of 2 .* tensor=4; choose a tensor size that"):

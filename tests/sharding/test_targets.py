@@ -262,7 +262,7 @@ def test_impossible_targets_are_refused_in_a_sentence(target, sizes, said):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_missing_compiler_is_named_with_its_mend(target, monkeypatch):
+def test_a_missing_compiler_is_named_with_its_fix(target, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'grpo-jax\[plan\]'"):
         topology_mesh(target)

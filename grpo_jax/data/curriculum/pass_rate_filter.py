@@ -36,7 +36,7 @@ class Screen:
 
 
 def seen(rates: Rates, rows: Sequence[int], epochs: Sequence[int], successes: np.ndarray) -> Rates:
-    """`rates` with what was seen of n rows, [n,G] successes; NaN where nobody knows."""
+    """`rates` with what was seen of n rows, [n,G] successes; NaN where unknown."""
     found = dict(rates)
     for row, epoch, group in zip(rows, epochs, successes):
         judged = group[~np.isnan(group)]

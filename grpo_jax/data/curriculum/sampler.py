@@ -120,7 +120,7 @@ class CurriculumSampler:
         return replace(state, stage=state.stage + 1, places=places, out=out, drawn=drawn, recent=())
 
     def sitting_out(self, rows: np.ndarray, epoch: int, rates: Rates) -> list[int]:
-        """Those of `rows` that have no part in the epoch; none, where nobody would be left."""
+        """Those of `rows` that sit out the epoch; none, if all of them would."""
         out = [int(row) for row in rows if any(s.sits_out(int(row), epoch, rates) for s in self.screens)]
         return out if len(out) < len(rows) else []
 

@@ -12,7 +12,7 @@ class WakeupPipe:
 
     def wake(self) -> None:
         """Wake the waiting thread. It sees everything that was done before this call."""
-        if not self._pending:  # one message is enough, and a pipe that nobody reads would fill up
+        if not self._pending:  # one message is enough, and a pipe that is not read would fill up
             self._pending = True
             self._sender.send_bytes(b"")
 
