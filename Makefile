@@ -2,15 +2,32 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+# The rooms that compile little or nothing, without their slow files, and files of other rooms that are done in seconds.
+FAST := test_rooms.py test_docs.py config data runs rewards \
+  commands/test_requests.py commands/test_streaming.py demo/test_tiny_model.py \
+  evaluation/test_answers.py evaluation/test_statistics.py evaluation/test_tasks.py \
+  learner/test_advantages.py learner/test_losses.py models/test_hf_config.py models/test_rope.py \
+  pipelines/test_stages.py rollout/test_stopping.py sandbox/test_run.py sharding/test_mesh_rules.py
+SLOW := runs/test_checkpoints.py runs/test_loggers.py runs/test_old_run.py \
+  rewards/test_async_rewards.py rewards/test_code_reward.py rewards/test_reward_pool.py
+
+# Workers take whole files, the longest first (tests/conftest.py). A process that dies ends it, where xdist would wait for
+# another one.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+.PHONY: demo test test-fast check clean
 
 # What users install, and the demo on top of it.
 demo: .venv/demo.stamp
 	$(BIN)/grpo-jax train demo
 
-# Everything, oracles (torch, TRL) included. A process that dies ends it, where xdist would wait for another one.
+# Everything, oracles (torch, TRL) included, in 15 minutes on two cores. The slowest cases are named at its end.
 test: .venv/test.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(PYTEST) --durations=40
+
+# For the inner loop: under 3 minutes on two cores.
+test-fast: .venv/test.stamp
+	$(PYTEST) $(addprefix tests/,$(FAST)) $(addprefix --ignore=tests/,$(SLOW))
 
 check: .venv/test.stamp
 	$(BIN)/ruff check .

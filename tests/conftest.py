@@ -6,14 +6,47 @@ import os
 import pathlib
 import sys
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+import pytest
+
+# Nearly all time of the suite is compiling. LLVM without optimizations, and XLA's older generator of loops, compile the
+# update of the demo's model in a seventh of the time. The formulas are the same, and most programs run a few times.
+# TESTS_COMPILE_AS_USERS_DO=1 leaves the compiler alone.
+QUICK = "" if os.environ.get("TESTS_COMPILE_AS_USERS_DO") else "--xla_cpu_use_fusion_emitters=false"
+OURS = f"--xla_force_host_platform_device_count=8 {QUICK}".strip()
+if OURS not in os.environ.get("XLA_FLAGS", ""):  # xdist's workers have it from their parent
+    os.environ["XLA_FLAGS"] = f"{OURS} {os.environ.get('XLA_FLAGS', '')}".strip()
+if QUICK:
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The plan extra brings TPU and CUDA compilers without their hardware: JAX must not look for that everywhere.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import pytest
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+LONGEST_FIRST = (
+    "recipes/test_recipes.py",
+    "learner/test_learner.py",
+    "rollout/test_segments.py",
+    "sharding/test_meshes_agree.py",
+    "training/test_lora_training.py",
+    "test_trainer_api.py",
+    "training/test_collecting.py",
+    "training/test_curriculum.py",
+    "training/test_callbacks.py",
+    "pipelines/test_pipeline.py",
+    "test_resume.py",
+    "test_distributed.py",
+    "demo/test_demo.py",
+    "training/test_published_objectives.py",
+    "scoring/test_reward_models.py",
+    "plans/test_plan_verb.py",
+    "learner/test_trajectory_equals_trl.py",
+)
+"""Workers take whole files. A long one that starts last would leave the other worker without work."""
+
+
+def pytest_collection_modifyitems(items):
+    place = {ROOT / "tests" / name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,7 +55,7 @@ def compilation_cache():
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,14 +69,29 @@ def forgotten_programs():
 
 
 @pytest.fixture(scope="module")
-def quick_compilation():
-    """For modules of many small programs: the formulas are what they test, and machine code made without
-    optimization computes the same ones in half the time of compiling."""
+def optimized_programs():
+    """For modules whose programs run so often that optimizing them takes less time than it saves."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def process_environment():
+    """`process_environment(devices=1, **more)`: the environment of a process that a test starts."""
+
+    def make(devices=1, **more):
+        return os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}".strip(),
+            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+            "PYTHONPATH": str(ROOT),
+            **more,
+        }
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -32,18 +32,13 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_settings, options, tmp_path_factory):
+def pair(tiny_settings, options, process_environment):
     """`pair(words)`: the command in two processes of four devices, as [process, process]."""
 
     def start(words, log=os.devnull, seconds=0.0):
         with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
             port = free.getsockname()[1]
-        environment = os.environ | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-            "JAX_COMPILATION_CACHE_DIR": str(HERE.parent / ".cache" / "jax"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONPATH": str(HERE.parent),
-        }
+        environment = process_environment(4, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
         meet = ["--coordinator", f"127.0.0.1:{port}", "--num_processes", "2", "--process_id"]
         return [
             subprocess.Popen(

@@ -85,18 +85,13 @@ def assert_same_end(run, other):
 
 
 @pytest.fixture(scope="module")
-def start(options):
+def start(options, process_environment):
     """`start(point, settings)`: one process of the command, on one device, killed at the point."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(HERE.parent / ".cache" / "jax")}
-    quick = {
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "",
-        "PYTHONPATH": str(HERE.parent),
-    }
+    environment = process_environment(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
 
     def run(point, settings):
         words = [sys.executable, str(HERE / "killed_run.py"), point, "train", *options(settings)]
-        return subprocess.run(words, env=os.environ | cache | quick, capture_output=True, text=True)
+        return subprocess.run(words, env=environment, capture_output=True, text=True)
 
     return run
 

@@ -5,7 +5,6 @@ Each is one of the uses that TRL's documentation of its GRPO trainer describes, 
 """
 
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -106,14 +105,13 @@ trainer.train()
 
 
 @pytest.fixture(scope="module")
-def started(tiny_model, tmp_path_factory):
+def started(tiny_model, tmp_path_factory, process_environment):
     """(folder, the process) of the quick start, run from an empty folder of its own."""
     home = tmp_path_factory.mktemp("quick start")
     (home / "train.py").write_text(ported(QUICK_START.replace("MODEL", repr(str(tiny_model)))))
-    there = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "COLUMNS": "80"}
-    there |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+    environment = process_environment(COLUMNS="80")
     words = [sys.executable, "train.py"]
-    return home, subprocess.run(words, cwd=home, env=os.environ | there, capture_output=True, text=True)
+    return home, subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True)
 
 
 def test_the_quick_start_does_not_run_as_a_script(started):

@@ -27,7 +27,7 @@ SMALL = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def brief(quick_compilation):
+def brief():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cold_start, "STEPS", dict.fromkeys(cold_start.STEPS, (2, 2)))
         patch.setattr(cold_start, "EXAMPLES", 100)

@@ -18,7 +18,7 @@ from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models.attention import shared_prompt
 from grpo_jax.rollout.programs import Rollout
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "one_device")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 P, G, TP, TC, REAL = 4, 4, 5, 20, 37
 # A large epsilon: Adam otherwise takes whole steps in the direction of rounding noise where gradients are nearly 0.

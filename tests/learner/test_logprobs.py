@@ -11,8 +11,6 @@ import pytest
 from grpo_jax.learner.logprobs import Scoring, completion_logprobs, make_rows, restarted
 from grpo_jax.models.transformer import head_logits, hidden_states
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 B, TP, TC, REAL = 4, 5, 11, 37
 PROMPTS, COMPLETIONS = np.array([5, 2, 4, 1]), np.array([11, 3, 0, 7])
 WHOLE = Scoring(num_tokens=REAL, chunk=10**6, entropy=True)

@@ -19,7 +19,7 @@ from grpo_jax.models.hf import load_config, load_params, save_model
 
 torch = pytest.importorskip("torch")
 trl = pytest.importorskip("trl")
-pytestmark = pytest.mark.usefixtures("quick_compilation", "one_device")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 P, G, TP, TC, PAD, EOS = 2, 4, 7, 10, 0, 2
 RATE, TEMPERATURE, DECAY = 2e-3, 0.9, 0.01

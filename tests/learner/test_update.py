@@ -16,8 +16,6 @@ from grpo_jax.learner.objective import GRPO, SFT, Batch
 from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
 from grpo_jax.learner.update import accumulate, make_score, make_update, read, split
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 B, TP, TC, REAL = 8, 4, 6, 37
 COMPLETIONS = np.array([6, 1, 3, 0, 6, 2, 5, 4])  # row 3 is wholly masked
 HOW = Scoring(num_tokens=REAL, chunk=32)

@@ -340,12 +340,12 @@ PROGRAM = """
 """
 
 
-def test_two_processes_load_their_parts_and_write_one_whole(folder, tmp_path):
+def test_two_processes_load_their_parts_and_write_one_whole(folder, tmp_path, process_environment):
     port = str(20000 + os.getpid() % 20000)
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(folder), str(tmp_path / "out"), port]
     started = [
-        subprocess.Popen([*command, str(i)], env=env, stderr=subprocess.PIPE, text=True) for i in range(2)
+        subprocess.Popen([*command, str(i)], env=process_environment(2), stderr=subprocess.PIPE, text=True)
+        for i in range(2)
     ]
     errors = [process.communicate(timeout=120)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(errors)

@@ -1,7 +1,6 @@
 """A pipeline that was killed in several of its steps ends with the bits of one never killed; and a whole R1."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -60,18 +59,13 @@ def steps(tiny_settings, home):
 
 
 @pytest.fixture(scope="module")
-def start():
+def start(process_environment):
     """`start(point, home)`: one process of the command in the folder `home`, on one device, killed at the point."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(TESTS.parent / ".cache" / "jax")}
-    quick = {
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "",
-        "PYTHONPATH": str(TESTS.parent),
-    }
+    environment = process_environment(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
 
     def run(point, home):
         words = [sys.executable, str(TESTS / "killed_run.py"), point, "pipeline", "mine.yaml"]
-        return subprocess.run(words, env=os.environ | cache | quick, capture_output=True, text=True, cwd=home)
+        return subprocess.run(words, env=environment, capture_output=True, text=True, cwd=home)
 
     return run
 
@@ -210,13 +204,13 @@ def test_a_step_that_fails_is_named(finished, capsys):
 
 
 @pytest.fixture(scope="module")
-def r1(tmp_path_factory):
+def r1(tmp_path_factory, process_environment):
     """The recipe's tiny form, on one device."""
     home = tmp_path_factory.mktemp("r1") / "out"
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(TESTS.parent / ".cache" / "jax"), "XLA_FLAGS": ""}
     words = [sys.executable, "-m", "grpo_jax", "pipeline", "r1", "--tiny", "--output_dir", str(home)]
-    env = os.environ | cache | {"PYTHONPATH": str(TESTS.parent)}
-    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        words, env=process_environment(JAX_DISABLE_MOST_OPTIMIZATIONS="0"), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return home, done
 

@@ -29,9 +29,6 @@ SETTINGS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture
 def processors(monkeypatch, tmp_path):
     """Targets `v5e:...` are eight processors with so much memory; what is found is kept in a folder of its own."""

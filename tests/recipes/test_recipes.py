@@ -24,7 +24,7 @@ ONE = "data=1,fsdp=1,tensor=1"
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start(optimized_programs, tmp_path_factory):
     """The folder of the starting model."""
     home = tmp_path_factory.mktemp("recipes")
     with pytest.MonkeyPatch.context() as patch:

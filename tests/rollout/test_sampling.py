@@ -19,8 +19,6 @@ from grpo_jax.rollout.sampling import (
     sample_tokens,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 FILTERS = [
     SamplingParams(),
     SamplingParams(temperature=0.6),

@@ -22,8 +22,6 @@ UIDS = np.arange(P, dtype=np.uint32) * 7
 PROMPTS = np.random.default_rng(0).integers(6, REAL, (P, TP)).astype(np.int32)
 BATCH = SimpleNamespace(tokens=PROMPTS, lengths=LENGTHS, uids=UIDS)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_caches():

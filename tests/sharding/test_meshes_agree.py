@@ -18,8 +18,6 @@ from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, everywhere, make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 P, G, TP, TC, REAL = 8, 2, 5, 6, 37
 ONE = {"data": 1}
 EIGHT = [{"data": 8}, {"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]

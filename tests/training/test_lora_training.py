@@ -16,8 +16,6 @@ from grpo_jax.models.peft import load_adapters, read_lora
 from grpo_jax.models.quantized import dequantize
 from grpo_jax.models.safetensors_io import open_folder, read_header
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LORA = {"lora_r": 4, "lora_alpha": 8, "beta": 0.04, "micro_batch_size": 8, "eval_prompts": 0}
 
 

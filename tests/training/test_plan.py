@@ -1,6 +1,5 @@
 """The plan that is printed before the first step: its numbers are those of the settings, and of real arrays."""
 
-import os
 import pathlib
 import re
 import subprocess
@@ -267,14 +266,13 @@ GRPOTrainer(MODEL, vowels, args, rows).train()
 """
 
 
-def test_the_plan_comes_late_or_twice(tiny_model, tmp_path):
+def test_the_plan_comes_late_or_twice(tiny_model, tmp_path, process_environment):
     """Both streams in one file, as in a job's log."""
     (tmp_path / "train.py").write_text(SCRIPT.replace("MODEL", repr(str(tiny_model))))
-    there = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "COLUMNS": "80"}
-    there |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+    environment = process_environment(COLUMNS="80")
     with open(tmp_path / "log", "w") as log:
         words = [sys.executable, "train.py"]
-        subprocess.run(words, cwd=tmp_path, env=os.environ | there, stdout=log, stderr=log, check=True)
+        subprocess.run(words, cwd=tmp_path, env=environment, stdout=log, stderr=log, check=True)
     text = (tmp_path / "log").read_text()
     assert text.count("The plan of this run") == 1
     first = text.index("step 1/2")

@@ -13,8 +13,6 @@ from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.setup.learner import objective_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TESTS = pathlib.Path(__file__).parents[1]
 VOWELS, LENGTH = f"{TESTS / 'tiny_rewards.py'}:vowels", f"{TESTS / 'tiny_rewards.py'}:brevity"
 
