@@ -44,7 +44,7 @@ def test_the_published_cases(text, formed, equation, tiny, mode):
 
 
 @pytest.mark.parametrize(("text", "formed", "equation", "tiny"), FAULTS)
-def test_known_faults_are_mended_and_faithful_keeps_them(text, formed, equation, tiny):
+def test_known_faults_are_corrected_and_faithful_keeps_them(text, formed, equation, tiny):
     assert [*zip(scores(text), scores(text, ":faithful=true"))] == [formed, equation, tiny]
 
 
