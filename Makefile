@@ -7,7 +7,7 @@ FAST := test_rooms.py test_docs.py config data runs rewards \
   commands/test_requests.py commands/test_streaming.py demo/test_tiny_model.py \
   evaluation/test_answers.py evaluation/test_statistics.py evaluation/test_tasks.py \
   learner/test_advantages.py learner/test_losses.py models/test_hf_config.py models/test_rope.py \
-  pipelines/test_stages.py rollout/test_stopping.py sandbox/test_run.py sharding/test_mesh_rules.py
+  pipelines/test_steps.py rollout/test_stopping.py sandbox/test_run.py sharding/test_mesh_rules.py
 SLOW := runs/test_checkpoints.py runs/test_loggers.py runs/test_old_run.py \
   rewards/test_async_rewards.py rewards/test_code_reward.py rewards/test_reward_pool.py
 

@@ -9,7 +9,7 @@ import pytest
 from grpo_jax import EarlyStopping, GRPOConfig, GRPOTrainer, TrainerCallback, UserError
 from grpo_jax.cli import main
 from grpo_jax.sharding import hosts
-from grpo_jax.training.callback_handler import Watch
+from grpo_jax.training.callback_handler import CallbackHandler
 
 ROWS = [{"prompt": f"{i}: say a"} for i in range(16)]
 CLOCKS = ("time/", "compilations/", "step_time", "tokens_per_second", "rollout_tokens", "peak_memory")
@@ -237,12 +237,12 @@ def test_callbacks_see_other_numbers_than_are_written(watched):
 
 
 def test_callbacks_write_their_files_on_every_host(monkeypatch):
-    watch = lambda: Watch(arguments(), (), len(ROWS)).state
-    assert watch().is_world_process_zero
-    assert watch().is_local_process_zero
+    state = lambda: CallbackHandler(arguments(), (), len(ROWS)).state
+    assert state().is_world_process_zero
+    assert state().is_local_process_zero
     monkeypatch.setattr(hosts, "is_writer", lambda: False)
-    assert not watch().is_world_process_zero
-    assert not watch().is_local_process_zero
+    assert not state().is_world_process_zero
+    assert not state().is_local_process_zero
 
 
 class Stop(TrainerCallback):
