@@ -25,7 +25,7 @@ from grpo_jax.models.transformer import cast
 from grpo_jax.plans import abstract_arguments
 from grpo_jax.program import Program
 from grpo_jax.rewards.by_model import PREFIX, column_of
-from grpo_jax.rollout.budget import prompts_per_prefill
+from grpo_jax.rollout.budget import Demand, prompts_per_prefill
 from grpo_jax.rollout.decoding import PrefillBatch
 from grpo_jax.rollout.programs import Programs, Vocabulary
 from grpo_jax.rollout.sampling import SamplingParams
@@ -129,7 +129,7 @@ class PlannedRun:
         return memory_budget.rows_at_a_time(self.demand, memory, self.config)
 
     @cached_property
-    def demand(self) -> Any:
+    def demand(self) -> Demand:
         """The memory demand of the rollouts."""
         return memory_budget.training_demand(self.config, self.policy)
 

@@ -66,7 +66,7 @@ def _rollout(run: PlannedRun) -> float:
     c, chip = run.config, chip_of(run.target)
     demand, size, length = run.demand, run.size, c.max_completion_length
     rows = size.places * size.rows
-    rounds = -(-c.prompts_per_step * c.num_generations // (rows * demand.parts))
+    rounds = -(-c.prompts_per_step * c.num_generations // (rows * demand.shards))
     slots = sum(ring_slots(t, length) for t in range(1, length + 1)) / length
     prompts = demand.cache_bytes(type(size)(size.places, size.rows, 0))
     own = (demand.cache_bytes(type(size)(size.places, size.rows, 1024)) - prompts) / 1024
