@@ -4,15 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
 
 from grpo_jax.cli import main
 from grpo_jax.commands import data, data_grade
-from grpo_jax.config.data import GradeConfig
-from grpo_jax.config.prompts import PromptSettings
 from grpo_jax.data.files import read_file
 from grpo_jax.data.layouts import arrange
 
@@ -326,13 +323,6 @@ def test_another_split_of_a_folder_cannot_be_written_again(place):
 # ---- grade ----
 
 
-def test_a_setting_of_prompts_has_no_effect_on_grading(monkeypatch):
-    config = GradeConfig(data="d", out="o.jsonl", model="m")
-    policy = types.SimpleNamespace(tokenizer=None, vocabulary=types.SimpleNamespace(pad_id=0))
-    monkeypatch.setattr(data_grade, "Prompts", lambda rows, tokenizer, **given: given)
-    assert PromptSettings.model_fields.keys() <= data_grade._prompts(config, policy, []).keys()
-
-
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory):
     """Seven problems, the last of which is too long."""
@@ -376,21 +366,21 @@ def test_a_grading_survives_an_interruption(grade, place, monkeypatch):
     assert report["mean_pass_rate"] == pytest.approx(np.mean(rates))
 
     batches = []
-    add = data_grade.Notes.add
+    add = data_grade.SavedGrades.add
 
-    def dies(notes, numbers, successes):
+    def dies(grades, numbers, successes):
         if batches:
             raise KeyboardInterrupt
         batches.append(numbers)
-        add(notes, numbers, successes)
+        add(grades, numbers, successes)
 
-    monkeypatch.setattr(data_grade.Notes, "add", dies)
+    monkeypatch.setattr(data_grade.SavedGrades, "add", dies)
     assert grade("again.jsonl") == 130
     assert len(read("again.jsonl.partial.json")["judged"]) == 2
     assert grade("again.jsonl", seed=1) == 2, "rates of two seeds must not stand in one file"
 
     monkeypatch.setattr(
-        data_grade.Notes, "add", lambda notes, *rest: batches.append(rest[0]) or add(notes, *rest)
+        data_grade.SavedGrades, "add", lambda grades, *rest: batches.append(rest[0]) or add(grades, *rest)
     )
     # other batches, the same rates
     assert grade("again.jsonl", prompts_per_step=1) == 0
