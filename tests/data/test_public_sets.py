@@ -194,14 +194,14 @@ def test_a_layout_that_does_not_exist_or_fit():
         arrange([ROWS["gsm8k"]], layout="limo")
 
 
-def test_a_verb_forgets_the_layout(monkeypatch):
+def test_every_verb_passes_the_layout_on(monkeypatch):
     from grpo_jax.commands import sft
     from grpo_jax.config import GRPOConfig, SFTConfig
-    from grpo_jax.training import assembly
+    from grpo_jax.setup import prompts
 
     policy = types.SimpleNamespace(tokenizer=None, vocabulary=types.SimpleNamespace(pad_id=0))
-    monkeypatch.setattr(assembly, "Prompts", lambda rows, tokenizer, **given: given["layout"])
-    assert assembly._prompts(GRPOConfig(layout="math"), policy, []) == "math"
+    monkeypatch.setattr(prompts, "Prompts", lambda rows, tokenizer, **given: given["layout"])
+    assert prompts.make_prompts(GRPOConfig(layout="math"), policy, []) == "math"
     row = lambda question: [{"question": question, "solution": "2", "answer": "2"}]
     rows = {"train": row("1+1?"), "test": row("0+2?")}
     monkeypatch.setattr(sft, "load_rows", lambda name, split, seed: rows[split])
