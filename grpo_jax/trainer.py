@@ -42,9 +42,9 @@ class GRPOTrainer:
         reward_funcs: one or several functions with TRL's signature (async ones too), built-in names,
             `file.py:function`, or reward models, `model:FOLDER`.
         args: the settings.
-        train_dataset, eval_dataset: rows (dicts with a `prompt`), instead of what the settings name; also several by
-            name, {name: rows}: for training they are mixed, held out each has figures of its own. Without
-            `eval_dataset`, rows given here are not evaluated on.
+        train_dataset, eval_dataset: rows (dicts with a `prompt`) in place of those that the settings name, or several
+            named sets of rows, {name: rows}. Several training sets are mixed; each evaluation set is reported
+            separately. Without `eval_dataset`, a run on a given `train_dataset` is not evaluated.
         processing_class: a tokenizer, instead of the model's own.
         reward_processing_classes: a tokenizer for each of the `reward_funcs`, None for the reward model's own.
         callbacks: objects with methods of `grpo_jax.TrainerCallback`.
@@ -53,7 +53,7 @@ class GRPOTrainer:
         peft_config: a LoraConfig of PEFT, or a dict of its fields, instead of the settings lora_r and so on.
         unsupported: what TRL's trainer also takes; each is refused with what to do instead.
 
-    The run's config.yaml names what is given here in place of what the settings say.
+    The run's config.yaml records what is given here in place of the settings.
     Raises:
         UserError: anything wrong with what was given, before any weight is read.
     """
@@ -103,11 +103,11 @@ class GRPOTrainer:
 
     @property
     def state(self) -> TrainerState:
-        """Where the run is, as callbacks see it: steps, epochs, `log_history`."""
+        """The progress of the run, as callbacks see it: steps, epochs, `log_history`."""
         return self.callback_handler.state
 
     def add_callback(self, callback: Any) -> None:
-        """One more callback, called after the others."""
+        """Add a callback, which is called after the others."""
         self.callback_handler.callbacks.add(callback)
 
     def train(self, resume_from_checkpoint: bool | None = None) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class GRPOTrainer:
             return self._train(run)
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics of the held-out prompts, under `eval/`: of what was trained, else of the starting model."""
+        """Metrics of the held-out prompts, under `eval/`: of the trained model, or, before training, the starting one."""
         policy = self.components.policy
         with jax.set_mesh(policy.mesh), self.pool:
             if self.trained is not None:
@@ -165,11 +165,9 @@ class GRPOTrainer:
             number = run_state.sampler.stage  # of the curriculum
             stage = components.stages[number]
             # The copy of the weights lives no longer than this call: the update needs its memory.
-            groups, sampled, run_state = (
-                stage.collect(  # tokens, log-probs [P,G,Tc], rewards [P,G], on the host
-                    self._sampler_weights(state.params), done, clock, run_state, callbacks.for_rewards()
-                )
-            )
+            groups, sampled, run_state = stage.collect(
+                self._sampler_weights(state.params), done, clock, run_state, callbacks.for_rewards()
+            )  # tokens, log-probs [P,G,Tc], rewards [P,G], on the host
             with clock("update"):
                 advantages, metrics = stage.advantages(groups)  # [P,G]
                 state, learned = stage.learner(state, groups, advantages)
@@ -216,7 +214,7 @@ class GRPOTrainer:
         return self.components.policy.rollout_copy(self.components.learner.whole(params))
 
     def _evaluate(self, params: Params, run: Run | None = None, done: int = 0) -> dict[str, Any] | None:
-        """The held-out summary with a few samples; None without held-out prompts. All of it is kept in the run."""
+        """The evaluation's summary and a few samples; None without held-out prompts. The run keeps all of it."""
         if self.components.evaluator is None:
             return None
         result: Evaluation = self.components.evaluator(
@@ -231,7 +229,7 @@ class GRPOTrainer:
     def _finish(
         self, run: Run, done: int, run_state: RunState, after: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """Export, summary, closing table."""
+        """Export the model, write the summary, print the closing table."""
         assert self.trained is not None
         export_run(run, self.components.policy, self.trained.params, self.args.model)
         summary = summarize(done, run_state, after, self.components.prompts.dropped)

@@ -7,9 +7,9 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-STAGES = {"data", "rollout", "rewards", "learner", "runs"}
+PHASES = {"data", "rollout", "rewards", "learner", "runs"}
 FOUNDATION = {"models", "sharding", "program"}
-BUILDING = {"config", *STAGES, *FOUNDATION}
+BUILDING = {"config", *PHASES, *FOUNDATION}
 
 MAY_USE = {
     "sharding": set(),
@@ -104,8 +104,8 @@ def test_the_table_has_no_circle():
         below(name)
 
 
-def test_stages_do_not_import_one_another():
-    assert all(not MAY_USE[stage] & STAGES for stage in STAGES)
+def test_phases_do_not_import_one_another():
+    assert all(not MAY_USE[phase] & PHASES for phase in PHASES)
 
 
 def test_settings_know_names_of_other_rooms_and_nothing_else_of_them():

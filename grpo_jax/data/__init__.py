@@ -1,1 +1,1 @@
-"""Stage 1: datasets -> chat template -> prompt batches, and tasks that make themselves. No jax in here."""
+"""Phase 1: datasets -> chat template -> prompt batches, and tasks that make themselves. No jax in here."""

@@ -1,1 +1,1 @@
-"""Stage 2: prompts -> completions."""
+"""Phase 2: prompts -> completions."""

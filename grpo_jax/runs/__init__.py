@@ -1,1 +1,1 @@
-"""Stage 6: what a run leaves on disk and shows: checkpoints, metrics, completions, progress."""
+"""Phase 6: what a run leaves on disk and shows: checkpoints, metrics, completions, progress."""

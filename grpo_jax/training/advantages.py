@@ -1,4 +1,4 @@
-"""From scored groups to advantages: how good each completion was, and how far from the reference it went."""
+"""Scored groups -> advantages, with the divergence from the reference if it is part of the reward."""
 
 from dataclasses import dataclass
 
@@ -25,14 +25,14 @@ class GroupAdvantages:
         return self.advantages(groups.scored.rewards, self._values(groups), mask, penalty), metrics
 
     def _values(self, groups: Groups) -> np.ndarray:
-        """[P,G,n], one for each function; the punishment of long completions is one more."""
+        """[P,G,n]: a value per reward function; the penalty of overlong completions is the last."""
         scored = groups.scored
         if not self.config.overlong_buffer:
             return scored.values
         return np.concatenate([scored.values, (scored.rewards - scored.base)[..., None]], axis=-1)
 
     def _penalty(self, groups: Groups) -> tuple[np.ndarray | None, dict[str, float]]:
-        """beta times the divergence of every token [P,G,Tc], when it is a part of the reward."""
+        """beta times the divergence of each token [P,G,Tc] if it is part of the reward, else None; and its metric."""
         if self.config.beta == 0 or self.config.kl_in != "reward":
             return None, {}
         divergence = self.learner.divergence(groups)

@@ -1,4 +1,4 @@
-"""What a caller hands to `GRPOTrainer`, checked and brought into the form that the stages take."""
+"""The arguments of `GRPOTrainer`: checked, and converted to the form that the components take."""
 
 import hashlib
 import json
@@ -31,14 +31,14 @@ INSTEAD = {  # arguments of TRL's trainer -> what to do here
 
 
 def check(model: Any, tokenizer: Any, unsupported: Mapping[str, Any]) -> None:
-    """UserError for what no trainer could be built from."""
+    """Raise UserError for arguments that no trainer can be built from."""
     refuse(unsupported)
     check_model(model)
     check_tokenizer(tokenizer)
 
 
 def refuse(unsupported: Mapping[str, Any]) -> None:
-    """UserError for an argument that is not known; what TRL has and is None asks for nothing."""
+    """Raise UserError for an unknown argument. One of TRL's that is None is accepted: it asks for nothing."""
     for name, value in unsupported.items():
         if name not in INSTEAD:
             known = ["reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class", "callbacks"]
@@ -50,7 +50,7 @@ def refuse(unsupported: Mapping[str, Any]) -> None:
 
 
 def check_model(model: Any) -> None:
-    """UserError for anything but a name: a loaded PyTorch model, for instance."""
+    """Raise UserError unless the model is a name: for a loaded PyTorch model, for instance."""
     if not isinstance(model, str | Path):
         raise UserError(
             f"model: a {type(model).__name__} object; give a folder or a hub id (a PyTorch model becomes a folder "
@@ -59,7 +59,7 @@ def check_model(model: Any) -> None:
 
 
 def check_tokenizer(tokenizer: Any, name: str = "processing_class") -> None:
-    """UserError for what is no tokenizer, such as a name."""
+    """Raise UserError unless it is a tokenizer; a name is none."""
     if tokenizer is not None and not callable(getattr(tokenizer, "batch_decode", None)):
         raise UserError(
             f"{name}: {tokenizer!r:.60} is no tokenizer; give one of transformers, or leave it out for the "
@@ -68,7 +68,7 @@ def check_tokenizer(tokenizer: Any, name: str = "processing_class") -> None:
 
 
 def check_resume(wish: Any, config: GRPOConfig) -> None:
-    """UserError for a checkpoint named by its path; True asks for what happens anyway."""
+    """Raise UserError for the path of a checkpoint. True is accepted: the newest one is resumed in any case."""
     if not (wish is None or isinstance(wish, bool)):
         raise UserError(
             f"resume_from_checkpoint = {wish!r}: a run resumes from the newest checkpoint of its own output_dir, "
@@ -109,7 +109,7 @@ def rows_of(name: str, dataset: Any) -> Rows | None:
 
 
 def domains_of(name: str, dataset: Any) -> Rows | dict[str, Rows] | None:
-    """As `rows_of`; or of each of several data sets by name: the domains of a mixture, or held-out sets."""
+    """As `rows_of`, or the rows of each of several named data sets: the domains of a mixture, or evaluation sets."""
     if (
         not isinstance(dataset, Mapping) or "train" in dataset or not dataset
     ):  # the splits of one are no domains
@@ -118,7 +118,7 @@ def domains_of(name: str, dataset: Any) -> Rows | dict[str, Rows] | None:
 
 
 def functions_of(config: GRPOConfig, reward_funcs: Any) -> list[Any]:
-    """The reward functions given, or those of the settings, as many as there are weights."""
+    """The reward functions given, or those of the settings. UserError unless there are as many as weights."""
     chosen = config.rewards if reward_funcs is None else reward_funcs
     functions = list(chosen) if isinstance(chosen, list | tuple) else [chosen]
     if not functions:
@@ -176,13 +176,13 @@ def _looks_like_optax(given: Any) -> bool:
 
 
 def _is_from(given: Any, package: str, name: str) -> bool:
-    """Whether its class has a base `name` of `package`, which need not be installed."""
+    """Whether it is an instance of `package`'s class `name`; the package need not be installed."""
     bases = type(given).__mro__
     return any(base.__name__ == name and base.__module__.split(".")[0] == package for base in bases)
 
 
 def adapters_of(peft_config: Any) -> dict[str, Any]:
-    """PEFT's LoraConfig, or a dict of its fields, as our settings. UserError for what is not followed here."""
+    """PEFT's LoraConfig, or a dict of its fields, as our settings. UserError for a field that is not supported here."""
     if peft_config is None:
         return {}
     given = (
@@ -209,7 +209,7 @@ def resolved(
     rows: Rows | dict[str, Rows] | None,
     eval_rows: Rows | dict[str, Rows] | None,
 ) -> GRPOConfig:
-    """The settings with the model and the rows that are really used: what resuming compares."""
+    """The settings, with the model and the rows that the run uses; a resumed run compares these."""
     if not isinstance(args, GRPOConfig):
         raise UserError(f"args: a {type(args).__module__}.{type(args).__name__}; give a grpo_jax.GRPOConfig")
     changes: dict[str, Any] = {"model": str(model)}
@@ -229,6 +229,6 @@ def _all_described(rows: Rows | dict[str, Rows]) -> str | dict[str, str]:
 
 
 def _described(rows: Rows) -> str:
-    """What stands for rows given from Python in config.yaml: other rows have another name."""
+    """The name in config.yaml of rows that were given from Python: other rows have another name."""
     text = json.dumps(rows, sort_keys=True, default=lambda value: type(value).__name__)
     return f"{len(rows)} rows given from Python ({hashlib.sha256(text.encode()).hexdigest()[:12]})"

@@ -46,7 +46,7 @@ class Components:
 
     @property
     def learner(self) -> Learner:
-        """That of the first stage: all have the same state, and the same weights beside it."""
+        """The learner of the first stage. All stages have the same train state, reference and base weights."""
         return self.stages[0].learner
 
 
@@ -98,7 +98,7 @@ def assemble(
 
 
 def _with_steps(config: GRPOConfig, prompts: Prompts) -> GRPOConfig:
-    """Passes over the data as the steps that they take."""
+    """The settings with `num_train_epochs` replaced by the steps that those epochs take."""
     if config.num_train_epochs is None:
         return config
     steps = prompts.steps_for(config.num_train_epochs, config.prompts_per_step)
@@ -106,14 +106,14 @@ def _with_steps(config: GRPOConfig, prompts: Prompts) -> GRPOConfig:
 
 
 def _load(config: GRPOConfig, spec: str | dict[str, str], split: str) -> Any:
-    """The rows of a data set, or of several by name."""
+    """The rows of a data set, or of several named ones."""
     if isinstance(spec, str):
         return load_rows(spec, split, seed=config.seed)
     return {name: load_rows(each, split, seed=config.seed) for name, each in spec.items()}
 
 
 def _held_out(config: GRPOConfig) -> Any:
-    """As `_load`, of what is evaluated on; None where there is nothing: rows that are trained on tell nothing."""
+    """The rows to evaluate on, as `_load`. None if there are no held-out rows; training rows are not evaluated on."""
     if config.eval_dataset is not None:
         return _load(config, config.eval_dataset, config.eval_split)
     several = isinstance(config.dataset, dict)

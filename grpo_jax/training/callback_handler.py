@@ -1,4 +1,4 @@
-"""What callbacks see of a run, and what they may ask of it: to stop, to evaluate, to save."""
+"""Calls the callbacks of a run and keeps their requests: to stop, to evaluate, to save."""
 
 import sys
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class CallbackHandler:
         self.control = TrainerControl()
 
     def begin(self, done: int, run_state: RunState, history: list[dict[str, Any]]) -> None:
-        """The run starts, or goes on after `done` steps in `run_state`."""
+        """The run starts, or resumes after `done` steps from `run_state`."""
         self.control = TrainerControl()
         self._count(done, run_state)
         self.state.log_history = history
@@ -35,7 +35,7 @@ class CallbackHandler:
         self._call("on_train_begin")
 
     def for_rewards(self) -> TrainerState:
-        """What reward functions get as `trainer_state`: without the history, which grows with every step."""
+        """The `trainer_state` of reward functions: without the log history, which grows with every step."""
         return replace(self.state, log_history=[])
 
     def step_begins(self) -> None:
@@ -76,7 +76,7 @@ class CallbackHandler:
         return hosts.any_process(getattr(self.control, f"should_{wish}"))
 
     def evaluation_is_due(self, done: int) -> bool:
-        """By `eval_steps`, or because a callback asks; what comes after the last step is evaluated anyway."""
+        """Whether `eval_steps` or a callback asks for an evaluation; one follows the last step in any case."""
         every = self.config.eval_steps
         wanted = self.asks("evaluate") or (every > 0 and done % every == 0)
         return wanted and done < self.config.max_steps

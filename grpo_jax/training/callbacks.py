@@ -1,4 +1,4 @@
-"""What users run beside the training: objects with `on_...` methods, as TRL and transformers have them.
+"""Callbacks: objects with `on_...` methods, as in TRL and transformers.
 
     def on_step_end(self, args, state, control, **kwargs): ...
 
@@ -28,7 +28,7 @@ EVENTS = (
 
 @dataclass
 class TrainerState:
-    """Where the run is. A step is one rollout and its updates."""
+    """The progress of a run. A step is one rollout and its updates."""
 
     global_step: int = 0  # steps done
     max_steps: int = 0
@@ -42,7 +42,7 @@ class TrainerState:
 
 @dataclass
 class TrainerControl:
-    """What callbacks ask for."""
+    """What callbacks ask the trainer to do."""
 
     should_training_stop: bool = False  # after this step, as if it were the last
     should_save: bool = False
@@ -51,7 +51,7 @@ class TrainerControl:
     )
 
     def new_step(self) -> None:
-        """Forget what was asked for in the step before, save for stopping."""
+        """Clear the requests of the step before, except the one to stop."""
         self.should_save = self.should_evaluate = False
 
 
@@ -69,7 +69,7 @@ class TrainerCallback:
         """Before each rollout."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Any:
-        """After each update; what `control` asks for here is done at once."""
+        """After each step's updates; a request made here is carried out at once."""
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Any:
         """After each evaluation; `metrics`: its `eval/...` values."""
@@ -125,7 +125,7 @@ class EarlyStopping(TrainerCallback):
             self._see(kwargs["logs"], control)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, and how many worse ones came after it."""
+        """The best value, and the number of worse ones after it."""
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
@@ -172,12 +172,12 @@ class Callbacks:
         self._anew = copy.deepcopy(self.state_dict())
 
     def add(self, callback: Any) -> None:
-        """One more, called after the others."""
+        """Add a callback, which is called after the others."""
         _check(callback)
         self.callbacks.append(callback)
 
     def call(self, event: str, args: Any, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        """Call `event` of all that have it. What they ask for is in `control`, also where one returns its own."""
+        """Call `event` of every callback that has it. `control` gets their requests, also those returned."""
         for callback in self.callbacks:
             method = getattr(callback, event, None)
             answer = None if method is None else method(args, state, control, **given)
@@ -186,7 +186,7 @@ class Callbacks:
                     setattr(control, name, bool(getattr(answer, name, getattr(control, name))))
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """The states of those that have one, as JSON values."""
+        """The states of the callbacks that have one, as JSON values."""
         return {
             self._name(i): callback.state_dict()
             for i, callback in enumerate(self.callbacks)
@@ -194,7 +194,7 @@ class Callbacks:
         }
 
     def load_state_dict(self, states: Mapping[str, Mapping[str, Any]]) -> None:
-        """Give each callback its state back; one that is new begins anew, also in a second run of one object."""
+        """Restore each callback's state. One without a state starts afresh, also in a second run of the same object."""
         states = {**copy.deepcopy(self._anew), **states}
         for i, callback in enumerate(self.callbacks):
             if hasattr(callback, "load_state_dict") and self._name(i) in states:
@@ -205,7 +205,7 @@ class Callbacks:
 
 
 def _check(callback: Any) -> None:
-    """Refuse what would never be called; tell of methods that never are."""
+    """Raise UserError for an object without any known event; warn of methods that are never called."""
     if isinstance(callback, type):
         raise UserError(
             f"callbacks: {callback.__name__} is a class; give an instance, {callback.__name__}(...)"
@@ -225,7 +225,7 @@ def _check(callback: Any) -> None:
 
 
 def _own_events(callback: Any) -> list[str]:
-    """Its `on_...` methods, without those that do nothing: the ones of a base class `TrainerCallback`."""
+    """Its `on_...` methods, except those inherited from `TrainerCallback`, which do nothing."""
     bases = [base for base in type(callback).__mro__ if base.__name__ == "TrainerCallback"]
     idle = lambda name: any(vars(base).get(name) is getattr(type(callback), name, callback) for base in bases)
     names = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name))]

@@ -41,7 +41,7 @@ def write_samples(components: Components, run: Run, done: int, groups: Groups) -
 
 
 def _entry(components: Components, done: int, groups: Groups, row: int) -> str:
-    """With the prompt as the model saw it: a turn that begins with <think> is whole."""
+    """A sample with the prompt as the model saw it, a prefilled <think> included."""
     scored, (p, sample) = groups.scored, divmod(row, groups.scored.rewards.shape[1])
     title = f"step {done}, prompt {groups.indices[p]}, sample {sample}, reward {scored.base[p, sample]:.4g}"
     if components.reflection:

@@ -1,4 +1,4 @@
-"""What a step and a run say of themselves, gathered from every stage: metrics, the closing table."""
+"""Metrics of a step, the summary of a run, and its closing table."""
 
 import math
 from collections import Counter
@@ -56,7 +56,7 @@ def step_metrics(
 
 
 def _curriculum(curriculum: CurriculumSampler, stage: int, run_state: RunState) -> dict[str, float]:
-    """The stage, where there are several, and the prompts that take part in it, where some are left out."""
+    """The stage, if there are several, and the prompts that take part in it, if some sit out."""
     found: dict[str, float] = {}
     if len(curriculum.stages) > 1:
         found["curriculum/stage"] = stage + 1
@@ -66,7 +66,7 @@ def _curriculum(curriculum: CurriculumSampler, stage: int, run_state: RunState) 
 
 
 def _by_domain(sampled: Groups) -> dict[str, float]:
-    """Of each domain of a mixture: its share of the prompts, their mean reward, and how many succeeded."""
+    """For each domain of a mixture: its share of the prompts, their mean reward, and the share that succeeded."""
     domains = np.array(sampled.batch.columns.get("domain", []))
     found: dict[str, float] = {}
     for name in dict.fromkeys(domains.tolist()) if all(sampled.batch.lacks) else ():
@@ -81,14 +81,14 @@ def _by_domain(sampled: Groups) -> dict[str, float]:
 
 
 def _learning_rate(components: Components, done: int) -> dict[str, float]:
-    """That of the step's last update; unknown where the caller brought an optimizer."""
+    """The learning rate of the step's last update; unknown if the caller gave an optimizer."""
     if components.schedule is None:
         return {}
     return {"learning_rate": float(components.schedule(done * components.learner.passes.updates - 1))}
 
 
 def _compilations(components: Components) -> dict[str, int]:
-    """Over all stages: each of its own lengths and group sizes adds to them when it begins."""
+    """Compilations by program, summed over the stages: a stage with other lengths or group sizes adds some."""
     counts: Counter[str] = Counter()
     for stage in {id(stage): stage for stage in components.stages}.values():
         counts += Counter({"rollout": stage.sampler.compilations, **stage.learner.compilations()})
@@ -96,14 +96,14 @@ def _compilations(components: Components) -> dict[str, int]:
 
 
 def evaluation_metrics(evaluation: dict[str, Any] | None) -> dict[str, float]:
-    """A held-out summary under `eval/`; nothing without held-out prompts."""
+    """The summary of an evaluation under `eval/`; empty without held-out prompts."""
     return {} if evaluation is None else {f"eval/{k}": v for k, v in evaluation["summary"].items()}
 
 
 def summarize(
     steps: int, run_state: RunState, after: Mapping[str, Any] | None, prompts_dropped: int
 ) -> dict[str, Any]:
-    """What `summary.json` holds."""
+    """The content of `summary.json`."""
     memory, where = peak_memory()
     return {
         "before": run_state.before and run_state.before["summary"],
@@ -124,7 +124,7 @@ def show(
     folder: RunFolder,
     reflection: Reflection | None,
 ) -> None:
-    """The closing table, samples before and after, and where the model is."""
+    """Print samples from before and after, the closing table, and the model's folder."""
     if before and after:
         sample_panel("Held-out samples before", _shown(before["samples"], reflection))
         sample_panel("Held-out samples after", _shown(after["samples"], reflection))
@@ -138,7 +138,7 @@ def show(
 
 
 def _shown(samples: list[dict[str, Any]], reflection: Reflection | None) -> list[dict[str, Any]]:
-    """The first two, with what they show of reflection."""
+    """The first two samples, with the reflection in them."""
     if reflection is None:
         return samples[:2]
     words = lambda sample: ", ".join(reflection.categories(sample["completion"])) or "none"

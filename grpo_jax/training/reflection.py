@@ -17,12 +17,12 @@ OWN = "words"  # the setting's value for the list that comes along
 
 @dataclass(frozen=True)
 class Reflection:
-    """What to look for: category -> a pattern of its phrases."""
+    """The phrases to look for: category -> a pattern."""
 
     patterns: Mapping[str, re.Pattern[str]]
 
     def categories(self, text: str) -> list[str]:
-        """Those of which the text has a phrase, with a straight apostrophe or a curly one."""
+        """The categories of which the text has a phrase; apostrophes may be straight or curly."""
         text = _straight(text)
         return [name for name, pattern in self.patterns.items() if pattern.search(text)]
 

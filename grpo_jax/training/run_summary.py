@@ -14,7 +14,7 @@ from grpo_jax.training.assembly import Components
 
 
 def show_plan(components: Components) -> None:
-    """Print the plan on stdout, and on stderr what in the settings deserves a second look."""
+    """Print the plan on stdout, and warnings about the settings on stderr."""
     if not hosts.is_writer():
         return
     from rich.console import Console
@@ -90,7 +90,7 @@ def _rollout(components: Components) -> str:
 
 
 def _at_a_time(components: Components) -> str:
-    """What of a rollout waits, and what it costs to compile."""
+    """How many completions wait for others, and how many programs are compiled."""
     c, rows = components.config, components.stages[0].sampler.rows
     if not c.rollout_segment:
         return ", in one piece"
@@ -118,7 +118,7 @@ def _update(components: Components) -> str:
 
 
 def _passes(components: Components) -> str:
-    """The passes over the model that a step costs, beside the sampling."""
+    """The passes over the model in a step, besides the sampling."""
     c, passes, parts = components.config, components.learner.passes, []
     times = "" if c.num_iterations == 1 else f" {c.num_iterations} times"
     if c.beta > 0:
@@ -191,7 +191,7 @@ def _devices(components: Components) -> str:
 
 
 def _trained(components: Components) -> str:
-    """Which weights, where not all."""
+    """The weights that are trained, unless all are."""
     lora, c = components.policy.lora, components.config
     if lora is None:
         return ""
@@ -201,7 +201,7 @@ def _trained(components: Components) -> str:
 
 
 def _int8(components: Components) -> str:
-    """What of the sampling is not in the dtype of all else."""
+    """The parts of the sampling that have another dtype."""
     c = components.config
     weights = ", sampling from int8 weights" if c.rollout_weights == "int8" else ""
     return weights + (", keys and values in int8 while sampling" if c.rollout_cache == "int8" else "")
@@ -226,7 +226,7 @@ def _memory(components: Components) -> str:
 
 
 def bytes_held(components: Components) -> dict[str, int]:
-    """Bytes on each device, by what they are for; not all of them at the same time."""
+    """Bytes on each device by purpose. They are not all held at the same time."""
     c, policy, state = components.config, components.policy, components.learner.abstract_state
     models, evaluator = components.stages[0].scorer.model_bytes, components.evaluator
     always = memory_budget.held_always(c, policy, state, models)

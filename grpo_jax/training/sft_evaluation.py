@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on held-out rows: how likely the model finds them, and what it writes itself."""
+"""Evaluates supervised fine-tuning on held-out rows: their perplexity, and samples of the model."""
 
 import json
 import math
@@ -85,19 +85,19 @@ class HeldOut:
 
 
 def perplexity(nll: float) -> float:
-    """exp of a mean negative log-likelihood; held where floats end, as of a model that knows nothing."""
+    """exp of a mean negative log-likelihood, at most the largest float."""
     return math.exp(min(nll, 80.0))
 
 
 def save_samples(folder: RunFolder, done: int, samples: Sequence[Mapping[str, Any]]) -> None:
-    """Write `samples/samples_<step>.jsonl`, a line a sample, atomically."""
+    """Write `samples/samples_<step>.jsonl` atomically, one line per sample."""
     if folder.is_writer and samples:
         lines = "".join(json.dumps(dict(sample), ensure_ascii=False) + "\n" for sample in samples)
         write_atomically(folder.path / "samples" / f"samples_{done:05d}.jsonl", lines)
 
 
 def _prompts(config: SFTConfig, policy: Policy, rows: Sequence[Row]) -> PromptBatch:
-    """The first that are short enough. Where all are longer the rows' own check has said so."""
+    """The first prompts that are short enough. If all are longer, the check of the rows has raised already."""
     settings = PromptSettings(
         max_prompt_length=config.max_length,
         system_prompt=config.system_prompt,

@@ -86,7 +86,7 @@ class FineTuner:
         }
 
     def evaluate(self, state: TrainState) -> dict[str, Any] | None:
-        """`summary` and `samples` of the held-out rows; None without them."""
+        """`summary` and `samples` of the held-out rows; None if there are none."""
         return None if self.held_out is None else self.held_out(whole_model(state.params, self.base))
 
     def _on_devices(self, rows: ExampleBatch | PackedBatch) -> tuple:
@@ -117,7 +117,7 @@ def _examples(config: SFTConfig, policy: Policy, rows: list[Row], packing: bool 
 
 
 def _held_out(config: SFTConfig, policy: Policy, rows: list[Row], scoring: Scoring) -> HeldOut:
-    """A row each: each is looked at once, so that little would be won by packing them."""
+    """One row each: every row is scored once, so packing would gain little."""
     rows = rows[: config.eval_rows or None]
     try:
         return HeldOut(config, policy, rows, _examples(config, policy, rows, packing=False), scoring)
