@@ -122,7 +122,7 @@ class GRPOTrainer:
             return self._train(run)
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics of the held-out prompts, under `eval/`: of the trained model, or, before training, the starting one."""
+        """Metrics of the held-out prompts, under `eval/`: of the trained model, or before training the starting one."""
         policy = self.components.policy
         with jax.set_mesh(policy.mesh), self.pool:
             if self.trained is not None:
