@@ -73,10 +73,9 @@ def optimized_programs():
     """For modules whose programs run so often that optimizing them takes less time than it saves."""
     import jax
 
-    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", bool(QUICK))
 
 
 @pytest.fixture(scope="session")
