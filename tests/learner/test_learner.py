@@ -182,20 +182,28 @@ def test_every_row_is_in_one_minibatch_once_and_those_to_learn_from_come_first(g
         assert part.ends.tolist() == [2]
 
 
+def _named(value):
+    """A case's id: its settings that are not the default ones."""
+    if not isinstance(value, Passes):
+        return str(value)
+    return ",".join(f"{k}={v}" for k, v in dataclasses.asdict(value).items() if v != getattr(ONE_PASS, k))
+
+
 @pytest.mark.parametrize(
-    "passes",
-    [
-        Passes(share_prompts=True),
-        Passes(share_prompts=True, micro_batch_size=4),
-        Passes(share_prompts=True, micro_batch_size=2),  # a group over two micro-batches
-        Passes(share_prompts=True, num_minibatches=2, micro_batch_size=4, num_iterations=2),
-        Passes(length_buckets=3, micro_batch_size=2),
-        Passes(length_buckets=3, share_prompts=True, micro_batch_size=4),
-        Passes(length_buckets=2, micro_batch_size=4, num_iterations=2, skip_zero_advantages=False),
+    ("beta", "passes"),
+    [  # beta decides whether rows without advantage are left out; each way of packing meets it and its contrary
+        (0.0, Passes(share_prompts=True)),
+        (0.1, Passes(share_prompts=True, micro_batch_size=4)),
+        (0.0, Passes(share_prompts=True, micro_batch_size=2)),  # a group over two micro-batches
+        (0.0, Passes(share_prompts=True, num_minibatches=2, micro_batch_size=4, num_iterations=2)),
+        (0.1, Passes(length_buckets=3, micro_batch_size=2)),
+        (0.0, Passes(length_buckets=3, share_prompts=True, micro_batch_size=4)),
+        (0.1, Passes(length_buckets=3, share_prompts=True, micro_batch_size=4)),
+        (0.0, Passes(length_buckets=2, micro_batch_size=4, num_iterations=2, skip_zero_advantages=False)),
+        (0.0, Passes(length_buckets=3, micro_batch_size=4)),
     ],
-    ids=lambda p: ",".join(f"{k}={v}" for k, v in dataclasses.asdict(p).items() if v != getattr(ONE_PASS, k)),
+    ids=_named,
 )
-@pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_shared_prompts_and_short_rows_change_no_update(learn, groups, advantages, passes, beta):
     objective = GRPO(beta=beta, max_length=TC, bonus=EntropyBonus(0.05 * (beta > 0)))
     plain = dataclasses.replace(passes, share_prompts=False, length_buckets=1)
