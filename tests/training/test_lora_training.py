@@ -122,7 +122,8 @@ def test_an_adapter_of_peft_is_trained_further(trained, tiny_model, tiny_setting
     trainer = GRPOTrainer(str(tiny_model), args=GRPOConfig(**settings | {"output_dir": None, "max_steps": 2}))
     trainer.train()
     assert set(trainer.trained.params["layers"]) == {"q", "down"}
-    assert trainer.state.log_history[0]["kl"] == 0  # the reference is where the training starts
+    # The reference is where the training starts; log-probs of two programs differ by 1e-7, and k3 is their gap squared.
+    assert trainer.state.log_history[0]["kl"] < 1e-12
 
 
 def _plain(folder):
