@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from shapes import SMALL
 
-from grpo_jax.config import parse_mesh
 from grpo_jax.learner.batches import Passes, minibatches
 from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import Scoring
@@ -42,6 +41,7 @@ from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.runs.metrics import peak_memory
 from grpo_jax.setup.policy import compute_dtype
 from grpo_jax.sharding.mesh import make_mesh
+from grpo_jax.sharding.mesh_spec import parse_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
 
 

@@ -51,9 +51,9 @@ def while_saving(step):
 
 
 def after_the_rollout(nth):
-    from grpo_jax.training.advantages import Judge
+    from grpo_jax.training.advantages import GroupAdvantages
 
-    kill_before(Judge, "__call__", nth)
+    kill_before(GroupAdvantages, "__call__", nth)
 
 
 def between_steps(nth):

@@ -180,10 +180,10 @@ def copy(whole, tmp_path):
 @pytest.fixture
 def terminated_at(monkeypatch):
     """`terminated_at(step)`: SIGTERM comes in the middle of this step."""
-    from grpo_jax.training.advantages import Judge
+    from grpo_jax.training.advantages import GroupAdvantages
 
     def at(step):
-        calls, judge = [], Judge.__call__
+        calls, judge = [], GroupAdvantages.__call__
 
         def deadly(*given):
             calls.append(given)
@@ -191,7 +191,7 @@ def terminated_at(monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
             return judge(*given)
 
-        monkeypatch.setattr(Judge, "__call__", deadly)
+        monkeypatch.setattr(GroupAdvantages, "__call__", deadly)
 
     return at
 
