@@ -108,7 +108,7 @@ def test_metrics_of_rewards_are_trls():
         values = random_rewards(seed, 3)
         _, metrics = theirs(trl.GRPOTrainer, values, WEIGHTS)
         names = ["f0", "f1", "f2"]
-        lengths, finished = np.ones((P, G, 3), bool), np.ones((P, G), bool)
+        lengths, finished = np.full((P, G), 3), np.ones((P, G), bool)
         found = rollout_metrics(lengths, finished, values.reshape(-1, 3), names, WEIGHTS)
         assert metrics["frac_reward_zero_std"] > 0
         for name, value in metrics.items():
