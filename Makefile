@@ -21,7 +21,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --
 demo: .venv/demo.stamp
 	$(BIN)/grpo-jax train demo
 
-# Everything, oracles (torch, TRL) included, in 15 minutes on two cores. The slowest cases are named at its end.
+# Everything, oracles (torch, TRL) included. The slowest cases are named at its end.
 test: .venv/test.stamp
 	$(PYTEST) --durations=40
 

@@ -64,8 +64,8 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
 LOGGERS: list[Callable[[RunFolder, Mapping[str, Any]], MetricsLogger]] = [
     lambda folder, settings: JsonlLogger(folder),
 ]
-"""Folder and settings of a run -> a logger, in the order in which they are told. The terminal's progress line comes
-after them."""
+"""Folder and settings of a run -> a logger, in the order in which they are called. The terminal's progress line
+is called after them."""
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -31,9 +31,7 @@ class RunState:
     carried: CarriedGroups | None = None
     samples: Mapping[str, int] = field(default_factory=dict)  # file of samples -> its bytes
     callbacks: Mapping[str, Any] = field(default_factory=dict)  # what callbacks keep
-    before: Mapping[str, Any] | None = (
-        None  # the evaluation of the starting model; None: not made, or no prompts
-    )
+    before: Mapping[str, Any] | None = None  # evaluation of the starting model; None: not made, or no prompts
     stopped: bool = False  # by a callback, or at the end of the curriculum
 
     def replace(self, **changes: Any) -> "RunState":
@@ -67,13 +65,11 @@ class RunState:
 
 @dataclass(frozen=True)
 class SFTRunState:
-    """The same of a supervised run."""
+    """What a supervised run knows besides its weights, frozen as `RunState` is."""
 
     num_tokens: int = 0  # since the run began
     seconds: float = 0.0  # of all steps
-    before: Mapping[str, Any] | None = (
-        None  # the evaluation of the starting model; None: not made, or no rows
-    )
+    before: Mapping[str, Any] | None = None  # evaluation of the starting model; None: not made, or no rows
     nll: float = float("nan")  # of the last step, nats a token
     after: Mapping[str, Any] | None = None  # the newest evaluation; None: not made yet
 
