@@ -1,4 +1,4 @@
-"""What is drawn when: mixtures of data sets, stages of a training, prompts that sit out."""
+"""Settings of the curriculum: mixtures of data sets, stages of a run, prompts that are left out."""
 
 from typing import Annotated, Any, Self
 
@@ -17,7 +17,7 @@ from grpo_jax.config.fields import Count, Mapped, Name, Positive, read_mapping
 from grpo_jax.errors import UserError
 
 OVERRIDES = ("max_completion_length", "num_generations", "temperature", "overlong_buffer")
-"""The settings that a stage may say anew."""
+"""The settings that a stage may override."""
 
 TRIGGERS = ("until_step", "until_epochs", "until_plateau", "until_clipped")
 
@@ -55,37 +55,38 @@ class StageSettings(Settings):
     """A stage of a curriculum."""
 
     name: Name | None = None
-    """What it is called; none: its number."""
+    """The stage's name; none: its number."""
     mixture: Shares | None = None
-    """The weights of the data sets in this stage; one that is not named takes no part; none: the run's own mixture."""
+    """Weights of the data sets in this stage, {name: weight}; sets that are not named are left out; none: the run's."""
     where: Mapped | None = None
-    """Only rows with these values: {column: value} or {column: [values]}; none: all."""
+    """Draw only rows with these values, {column: value} or {column: [values]}; none: all rows."""
     until_step: Positive | None = None
-    """The stage ends when so many steps of the run are done."""
+    """End the stage after this step of the run."""
     until_epochs: float | None = Field(None, gt=0)
-    """It ends when its prompts were drawn so many times."""
+    """End the stage after this many passes over its prompts."""
     until_plateau: float | None = None
-    """It ends when the mean reward of `window` steps is not this much above that of the `window` steps before."""
+    """End the stage when the mean reward of the last `window` steps is less than this above that of the `window` steps
+    before."""
     until_clipped: float | None = Field(None, gt=0, le=1)
-    """It ends when this share of the completions of `window` steps was cut at the limit."""
+    """End the stage when this share of the completions of the last `window` steps was cut at max_completion_length."""
     window: Positive = 20
-    """Steps that until_plateau and until_clipped look at."""
+    """Number of steps that until_plateau and until_clipped average over."""
     max_completion_length: Positive | None = None
-    """Instead of the run's own, as the next three."""
+    """Maximum length of a completion in tokens; none: the run's, as for the next three."""
     num_generations: int | None = Field(None, ge=2)
-    """Completions of each prompt."""
+    """Number of completions sampled for each prompt."""
     temperature: float | None = Field(None, gt=0)
-    """Logits are divided by it."""
+    """Sampling temperature."""
     overlong_buffer: Count | None = None
-    """Tokens before the limit in which the punishment of long completions grows."""
+    """Number of tokens before max_completion_length over which the overlong penalty grows."""
 
     @property
     def ends(self) -> bool:
-        """Whether anything ends it."""
+        """Whether the stage has an end condition."""
         return any(getattr(self, name) is not None for name in TRIGGERS)
 
     def overrides(self) -> dict[str, Any]:
-        """What it says anew of the run's settings."""
+        """The settings that this stage overrides, by name."""
         return {name: value for name in OVERRIDES if (value := getattr(self, name)) is not None}
 
 
@@ -119,24 +120,24 @@ def _stage(place: str, given: Any) -> StageSettings:
 
 
 class CurriculumSettings(Settings):
-    """Curriculum: which prompts come when."""
+    """Curriculum."""
 
     mixture: Shares | None = None
-    """The weights of several data sets, {name: weight}; none: in proportion to their prompts."""
+    """Weights of several data sets, {name: weight}; none: in proportion to their numbers of prompts."""
     curriculum: Annotated[list[StageSettings], BeforeValidator(stages)] | None = None
-    """Stages one after another, each a mapping: mixture and where say what is drawn; until_step, until_epochs,
-    until_plateau and until_clipped what ends it (of the last: the run); max_completion_length, num_generations,
-    temperature and overlong_buffer may differ; none: one stage."""
+    """A list of stages, each a mapping. mixture and where select its prompts; until_step, until_epochs, until_plateau
+    or until_clipped end it (in the last stage: the run); max_completion_length, num_generations, temperature and
+    overlong_buffer override the run's; none: one stage."""
     history_resampling: bool = False
-    """Leave a prompt out of later epochs when all of its completions succeeded (SRPO): it teaches nothing any more."""
+    """Leave a prompt out of later epochs once all of its completions succeeded (SRPO)."""
     pass_rate_window: Annotated[list[float], BeforeValidator(read_mapping)] | None = None
-    """[low, high]: only prompts whose share of successes lies between them, neither included, take part in an epoch:
-    by the column pass_rate, or as last seen; those never seen always do; none: all."""
+    """[low, high]: train only on prompts whose success rate lies strictly between the two. The rate is that of the last
+    rollout, or the column pass_rate before; prompts without one are always kept; none: all prompts."""
     pass_rate_retry: Count = 0
-    """Epochs after which a prompt that was left out is tried again; 0: never."""
+    """Number of epochs after which a prompt that was left out is tried again; 0: never."""
 
     @field_serializer("curriculum")
-    def _only_what_is_said(self, value: list[StageSettings] | None) -> list[dict[str, Any]] | None:
+    def _only_given_settings(self, value: list[StageSettings] | None) -> list[dict[str, Any]] | None:
         return None if value is None else [stage.model_dump(exclude_none=True) for stage in value]
 
     @field_validator("pass_rate_window")
@@ -164,9 +165,9 @@ class CurriculumSettings(Settings):
 
 
 def problems(c: Any) -> list[str | None]:
-    """What must hold between these settings and the others."""
+    """Checks of these settings against the others."""
     epochs = (
-        f"num_train_epochs = {c.num_train_epochs}: with a curriculum max_steps says how long the run is at most"
+        f"num_train_epochs = {c.num_train_epochs}: with a curriculum, write max_steps, the longest run"
         if c.curriculum and c.num_train_epochs is not None
         else None
     )

@@ -19,13 +19,13 @@ class SourceSettings(Settings):
     data: Name
     """A file or folder (jsonl, csv, parquet), a hub id (owner/name[:config]), tfds:name, or a task."""
     split: Name = "train"
-    """The split of it."""
+    """The split of data."""
     rows: Count = 0
-    """Rows used, from the first; 0: all."""
+    """Use the first so many rows; 0: all."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """What the rows of a task are a function of."""
+    """Seed from which a task makes its rows."""
     layout: Name | None = None
-    """What the columns are, by name, such as gsm8k or openr1_math (docs/data.md); none: recognised by the columns."""
+    """Name of the column layout, such as gsm8k or openr1_math (docs/data.md); none: recognised by the columns."""
     prompt_column: Name = "prompt"
     """The column with the prompt: a string, or a list of chat messages."""
 
@@ -39,24 +39,24 @@ class OutputSettings(Settings):
     """Output."""
 
     out: Name
-    """The file to write, .jsonl or .parquet; what was dropped and the report lie beside it."""
+    """The file to write, .jsonl or .parquet; dropped rows and the report are written beside it."""
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace an existing file."""
 
 
 class ShowConfig(SourceSettings):
-    """What is shown."""
+    """Display."""
 
     show: Count = 2
-    """Rows shown as the model would see them, from the first."""
+    """Show the first so many rows as the model would see them."""
     model: Name | None = None
-    """A local folder or a hub id, whose chat template and tokenizer are used; none: messages and characters."""
+    """A local folder or a hub id whose chat template and tokenizer are used; none: show messages, count characters."""
     system_prompt: str | None = None
-    """A system message put before every chat; none: the dataset's own, if any."""
+    """System message before every chat; none: the data set's, if it has one."""
     prefill: Name | None = None
-    """What the assistant's turn begins with; none: nothing."""
+    """Beginning of the assistant's turn; none: nothing."""
     chat_template_kwargs: Mapped | None = None
-    """Variables that the chat template sees, e.g. {enable_thinking: false}; none: none of its own."""
+    """Extra variables for the chat template, e.g. {enable_thinking: false}; none: no extra ones."""
 
     @model_validator(mode="after")
     def _for_a_template(self) -> Self:
@@ -70,9 +70,9 @@ class CleanConfig(SourceSettings, OutputSettings):
     """Cleaning."""
 
     purpose: Literal["rl", "sft"] = "rl"
-    """rl: answers must be there and clear; sft: a completion to learn from must be there."""
+    """rl: rows need an unambiguous answer; sft: rows need a completion."""
     allow: Names | None = None
-    """Reasons for which no row is dropped, e.g. table,several_answers; none: all of them count."""
+    """Reasons for which rows are not dropped, e.g. table,several_answers; none: every reason drops rows."""
 
     @field_validator("allow")
     @classmethod
@@ -95,33 +95,33 @@ class DecontaminateConfig(SourceSettings, OutputSettings):
     against: Names
     """The held-out data sets, several separated by commas."""
     against_split: Name = "test"
-    """The split of them."""
+    """The split of these data sets."""
     ngram: Positive = 8
-    """Words in a row that two problems must share."""
+    """Length in words of the n-grams that are compared."""
     boilerplate: int = Field(10, ge=2)
-    """An n-gram that stands in so many different texts says nothing."""
+    """Ignore n-grams that occur in at least this many different texts."""
     share: Share = 0.2
-    """A row with this share of a held-out problem's n-grams is a leak; 0: one shared n-gram is enough (Open-R1)."""
+    """A row with this share of a held-out problem's n-grams is a leak; 0: one n-gram is enough (Open-R1)."""
     drop: bool = False
-    """Leave the leaks out; false: all rows stay, marked in the column overlap."""
+    """Drop the leaks; false: keep all rows, and mark leaks in the column overlap."""
 
 
 class DedupConfig(SourceSettings, OutputSettings):
     """Duplicates."""
 
     threshold: float = Field(0.9, gt=0, le=1)
-    """Rows at least so alike are one: shared runs of words over all runs; 1: the same words."""
+    """Rows with at least this Jaccard similarity of their n-grams are duplicates; 1: the same words."""
     ngram: Positive = 5
-    """Words in such a run."""
+    """Length in words of these n-grams."""
 
 
 class FilterConfig(SourceSettings, OutputSettings):
     """Filter."""
 
     low: float | None = None
-    """Rates must be above it; none: no bound."""
+    """Keep rows with a rate above this; none: no bound."""
     high: float | None = None
-    """Rates must be below it; none: no bound."""
+    """Keep rows with a rate below this; none: no bound."""
     column: Name = "pass_rate"
     """The column with the rate."""
 
@@ -129,7 +129,7 @@ class FilterConfig(SourceSettings, OutputSettings):
     def _a_window(self) -> Self:
         if self.low is None and self.high is None:
             raise ValueError(
-                "low, high: give one of them, e.g. --low 0 --high 1 for what is neither hopeless nor done"
+                "low, high: give one of them, e.g. --low 0 --high 1 for problems that are sometimes solved"
             )
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(
@@ -146,10 +146,10 @@ class GradeConfig(
     model: Name
     """A local folder or a hub id in Hugging Face format."""
     samples: Positive = 8
-    """Sampled completions of each problem; one solves it when the first reward says that it succeeds, or else when it
-    gives 1 or more."""
+    """Number of completions sampled for each problem. A completion is a solution if the first reward function says so,
+    or else if it gives 1 or more."""
     prompts_per_step: Positive = 8
-    """Problems that are sampled at a time, over all devices."""
+    """Number of problems sampled at a time, over all devices."""
     easy: Share = 0.75
     """Problems with this pass rate or a higher one are easy."""
     hard: Share = 0.25

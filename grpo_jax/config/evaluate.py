@@ -16,34 +16,34 @@ class EvalConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettings
     """Evaluation."""
 
     model: Name
-    """A local folder or a hub id in Hugging Face format; with run: that run's own, unless it is given."""
+    """A local folder or a hub id in Hugging Face format; none, with run: the model of that run."""
     run: Name | None = None
-    """A run's folder: the results are kept there, too, in evaluations/."""
+    """A run folder: the results are also written to its evaluations/."""
     task: Name = "countdown"
-    """What is evaluated: a task by name (--list shows them) or a task file (FILE.yaml); or a file or folder, a hub id,
-    tfds:name of rows that rewards judge."""
+    """A task by name (--list shows them), a task file (FILE.yaml), or rows for reward functions: a file or folder, a
+    hub id, or tfds:name."""
     data: Name | None = None
-    """Where a task's rows lie, a file, folder or hub id; none: where the task says."""
+    """A file, folder or hub id with the task's rows; none: as the task says."""
     judge: Name | None = None
-    """The reward that judges a task's answers in place of its own: programs run only if asked, code:sandbox=strict."""
+    """Reward function in place of the task's, e.g. code:sandbox=strict: tasks run programs only on request."""
     split: Name = "test"
-    """The split of it; a task may say another."""
+    """The split; a task may set another."""
     prompts: Count = 0
-    """Prompts used, from the first; 0: all."""
+    """Use the first so many prompts; 0: all."""
     samples: Count = 8
-    """Sampled completions of each prompt, the N of avg@N, pass@k and maj@N; 0: none. A task may say another N."""
+    """Number of completions for each prompt, the N of avg@N, pass@k and maj@N; 0: none. A task may set another."""
     other_samples: bool = False
-    """Take another N than the one that a task's published figures average over."""
+    """Allow another number of samples than the task's published results use."""
     pass_k: Counts | None = None
-    """The k of pass@k, at most samples; none: 1, 2, 4, ... and N."""
+    """The values of k for pass@k, at most samples; none: 1, 2, 4, ... and N."""
     greedy: bool = True
-    """Also decode each prompt greedily; a task may say not to."""
+    """Also decode each prompt greedily; a task may turn this off."""
     prompts_per_step: Positive = 8
-    """Prompts that are sampled at a time, over all devices."""
+    """Number of prompts sampled at a time, over all devices."""
     output: Name | None = None
-    """A JSON file for the results, with the completions beside it as .parquet; none: only the table."""
+    """A JSON file for the results, with the completions beside it as .parquet; none: print the table only."""
     compare: Name | None = None
-    """The JSON file of another model's results on the same prompts with the same N: shows the differences."""
+    """The JSON file of another model's results on the same prompts with the same N; shows the differences."""
 
     @model_validator(mode="before")
     @classmethod

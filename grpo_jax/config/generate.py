@@ -16,18 +16,18 @@ class GenerateConfig(ModelSettings, SamplingSettings):
     model: Name
     """A local folder or a hub id in Hugging Face format."""
     prompt: Name | None = None
-    """The text to answer or to continue."""
+    """The prompt."""
     prompts: Name | None = None
-    """A file of such texts (jsonl, csv, parquet), in a column prompt; a row may have a prefill, and a seed: it is then
-    answered as if it was asked alone with it."""
+    """A file with a column prompt (jsonl, csv, parquet). Rows may have a column prefill, and a column seed: such a row
+    is answered as if it was given alone, with that seed."""
     chat: bool = True
-    """Put the prompt through the model's chat template; false: continue the text as it is."""
+    """Apply the model's chat template; false: continue the text as it is."""
     system_prompt: str | None = None
-    """A system message before the prompt; none: the template's own, if any."""
+    """System message before the prompt; none: the chat template's, if it has one."""
     prefill: Name | None = None
-    """What the assistant's turn begins with, e.g. <think>: the model goes on from there; none: nothing."""
+    """Beginning of the assistant's turn, e.g. <think>; the completion continues it; none: nothing."""
     samples: Positive = 1
-    """Completions of each prompt."""
+    """Number of completions for each prompt."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

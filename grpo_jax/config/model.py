@@ -1,4 +1,4 @@
-"""Settings of every verb that opens a model, and of a run's folder and length."""
+"""Settings of the model and the devices, and of a run's folder and length."""
 
 from typing import Literal
 
@@ -13,21 +13,21 @@ class ModelSettings(Settings):
     """Model and machine."""
 
     model: Name = "demo"
-    """A local folder or a hub id in Hugging Face format; `demo` makes a tiny random model of its own."""
+    """A local folder or a hub id in Hugging Face format; `demo` is a tiny model with random weights."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Every random number is a function of this seed, so the same settings give the same run."""
+    """Seed of all random numbers: the same settings give the same run."""
     adapter: Name | None = None
-    """A folder or hub id of a LoRA adapter in PEFT's format on top of the model: train and sft go on with it, with its
-    own rank, alpha and modules; other verbs merge it."""
+    """A folder or hub id of a LoRA adapter in PEFT format. train and sft continue it with its rank, alpha and
+    modules; other commands merge it into the model."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """The type that is computed in; auto: bfloat16 on accelerators, float32 on CPU."""
+    """Type of the computation; auto: bfloat16 on accelerators, float32 on CPU."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    """The kernel of whole rows (training, scoring, prompts): cudnn on CUDA, splash on TPU, or xla; auto: by the
-    device, xla in float32."""
+    """Attention kernel for training, scoring and prefill: cudnn on CUDA, splash on TPU, or xla; auto: by the device,
+    and xla in float32."""
     mesh: str | None = None
-    """How the devices are arranged, e.g. data=1,fsdp=8,tensor=1; none: a mesh that fits them."""
+    """The device mesh, e.g. data=1,fsdp=8,tensor=1; none: chosen to fit the model."""
     compilation_cache: Name | None = None
-    """A folder where compiled programs are kept, so that the next start is quick; none: JAX's own setting."""
+    """Folder in which compiled programs are kept for the next start; none: JAX's own setting."""
 
     @field_validator("mesh")
     @classmethod
@@ -40,10 +40,10 @@ class RunSettings(Settings):
     """Run."""
 
     output_dir: Name | None = "runs/grpo"
-    """The run's folder, local or cloud (gs://...); the same command resumes there; none: write nothing."""
+    """The run folder, local or cloud (gs://...); the same command resumes the run; none: write nothing."""
     max_steps: Positive = 200
-    """Steps of training; a step is one rollout (sft: one batch)."""
+    """Number of training steps, one rollout each (sft: one batch)."""
     save_steps: Count = 50
-    """A checkpoint every so many steps; 0: only after the last step."""
+    """Save a checkpoint every so many steps; 0: only after the last step."""
     save_total_limit: Count = 3
-    """The newest checkpoints that are kept; 0: all of them."""
+    """Number of checkpoints to keep, the newest; 0: all."""

@@ -1,4 +1,4 @@
-"""Settings of what is asked: prompts and how they are worded, the data they come from, what is held out."""
+"""Settings of prompts, data and evaluation."""
 
 from typing import Any
 
@@ -16,15 +16,15 @@ class PromptSettings(Settings):
     prompt_column: Name = "prompt"
     """The column with the prompt: a string, or a list of chat messages."""
     layout: Name | None = None
-    """What the columns are, by name, such as gsm8k or openr1_math (docs/data.md); none: recognised by the columns."""
+    """Name of the column layout, such as gsm8k or openr1_math (docs/data.md); none: recognised by the columns."""
     system_prompt: str | None = None
-    """A system message put before every chat; none: the dataset's own, if any."""
+    """System message before every chat; none: the data set's, if it has one."""
     prefill: Name | None = None
-    """What the assistant's turn begins with, e.g. <think>: the completion goes on from there; none: nothing."""
+    """Beginning of the assistant's turn, e.g. <think>; the completion continues it; none: nothing."""
     chat_template_kwargs: Mapped | None = None
-    """Variables that the chat template sees, e.g. {enable_thinking: false}; none: none of its own."""
+    """Extra variables for the chat template, e.g. {enable_thinking: false}; none: no extra ones."""
     max_prompt_length: Positive = 512
-    """Tokens; rows with longer prompts are dropped and counted, never cut."""
+    """Maximum length of a prompt in tokens; rows with longer prompts are dropped and counted, never cut."""
 
     @field_validator("chat_template_kwargs")
     @classmethod
@@ -37,35 +37,35 @@ class DataSettings(Settings):
     """Data."""
 
     dataset: Datasets = "countdown"
-    """A file or folder (jsonl, csv, parquet), a hub id (owner/name[:config]), tfds:name, or a task; train: or several
-    by name, {name: data set}, which are mixed."""
+    """A file or folder (jsonl, csv, parquet), a hub id (owner/name[:config]), tfds:name, or a task. train also takes a
+    mixture of several, {name: data set}."""
     dataset_split: Name = "train"
-    """The split that is trained on."""
+    """The training split."""
     shuffle_dataset: bool = True
-    """Visit the rows in an order drawn from the seed anew each epoch; false: in the dataset's order."""
+    """Shuffle the rows in each epoch, by the seed; false: keep the data set's order."""
 
 
 class EvalSettings(Settings):
     """Evaluation on held-out prompts."""
 
     eval_dataset: Datasets | None = None
-    """Where held-out prompts come from; or several sets by name, {name: data set}, each with figures of its own under
-    eval/NAME/; none: the training dataset."""
+    """Held-out prompts; or several sets, {name: data set}, each with its own metrics under eval/NAME/; none: the
+    training data set."""
     eval_split: Name = "test"
-    """The split that is held out."""
+    """The split of eval_dataset."""
     eval_steps: Count = 0
     """Evaluate every so many steps; 0: before and after training only."""
     eval_prompts: Count = 64
-    """Held-out prompts used, from the first, of each named set; 0: no evaluation."""
+    """Use the first so many prompts of each held-out set; 0: no evaluation."""
     eval_samples: Positive = 1
-    """Completions for each held-out prompt."""
+    """Number of completions for each held-out prompt."""
     eval_temperature: float = Field(0.0, ge=0)
-    """Temperature of the evaluation; 0: greedy."""
+    """Sampling temperature of the evaluation; 0: greedy."""
     eval_top_p: float = Field(1.0, gt=0, le=1)
-    """Its top_p, which is not the training's; 1: all tokens."""
+    """top_p of the evaluation; 1: all tokens."""
     eval_top_k: Count = 0
-    """Its top_k; 0: all tokens."""
+    """top_k of the evaluation; 0: all tokens."""
     eval_min_p: float = Field(0.0, ge=0, lt=1)
-    """Its min_p; 0: all tokens."""
+    """min_p of the evaluation; 0: all tokens."""
     eval_max_completion_length: Positive | None = None
-    """Tokens of a held-out completion at most; none: max_completion_length."""
+    """Maximum length of a completion in the evaluation, in tokens; none: max_completion_length."""

@@ -1,4 +1,4 @@
-"""Settings of `reject`: what is sampled, and which samples become rows for `sft`."""
+"""The settings of `reject`."""
 
 import math
 from typing import Self
@@ -20,23 +20,23 @@ class RejectConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettin
     dataset: Name
     """Prompts, with the columns that the rewards need: a file or folder, a hub id, tfds:name, or a task."""
     dataset_split: Name = "train"
-    """The split of it."""
+    """The split of dataset."""
     output_dir: Name = "runs/reject"
-    """The folder for rows.jsonl, summary.json and the samples; the same command goes on there."""
+    """The folder for rows.jsonl, summary.json and the samples; the same command continues an interrupted one."""
     prompts: Count = 0
-    """Prompts used, from the first; 0: all."""
+    """Use the first so many prompts; 0: all."""
     samples: Positive = 8
-    """Completions of each prompt."""
+    """Number of completions for each prompt."""
     prompts_per_step: Positive = 8
-    """Prompts that are sampled at a time, over all devices: what is lost when the command is killed."""
+    """Number of prompts sampled at a time, over all devices; at most these are lost when the command is killed."""
     thresholds: Mapped | None = None
-    """What a completion must reach, e.g. {countdown: 1, format: 1}: rewards by name; none: 1 of the first reward."""
+    """Minimum rewards of a completion that is kept, e.g. {countdown: 1, format: 1}; none: 1 of the first reward."""
     keep_per_prompt: Count = 0
-    """Completions kept for each prompt at most, the first ones; 0: all that pass."""
+    """Maximum number of completions kept for each prompt, the first ones; 0: all that pass."""
     keep_tokens: Count = 0
-    """Longer completions are not kept; 0: any length."""
+    """Maximum length in tokens of a completion that is kept; 0: any length."""
     dedup_normalized: bool = True
-    """Completions that differ in case, spaces and punctuation alone count as one; false: only equal ones do."""
+    """Completions that differ only in case, spaces and punctuation are duplicates; false: only equal ones are."""
 
     @field_validator("thresholds")
     @classmethod
@@ -47,7 +47,7 @@ class RejectConfig(ModelSettings, PromptSettings, RewardSettings, SamplingSettin
         return given
 
     temperature: float = Field(1.0, ge=0)
-    """Logits are divided by it; 0: greedy."""
+    """Sampling temperature; 0: greedy."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,4 +1,4 @@
-"""Settings of `sft` alone: how rows become sequences, and what is looked at on held-out rows."""
+"""The settings of `sft`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -21,36 +21,36 @@ class SequenceSettings(Settings):
     """Sequences."""
 
     max_length: Positive = 1024
-    """Tokens of prompt and completion together, and of a packed sequence."""
+    """Maximum length in tokens of prompt and completion together, and of a packed sequence."""
     long_rows: Literal["drop", "cut"] = "drop"
-    """Rows of more than max_length tokens: leave them out, or learn their beginning. They are counted."""
+    """Rows of more than max_length tokens: drop them, or train on their first max_length tokens. They are counted."""
     packing: bool = False
-    """Put several rows into one sequence, none of which sees another: the same loss with less padding."""
+    """Pack several rows into one sequence. Rows do not attend to one another: the same loss with less padding."""
     packing_strategy: Literal["ffd", "bfd"] = "ffd"
-    """Which rows go together: longest first, each into the first sequence with room, or into the fullest."""
+    """How rows are packed, longest first: into the first sequence with room (ffd), or into the fullest (bfd)."""
     rows_per_step: Positive = 16
-    """Rows of a step, over all devices; with packing: sequences."""
+    """Number of rows in a step, over all devices; with packing: of sequences."""
     num_train_epochs: float | None = Field(None, gt=0)
-    """Passes over the rows, in place of max_steps; none: max_steps says how long the training is."""
+    """Length of the run in passes over the rows, in place of max_steps; none: max_steps."""
 
 
 class HeldOutSettings(Settings):
     """Held-out rows."""
 
     eval_dataset: Name | None = None
-    """Where held-out prompts and completions come from; none: nothing is evaluated."""
+    """Held-out prompts and completions; none: no evaluation."""
     eval_split: Name = "test"
-    """The split of it."""
+    """The split of eval_dataset."""
     eval_steps: Count = 0
     """Evaluate every so many steps; 0: before and after training only."""
     eval_rows: Count = 256
-    """Held-out rows for the perplexity, from the first; 0: all."""
+    """Compute the perplexity of the first so many held-out rows; 0: all."""
     eval_samples: Count = 4
-    """Held-out prompts, from the first, for which a completion is sampled and shown; 0: none."""
+    """Sample and show a completion for the first so many held-out prompts; 0: none."""
     eval_temperature: float = Field(0.0, ge=0)
-    """Temperature of those samples; 0: greedy."""
+    """Sampling temperature of these completions; 0: greedy."""
     max_completion_length: Positive = 256
-    """Tokens of such a sample at most."""
+    """Maximum length of these completions in tokens."""
 
 
 class MixtureSettings(Settings):
@@ -58,8 +58,8 @@ class MixtureSettings(Settings):
 
     extra_datasets: Mappings | None = None
     """Further data sets of prompts and completions, a YAML list of mappings: {dataset: ROWS, split: train, limit: 500,
-    weight: 0.5, prompt_column: prompt, completion_column: completion}; all but dataset may be left out. limit: so many
-    rows at most; weight: each row so many times, 0.5 half of them; both drawn by the seed."""
+    weight: 0.5, prompt_column: prompt, completion_column: completion}; only dataset is required. limit: maximum number
+    of rows; weight: how often each row is used, 0.5 for half of them. Rows are drawn by the seed."""
 
     @field_validator("extra_datasets")
     @classmethod
@@ -70,7 +70,7 @@ class MixtureSettings(Settings):
 
 
 def problems(c: Any) -> list[str | None]:
-    """What must hold between them."""
+    """Checks of these settings against one another."""
     lonely = "no eval_dataset is given, so nothing is evaluated; set one, or leave this out"
     return [
         f"eval_steps = {c.eval_steps}: {lonely}" if c.eval_steps and c.eval_dataset is None else None,
@@ -91,24 +91,24 @@ class SFTConfig(
     AdapterSettings,
     MemorySettings,
 ):
-    """Supervised rows."""
+    """Columns."""
 
     output_dir: Name | None = "runs/sft"
-    """The run's folder, local or cloud (gs://...); the same command resumes there; none: write nothing."""
+    """The run folder, local or cloud (gs://...); the same command resumes the run; none: write nothing."""
     learning_rate: float = Field(1e-5, gt=0)
     """The peak learning rate."""
     dataset: Name
     """A file or folder (jsonl, csv, parquet), a hub id (owner/name or owner/name:config), or tfds:name."""
     prompt_column: Name = "prompt"
-    """The column with the prompt: a string, or a list of chat messages. It gets no gradient."""
+    """The column with the prompt: a string, or a list of chat messages. Its tokens are not trained on."""
     completion_column: Name = "completion"
-    """The column with what is learned: a string, or a list of chat messages."""
+    """The column with the completion: a string, or a list of chat messages."""
     layout: Name | None = None
-    """What the columns are, by name, such as openr1_math or limo (docs/data.md); none: recognised by the columns."""
+    """Name of the column layout, such as openr1_math or limo (docs/data.md); none: recognised by the columns."""
     system_prompt: str | None = None
-    """A system message put before every chat; none: the dataset's own, if any."""
+    """System message before every chat; none: the data set's, if it has one."""
     chat_template_kwargs: Mapped | None = None
-    """Variables that the chat template sees, e.g. {enable_thinking: false}; none: none of its own."""
+    """Extra variables for the chat template, e.g. {enable_thinking: false}; none: no extra ones."""
 
     model: Name
     """A local folder or a hub id in Hugging Face format."""
@@ -132,5 +132,5 @@ class SFTConfig(
         return self
 
     def written(self) -> dict[str, Any]:
-        """A length given in epochs is not one in steps too."""
+        """A length in epochs replaces one in steps."""
         return super().written() | ({} if self.num_train_epochs is None else {"max_steps": -1})

@@ -1,9 +1,9 @@
-"""What becomes of the settings that people bring along from TRL: a table. `config/trl_translation.py` applies it.
+"""How TRL's settings are translated: a table, applied by `config/trl_translation.py`.
 
 Every field of `GRPOConfig` in TRL 1.16, those that it inherits from transformers' `TrainingArguments` included, is
-a setting of ours with the same meaning, or is in `RULES`: accepted where its value asks for what is done anyway,
-accepted with a line on stderr where nothing that is computed depends on it, and refused with the words that say the
-same here in all other cases.
+a setting of ours with the same meaning, or is in `RULES`: accepted where its value is what grpo-jax does anyway,
+accepted with a line on stderr where no result depends on it, and refused in all other cases, with what to write
+instead.
 """
 
 from dataclasses import dataclass
@@ -14,27 +14,23 @@ from typing import Any
 class Rule:
     """What happens to a setting that only TRL has."""
 
-    says: str  # what to write instead, or why there is nothing to write
-    fine: tuple[Any, ...] = ()  # values that ask for what is done anyway; None always does
-    refused: bool = (
-        True  # other values; False: they are named on stderr and ignored, as nothing computed changes
-    )
+    advice: str  # what to write instead, or why nothing is needed
+    accepted: tuple[Any, ...] = ()  # values that change nothing; None is always one
+    refused: bool = True  # other values; False: ignored with a line on stderr, as no result depends on them
 
 
-def _refused(says: str, **fine: list[Any]) -> dict[str, Rule]:
-    return {name: Rule(says, tuple(values)) for name, values in fine.items()}
+def _refused(advice: str, **accepted: list[Any]) -> dict[str, Rule]:
+    return {name: Rule(advice, tuple(values)) for name, values in accepted.items()}
 
 
-def _told(says: str, **fine: list[Any]) -> dict[str, Rule]:
-    return {name: Rule(says, tuple(values), refused=False) for name, values in fine.items()}
+def _ignored(advice: str, **accepted: list[Any]) -> dict[str, Rule]:
+    return {name: Rule(advice, tuple(values), refused=False) for name, values in accepted.items()}
 
 
 EITHER = [True, False]
 MESH = "write mesh, e.g. fsdp=8 to shard over 8 devices"
-NO_HUB = (
-    "nothing is pushed anywhere; the trained model is in the folder hf of the run, to be uploaded from there"
-)
-SAMPLED_HERE = "leave it out: completions are sampled by the same compiled program that is trained"
+NO_HUB = "grpo-jax does not upload; the trained model is in the run folder's hf/"
+SAMPLED_HERE = "leave it out: completions are sampled in JAX, from the weights that are trained"
 CORRECTION = "write sampler_correction: token_truncate, token_mask, sequence_truncate or sequence_mask"
 
 RULES: dict[str, Rule] = {
@@ -50,25 +46,25 @@ RULES: dict[str, Rule] = {
         auto_find_batch_size=[False],
     ),
     **_refused(
-        "write num_minibatches, the optimizer steps that one pass over a rollout is divided into",
+        "write num_minibatches, the number of optimizer steps in one pass over a rollout",
         steps_per_generation=[],
     ),
-    **_told("the rows that are evaluated at a time follow prompts_per_step", per_device_eval_batch_size=[8]),
-    **_told("prompts are padded to powers of two", pad_to_multiple_of=["auto"]),
+    **_ignored("the evaluation takes prompts_per_step prompts at a time", per_device_eval_batch_size=[8]),
+    **_ignored("prompts are padded to powers of two", pad_to_multiple_of=["auto"]),
     # ---- model and machine ----
     **_refused("write dtype: bfloat16 or float32 (auto is bfloat16 on accelerators)", bf16=[]),
     **_refused(
         "float16 is not offered; write dtype: bfloat16 or float32", fp16=[False], fp16_full_eval=[False]
     ),
-    **_told("evaluation computes in dtype, as the training does", bf16_full_eval=[False]),
+    **_ignored("the evaluation uses dtype, as the training does", bf16_full_eval=[False]),
     **_refused("write dtype: float32 to compute everything in it", cast_lm_head_to_fp32=[False]),
     **_refused(
         "set the environment variable JAX_DEFAULT_MATMUL_PRECISION (tensorfloat32 or float32)", tf32=[]
     ),
     **_refused("set the environment variable JAX_PLATFORMS=cpu", use_cpu=[False]),
-    **_refused("write dtype; attention and all else are chosen to fit the devices", model_init_kwargs=[{}]),
-    **_told("no code that comes with a checkpoint is run", trust_remote_code=[False]),
-    **_told("the models here have no dropout", disable_dropout=EITHER),
+    **_refused("write dtype and attention; the rest is chosen to fit the devices", model_init_kwargs=[{}]),
+    **_ignored("code that comes with a checkpoint is never run", trust_remote_code=[False]),
+    **_ignored("the models here have no dropout", disable_dropout=EITHER),
     **_refused("leave it out: there are no mixture-of-experts models here", router_aux_loss_coef=[0]),
     **_refused(
         MESH,
@@ -77,7 +73,7 @@ RULES: dict[str, Rule] = {
         deepspeed=[{}],
         parallelism_config=[],
     ),
-    **_told(
+    **_ignored(
         "one compiled program runs over all devices",
         accelerator_config=[{}],
         average_tokens_across_devices=EITHER,
@@ -91,12 +87,12 @@ RULES: dict[str, Rule] = {
         local_rank=[-1, 0],
     ),
     **_refused("write gradient_checkpointing", activation_checkpointing=[]),
-    **_told(
-        "how activations are recomputed is for the compiler to say",
+    **_ignored(
+        "the compiler decides how activations are recomputed",
         activation_checkpointing_kwargs=[{}],
         gradient_checkpointing_kwargs=[{}],
     ),
-    **_told(
+    **_ignored(
         "every step is compiled",
         torch_compile=EITHER,
         torch_compile_backend=[],
@@ -106,11 +102,11 @@ RULES: dict[str, Rule] = {
         torch_empty_cache_steps=[],
     ),
     **_refused("set the environment variable JAX_DEBUG_NANS=1", debug=["", []]),
-    **_told("runs repeat bit by bit for a given seed", full_determinism=EITHER),
-    **_refused("write seed: it is the only one, for the data too", data_seed=[]),
+    **_ignored("runs repeat bit by bit for a given seed", full_determinism=EITHER),
+    **_refused("write seed: it is used for the data, too", data_seed=[]),
     # ---- data ----
-    **_told(
-        "rows are read before training, and one batch runs into the next",
+    **_ignored(
+        "rows are read before training, and the last batch of an epoch is filled from the next",
         dataloader_drop_last=EITHER,
         dataloader_in_order=EITHER,
         dataloader_multiprocessing_context=[],
@@ -121,12 +117,12 @@ RULES: dict[str, Rule] = {
         label_names=[[]],
         length_column_name=["length"],
     ),
-    **_refused("leave it out: reward functions get all columns", remove_unused_columns=[False]),
+    **_refused("leave it out: reward functions receive all columns", remove_unused_columns=[False]),
     **_refused("write shuffle_dataset", train_sampling_strategy=["random"]),
-    **_refused("leave it out: a run that is resumed goes on with its next prompts", ignore_data_skip=[False]),
+    **_refused("leave it out: a resumed run continues with its next prompts", ignore_data_skip=[False]),
     # ---- sampling ----
     **_refused(SAMPLED_HERE, use_vllm=[False]),
-    **_told(
+    **_ignored(
         SAMPLED_HERE.removeprefix("leave it out: "),
         cache_implementation=[],
         use_cache=EITHER,
@@ -147,12 +143,12 @@ RULES: dict[str, Rule] = {
     ),
     **_refused(
         "write temperature, top_k, top_p, min_p, stop_strings, min_tokens or banned_tokens; "
-        "nothing else changes what is sampled",
+        "there are no other sampling settings",
         generation_kwargs=[{}],
         repetition_penalty=[1.0],
         vllm_structured_outputs_regex=[],
     ),
-    **_refused("leave it out: completions call no tools", max_tool_calling_iterations=[0]),
+    **_refused("leave it out: tool calls are not supported", max_tool_calling_iterations=[0]),
     **_refused(CORRECTION, vllm_importance_sampling_correction=[False], vllm_importance_sampling_mode=[]),
     **_refused(
         "write sampler_correction_max (with a sampler_correction)",
@@ -163,35 +159,35 @@ RULES: dict[str, Rule] = {
         "write sampler_correction_min (with a sampler_correction)", vllm_importance_sampling_clip_min=[]
     ),
     # ---- objective and optimizer ----
-    **_refused("leave it out: the reference stays the starting model", sync_ref_model=[False]),
-    **_told(
-        "the reference stays the starting model", ref_model_mixup_alpha=[0.6], ref_model_sync_steps=[512]
+    **_refused("leave it out: the reference is always the starting model", sync_ref_model=[False]),
+    **_ignored(
+        "the reference is always the starting model", ref_model_mixup_alpha=[0.6], ref_model_sync_steps=[512]
     ),
-    **_refused("leave it out: it is not offered", neftune_noise_alpha=[]),
-    **_told("GRPO has no labels to smooth", label_smoothing_factor=[0.0]),
+    **_refused("leave it out: noise on embeddings is not supported", neftune_noise_alpha=[]),
+    **_ignored("GRPO has no labels to smooth", label_smoothing_factor=[0.0]),
     **_refused(
-        "AdamW is what these settings describe; pass another as optimizers=, an optax transformation",
+        "these settings are for AdamW; pass another optimizer as optimizers=, an optax transformation",
         optim=["adamw_torch", "adamw_torch_fused"],
         optim_args=["", {}],
         optim_target_modules=[[]],
     ),
     **_refused(
-        "leave it out: pass another schedule within optimizers=, an optax transformation",
+        "leave it out: pass another schedule in optimizers=, an optax transformation",
         lr_scheduler_kwargs=[{}],
     ),
     # ---- evaluation ----
     **_refused("write eval_samples, and an eval_temperature above 0", num_generations_eval=[]),
     **_refused("write eval_steps (0: before and after training only)", eval_strategy=[]),
-    **_told(
-        "evaluation comes before and after training, and every eval_steps steps",
+    **_ignored(
+        "the evaluation runs before and after training, and every eval_steps steps",
         do_eval=EITHER,
         do_predict=EITHER,
         do_train=EITHER,
         eval_delay=[0],
         eval_on_start=EITHER,
     ),
-    **_told(
-        "evaluation samples completions and reports their rewards",
+    **_ignored(
+        "the evaluation samples completions and reports their rewards",
         batch_eval_metrics=[False],
         eval_accumulation_steps=[],
         eval_do_concat_batches=EITHER,
@@ -200,17 +196,17 @@ RULES: dict[str, Rule] = {
         prediction_loss_only=[False],
     ),
     **_refused(
-        "write save_total_limit: 0 to keep every checkpoint, and export the best one with grpo-jax export",
+        "write save_total_limit: 0 to keep all checkpoints, and export the best one with grpo-jax export",
         load_best_model_at_end=[False],
     ),
-    **_told(
+    **_ignored(
         "pass callbacks=[EarlyStopping(metric=...)] to stop by a metric",
         greater_is_better=[],
         metric_for_best_model=[],
     ),
     # ---- logs ----
-    **_told(
-        "every step writes its line to metrics.jsonl",
+    **_ignored(
+        "every step is written to metrics.jsonl",
         disable_tqdm=EITHER,
         include_num_input_tokens_seen=["no", False],
         log_level=["passive"],
@@ -225,8 +221,8 @@ RULES: dict[str, Rule] = {
         num_completions_to_print=[],
         skip_memory_metrics=EITHER,
     ),
-    **_told(
-        "metrics.jsonl and summary.json are written; a callback's on_log can send them elsewhere",
+    **_ignored(
+        "metrics go to metrics.jsonl and summary.json; pass a callback with on_log to send them elsewhere",
         project=["huggingface"],
         report_to=["none", [], ["none"], ""],
         run_name=[],
@@ -234,21 +230,21 @@ RULES: dict[str, Rule] = {
         trackio_space_id=[],
         trackio_static_space_id=[],
     ),
-    **_told("write log_completions_steps: 0 for none", log_completions=[True]),
+    **_ignored("write log_completions_steps: 0 to save no completions", log_completions=[True]),
     # ---- checkpoints ----
     **_refused("write save_steps (0: only after the last step)", save_strategy=["steps"]),
     **_refused(
         "leave it out: the same command on the same output_dir resumes", resume_from_checkpoint=[True]
     ),
-    **_told(
-        "a checkpoint holds all that resuming needs, the callbacks' states too; SIGTERM writes one",
+    **_ignored(
+        "checkpoints hold all that resuming needs, including callback states; SIGTERM saves one",
         enable_jit_checkpoint=EITHER,
         restore_callback_states_from_checkpoint=EITHER,
         save_on_each_node=[False],
         save_only_model=[False],
     ),
     **_refused(NO_HUB, push_to_hub=[False]),
-    **_told(
+    **_ignored(
         NO_HUB,
         hub_always_push=[False],
         hub_model_id=[],
@@ -263,7 +259,7 @@ PREFIXES = {"vllm_": SAMPLED_HERE, "fsdp_": MESH}  # of other versions of TRL
 
 OTHERS = {
     "bad_words_ids": "write banned_tokens",
-    "batch_size": RULES["per_device_train_batch_size"].says,
+    "batch_size": RULES["per_device_train_batch_size"].advice,
     "dataset_name": "write dataset: a path, a hub id or a task",
     "load_in_4bit": "write base_weights: nf4",
     "load_in_8bit": "write base_weights: int8",
@@ -282,7 +278,7 @@ OTHERS = {
     "suppress_tokens": "write banned_tokens",
     "use_peft": "write lora_r, the rank of the adapters",
     "torch_dtype": "write dtype: bfloat16 or float32",
-    # The same between our own verbs: asked only for names that the verb at hand does not have.
+    # Names of our own commands; looked up only if the command at hand does not have them.
     "dataset": "write task",
     "dataset_split": "write split",
     "eval_split": "write split",
@@ -293,4 +289,4 @@ OTHERS = {
     "prompts_per_step": "write rows_per_step",
     "task": "write dataset",
 }
-"""What other libraries, and our other verbs, call what we have."""
+"""Names that other libraries, and our other commands, use for our settings."""

@@ -28,11 +28,13 @@ def accept(values: Mapping[str, Any]) -> dict[str, Any]:
         kept = reword(kept)
     for name in [name for name in kept if name in RULES]:
         rule, value = RULES[name], kept[name]
-        if value is None or value in rule.fine:
+        if value is None or value in rule.accepted:
             del kept[name]
         elif not rule.refused:
             del kept[name]
-            print(f"{name} = {reprlib.repr(value)}: no effect here: {rule.says}", file=sys.stderr, flush=True)
+            print(
+                f"{name} = {reprlib.repr(value)}: no effect here: {rule.advice}", file=sys.stderr, flush=True
+            )
     return kept
 
 
@@ -41,7 +43,7 @@ def translation(name: str, known: Collection[str], given: Mapping[str, Any]) -> 
     if name in BATCH and "num_generations" in known and (sizes := _sizes(given)):
         return sizes
     if name in RULES:
-        return RULES[name].says
+        return RULES[name].advice
     prefixed = next((text for prefix, text in PREFIXES.items() if name.startswith(prefix)), None)
     return OTHERS.get(name, prefixed)
 

@@ -10,7 +10,7 @@ from grpo_jax.config.trl_fields import OTHERS, PREFIXES, RULES
 from grpo_jax.errors import UserError
 
 OURS = {*GRPOConfig.model_fields, *SFTConfig.model_fields}
-WORDS = {name: rule.says for name, rule in RULES.items()} | OTHERS | PREFIXES
+WORDS = {name: rule.advice for name, rule in RULES.items()} | OTHERS | PREFIXES
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +111,10 @@ def test_trls_own_enumerations_are_not_understood():
     ("values", "words"),
     [
         ({"dataloader_num_workers": 4}, "dataloader_num_workers = 4: no effect here: "),
-        ({"run_name": "first"}, "run_name = 'first': no effect here: metrics.jsonl"),
-        ({"logging_steps": 10}, "every step writes its line"),
-        ({"report_to": "wandb"}, "a callback's on_log can send them"),
-        ({"vllm_gpu_memory_utilization": 0.5}, "sampled by the same compiled program"),
+        ({"run_name": "first"}, "run_name = 'first': no effect here: metrics go to metrics.jsonl"),
+        ({"logging_steps": 10}, "every step is written to metrics.jsonl"),
+        ({"report_to": "wandb"}, "pass a callback with on_log"),
+        ({"vllm_gpu_memory_utilization": 0.5}, "sampled in JAX, from the weights that are trained"),
         ({"log_completions": False}, "write log_completions_steps: 0"),
     ],
 )
@@ -166,7 +166,7 @@ def test_batch_sizes_are_left_to_the_reader(values, words):
 
 
 REFUSED = [
-    ({"use_vllm": True}, "use_vllm = True: not a setting here; leave it out: completions are sampled by"),
+    ({"use_vllm": True}, "use_vllm = True: not a setting here; leave it out: completions are sampled in"),
     ({"fp16": True}, "write dtype: bfloat16 or float32"),
     ({"bf16": True, "dtype": "float32"}, "bf16 = True: not a setting here; write dtype"),
     ({"deepspeed": "zero3.json"}, "write mesh"),
@@ -178,16 +178,16 @@ REFUSED = [
     ({"eval_strategy": "epoch"}, "write eval_steps"),
     ({"eval_strategy": "no", "eval_steps": 5}, "write eval_steps"),
     ({"eval_strategy": "steps"}, "write eval_steps"),
-    ({"push_to_hub": True}, "nothing is pushed anywhere"),
+    ({"push_to_hub": True}, "grpo-jax does not upload"),
     ({"resume_from_checkpoint": "a/checkpoint-5"}, "the same command on the same output_dir resumes"),
-    ({"optim": "adamw_8bit"}, "pass another as optimizers="),
-    ({"sync_ref_model": True}, "the reference stays the starting model"),
+    ({"optim": "adamw_8bit"}, "pass another optimizer as optimizers="),
+    ({"sync_ref_model": True}, "the reference is always the starting model"),
     ({"generation_kwargs": {"num_beams": 4}}, "write temperature, top_k"),
-    ({"repetition_penalty": 1.1}, "nothing else changes what is sampled"),
+    ({"repetition_penalty": 1.1}, "there are no other sampling settings"),
     ({"seed": 1, "data_seed": 2}, "write seed"),
     ({"model_init_kwargs": {"dtype": "bfloat16"}}, "write dtype"),
     ({"max_steps": -1}, "max_steps = -1: must be at least 1"),
-    ({"vllm_of_another_version": 1}, "completions are sampled by the same compiled program"),
+    ({"vllm_of_another_version": 1}, "completions are sampled in JAX, from the weights that are trained"),
 ]
 
 
