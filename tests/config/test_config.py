@@ -1,4 +1,4 @@
-"""Settings: what is wrong is refused in one line that names field, value and fix; what is right survives."""
+"""Settings: bad ones are refused in one line that names field, value and fix; good ones survive YAML."""
 
 import re
 from pathlib import Path
@@ -160,7 +160,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("given_values", "words"), BAD)
-def test_a_bad_setting_is_refused_in_words(given_values, words):
+def test_a_bad_setting_is_refused_in_one_line_that_names_it(given_values, words):
     with pytest.raises(UserError) as fault:
         GRPOConfig(**given_values)
     assert words in str(fault.value)
@@ -192,7 +192,7 @@ def test_a_bad_setting_is_refused_in_words(given_values, words):
         ),
     ],
 )
-def test_the_other_verbs_refuse_too(cls, given_values, words):
+def test_other_verbs_refuse_bad_settings_too(cls, given_values, words):
     with pytest.raises(UserError, match=re.escape(words)):
         cls(**{"model": "m", **given_values})
 
@@ -209,14 +209,14 @@ def test_settings_cannot_be_changed_in_place():
         GRPOConfig().max_steps = 3
 
 
-def test_replace_checks_the_whole():
+def test_replace_checks_all_settings_again():
     config = GRPOConfig(max_steps=20)
     assert config.replace(seed=3) == GRPOConfig(max_steps=20, seed=3)
     with pytest.raises(UserError, match="warmup_steps = 30"):
         config.replace(warmup_steps=30)
 
 
-def test_trl_booleans_for_scale_rewards():
+def test_scale_rewards_accepts_the_booleans_of_trl():
     assert GRPOConfig(scale_rewards=True).scale_rewards == "group"
     assert GRPOConfig(scale_rewards=False).scale_rewards == "none"
 
@@ -229,13 +229,13 @@ def test_trl_booleans_for_scale_rewards():
         (" tensor=2 , data=4", {"data": 4, "fsdp": 1, "tensor": 2}),
     ],
 )
-def test_mesh_text(text, sizes):
+def test_a_mesh_is_parsed_into_the_size_of_every_axis(text, sizes):
     assert parse_mesh(text) == sizes
     assert sizes is None or list(parse_mesh(text)) == ["data", "fsdp", "tensor"]
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
-def test_every_field_says_what_it_is(cls):
+def test_every_field_has_a_help_text_and_one_section(cls):
     undescribed = [name for name, field in cls.model_fields.items() if not (field.description or "").strip()]
     assert undescribed == []
     shown = [name for names in sections(cls).values() for name in names]
@@ -254,7 +254,7 @@ GDPO = {"multi_objective_aggregation": "normalize_then_sum"}
         ("kl_in", "reward"),
     ],
 )
-def test_a_reward_for_itself_and_another_baseline_are_mixed(name, value):
+def test_normalize_then_sum_refuses_settings_that_contradict_it(name, value):
     with pytest.raises(UserError, match=f"{name} = {value}: multi_objective_aggregation normalize_then_sum"):
         GRPOConfig(beta=0.1, **GDPO, **{name: value})
     assert GRPOConfig(**GDPO).multi_objective_aggregation == "normalize_then_sum"
@@ -286,12 +286,12 @@ NEEDED_BY = {name for names, _, _ in NEEDS for name in names}
 
 
 @pytest.mark.parametrize("name", sorted(NEEDED_BY))
-def test_a_setting_does_nothing(name):
+def test_a_setting_without_effect_is_refused(name):
     value, others = WITHOUT_EFFECT[name]
     with pytest.raises(UserError, match=rf"{name} = .*: no effect, as .*; leave it out"):
         GRPOConfig(**others, **{name: value})
     default = GRPOConfig.model_fields[name].get_default()
-    assert GRPOConfig(**others, **{name: default}) == GRPOConfig(**others), "its default asks for nothing"
+    assert GRPOConfig(**others, **{name: default}) == GRPOConfig(**others), "its default has no effect"
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_setting_does_nothing(name):
         {"num_train_epochs": 0.5, "warmup_steps": 300},
     ],
 )
-def test_an_objective_is_refused(values, tmp_path):
+def test_a_consistent_objective_is_accepted_and_survives_yaml(values, tmp_path):
     config = GRPOConfig(**values)
     assert load_settings(GRPOConfig, write(tmp_path, config.to_yaml())) == config
 
@@ -333,13 +333,13 @@ def test_an_objective_is_refused(values, tmp_path):
         ({"dynamic_sampling": True, "loss_type": "reinforce"}, "no ratio that corrects"),
     ],
 )
-def test_what_is_rarely_meant_is_not_told(values, words):
+def test_a_valid_but_unusual_objective_brings_a_warning(values, words):
     (sentence,) = warnings_of(GRPOConfig(**values))
     assert words in sentence
 
 
-def test_other_weights_are_sampled_from_without_correction(tmp_path):
-    """The default follows the sampler; what is asked for stays; both are in the run's own file."""
+def test_sampling_from_quantised_weights_is_corrected_by_default(tmp_path):
+    """The default follows the sampler, an explicit value stays, and either survives the run's own file."""
     config = GRPOConfig(rollout_weights="int8")
     assert (config.sampler_correction, config.sampler_correction_max) == ("token_truncate", 3.0)
     assert GRPOConfig(rollout_cache="int8").sampler_correction == "token_truncate"
@@ -352,7 +352,7 @@ def test_other_weights_are_sampled_from_without_correction(tmp_path):
     assert typed == GRPOConfig(rollout_weights="int8", sampler_correction_max=2)
 
 
-def test_settings_and_learner_do_not_offer_the_same():
+def test_settings_and_learner_offer_the_same_choices():
     from grpo_jax.learner import corrections, divergences, losses
 
     choices = lambda name: set(get_args(GRPOConfig.model_fields[name].annotation))
@@ -361,21 +361,21 @@ def test_settings_and_learner_do_not_offer_the_same():
     assert set(divergences.ESTIMATORS) == choices("kl_estimator")
 
 
-def test_sound_settings_are_warned_of():
+def test_sound_settings_bring_no_warning():
     assert warnings_of(GRPOConfig()) == []
     assert warnings_of(GRPOConfig(loss_type="grpo", importance_sampling_level="sequence")) == []
     assert warnings_of(GRPOConfig(beta=0.1, kl_estimator="k1")) == []
     assert warnings_of(GRPOConfig(advantage_estimator="leave_one_out", advantage_clip=5)) == []
 
 
-def test_a_run_by_epochs_cannot_be_repeated_from_its_own_file(tmp_path):
+def test_a_run_by_epochs_can_be_repeated_from_its_own_file(tmp_path):
     resolved = GRPOConfig(num_train_epochs=2).replace(num_train_epochs=None, max_steps=25)
     assert (
         load_settings(GRPOConfig, write(tmp_path, resolved.to_yaml())) == resolved == GRPOConfig(max_steps=25)
     )
 
 
-def test_epochs_on_the_command_line_cannot_replace_the_steps_of_a_recipe(tmp_path):
+def test_epochs_replace_the_steps_of_a_recipe_once_max_steps_is_taken_back(tmp_path):
     path = write(tmp_path, "max_steps: 116\n")
     with pytest.raises(UserError, match=r"keep one of them \(max_steps = -1 takes the other back\)"):
         load_settings(GRPOConfig, path, {"num_train_epochs": "1"})
@@ -383,7 +383,7 @@ def test_epochs_on_the_command_line_cannot_replace_the_steps_of_a_recipe(tmp_pat
     assert config == GRPOConfig(num_train_epochs=1)
 
 
-def test_a_mapping_on_the_command_line():
+def test_a_mapping_is_read_from_the_command_line():
     given = {"chat_template_kwargs": "{enable_thinking: false, depth: 2}"}
     assert load_settings(GRPOConfig, None, given).chat_template_kwargs == {
         "enable_thinking": False,
@@ -444,13 +444,13 @@ def test_a_fault_on_the_command_line_does_not_blame_the_file(tmp_path):
         ("../secret", "no such recipe"),
     ],
 )
-def test_a_source_that_is_not_there(source, words, tmp_path, monkeypatch):
+def test_a_missing_settings_file_or_recipe_is_refused(source, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=re.escape(words)):
         load_settings(GRPOConfig, source)
 
 
-def test_a_folder_and_a_binary_file_are_no_settings(tmp_path):
+def test_a_folder_and_a_binary_file_are_refused_as_settings(tmp_path):
     with pytest.raises(UserError, match=re.escape("give e.g.")):
         load_settings(GRPOConfig, tmp_path)
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
@@ -458,7 +458,7 @@ def test_a_folder_and_a_binary_file_are_no_settings(tmp_path):
         load_settings(GRPOConfig, tmp_path / "x.yaml")
 
 
-def test_an_empty_file_is_the_defaults(tmp_path):
+def test_an_empty_file_gives_the_defaults(tmp_path):
     assert load_settings(GRPOConfig, write(tmp_path, "# nothing\n")) == GRPOConfig()
     assert load_settings(GRPOConfig, None) == GRPOConfig()
 
@@ -488,24 +488,24 @@ def test_none_stays_a_word_where_a_field_is_not_optional():
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_is_valid_and_says_what_to_expect(name):
-    account = {recipe.name: recipe for recipe in recipes.describe()}[name]
-    assert all(isinstance(value, str | bool) and value != "" for value in vars(account).values())
-    if account.verb == "pipeline":
+    description = {recipe.name: recipe for recipe in recipes.describe()}[name]
+    assert all(isinstance(value, str | bool) and value != "" for value in vars(description).values())
+    if description.verb == "pipeline":
         assert load_pipeline(name).output_dir == f"runs/{name}"
         assert load_pipeline(name, tiny=True).steps
         with pytest.raises(UserError, match=f"run it with grpo-jax pipeline {name}"):
             load_settings(GRPOConfig, name)
     else:
-        cls = {"train": GRPOConfig, "sft": SFTConfig}[account.verb]
+        cls = {"train": GRPOConfig, "sft": SFTConfig}[description.verb]
         assert load_settings(cls, name).output_dir == f"runs/{name}"
-        if account.tiny:
+        if description.tiny:
             assert load_settings(cls, name, tiny=True).model == "demo"
 
 
-def test_a_small_form_takes_the_place_of_what_was_typed_or_of_nothing(tmp_path):
+def test_tiny_overrides_the_file_and_the_command_line_overrides_tiny(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("max_steps: 9\nsave_steps: 3\ntiny:\n  max_steps: 2\n  model: small\n")
-    load = lambda *given, **how: load_settings(GRPOConfig, str(file), *given, **how)
+    load = lambda *given, **options: load_settings(GRPOConfig, str(file), *given, **options)
     assert (load().max_steps, load().model) == (9, "demo")
     small = load({"model": "mine"}, tiny=True)
     assert (small.max_steps, small.save_steps, small.model) == (2, 3, "mine")
@@ -522,13 +522,13 @@ def test_a_small_form_takes_the_place_of_what_was_typed_or_of_nothing(tmp_path):
         ("max_steps: 9\ntiny: {max_steps: 0}\n", "own.yaml:2: tiny: max_steps = 0: must be at least 1"),
     ],
 )
-def test_a_wrong_small_form_is_not_told_with_its_place(tmp_path, text, message):
+def test_a_missing_or_bad_tiny_mapping_is_refused_with_its_file(tmp_path, text, message):
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load_settings(GRPOConfig, str(tmp_path / "own.yaml"), tiny=True)
 
 
-def test_the_default_recipe_is_there():
+def test_the_default_recipe_exists():
     assert "demo" in recipes.names()
     assert load_settings(GRPOConfig, "demo").model == "demo"
 

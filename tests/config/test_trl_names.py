@@ -1,4 +1,4 @@
-"""TRL's settings: each is ours, is accepted for a reason, or is refused with words that lead somewhere."""
+"""TRL's settings: each is ours, is accepted for a reason, or is refused with advice."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ from grpo_jax.config.trl_fields import OTHERS, PREFIXES, RULES
 from grpo_jax.errors import UserError
 
 OURS = {*GRPOConfig.model_fields, *SFTConfig.model_fields}
-WORDS = {name: rule.advice for name, rule in RULES.items()} | OTHERS | PREFIXES
+ADVICE = {name: rule.advice for name, rule in RULES.items()} | OTHERS | PREFIXES
 
 
 @pytest.fixture(scope="module")
@@ -24,18 +24,18 @@ def default_of(field):
     return field.default if made is dataclasses.MISSING else made()
 
 
-def test_a_field_of_trl_is_forgotten(trl_fields):
+def test_every_field_of_trl_is_known(trl_fields):
     assert [name for name in trl_fields if name not in GRPOConfig.model_fields and name not in RULES] == []
 
 
-def test_a_rule_is_for_nothing_or_hides_a_setting(trl_fields):
+def test_every_rule_is_for_a_field_of_trl_and_hides_no_setting(trl_fields):
     assert [name for name in RULES if name not in trl_fields] == []
     assert set(RULES) & set(GRPOConfig.model_fields) == set()
 
 
-@pytest.mark.parametrize("name", WORDS)
-def test_the_words_name_settings_that_do_not_exist(name):
-    text = WORDS[name]
+@pytest.mark.parametrize("name", ADVICE)
+def test_advice_names_only_settings_that_exist(name):
+    text = ADVICE[name]
     named = set(re.findall(r"\bwrite (\w+)", text)) | set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text))
     values = {"token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "on_log"}
     of_other_verbs = {"task", "split", "samples"}
@@ -43,17 +43,17 @@ def test_the_words_name_settings_that_do_not_exist(name):
     assert text.strip(), name
 
 
-def test_what_trl_does_by_default_is_refused_or_told(trl_fields, capsys):
-    """A script that spells out TRL's own defaults is not bothered, but for what is counted differently here."""
-    bothered = set()
+def test_trls_defaults_pass_silently_except_where_they_differ_here(trl_fields, capsys):
+    """A script may spell out TRL's own defaults; only those that mean something else here are reported."""
+    reported = set()
     for name in RULES.keys() & trl_fields.keys():
         try:
             GRPOConfig(**{name: default_of(trl_fields[name])})
         except UserError:
-            bothered.add(name)
+            reported.add(name)
         if capsys.readouterr().err:
-            bothered.add(name)
-    assert bothered == {
+            reported.add(name)
+    assert reported == {
         "per_device_train_batch_size",
         "logging_steps",  # 10 there, each one here
         "log_completions",  # False there, every 10 steps here
@@ -74,7 +74,7 @@ def test_what_trl_does_by_default_is_refused_or_told(trl_fields, capsys):
         {"do_train": True, "full_determinism": True, "hub_model_id": None, "vllm_mode": "colocate"},
     ],
 )
-def test_what_is_done_anyway_is_refused(values, capsys):
+def test_settings_that_ask_for_what_is_done_anyway_pass_silently(values, capsys):
     GRPOConfig(**values)
     assert capsys.readouterr().err == ""
 
@@ -93,13 +93,13 @@ def test_what_is_done_anyway_is_refused(values, capsys):
         ({"scale_rewards": False}, {"scale_rewards": "none"}),
     ],
 )
-def test_what_trl_spells_otherwise_is_lost(values, wanted):
+def test_values_that_trl_spells_otherwise_are_translated(values, wanted):
     config = GRPOConfig(**values)
     assert {name: getattr(config, name) for name in wanted} == wanted
     assert config.replace(seed=3) == GRPOConfig(**values, seed=3), "a copy must not lose it"
 
 
-def test_trls_own_enumerations_are_not_understood():
+def test_enumerations_of_transformers_are_understood():
     from transformers import SchedulerType
     from transformers.training_args import OptimizerNames
 
@@ -118,7 +118,7 @@ def test_trls_own_enumerations_are_not_understood():
         ({"log_completions": False}, "write log_completions_steps: 0"),
     ],
 )
-def test_what_changes_nothing_is_dropped_without_a_word(values, words, capsys):
+def test_a_setting_without_effect_is_dropped_with_a_line_on_stderr(values, words, capsys):
     assert GRPOConfig(**values) == GRPOConfig()
     out, err = capsys.readouterr()
     assert words in err
@@ -157,7 +157,7 @@ BATCHES = [
 
 
 @pytest.mark.parametrize(("values", "words"), BATCHES)
-def test_batch_sizes_are_left_to_the_reader(values, words):
+def test_trls_batch_sizes_are_refused_with_the_values_to_write(values, words):
     with pytest.raises(UserError) as fault:
         GRPOConfig(**values)
     assert words in str(fault.value)
@@ -192,20 +192,20 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("values", "words"), REFUSED)
-def test_what_would_be_computed_otherwise_is_accepted(values, words):
+def test_a_value_that_would_compute_something_else_is_refused(values, words):
     with pytest.raises(UserError) as fault:
         GRPOConfig(**values)
     assert words in str(fault.value)
     assert len(str(fault.value).splitlines()) == 1
 
 
-def test_one_fault_hides_the_others():
+def test_every_fault_is_reported():
     with pytest.raises(UserError) as fault:
         GRPOConfig(use_vllm=True, per_device_train_batch_size=8, epsilon=3)
     assert len(str(fault.value).splitlines()) == 3
 
 
-def test_yaml_is_not_translated(tmp_path, capsys):
+def test_yaml_is_translated_too(tmp_path, capsys):
     path = tmp_path / "trl.yaml"
     path.write_text("bf16: true\nlogging_steps: 5\nreport_to: none\n")
     assert load_settings(GRPOConfig, path).dtype == "bfloat16"
@@ -217,6 +217,6 @@ def test_yaml_is_not_translated(tmp_path, capsys):
         load_settings(GRPOConfig, path)
 
 
-def test_fine_tuning_is_told_of_settings_that_it_does_not_have():
+def test_advice_also_names_the_setting_of_fine_tuning():
     with pytest.raises(UserError, match=r"\(sft: rows_per_step\)"):
         SFTConfig(model="m", dataset="d", per_device_train_batch_size=8)
