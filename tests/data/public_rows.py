@@ -1,4 +1,4 @@
-"""Rows of our own, a few a layout, with the columns and the marks that the public sets have."""
+"""Invented rows, a few for each layout, with the columns and the marks that the public sets have."""
 
 THOUGHT = (
     "<|begin_of_thought|>\n\nSix and one.\n\n<|end_of_thought|>\n\n"

@@ -13,7 +13,7 @@ from grpo_jax.rewards.functions.gsm8k import gsm8k
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["train", "test"]), st.integers(2, 9))
 @settings(max_examples=100, deadline=None)
-def test_an_answer_is_wrong(index, seed, split, terms):
+def test_the_answer_is_the_value_of_the_expression(index, seed, split, terms):
     row = make_row(ArithmeticOptions(terms=(terms, terms + 1), max=50), split, seed, index)
     assert set(row["expression"]) <= set("0123456789+-* ")
     assert row["answer"] == str(eval(row["expression"]))
@@ -23,7 +23,7 @@ def test_an_answer_is_wrong(index, seed, split, terms):
     assert split_of(same(list(map(int, numbers)), signs)) == split
 
 
-def test_a_held_out_problem_is_trained_on():
+def test_no_held_out_problem_is_trained_on():
     """Nor is one with its summands or factors in another order."""
     spec = "arithmetic:terms=2-3,max=9,ops=+*,size=600"
     seen = [
@@ -39,13 +39,13 @@ def _sorted(factors):
     return tuple(sorted(factors.split(" * ")))
 
 
-def test_different_problems_are_called_the_same():
+def test_only_reordered_summands_and_factors_make_the_same_problem():
     assert same([2, 3, 4], "-*") == same([2, 4, 3], "-*") != same([3, 2, 4], "-*")
     assert same([2, 3, 4], "*+") == same([4, 3, 2], "+*") != same([2, 3, 4], "+*")
     assert same([12], "") != same([1, 2], "*")
 
 
-def test_a_right_answer_scores_nothing():
+def test_the_answer_of_a_row_is_rewarded_and_another_answer_is_not():
     rows = load_rows("arithmetic:size=50", "train")
     assert (
         rows
@@ -68,6 +68,6 @@ def test_a_right_answer_scores_nothing():
         ("terms=2,max=1,ops=+", "too few problems for the split"),
     ],
 )
-def test_what_cannot_be_is_made(spec, said):
+def test_impossible_options_are_refused(spec, said):
     with pytest.raises(UserError, match=said):
         load_rows(f"arithmetic:{spec}", "test"), load_rows(f"arithmetic:{spec}", "train")

@@ -46,7 +46,7 @@ def assert_solves(expression, numbers, target, ops="+-*/"):
     low=st.integers(2, 4),
 )
 @settings(max_examples=100, deadline=None)
-def test_a_target_cannot_be_reached(index, seed, split, ops, low):
+def test_the_solution_of_a_problem_reaches_its_target(index, seed, split, ops, low):
     options = CountdownOptions(numbers=(low, low + 1), max=30, target=60, ops=ops)
     row = make_row(options, split, seed, index)
     assert_solves(row["solution"], row["numbers"], row["target"], ops)
@@ -56,7 +56,7 @@ def test_a_target_cannot_be_reached(index, seed, split, ops, low):
     assert split_of(row["numbers"], row["target"]) == split
 
 
-def test_a_held_out_problem_is_trained_on():
+def test_no_held_out_problem_is_trained_on():
     spec = "countdown:numbers=2-3,max=6,size=2000"  # a small world, so that chance would surely mix them
     seen = {split: problems(load_rows(spec, split, seed=seed)) for seed, split in [(1, "train"), (2, "test")]}
     assert min(map(len, seen.values())) > 50
@@ -67,26 +67,26 @@ def problems(rows):
     return {(tuple(sorted(row["numbers"])), row["target"]) for row in rows}
 
 
-def test_the_split_depends_on_the_order_of_the_numbers():
+def test_the_split_does_not_depend_on_the_order_of_the_numbers():
     assert len({split_of(order, 24) for order in ([3, 8, 5], [8, 3, 5], [5, 8, 3])}) == 1
 
 
-def test_a_tenth_is_not_held_out():
+def test_about_a_tenth_is_held_out():
     held = sum(split_of([a, b], t) == "test" for a in range(1, 30) for b in range(30) for t in range(10))
     assert 0.08 < held / (29 * 30 * 10) < 0.12
 
 
-def test_a_row_depends_on_the_size_of_the_set():
+def test_a_row_depends_on_the_seed_and_not_on_the_size_of_the_set():
     assert make_rows("size=5", "train", 3) == make_rows("size=9", "train", 3)[:5]
     assert make_rows("size=5", "train", 3) != make_rows("size=5", "train", 4)
 
 
-def test_the_rows_change_with_a_release():
+def test_the_rows_stay_the_same_across_releases():
     row = make_rows("numbers=3,max=9,size=1", "train", 0)[0]
     assert (row["numbers"], row["target"], row["solution"]) == ([3, 3, 9], 18, "9 + (3 * 3)")
 
 
-def test_the_prompt_hides_the_problem():
+def test_the_prompt_states_numbers_target_operations_and_tags():
     row = make_rows("numbers=4,ops=+-,size=1", "test", 0)[0]
     (message,) = row["prompt"]
     assert message["role"] == "user"
@@ -99,7 +99,7 @@ def test_the_prompt_hides_the_problem():
 
 @given(numbers=st.lists(st.integers(1, 12), min_size=1, max_size=4), target=st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
-def test_the_solver_answers_wrongly(numbers, target):
+def test_what_the_solver_returns_is_a_solution(numbers, target):
     found = solve(numbers, target)
     if found:
         assert_solves(found, numbers, target)
@@ -107,19 +107,19 @@ def test_the_solver_answers_wrongly(numbers, target):
 
 @given(index=st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None)
-def test_the_solver_misses_a_solution(index):
+def test_the_solver_finds_a_solution_if_there_is_one(index):
     row = make_row(CountdownOptions(numbers=(3, 4), max=12), "train", 0, index)
     assert solve(row["numbers"], row["target"]) is not None
 
 
-def test_the_solver_stops_at_whole_numbers():
+def test_the_solver_uses_fractions_and_only_the_given_operations():
     assert_solves(solve([3, 3, 8, 8], 24), [3, 3, 8, 8], 24)  # only 8 / (3 - 8 / 3) does it
     assert solve([3, 3, 8, 8], 24, "+-*") is None
     assert solve([1, 1], 5) is None
     assert solve([5], 5) == "5"
 
 
-def test_options_are_misread():
+def test_options_are_read_with_defaults():
     assert parse_options("") == CountdownOptions()
     assert parse_options("numbers=3, max=9,ops=+-,size=20,target=50") == CountdownOptions(
         (3, 3), 9, 50, "+-", 20
@@ -147,16 +147,16 @@ def test_options_are_misread():
         ("ops", "ops= must be some of"),
     ],
 )
-def test_a_wrong_option_is_taken(text, says):
+def test_a_wrong_option_is_refused(text, says):
     with pytest.raises(UserError, match=says):
         parse_options(text)
 
 
-def test_impossible_options_run_for_ever():
+def test_impossible_options_are_refused():
     with pytest.raises(UserError, match="too few problems for the split 'train'"):
         make_rows("numbers=2,max=1,ops=-", "train", 0)  # 1 - 1 is no target
 
 
-def test_an_unknown_split_is_invented():
+def test_an_unknown_split_is_refused():
     with pytest.raises(UserError, match=r"no split 'tset' .*'test'.*; it has train, test"):
         make_rows("", "tset", 0)

@@ -1,4 +1,4 @@
-"""docs/data.md says what the registry, the reasons and the settings say."""
+"""docs/data.md agrees with the registry of layouts, the reasons and the settings."""
 
 import pathlib
 import re
@@ -17,7 +17,7 @@ def cells(header):
     return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in body]
 
 
-def test_the_table_of_layouts_is_the_registry():
+def test_the_table_of_layouts_agrees_with_the_registry():
     rows = cells("layout")
     assert [row[0] for row in rows] == [f"`{layout.name}`" for layout in LAYOUTS]
     for row, layout in zip(rows, LAYOUTS):
@@ -33,7 +33,7 @@ def test_the_table_of_reasons_is_complete():
     assert {name for row in cells("reason") for name in re.findall(r"`(\w+)`", row[0])} == set(REASONS)
 
 
-def test_every_verb_and_only_settings_are_named():
+def test_every_data_verb_and_only_existing_settings_are_named():
     fields = {name for _, cls in VERBS.values() for name in cls.model_fields}
     fields |= {"dataset", "completion_column"}
     assert [verb for verb in VERBS if f"### {verb}\n" not in TEXT] == []

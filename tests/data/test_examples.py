@@ -1,4 +1,4 @@
-"""Supervised rows: what must never be learned from, lost without a word, or drawn in another order."""
+"""Supervised rows: bad ones are refused, long ones counted, and the order is a function of seed and step."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def texts(batch, tokenizer):
     return list(zip(prompts, map(read, batch.completions, batch.completion_lengths)))
 
 
-def test_completion_without_its_end(tokenizer):
+def test_every_completion_ends_with_the_end_token(tokenizer):
     batch = make(ROWS, tokenizer, shuffle=False)(0)
     assert texts(batch, tokenizer) == [
         ("<s>ask 1", "say a<|im_end|>"),
@@ -33,7 +33,7 @@ def test_completion_without_its_end(tokenizer):
 
 
 @pytest.mark.parametrize("completion", ["four", [{"role": "assistant", "content": "four"}]])
-def test_conversation_outside_the_chat_template(tokenizer, completion):
+def test_a_conversation_is_rendered_with_the_chat_template(tokenizer, completion):
     rows = [{"prompt": [{"role": "user", "content": "2+2?"}], "completion": completion}]
     pair = texts(make(rows, tokenizer, system_prompt="Be brief.")(0), tokenizer)[0]
     assert pair == (
@@ -42,7 +42,7 @@ def test_conversation_outside_the_chat_template(tokenizer, completion):
     )
 
 
-def test_an_epoch_that_repeats_or_loses_rows(tokenizer):
+def test_an_epoch_has_every_row_once_in_an_order_of_its_own(tokenizer):
     examples = make(ROWS, tokenizer, rows_per_step=7)
     for step in (0, 1):
         assert sorted(texts(examples(step), tokenizer)) == [
@@ -51,20 +51,20 @@ def test_an_epoch_that_repeats_or_loses_rows(tokenizer):
     assert texts(examples(0), tokenizer) != texts(examples(1), tokenizer)
 
 
-def test_batch_that_depends_on_those_before(tokenizer):
+def test_a_batch_does_not_depend_on_those_before_it(tokenizer):
     one, other = make(ROWS, tokenizer, seed=5), make(ROWS, tokenizer, seed=5)
     [one(step) for step in range(4)]
     assert texts(one(4), tokenizer) == texts(other(4), tokenizer)
 
 
-def test_long_rows_that_are_cut_or_lost_silently(tokenizer):
+def test_long_rows_are_dropped_and_counted_never_cut(tokenizer):
     examples = make(ROWS, tokenizer, max_length=16)  # <s>, "ask 1", "say aaaaa" and the end make 16
     assert (len(examples), examples.dropped) == (5, 2)
     with pytest.raises(UserError, match=r"max_length = 11: all 7 rows are longer, .* set it to 12 or more"):
         make(ROWS, tokenizer, max_length=11)
 
 
-def test_columns_that_are_not_there(tokenizer):
+def test_missing_columns_are_refused(tokenizer):
     with pytest.raises(
         UserError, match=r"no column 'completions' \(did you mean 'completion'\?\) among prompt"
     ):
@@ -83,7 +83,7 @@ def test_columns_that_are_not_there(tokenizer):
         ([{"role": "assistant", "content": "x"}] * 2, "neither text nor one"),
     ],
 )
-def test_completions_that_teach_nothing(tokenizer, completion, why):
+def test_an_empty_or_unreadable_completion_is_refused_with_its_row(tokenizer, completion, why):
     rows = [*ROWS, {"prompt": "ask", "completion": completion}]
     with pytest.raises(UserError, match=rf"1 of 8 rows cannot be used; row 8: .*{why}"):
         make(rows, tokenizer)

@@ -28,7 +28,7 @@ KINDS = {"telling-truth": "knight", "lying": "knave"}
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["train", "test"]), st.integers(2, 6))
 @settings(max_examples=60, deadline=None)
-def test_a_puzzle_has_none_or_several_solutions(index, seed, split, people):
+def test_a_puzzle_has_exactly_one_solution(index, seed, split, people):
     row = make_row(KnightsOptions(people=(people, people + 1)), split, seed, index)
     statements, solution = ast.literal_eval(row["statements"]), row["solution"]
     assert solve(statements) == [tuple(solution)]
@@ -53,14 +53,14 @@ def test_a_puzzle_has_none_or_several_solutions(index, seed, split, people):
     ],
     ids=str,
 )
-def test_a_connective_holds_where_it_does_not(statement, true_for):
+def test_a_connective_has_its_truth_table(statement, true_for):
     everyone = [(a, b) for a in (0, 1) for b in (0, 1)]
     assert [who for who in everyone if holds(statement, [bool(w) for w in who])] == true_for
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
-def test_a_puzzle_with_its_people_in_another_order_is_in_another_split(index, seed):
+def test_the_split_does_not_depend_on_the_order_of_the_people(index, seed):
     row = make_row(KnightsOptions(people=(3, 5)), "test", seed, index)
     statements = ast.literal_eval(row["statements"])
     order = list(range(len(statements)))
@@ -71,14 +71,14 @@ def test_a_puzzle_with_its_people_in_another_order_is_in_another_split(index, se
     assert split_of(shuffled) == "test"
 
 
-def test_a_held_out_puzzle_is_trained_on():
+def test_no_held_out_puzzle_is_trained_on():
     spec = "knights_and_knaves:people=2-3,size=1500"  # a small world, so that chance would surely mix them
     seen = [{r["statements"] for r in load_rows(spec, split, seed=7)} for split in ("train", "test")]
     assert min(map(len, seen)) > 20
     assert not seen[0] & seen[1]
 
 
-def test_a_longer_set_begins_otherwise_and_another_seed_alike():
+def test_a_row_depends_on_the_seed_and_not_on_the_size_of_the_set():
     spec = "knights_and_knaves:people=3-5,size="
     short, long = (load_rows(f"{spec}{n}", "train", seed=1) for n in (5, 9))
     assert long[:5] == short != load_rows(f"{spec}5", "train", seed=2)
@@ -94,18 +94,18 @@ def test_a_longer_set_begins_otherwise_and_another_seed_alike():
     ],
 )
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_some_sizes_have_more_rows_than_others(people, size, shares, split):
+def test_rows_are_spread_evenly_over_the_numbers_of_people(people, size, shares, split):
     rows = load_rows(f"knights_and_knaves:people={people},size={size}", split)
     assert Counter(row["people"] for row in rows) == shares
 
 
-def test_a_puzzle_of_two_has_one_solution():
-    of = lambda person: [("knight", person), ("knave", person)]
-    assert all(len(solve(pair)) != 1 for pair in itertools.product(of(1), of(0)))
+def test_two_people_who_speak_of_each_other_make_no_puzzle():
+    claims = lambda person: [("knight", person), ("knave", person)]
+    assert all(len(solve(pair)) != 1 for pair in itertools.product(claims(1), claims(0)))
 
 
 @pytest.mark.parametrize("people", [3, 4, 5])
-def test_the_published_puzzles_have_other_solutions(people):
+def test_the_published_puzzles_have_their_published_solutions(people):
     """The oracle: solutions that others have found."""
     folder = PUBLISHED / f"{people}ppl"
     if not folder.is_dir():
@@ -135,7 +135,7 @@ def test_the_published_puzzles_have_other_solutions(people):
         ("", "validation", "no split 'validation'"),
     ],
 )
-def test_what_cannot_be_is_made(spec, split, said):
+def test_impossible_options_are_refused(spec, split, said):
     with pytest.raises(UserError, match=said):
         load_rows(f"knights_and_knaves:{spec}", split)
     assert parse_options("people=3-7,size=4") == KnightsOptions((3, 7), 4)

@@ -1,4 +1,4 @@
-"""Columns: the layouts that are recognised, and what is said about those that are not."""
+"""Columns: layouts are recognised, and rows that fit none are refused with the reason."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from grpo_jax.errors import UserError
 GSM8K = {"question": "How many?", "answer": "2 * 617 = 1234\n#### 1,234"}
 
 
-def test_gsm8k_loses_its_worked_solution():
+def test_a_gsm8k_row_keeps_its_worked_solution():
     (row,) = arrange([GSM8K])
     assert row["prompt"] == [{"role": "user", "content": "How many?"}]
     assert row["answer"] == "1234"
@@ -19,11 +19,11 @@ def test_gsm8k_loses_its_worked_solution():
 @pytest.mark.parametrize(
     ("text", "answer"), [("#### 7", "7"), ("a #### 1 #### -2 000", "-2000"), ("####\n3.5\n", "3.5")]
 )
-def test_the_wrong_number_is_taken(text, answer):
+def test_the_answer_of_gsm8k_is_the_number_after_the_last_mark(text, answer):
     assert gsm8k_answer(text) == answer
 
 
-def test_a_gsm8k_row_without_its_mark_passes_as_an_answer():
+def test_a_gsm8k_row_without_its_mark_is_refused():
     with pytest.raises(
         UserError, match=r"1 of 2 rows cannot be used; row 2: 'answer' has no number after '####'"
     ):
@@ -37,7 +37,7 @@ def test_every_gsm8k_row_has_an_integer_answer(shared_data):
     assert rows[0]["answer"] == "72"
 
 
-def test_knights_and_knaves_gets_chat_markup_twice(shared_data):
+def test_chat_markup_is_taken_off_the_prompts_of_knights_and_knaves(shared_data):
     rows = arrange(load_rows(str(shared_data / "knights_and_knaves" / "3ppl"), "test"))
     assert len(rows) == 100
     assert not any("<|im_start|>" in row["prompt"][0]["content"] for row in rows)
@@ -45,25 +45,25 @@ def test_knights_and_knaves_gets_chat_markup_twice(shared_data):
     assert rows[0]["answer"].startswith("(1) ")
 
 
-def test_other_questions_are_parsed_as_gsm8k():
+def test_a_question_without_the_mark_of_gsm8k_keeps_its_answer():
     (row,) = arrange([{"question": "Capital of Peru?", "answer": "Lima"}])
     assert (row["prompt"][0]["content"], row["answer"]) == ("Capital of Peru?", "Lima")
 
 
-def test_downloaded_countdown_rows_need_a_prompt_of_their_own():
+def test_downloaded_countdown_rows_get_a_prompt():
     (row,) = arrange([{"nums": [3, 4], "target": 12}])
     assert row["numbers"] == [3, 4]
     assert "3, 4" in row["prompt"][0]["content"]
     assert "12" in row["prompt"][0]["content"]
 
 
-def test_a_prompt_column_is_rewritten():
+def test_a_prompt_column_is_taken_as_it_is():
     rows = [{"prompt": "as it is", "question": "no", "answer": "#### 1"}]
     assert arrange(rows) == rows
     assert arrange([GSM8K], "question") == [{**GSM8K, "prompt": "How many?"}]
 
 
-def test_a_missing_column_is_a_key_error():
+def test_a_missing_column_is_a_user_error():
     with pytest.raises(
         UserError,
         match=r"no column 'prompt' \(did you mean 'prompts'\?\) among prompts, y; set prompt_column",
@@ -76,11 +76,11 @@ def test_a_missing_column_is_a_key_error():
 @pytest.mark.parametrize(
     "bad", ["", " \n", None, 3, [], [{"role": "user"}], ["hi"], [{"role": "user", "content": ""}]]
 )
-def test_an_empty_or_odd_prompt_is_trained_on(bad):
+def test_an_empty_or_malformed_prompt_is_refused(bad):
     with pytest.raises(UserError, match="2 of 3 rows cannot be used; row 2: the prompt is"):
         arrange([{"prompt": "fine"}, {"prompt": bad}, {"prompt": bad}])
 
 
-def test_no_rows_at_all():
+def test_a_data_set_without_rows_is_refused():
     with pytest.raises(UserError, match="no rows"):
         arrange([])

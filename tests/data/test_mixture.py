@@ -1,4 +1,4 @@
-"""Mixtures: an entry that cannot be, and one that adds nothing."""
+"""Mixtures: entries that are not valid, or would add no row, are refused."""
 
 import json
 
@@ -23,21 +23,21 @@ from grpo_jax.errors import UserError
         {"layout": 7},
     ],
 )
-def test_a_name_that_is_no_text_is_a_traceback(given):
+def test_a_name_that_is_not_text_is_refused(given):
     ((name, said),) = given.items()
     with pytest.raises(ValueError, match="extra_datasets: ") as caught:
         entry({"dataset": "rows.jsonl"} | given)
     assert f"{name} = {said!r}: must be text; write it in quotes, or leave it out" in str(caught.value)
 
 
-def test_a_good_entry_is_refused():
+def test_a_valid_entry_is_accepted():
     assert entry({"dataset": "a", "layout": None, "weight": 2}).layout is None
     assert entry({"dataset": "a", "layout": "limo", "weight": 0.5}).layout == "limo"
     with pytest.raises(ValueError, match="weight = True: must be a number"):
         entry({"dataset": "a", "weight": True})
 
 
-def test_an_entry_adds_no_row_without_a_word(tmp_path):
+def test_an_entry_whose_weight_leaves_no_row_is_refused(tmp_path):
     row, file = {"prompt": "a", "completion": "b"}, tmp_path / "one.jsonl"
     file.write_text(json.dumps(row))
     join = lambda weight: joined([row], ("prompt", "completion"), [entry({"dataset": str(file)} | weight)], 0)

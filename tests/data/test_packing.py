@@ -1,4 +1,4 @@
-"""Packing: rows that are lost, doubled or too many in a sequence; an order that is not a function of seed and epoch."""
+"""Packing: every row once, no sequence too long, and an order that is a function of seed and epoch."""
 
 from fractions import Fraction
 
@@ -16,7 +16,7 @@ ROWS = [{"prompt": f"ask {i}", "completion": f"say {'a' * i}"} for i in range(1,
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.sampled_from(["ffd", "bfd"]))
-def test_each_row_once_and_none_too_many(lengths, strategy):
+def test_every_row_is_packed_once_and_no_sequence_overflows(lengths, strategy):
     packed = pack(lengths, 20, strategy)
     assert sorted(row for rows in packed for row in rows) == list(range(len(lengths)))
     filled = [sum(lengths[row] for row in rows) for rows in packed]
@@ -25,7 +25,7 @@ def test_each_row_once_and_none_too_many(lengths, strategy):
     assert all(a + lengths[rows[0]] > 20 for i, a in enumerate(filled) for rows in packed[i + 1 :])
 
 
-def test_the_two_strategies_by_hand():
+def test_both_strategies_pack_as_worked_out_by_hand():
     """20 and 20 go to 50, and 10 finds room beside 60 first, but leaves less beside the others."""
     lengths = [60, 50, 25, 20, 20, 10]
     assert pack(lengths, 100, "ffd") == [[0, 2, 5], [1, 3, 4]]
@@ -42,7 +42,7 @@ def test_an_epoch_has_every_row_once_and_depends_on_seed_and_epoch_alone():
     for sequences in epochs:
         assert sorted(row for rows in sequences for row in rows) == list(range(len(lengths)))
     assert epochs[0] != epochs[1]
-    assert [later[i] for i in range(first, two)] == epochs[1], "as a resumed run asks"
+    assert [later[i] for i in range(first, two)] == epochs[1], "a resumed run starts in the second epoch"
     assert packing.count(Fraction("1.5")) == first + -(-(two - first) // 2)
     fill = lengths.sum() / (first * 64)
     assert fill > 0.97, "the windows are wide enough to fill sequences"
@@ -50,13 +50,13 @@ def test_an_epoch_has_every_row_once_and_depends_on_seed_and_epoch_alone():
 
 @pytest.fixture
 def packed(tokenizer):
-    return lambda rows=ROWS, **how: Examples(
-        rows, tokenizer, **{"rows_per_step": 2, "max_length": 41, "eos_id": EOS, "packing": "ffd"} | how
+    return lambda rows=ROWS, **changes: Examples(
+        rows, tokenizer, **{"rows_per_step": 2, "max_length": 41, "eos_id": EOS, "packing": "ffd"} | changes
     )
 
 
 def learned(batch, tokenizer):
-    """(what is read, what is learned) of each row of a packed batch, by its segments and places."""
+    """(text that is read, text that is learned) of each row of a packed batch, by its segments."""
     text = lambda ids: "".join(tokenizer.convert_ids_to_tokens(list(map(int, ids))))
     found = []
     for b in range(len(batch.sequences)):
@@ -71,7 +71,7 @@ def learned(batch, tokenizer):
     return found
 
 
-def test_a_packed_row_that_is_not_the_row(packed, tokenizer):
+def test_a_packed_row_is_read_and_learned_as_if_alone(packed, tokenizer):
     examples = packed(shuffle=False)
     wanted = {(f"<s>ask {i}say {'a' * i}<|im_end|>", f"say {'a' * i}<|im_end|>") for i in range(1, 8)}
     steps = examples.steps_for(1)
@@ -85,7 +85,7 @@ def test_a_packed_row_that_is_not_the_row(packed, tokenizer):
     assert examples.fill_rate == sum(len("_ask 1say _") + i for i in range(1, 8)) / (3 * 41)
 
 
-def test_long_rows_that_are_cut_in_silence(packed, tokenizer):
+def test_long_rows_are_cut_and_counted_if_asked(packed, tokenizer):
     rows = [*ROWS, {"prompt": "a question too long to be answered in the room", "completion": "x"}]
     examples = packed(rows, max_length=16, long_rows="cut", shuffle=False)
     assert (len(examples), examples.dropped, examples.cut) == (7, 1, 2)

@@ -1,4 +1,4 @@
-"""The named public sets: what is asked, what counts as right, and what is learned from, on rows of our own."""
+"""The named public sets: what is asked, what counts as right, and what is learned from, on invented rows."""
 
 import importlib.util
 import pathlib
@@ -27,25 +27,25 @@ def traces(rows, layout=None):
     return [row["completion"] for row in arrange(rows, layout=layout, completion_column="completion")]
 
 
-def test_a_layout_that_no_row_tests():
+def test_every_layout_has_a_row_here():
     assert ROWS.keys() == {layout.name for layout in LAYOUTS}
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_layout_is_taken_for_another(name):
+def test_a_layout_is_recognised_by_its_columns(name):
     same_columns = {"bespoke_stratos": "openthoughts"}
     assert recognise(ROWS[name]).name == same_columns.get(name, name)
     assert recognise(ROWS[name], name=name).name == name
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_column_is_lost(name):
+def test_every_column_is_kept(name):
     (row,) = arrange([ROWS[name]], layout=name)
     assert ROWS[name].keys() <= row.keys()
 
 
 @pytest.mark.parametrize("name", [n for n in ROWS if n not in ("countdown_tasks", "question_answer")])
-def test_the_answer_is_not_what_can_be_verified(name):
+def test_the_answer_is_what_can_be_verified(name):
     (row,) = arrange([ROWS[name]], layout=name)
     expected = {"knights_and_knaves": public.SAID, "messages": None, "dolphin_r1": "It is $\\boxed{7}$."}
     assert row.get("answer") == expected.get(name, "7")
@@ -54,7 +54,7 @@ def test_the_answer_is_not_what_can_be_verified(name):
 @pytest.mark.parametrize(
     "name", ["openr1_math", "openthoughts", "bespoke_stratos", "openthoughts_metadata", "dolphin_r1"]
 )
-def test_reasoning_marked_in_other_ways(name):
+def test_reasoning_marked_in_any_way_becomes_think_tags(name):
     assert traces([ROWS[name]], name) == [public.OURS]
 
 
@@ -71,22 +71,22 @@ def test_reasoning_marked_in_other_ways(name):
         ),
     ],
 )
-def test_a_worked_solution_is_no_trace(name, completion):
+def test_a_worked_solution_becomes_a_trace(name, completion):
     assert traces([ROWS[name]], name) == [completion]
 
 
-def test_a_system_message_asks_for_marks_that_are_gone():
-    told = [{"from": "system", "value": "Mark your thoughts."}, *public.CONVERSATION]
-    (row,) = arrange([{**ROWS["openthoughts"], "conversations": told}])
+def test_a_system_message_about_the_replaced_marks_is_dropped():
+    conversation = [{"from": "system", "value": "Mark your thoughts."}, *public.CONVERSATION]
+    (row,) = arrange([{**ROWS["openthoughts"], "conversations": conversation}])
     assert row["prompt"] == [{"role": "user", "content": "What is 6 + 1?"}]
 
 
-def test_a_system_message_of_the_data_is_dropped():
+def test_any_other_system_message_of_the_data_is_kept():
     (row,) = arrange([ROWS["dolphin_r1"]])
     assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
 
 
-def test_an_unverified_generation_is_learned():
+def test_only_a_verified_and_whole_generation_is_learned():
     row = ROWS["openr1_math"]
     assert traces([{**row, "correctness_math_verify": [True, True, False]}])[0].endswith("8")
     by_judge = {"correctness_math_verify": [False] * 3, "correctness_llama": [False, False, True]}
@@ -95,7 +95,7 @@ def test_an_unverified_generation_is_learned():
         traces([{**row, "correctness_math_verify": [True, False, False]}])
 
 
-def test_an_empty_solution_leaves_trls_reward_without_gold():
+def test_an_empty_solution_is_filled_with_the_boxed_answer():
     bare = {**ROWS["deepscaler"], "solution": ""}
     assert arrange([bare])[0]["solution"] == "\\boxed{7}"
     with pytest.raises(UserError, match="row 1: there is no reasoning"):
@@ -104,7 +104,7 @@ def test_an_empty_solution_leaves_trls_reward_without_gold():
     assert row["solution"] == ROWS["math"]["solution"]
 
 
-def test_a_math_row_without_any_answer_passes():
+def test_a_math_row_without_any_answer_is_refused():
     with pytest.raises(UserError, match="row 2: it has no answer, and nothing in a box"):
         arrange([ROWS["math"], {**ROWS["math"], "solution": "Trivial."}])
 
@@ -112,23 +112,23 @@ def test_a_math_row_without_any_answer_passes():
 @pytest.mark.parametrize(
     "name", [n for n in ROWS if n not in ("countdown_tasks", "question_answer", "problem_answer")]
 )
-def test_a_layout_cannot_be_learned_from(name, tokenizer):
+def test_every_layout_with_completions_can_be_learned_from(name, tokenizer):
     examples = Examples([ROWS[name]], tokenizer, rows_per_step=1, max_length=2000, eos_id=3, layout=name)
     assert len(examples) == 1
 
 
-def test_a_layout_without_completions_is_a_key_error(tokenizer):
+def test_a_layout_without_completions_is_refused_for_learning(tokenizer):
     with pytest.raises(UserError, match="no column 'completion'"):
         Examples([ROWS["countdown_tasks"]], tokenizer, rows_per_step=1, max_length=2000, eos_id=3)
 
 
-def test_a_completion_of_the_users_own_is_replaced():
+def test_a_completion_column_of_the_data_is_kept():
     (row,) = arrange([{**ROWS["gsm8k"], "completion": "mine"}], completion_column="completion")
     assert row["completion"] == "mine"
     assert arrange([ROWS["gsm8k"]], completion_column="answer")[0]["answer"] == "7"
 
 
-def test_columns_for_curricula_do_not_reach_the_batch(tokenizer):
+def test_columns_for_curricula_are_kept_with_the_prompts(tokenizer):
     prompts = Prompts([{**ROWS["math"], "pass_rate": 0.5}], tokenizer, max_prompt_length=200, layout="math")
     assert {"level", "type", "pass_rate", "answer"} <= set(prompts.columns)
 
@@ -145,12 +145,12 @@ def test_columns_for_curricula_do_not_reach_the_batch(tokenizer):
         (None, "not text"),
     ],
 )
-def test_a_broken_trace_is_learned(text, says):
+def test_a_broken_trace_is_refused(text, says):
     with pytest.raises(ValueError, match=says):
         normalised(text)
 
 
-def test_a_trace_opened_by_the_prompt_is_refused():
+def test_a_trace_that_the_prompt_opened_gets_its_opening_tag():
     assert normalised("Six and one.\n</think>\nIt is $\\boxed{7}$.") == public.OURS
 
 
@@ -166,14 +166,14 @@ def test_a_trace_opened_by_the_prompt_is_refused():
         ("none", None),
     ],
 )
-def test_the_wrong_box(text, answer):
+def test_the_boxed_answer_is_the_content_of_the_last_box(text, answer):
     assert boxed_answer(text) == answer
 
 
 # ---- by name ----
 
 
-def test_a_forced_layout_is_only_a_hint():
+def test_a_named_layout_overrides_recognition():
     row = {"prompt": "mine", **ROWS["gsm8k"]}
     assert arrange([row])[0]["prompt"] == "mine"
     assert arrange([row], layout="gsm8k")[0]["prompt"][0]["content"] == row["question"]
@@ -183,7 +183,7 @@ def test_a_forced_layout_is_only_a_hint():
     )
 
 
-def test_a_layout_that_does_not_exist_or_fit():
+def test_a_layout_that_does_not_exist_or_fit_is_refused():
     with pytest.raises(
         UserError, match=r"no such layout \(did you mean 'gsm8k'\?\); layouts are plain, .*messages"
     ):
@@ -212,14 +212,14 @@ def test_every_verb_passes_the_layout_on(monkeypatch):
 # ---- real rows ----
 
 
-def test_gsm8k_traces_score_wrong(shared_data):
+def test_every_trace_of_gsm8k_scores_as_right(shared_data):
     rows = arrange(load_rows(shared_data / "gsm8k", "train"), completion_column="completion")
     completions = [row["completion"] for row in rows]
     assert gsm8k([], completions, [row["answer"] for row in rows]) == [1.0] * 7473
     assert not any("<<" in text for text in completions)
 
 
-def test_knights_traces_score_wrong(shared_data):
+def test_every_trace_of_knights_and_knaves_scores_as_right(shared_data):
     rows = arrange(
         load_rows(shared_data / "knights_and_knaves" / "5ppl", "train"), completion_column="completion"
     )

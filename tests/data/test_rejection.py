@@ -1,4 +1,4 @@
-"""Which samples become rows: nothing unverified, nothing twice, and an account that adds up."""
+"""Which samples become rows: none unverified, none twice, and every sample is counted."""
 
 import pytest
 from hypothesis import given
@@ -32,12 +32,12 @@ BOTH = Standards({"right": 1.0, "form": 0.5})
         (sample(tokens=9), "too long"),
     ],
 )
-def test_a_sample_that_must_not_be_learned(one, reason):
+def test_a_sample_below_the_standards_is_dropped_with_its_reason(one, reason):
     kept, dropped = select([one], Standards(BOTH.thresholds, keep_tokens=8))
     assert (kept, dropped) == ([], {reason: 1})
 
 
-def test_the_same_answer_twice():
+def test_an_answer_is_kept_once_for_each_prompt():
     answers = ["It is 7.", "It is 7.", "it  is: 7!", "It is 8.", "It is 7.5"]
     given = [sample(one) for one in answers] + [sample("It is 7.", text="another question")]
     kept, dropped = select(given, BOTH)
@@ -47,7 +47,7 @@ def test_the_same_answer_twice():
 
 
 def test_a_dropped_sample_does_not_count_as_seen():
-    """What was not kept is no reason against its equal, and takes no place of its prompt's."""
+    """A dropped sample neither makes a later one a duplicate nor counts towards the limit of its prompt."""
     given = [
         sample(finished=False),
         sample(),
@@ -60,7 +60,7 @@ def test_a_dropped_sample_does_not_count_as_seen():
     assert dropped == {"truncated": 1, "too long": 1, "enough of the prompt": 1}
 
 
-def test_signs_and_numbers_are_no_punctuation():
+def test_normalising_keeps_signs_and_numbers_apart():
     assert normalized("9 - 5 = 4") != normalized("9 + 5 = 4")
     assert normalized("1.5") != normalized("15") != normalized("1 5")
     assert normalized("Ends.  Here,\nso") == normalized("ends here so")
@@ -78,7 +78,7 @@ SAMPLES = st.builds(
 
 
 @given(st.lists(SAMPLES, max_size=30), st.integers(0, 2), st.integers(0, 8), st.booleans())
-def test_the_account_adds_up_and_what_is_kept_passes(given, most, longest, fuzzy):
+def test_every_sample_is_counted_and_kept_ones_meet_the_standards(given, most, longest, fuzzy):
     kept, dropped = select(given, Standards(BOTH.thresholds, most, longest, fuzzy))
     assert len(kept) + sum(dropped.values()) == len(given)
     for one in kept:

@@ -1,4 +1,4 @@
-"""Sources: each kind is read, and what is wrong with one is said with its place and the fix."""
+"""Sources: each kind is read, and a faulty one is refused with its place and the fix."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def parquet(path, rows):
     return path
 
 
-def test_a_file_is_read_differently_from_its_twin(tmp_path):
+def test_every_file_format_gives_the_same_rows(tmp_path):
     write(tmp_path / "a.jsonl", jsonl(ROWS) + "\n")
     write(tmp_path / "b.json", json.dumps(ROWS))
     write(tmp_path / "c.csv", '\ufeffprompt,answer\r\na\u2028b,1\r\n"c, \u00e9",2\r\n')
@@ -46,12 +46,12 @@ def test_a_file_is_read_differently_from_its_twin(tmp_path):
         assert load_rows(str(tmp_path / name), "any split") == ROWS, name
 
 
-def test_nested_parquet_rows_are_not_plain_python(tmp_path):
+def test_nested_parquet_rows_become_plain_python(tmp_path):
     rows = [{"prompt": [{"role": "user", "content": "hi"}], "numbers": [1, 2]}]
     assert load_rows(parquet(tmp_path / "x.parquet", rows)) == rows
 
 
-def test_a_folder_gives_the_other_split(tmp_path):
+def test_a_folder_gives_the_split_asked_for(tmp_path):
     write(tmp_path / "train.jsonl", jsonl(ROWS[:1]))
     parquet(tmp_path / "test.parquet", ROWS[1:])
     write(tmp_path / "dataset_infos.json", "{}")
@@ -61,20 +61,20 @@ def test_a_folder_gives_the_other_split(tmp_path):
         load_rows(tmp_path, "tran")
 
 
-def test_shards_are_read_in_another_order(tmp_path):
+def test_shards_are_read_in_order(tmp_path):
     for i, row in enumerate(ROWS):
         parquet(tmp_path / f"train-{i:05d}-of-00002.parquet", [row])
     assert load_rows(tmp_path) == ROWS
 
 
-def test_two_copies_of_a_split_are_read_as_one(tmp_path):
+def test_a_split_in_two_formats_is_refused(tmp_path):
     write(tmp_path / "train.jsonl", jsonl(ROWS))
     parquet(tmp_path / "train.parquet", ROWS)
     with pytest.raises(UserError, match=r"'train' is there as \.jsonl, \.parquet; name one file"):
         load_rows(tmp_path)
 
 
-def test_a_folder_of_data_sets_is_read_as_one(tmp_path):
+def test_a_folder_of_data_sets_is_refused_with_their_names(tmp_path):
     parquet(tmp_path / "easy" / "train.parquet", ROWS)
     parquet(tmp_path / "hard" / "train.parquet", ROWS)
     with pytest.raises(UserError, match=r"no train.jsonl, .* it holds easy, hard"):
@@ -104,12 +104,12 @@ def test_gsm8k_splits_have_their_published_sizes(shared_data):
         ("x.json", '[{"a": 1}, {"\\uDC00": 2}]', r"x\.json, row 2: holds \\udc00, half of a character"),
     ],
 )
-def test_a_broken_row_is_skipped_or_has_no_address(tmp_path, name, text, says):
+def test_a_broken_row_is_refused_with_its_file_and_line(tmp_path, name, text, says):
     with pytest.raises(UserError, match=says):
         load_rows(write(tmp_path / name, text))
 
 
-def test_the_last_of_two_names_wins_without_a_word(tmp_path):
+def test_a_name_given_twice_is_refused(tmp_path):
     header = write(tmp_path / "x.csv", "prompt,answer,prompt\na,1,b\n")
     with pytest.raises(UserError, match=r"x\.csv: the header has 'prompt' twice; rename one"):
         load_rows(header)
@@ -118,12 +118,12 @@ def test_the_last_of_two_names_wins_without_a_word(tmp_path):
         load_rows(row)
 
 
-def test_a_whole_character_or_a_list_in_a_list_is_refused(tmp_path):
+def test_surrogate_pairs_and_nested_lists_are_accepted(tmp_path):
     rows = [{"prompt": "\U0001f600 \\ud800", "x": [[[]]], "y": ["{" * 200]}]
     assert load_rows(write(tmp_path / "x.jsonl", json.dumps(rows[0]))) == rows
 
 
-def test_a_parquet_file_broken_in_another_place_is_a_traceback(tmp_path):
+def test_a_parquet_file_with_a_broken_footer_is_a_user_error(tmp_path):
     whole = parquet(tmp_path / "x.parquet", ROWS).read_bytes()
     footer = int.from_bytes(whole[-8:-4], "little")
     (tmp_path / "x.parquet").write_bytes(whole[: -8 - footer] + b"\xff" * footer + whole[-8:])
@@ -132,7 +132,7 @@ def test_a_parquet_file_broken_in_another_place_is_a_traceback(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_text_in_parquet_that_is_no_text_is_a_traceback(tmp_path):
+def test_text_in_parquet_that_is_not_utf8_is_a_user_error(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
@@ -142,7 +142,7 @@ def test_text_in_parquet_that_is_no_text_is_a_traceback(tmp_path):
         load_rows(tmp_path / "x.parquet")
 
 
-def test_bytes_that_are_not_text_are_a_traceback(tmp_path):
+def test_a_line_that_is_not_utf8_is_refused_with_its_number(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'{"prompt": "ok"}\n{"prompt": "\xff"}\n')
     with pytest.raises(UserError, match=r"x\.jsonl:2: "):
         load_rows(tmp_path / "x.jsonl")
@@ -160,13 +160,13 @@ def test_bytes_that_are_not_text_are_a_traceback(tmp_path):
         ("", "dataset '': neither"),
     ],
 )
-def test_a_misspelt_source_has_no_neighbour(tmp_path, spec, says):
+def test_a_misspelt_source_is_refused_with_the_nearest_name(tmp_path, spec, says):
     write(tmp_path / "train.jsonl", jsonl(ROWS))
     with pytest.raises(UserError, match=says):
         load_rows(spec.format(tmp_path))
 
 
-def test_a_cloud_path_without_its_client_is_a_traceback(monkeypatch):
+def test_a_cloud_path_without_its_client_is_a_user_error(monkeypatch):
     from etils import epath
 
     def refuse(path):
@@ -194,7 +194,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
-def test_a_hub_config_is_another_one(hub):
+def test_a_hub_config_is_chosen_by_name(hub):
     assert load_rows("owner/sums:easy") == ROWS[:1]
     assert load_rows("owner/sums:hard") == ROWS
 
@@ -208,7 +208,7 @@ def test_a_hub_config_is_another_one(hub):
         ("owner/nothing", "train", r"cannot be reached .*; give the path of a local copy"),
     ],
 )
-def test_a_hub_fault_is_a_traceback(hub, spec, split, says):
+def test_a_hub_fault_is_a_user_error_in_one_line(hub, spec, split, says):
     with pytest.raises(UserError, match=says) as caught:
         load_rows(spec, split)
     assert "\n" not in str(caught.value)
@@ -252,7 +252,7 @@ def tfds_home(tfds_folder, monkeypatch):
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tfds_folder))
 
 
-def test_tfds_rows_hold_bytes_or_need_tensorflow(tfds_folder):
+def test_tfds_rows_hold_text_and_need_no_tensorflow(tfds_folder):
     """In a process of its own, through TFDS_DATA_DIR, which is read when TFDS is imported."""
     code = (
         "import json, sys; from grpo_jax.data.sources import load_rows; rows = load_rows('tfds:tiny_sums');"
@@ -265,7 +265,7 @@ def test_tfds_rows_hold_bytes_or_need_tensorflow(tfds_folder):
     assert rows[1] == {"question": "\u00e9 1+1?", "answer": "#### 2", "n": 1, "parts": ["a", "b"]}
 
 
-def test_tfds_gives_another_split(tfds_home):
+def test_tfds_gives_the_split_asked_for(tfds_home):
     assert len(load_rows("tfds:tiny_sums", "test")) == 1
     assert len(load_rows("tfds:tiny_sums", "train[:2]")) == 2
 
@@ -278,13 +278,13 @@ def test_tfds_gives_another_split(tfds_home):
         ("tfds:tiny_sums/hard", "train", "no 'tiny_sums/hard'"),
     ],
 )
-def test_a_tfds_fault_is_a_traceback(tfds_home, spec, split, says):
+def test_a_tfds_fault_is_a_user_error_in_one_line(tfds_home, spec, split, says):
     with pytest.raises(UserError, match=says) as caught:
         load_rows(spec, split)
     assert "\n" not in str(caught.value)
 
 
-def test_data_imports_something_heavy():
+def test_importing_data_imports_nothing_heavy():
     code = (
         "import sys; import grpo_jax.data.prompts, grpo_jax.data.sources;"
         "heavy = {'jax', 'transformers', 'datasets', 'tensorflow_datasets', 'pyarrow', 'torch', 'pandas'};"

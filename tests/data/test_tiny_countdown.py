@@ -1,4 +1,4 @@
-"""The demo's task: examples that are wrong would teach nonsense, shared problems would make its figure a lie."""
+"""The demo's task: its examples are right, and no held-out problem is among the training problems."""
 
 import re
 
@@ -18,7 +18,7 @@ def asked(prompt):
     return sorted(map(int, numbers.split())), int(target)
 
 
-def test_examples_whose_arithmetic_is_wrong():
+def test_the_arithmetic_of_the_examples_is_right():
     for row in worked_examples("", 0, 300):
         numbers, target = asked(row["prompt"])
         thought = re.fullmatch(r"<think>(.*)</think><answer>.*</answer>", row["completion"], re.DOTALL)[1]
@@ -31,16 +31,16 @@ def test_examples_whose_arithmetic_is_wrong():
             assert (verdict == "yes") == (int(second) == target)
 
 
-def test_patient_examples_that_do_not_succeed():
+def test_patient_examples_all_succeed():
     assert all(solves(row["completion"], *asked(row["prompt"])) for row in worked_examples("", 0, 200))
 
 
-def test_impatient_examples_that_leave_nothing_to_learn():
+def test_impatient_examples_succeed_in_part():
     rows = worked_examples("", 0, 500, patience=0.2)
     assert 0.2 < sum(solves(row["completion"], *asked(row["prompt"])) for row in rows) / 500 < 0.6
 
 
-def test_held_out_problems_among_the_training_problems():
+def test_no_held_out_problem_is_trained_on():
     held_out = {(tuple(sorted(row["numbers"])), row["target"]) for row in load_rows("tiny_countdown", "test")}
     seen = {(tuple(n), t) for n, t in (asked(row["prompt"]) for row in worked_examples("", 0, 3000))}
     rows = load_rows("tiny_countdown", "train", seed=1)
@@ -58,7 +58,7 @@ def test_held_out_problems_among_the_training_problems():
         ("max=8,max=9", "'max' is given twice"),
     ],
 )
-def test_problems_that_need_other_symbols(options, why):
+def test_problems_that_need_other_symbols_are_refused(options, why):
     with pytest.raises(UserError, match=why):
         load_rows(f"tiny_countdown:{options}", "train")
 
@@ -71,7 +71,7 @@ def scores_when_opened(patience, care):
     return sum(right) / 100, sum(think_answer_format([row["prompt"] for row in rows], texts)) / 100
 
 
-def test_opened_examples_that_do_not_score_as_they_are_meant_to():
+def test_opened_examples_score_as_their_patience_and_care_say():
     assert scores_when_opened(1.0, 1.0) == (1.0, 1.0)
     assert scores_when_opened(1.0, 0.0) == (0.0, 0.0)
     right, formed = scores_when_opened(0.0, 1.0)
@@ -79,7 +79,7 @@ def test_opened_examples_that_do_not_score_as_they_are_meant_to():
     assert formed == 1.0
 
 
-def test_opened_problems_that_are_others():
+def test_opened_problems_are_the_same_with_an_opening_tag():
     opened = load_rows("tiny_countdown:opened,max=8", "test")
     assert [row["prompt"] for row in opened] == [
         row["prompt"] + "<think>" for row in load_rows("tiny_countdown:max=8", "test")

@@ -31,7 +31,7 @@ def statements_of(prompt):
 
 @given(st.integers(0, 10**6), st.sampled_from(["train", "test"]), st.integers(2, 4))
 @settings(max_examples=30, deadline=None)
-def test_puzzles_without_the_one_solution_that_they_give(seed, split, people):
+def test_a_puzzle_has_exactly_the_solution_that_it_gives(seed, split, people):
     for row in load_rows(f"tiny_knights:people={people},size=3", split, seed=seed):
         statements = statements_of(row["prompt"])
         assert solve(statements) == [tuple(row["solution"])]
@@ -40,7 +40,7 @@ def test_puzzles_without_the_one_solution_that_they_give(seed, split, people):
         assert [kind == "knight" for kind, _ in facts(row["answer"])] == row["solution"]
 
 
-def test_held_out_puzzles_among_those_of_the_lessons():
+def test_no_held_out_puzzle_is_trained_on():
     held_out = {row["prompt"] for row in load_rows("tiny_knights", "test")}
     rows = load_rows("tiny_knights:people=2-4", "train", seed=1)
     seen = {row["prompt"] for row in (*rows, *worked_examples("people=2-4", 0, 2000))}
@@ -48,7 +48,7 @@ def test_held_out_puzzles_among_those_of_the_lessons():
     assert not held_out & seen
 
 
-def test_examples_that_reason_wrongly():
+def test_the_reasoning_of_the_examples_is_right():
     for row in worked_examples("people=2-4", 0, 200):
         statements = statements_of(row["prompt"])
         cases = re.split(r"\nCase \d+:", row["completion"].partition("</think>")[0])[1:]
@@ -67,7 +67,7 @@ def test_examples_that_reason_wrongly():
 @pytest.mark.parametrize(
     ("patience", "care", "scores"), [(1.0, 1.0, {3.0}), (0.0, 1.0, {3.0, -0.5}), (1.0, 0.0, {-3.0})]
 )
-def test_examples_that_do_not_score_as_they_are_meant_to(patience, care, scores):
+def test_examples_score_as_their_patience_and_care_say(patience, care, scores):
     rows = load_rows("tiny_knights:size=100", "train", seed=0)
     examples = worked_examples("", 0, 100, patience, care)
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in examples]
@@ -76,7 +76,7 @@ def test_examples_that_do_not_score_as_they_are_meant_to(patience, care, scores)
     assert {*logic_rl([row["prompt"] for row in rows], completions, answer=answers)} == scores
 
 
-def test_a_length_that_does_not_grow_with_the_people():
+def test_the_length_of_examples_grows_with_the_people():
     lengths = []
     for people in (2, 3, 4):
         rows = worked_examples(f"people={people}", 0, 200)
@@ -85,6 +85,6 @@ def test_a_length_that_does_not_grow_with_the_people():
 
 
 @pytest.mark.parametrize(("options", "why"), [("people=5", r"must lie in 2\.\.4"), ("poeple=3", "people")])
-def test_options_that_are_not_there(options, why):
+def test_unknown_options_and_values_are_refused(options, why):
     with pytest.raises(UserError, match=why):
         load_rows(f"tiny_knights:{options}", "train")

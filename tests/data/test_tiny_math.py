@@ -24,21 +24,21 @@ def scored(reward, form, patience=1.0, care=1.0, column="answer"):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_rows_that_contradict_themselves(split):
+def test_the_answer_of_a_row_is_the_value_of_its_prompt(split):
     for row in load_rows("tiny_math:levels=1-6,size=200", split):
         assert eval(row["prompt"].removesuffix("=")) == int(row["answer"]) == sum(row["terms"])
         assert row["level"] == row["size"] == len(re.findall(r"[+-]", row["prompt"]))
         assert split_of(row["terms"]) == split
 
 
-def test_held_out_sums_among_those_of_the_lessons():
+def test_no_held_out_sum_is_trained_on():
     held_out = {row["prompt"] for row in load_rows("tiny_math", "test", seed=0)}
     rows = load_rows("tiny_math", "train", seed=1)
     assert len(held_out) > 300
     assert not held_out & {row["prompt"] for row in (*rows, *worked_examples("", 0, 2000))}
 
 
-def test_lines_that_are_wrong_or_missing():
+def test_examples_add_every_term_in_a_line_of_its_own():
     rows = load_rows("tiny_math:size=200", "train", seed=0)
     for row, example in zip(rows, worked_examples("", 0, 200)):
         lines = LINE.findall(example["completion"])
@@ -48,12 +48,12 @@ def test_lines_that_are_wrong_or_missing():
 
 
 @pytest.mark.parametrize(("form", "reward"), [("boxed", gsm8k), ("answer", gsm8k), ("hash", gsm8k_strict)])
-def test_examples_that_do_not_score_as_they_are_meant_to(form, reward):
+def test_patient_examples_score_and_impatient_ones_rarely_do(form, reward):
     assert scored(reward, form) == 1.0
     assert scored(reward, form, patience=0.0) < 0.2
 
 
-def test_forms_that_their_rewards_do_not_know():
+def test_every_form_is_known_to_its_rewards():
     assert scored(reasoning_accuracy_reward, "boxed", column="solution") == 1.0
     assert scored(reasoning_accuracy_reward, "boxed", care=0.0, column="solution") == 0.0
     assert scored(think_answer_format, "answer") == 1.0
@@ -61,7 +61,7 @@ def test_forms_that_their_rewards_do_not_know():
     assert scored(gsm8k_strict, "hash", care=0.0) == 0.0
 
 
-def test_a_length_that_does_not_grow_with_the_level():
+def test_the_length_of_examples_grows_with_the_level():
     longest = [
         max(len(row["completion"]) for row in worked_examples(f"levels={level}", 0, 50))
         for level in (1, 3, 6)
@@ -78,6 +78,6 @@ def test_a_length_that_does_not_grow_with_the_level():
         ("max=1,levels=1", "too few problems"),
     ],
 )
-def test_options_that_cannot_be(options, why):
+def test_impossible_options_are_refused(options, why):
     with pytest.raises(UserError, match=why):
         load_rows(f"tiny_math:{options}", "test")

@@ -1,4 +1,4 @@
-"""Cleaning: bad problems that pass, good ones that are lost, rows that vanish."""
+"""Cleaning: bad problems are dropped, good ones kept, and every row is counted."""
 
 import time
 
@@ -65,24 +65,24 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("why", "problem"), BAD)
-def test_a_bad_problem_passes(why, problem):
+def test_a_bad_problem_is_dropped(why, problem):
     assert reason(problem) == why
 
 
 @pytest.mark.parametrize("problem", GOOD)
-def test_a_good_problem_is_lost(problem):
+def test_a_good_problem_is_kept(problem):
     assert reason(problem) is None
 
 
 @pytest.mark.parametrize("answer", [None, "", "  ", "N/A", "proof", "$-$", "unknown."])
-def test_a_row_without_an_answer_passes(answer):
+def test_a_row_without_an_answer_is_dropped(answer):
     assert reason("What is 3 + 4?", answer) == "no_answer"
 
 
 @pytest.mark.parametrize(
     "answer", ["3 or 5", "x = 1; y = 2", "1, 2", "3 \\text{ and } 5", "$2$ or $-3$", "\\frac{1}{2}, 4"]
 )
-def test_several_answers_pass_as_one(answer):
+def test_a_row_with_several_answers_is_dropped(answer):
     assert reason("Solve it.", answer) == "several_answers"
 
 
@@ -107,11 +107,11 @@ def test_several_answers_pass_as_one(answer):
         "(1) Ann is a knight\n(2) Bob is a knave",
     ],
 )
-def test_one_answer_counts_as_several_or_none(answer):
+def test_one_answer_counts_as_one_however_it_is_written(answer):
     assert reason("What is it?", answer) is None
 
 
-def test_an_answer_that_its_solution_contradicts():
+def test_an_answer_that_its_solution_contradicts_is_dropped():
     solution = "So it is $\\boxed{8}$."
     assert reason("What is 3 + 4?", "7", solution=solution) == "contradiction"
     assert reason("What is 3 + 4?", "8.0", solution=solution) is None
@@ -120,7 +120,7 @@ def test_an_answer_that_its_solution_contradicts():
     assert reason("What is it?", "\\frac12", solution="$\\boxed{0.5}$") is None
 
 
-def test_the_same_question_with_two_answers():
+def test_a_question_with_two_different_answers_is_dropped():
     rows = [
         {"problem": text, "answer": answer} for text, answer in (("A  b?", "1"), ("c?", "1"), ("A b?", "2"))
     ]
@@ -134,21 +134,21 @@ def test_the_same_question_with_two_answers():
 
 
 @pytest.mark.parametrize(
-    ("twin", "why"),
+    ("copy", "why"),
     [
         ({"problem": "Compute 2+3.", "answer": ""}, "no_answer"),
         ({"problem": "Compute 2+3.", "answer": "5 or 6"}, "several_answers"),
         ({"problem": "Compute 2+3.", "answer": "6", "solution": "\\boxed{5}"}, "contradiction"),
     ],
 )
-def test_a_bad_twin_costs_a_good_row(twin, why):
+def test_a_bad_copy_does_not_drop_a_good_row(copy, why):
     good = {"problem": "Compute  2+3.", "answer": "5"}
-    for rows in ([good, twin], [twin, good]):
+    for rows in ([good, copy], [copy, good]):
         outcome = clean(rows, MATH)
         assert outcome.kept == [{**good, "problem": outcome.kept[0]["problem"]}]
         assert [d.reason for d in outcome.dropped] == [why]
     if why == "several_answers":
-        assert len(clean([good, twin], MATH, allow=[why]).dropped) == 2, "what is allowed is an answer"
+        assert len(clean([good, copy], MATH, allow=[why]).dropped) == 2, "what is allowed is an answer"
 
 
 CODE = "Write a function that returns the sum of a list."
@@ -168,13 +168,13 @@ CODE = "Write a function that returns the sum of a list."
         (None, "Given the URL 'https://a.com/b', return its host."),
     ],
 )
-def test_a_program_that_cannot_run_in_a_sandbox(why, problem):
+def test_a_program_that_needs_more_than_the_sandbox_is_dropped(why, problem):
     row = {"problem": problem, "answer": None, "tests": ["assert f([1]) == 1"]}
     dropped = clean([row], MATH).dropped
     assert (dropped[0].reason if dropped else None) == why
 
 
-def test_a_url_that_a_program_is_about_is_stripped():
+def test_a_url_in_a_programming_task_is_kept():
     row = {"problem": "Return the host of https://a.com/b.", "answer": "", "tests": ["x"]}
     assert clean([row], MATH).kept == [row]
 
@@ -198,7 +198,7 @@ def test_a_url_that_a_program_is_about_is_stripped():
         ("spaces", "  Find x.  \n\n\n\nNow.\n", "Find x.\n\nNow."),
     ],
 )
-def test_noise_stays(kind, before, after):
+def test_noise_is_stripped(kind, before, after):
     text, kinds = stripped(before)
     assert text == after
     assert kind in kinds
@@ -215,17 +215,17 @@ def test_noise_stays(kind, before, after):
         "Solve x & y: $\\begin{matrix} 1 & 2 \\end{matrix}$",
     ],
 )
-def test_what_is_no_noise_is_stripped(text):
+def test_text_that_only_looks_like_noise_is_kept(text):
     assert stripped(text) == (text, [])
 
 
-def test_stripping_twice_strips_more():
+def test_stripping_is_idempotent():
     for _, problem in BAD:
         once, _ = stripped(problem)
         assert stripped(once)[0] == once
 
 
-def test_the_other_columns_and_the_layout_change():
+def test_only_the_text_of_the_problem_changes():
     row = {"question": "1. How  many? https://a.com/b", "answer": "#### 7", "level": 3}
     outcome = clean([row], recognise(row))
     assert outcome.kept == [{"question": "How  many?", "answer": "#### 7", "level": 3}]
@@ -237,7 +237,7 @@ def test_the_other_columns_and_the_layout_change():
     ]
 
 
-def test_what_the_layout_cannot_read_ends_the_cleaning():
+def test_a_row_that_the_layout_cannot_read_is_dropped_as_unusable():
     rows = [
         {"question": "a?", "answer": "#### 7"},
         {"question": "b?", "answer": "seven"},
@@ -248,7 +248,7 @@ def test_what_the_layout_cannot_read_ends_the_cleaning():
     assert "no number after '####'" in outcome.dropped[0].found
 
 
-def test_fine_tuning_needs_answers_instead_of_traces():
+def test_a_row_for_fine_tuning_needs_a_response_but_no_single_answer():
     row = {
         "problem": "What?",
         "answer": "1, 2",
@@ -264,13 +264,13 @@ def test_fine_tuning_needs_answers_instead_of_traces():
     assert lost[0].reason == "unusable"
 
 
-def test_an_allowed_reason_still_drops():
+def test_an_allowed_reason_drops_no_row():
     row = {"problem": "Prove that 1 = 1.", "answer": "1, 2"}
     assert clean([row], MATH, allow=["proof"]).dropped[0].reason == "several_answers"
     assert clean([row], MATH, allow=["proof", "several_answers"]).kept == [row]
 
 
-def test_a_reason_without_a_case():
+def test_every_reason_has_a_case():
     tested = {why for why, _ in BAD} | {"network", "files", "environment"}
     tested |= {"no_answer", "several_answers", "contradiction", "conflict", "unusable"}
     assert tested == set(REASONS) == {"unusable", "conflict", *RULES}
@@ -298,7 +298,7 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("code", [False, True])
-def test_a_hostile_text_takes_quadratic_time(code):
+def test_the_time_for_a_hostile_text_is_not_quadratic(code):
     """Each takes some hundredths of a second, and many seconds where a pattern starts over at every place."""
     rows = [{"problem": part * (30_000 // len(part)) + "x", "answer": part * 9_000} for part in HOSTILE]
     rows = [{**row, "tests": "x"} for row in rows] if code else rows
@@ -315,7 +315,7 @@ answers = st.one_of(st.none(), st.text(max_size=10), st.sampled_from(["7", "3 or
 @given(
     st.lists(st.fixed_dictionaries({"problem": st.one_of(texts, st.none()), "answer": answers}), max_size=12)
 )
-def test_a_row_vanishes(rows):
+def test_every_row_is_either_kept_or_dropped_with_a_reason(rows):
     for number, row in enumerate(rows):
         row["id"] = number
     for layout in (MATH, plain("problem")):
@@ -328,7 +328,7 @@ def test_a_row_vanishes(rows):
         assert all(d.reason in REASONS and d.found for d in outcome.dropped)
 
 
-def test_good_rows_of_gsm8k_are_lost(shared_data):
+def test_every_row_of_gsm8k_is_kept(shared_data):
     rows = load_rows(shared_data / "gsm8k", "train")
     outcome = clean(rows, recognise(rows[0]))
     assert (outcome.dropped, len(outcome.kept)) == ([], 7473)

@@ -1,4 +1,4 @@
-"""Contamination: a leak that is not found, a phrase of contests that counts as one."""
+"""Contamination: leaks are found, and phrases that many problems share do not count as leaks."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ def overlaps(texts, test, n=8, boilerplate=10):
     return found, figures["boilerplate_rows"], figures["boilerplate"]
 
 
-def test_case_marks_and_line_breaks_hide_a_leak():
+def test_a_leak_is_found_whatever_its_case_punctuation_and_line_breaks():
     leak = "a FARMER has seventeen sheep,\nand sells (all but) nine of them. What is left?"
     (found,), _, _ = overlaps(["Other words entirely, and many of them, but no leak.", leak], held_out(TEST))
     assert (found.row, found.against_row, found.same) == (2, 1, False)
@@ -33,24 +33,24 @@ def test_case_marks_and_line_breaks_hide_a_leak():
     assert found.example == "a farmer has seventeen sheep and sells all"
 
 
-def test_seven_words_count_as_eight():
+def test_an_overlap_of_fewer_than_n_words_does_not_count():
     assert overlaps(["Once a farmer has seventeen sheep and sells none."], held_out(TEST))[0] == []
     assert len(overlaps(["a farmer has seventeen sheep and sells none"], held_out(TEST), n=7)[0]) == 1
 
 
-def test_the_nearest_problem_is_another_one():
+def test_an_overlap_names_the_problem_that_shares_most():
     other = "Also a farmer has seventeen sheep and sells all the goats."
     (found,), _, _ = overlaps([TEST + " Really?"], held_out(other, TEST))
     assert found.against_row == 2
 
 
-def test_a_short_leak_has_no_ngram():
+def test_a_leak_shorter_than_an_ngram_is_found_as_the_same_text():
     (found,), _, _ = overlaps(["What is 3 + 4?"], held_out("what is 3+4"))
     assert (found.same, found.share, found.of) == (True, 1.0, 0)
     assert overlaps(["", "?"], held_out("", "!"))[0] == []
 
 
-def test_a_short_problem_inside_of_a_row_is_never_found():
+def test_a_short_problem_is_found_inside_a_row_from_five_words_on():
     """From five words on, where eight are asked for."""
     data = ["Ann asks: Compute the sine of 60 degrees.", "Ann asks: what is 3 + 4? And 5?", "the sine of 60"]
     test = held_out("What is 3 + 4?", "Compute the sine of 60 degrees", TEST, "!")
@@ -64,7 +64,7 @@ def test_a_short_problem_inside_of_a_row_is_never_found():
     assert overlaps(common, test)[:2] == ([], list(range(1, 10))), "boilerplate, as any n-gram"
 
 
-def test_boilerplate_counts_as_a_leak():
+def test_boilerplate_does_not_count_as_a_leak():
     data = [f"Problem about thing{i}. {PHRASE}" for i in range(12)]
     found, empty, common = overlaps(data, held_out(f"Another one. {PHRASE}"))
     assert (found, empty) == ([], list(range(1, 13)))
@@ -73,18 +73,18 @@ def test_boilerplate_counts_as_a_leak():
     assert len(overlaps(data[:8], held_out(f"Another one. {PHRASE}"))[0]) == 8, "nine texts are not ten"
 
 
-def test_copies_of_a_leak_make_it_boilerplate():
+def test_copies_of_a_leak_do_not_make_it_boilerplate():
     copies = [TEST + " What is left?"] * 30
     assert len(overlaps(copies, held_out(TEST))[0]) == 30
 
 
-def test_a_whole_text_of_boilerplate_escapes():
+def test_a_row_equal_to_a_problem_of_boilerplate_is_found():
     data = [f"Problem about thing{i}. {PHRASE}" for i in range(12)] + [PHRASE]
     (found,), _, _ = overlaps(data, held_out(PHRASE))
     assert (found.row, found.same) == (13, True)
 
 
-def test_rows_are_dropped_unasked():
+def test_leaks_are_dropped_only_when_asked():
     rows = [
         {"q": "fine"},
         {"q": TEST},
@@ -104,15 +104,15 @@ def test_rows_are_dropped_unasked():
     assert len(decontaminate(rows, texts, held_out(TEST), share=0, drop=True).kept) == 1
 
 
-def test_gsm8k_splits_leak_by_their_phrases(shared_data):
-    """One n-gram finds phrases of everyday language; a fifth of the problem finds what was written over."""
+def test_of_94_gsm8k_rows_that_share_a_phrase_four_are_leaks(shared_data):
+    """One n-gram finds phrases of everyday language; a fifth of the problem finds rewritten problems."""
     train, test = (load_rows(shared_data / "gsm8k", split) for split in ("train", "test"))
     texts = [row["question"] for row in train]
     figures = decontaminate(train, texts, held_out(*(row["question"] for row in test))).figures
     assert (figures["overlapping"], figures["leaks"], figures["same_text"]) == (94, 4, 0)
 
 
-def test_chinese_is_one_word():
+def test_every_chinese_character_is_a_word():
     assert words("已知x=3,求 Y。") == ["已", "知", "x", "3", "求", "y"]
     assert words("ﬁnd ½ Größe") == ["find", "1⁄2", "grösse"] or words("ﬁnd")[0] == "find"
     assert len(ngrams(words("one two three"), 2)) == 2
@@ -123,7 +123,7 @@ short = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=9).map(" ".join
 
 @settings(deadline=None)
 @given(st.lists(short, max_size=6), st.lists(short, max_size=4), st.integers(1, 8), st.booleans())
-def test_an_index_finds_what_comparing_all_does_not(data, test, n, drop):
+def test_the_index_finds_exactly_what_comparing_all_pairs_finds(data, test, n, drop):
     found = overlaps(data, held_out(*test), n, boilerplate=10**6)[0]
     size = lambda other: min(n, max(len(words(other)), SHORTEST))
     grams = lambda text, other: set(ngrams(words(text), size(other)))

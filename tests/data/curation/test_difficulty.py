@@ -22,11 +22,11 @@ from grpo_jax.data.curation.outcome import CurationOutcome
         (None, "unknown"),
     ],
 )
-def test_a_level_is_the_next_one(rate, word):
+def test_the_bounds_of_the_levels_belong_to_easy_and_hard(rate, word):
     assert level(rate) == word
 
 
-def test_rows_that_were_not_measured_get_a_rate():
+def test_rows_that_were_not_measured_are_dropped():
     rows = [{"id": 0}, {"id": 1, "pass_rate": 9}, {"id": 2}]
     outcome = graded(rows, [0.5, 1.0, None], [True, True, False], 0.75, 0.25)
     assert outcome.kept == [
@@ -47,7 +47,7 @@ def reasons(rates, low, high):
     return [d.reason for d in within(rows, low, high).dropped]
 
 
-def test_bounds_are_inclusive():
+def test_bounds_are_exclusive_and_rows_without_a_rate_are_dropped():
     assert reasons([0, 0.125, 1, None, "x", math.nan, True, "0.5"], 0, 1) == [
         *("too_low", "too_high", "no_rate", "no_rate", "no_rate", "no_rate"),
     ]
@@ -58,7 +58,7 @@ def test_bounds_are_inclusive():
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=20), st.floats(0, 0.5), st.floats(0.5, 1))
-def test_a_row_vanishes_or_stays_outside(rates, low, high):
+def test_kept_rows_lie_within_the_bounds_and_no_row_is_lost(rates, low, high):
     rows = [{"id": number, "pass_rate": rate} for number, rate in enumerate(rates)]
     outcome = within(rows, low, high)
     assert all(low < row["pass_rate"] < high for row in outcome.kept)
@@ -67,6 +67,6 @@ def test_a_row_vanishes_or_stays_outside(rates, low, high):
     )
 
 
-def test_an_outcome_that_lost_a_row_is_made():
+def test_an_outcome_that_lost_a_row_is_refused():
     with pytest.raises(AssertionError, match="vanished"):
         CurationOutcome(2, [{}], [])
