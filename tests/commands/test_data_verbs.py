@@ -26,7 +26,7 @@ ROWS = [
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def workspace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write("rows.jsonl", ROWS)
     return tmp_path
@@ -50,7 +50,7 @@ def do(line):
     assert main(["data", *line.split()]) == 0
 
 
-def test_clean_leaves_rows_dropped_rows_and_a_report(place, capsys):
+def test_clean_leaves_rows_dropped_rows_and_a_report(workspace, capsys):
     do("clean rows.jsonl out.jsonl")
     kept, dropped = read("out.jsonl"), read("out.jsonl.dropped.jsonl")
     assert kept == [ROWS[0], {**ROWS[3], "question": "See : what is 3 + 4?"}]
@@ -67,7 +67,7 @@ def test_clean_leaves_rows_dropped_rows_and_a_report(place, capsys):
         assert words in out
 
 
-def test_what_is_written_is_not_what_is_trained_on(place):
+def test_a_cleaned_file_can_be_trained_on(workspace):
     """The layout is recognised again, and columns of the data's own are there."""
     do("clean rows.jsonl out.parquet")
     from etils import epath
@@ -77,12 +77,12 @@ def test_what_is_written_is_not_what_is_trained_on(place):
     assert [row["answer"] for row in arrange(rows)] == ["7", "7"]
 
 
-def test_reasons_can_be_allowed(place):
+def test_reasons_can_be_allowed(workspace):
     do("clean rows.jsonl out.jsonl --allow proof,image")
     assert len(read("out.jsonl")) == 4
 
 
-def test_decontaminate_reports_and_drops_when_asked(place, capsys):
+def test_decontaminate_reports_and_drops_when_asked(workspace, capsys):
     leak = "Ann has 6 eggs and buys 1 -- how many has she now?"
     write("test.jsonl", [{"prompt": leak}])
     do("decontaminate rows.jsonl out.jsonl --against test.jsonl")
@@ -96,7 +96,7 @@ def test_decontaminate_reports_and_drops_when_asked(place, capsys):
 LEAK = "What is the least prime number that divides seven hundred and forty-one?"
 
 
-def test_a_row_of_another_layout_is_compared_with_nothing(place, capsys):
+def test_rows_of_another_layout_are_compared_or_reported_as_unreadable(workspace, capsys):
     rows = [{"question": LEAK, "answer": "#### 3"}, {"problem": f"Say: {LEAK}"}, {"text": LEAK}]
     write("train.jsonl", rows)
     short = {"question": "What is 3 + 4?", "answer": "#### 7"}
@@ -111,14 +111,14 @@ def test_a_row_of_another_layout_is_compared_with_nothing(place, capsys):
         assert words in out
 
 
-def test_a_named_layout_is_another_one_in_some_rows(place):
+def test_rows_that_a_named_layout_cannot_read_are_reported(workspace):
     write("train.jsonl", [{"problem": "Say a.", "answer": "7"}, {"prompt": LEAK}])
     write("test.jsonl", [{"prompt": LEAK}])
     do("decontaminate train.jsonl out.jsonl --against test.jsonl --layout problem_answer")
     assert read("out.jsonl.report.json")["unreadable"] == [2]
 
 
-def test_an_answer_in_other_digits_is_another_answer(place):
+def test_answers_of_equal_value_neither_conflict_nor_differ(workspace):
     rows = [
         {"problem": "What is half of 1?", "answer": answer} for answer in ("0.5", r"$\frac{1}{2}$", "1/2")
     ]
@@ -129,14 +129,14 @@ def test_an_answer_in_other_digits_is_another_answer(place):
     assert read("one.jsonl") == rows[:1]
 
 
-def test_dedup_drops_copies(place):
+def test_dedup_drops_copies(workspace):
     write("rows.jsonl", [*ROWS, ROWS[0]])
     do("dedup rows.jsonl out.jsonl")
     assert read("out.jsonl") == ROWS
     assert read("out.jsonl.dropped.jsonl")[0]["found"] == "row 1, likeness 1.000"
 
 
-def test_filter_keeps_what_lies_strictly_between(place):
+def test_filter_keeps_rows_strictly_between_the_bounds(workspace):
     write("rows.jsonl", [{**row, "pass_rate": i / 3} for i, row in enumerate(ROWS)])
     do("filter rows.jsonl out.jsonl --low 0 --high 1")
     assert [row["level"] for row in read("out.jsonl")] == [2, 1]
@@ -144,12 +144,12 @@ def test_filter_keeps_what_lies_strictly_between(place):
     assert [row["level"] for row in read("easy.jsonl")] == [3]
 
 
-def test_a_number_of_rows_is_all_that_is_read(place):
+def test_rows_limits_how_many_rows_are_read(workspace):
     do("clean rows.jsonl out.jsonl --rows 2")
     assert read("out.jsonl.report.json")["read"] == 2
 
 
-def test_show_says_what_the_model_reads(place, capsys):
+def test_show_prints_the_layout_and_the_text_that_the_model_reads(workspace, capsys):
     do("show rows.jsonl --show 1")
     out = capsys.readouterr().out
     for words in (
@@ -161,7 +161,7 @@ def test_show_says_what_the_model_reads(place, capsys):
         assert words in out
 
 
-def test_show_uses_the_models_template(place, tiny_model, capsys):
+def test_show_uses_the_models_template(workspace, tiny_model, capsys):
     do(f"show rows.jsonl --show 1 --model {tiny_model} --prefill <think> --system_prompt Count.")
     out = capsys.readouterr().out
     assert "<|im_start|>system\nCount.<|im_end|>" in out
@@ -170,7 +170,7 @@ def test_show_uses_the_models_template(place, tiny_model, capsys):
     assert "length in tokens" in out
 
 
-def test_looking_at_data_loads_jax(place):
+def test_data_verbs_without_a_model_do_not_load_jax(workspace):
     program = """
 import sys
 from grpo_jax.cli import main
@@ -241,7 +241,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("line", "words"), BAD)
-def test_bad_input_is_said_and_leaves_nothing(line, words, place, capsys):
+def test_bad_input_is_refused_in_one_line_and_changes_no_file(line, words, workspace, capsys):
     write("there.jsonl", [])
     write("half.jsonl.report.json", [])
     write("other.jsonl", [{"text": "Hi"}])
@@ -254,18 +254,18 @@ def test_bad_input_is_said_and_leaves_nothing(line, words, place, capsys):
         "folder/test.jsonl",
         "clone/data/train-0.jsonl",
     ):
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
         write(name, ROWS)
-    (place / "y.jsonl.partial.json").write_text(json.dumps(ROWS))
-    before = contents(place)
+    (workspace / "y.jsonl.partial.json").write_text(json.dumps(ROWS))
+    before = contents(workspace)
     assert main(["data", *line.split()]) == 2
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert words in err
-    assert contents(place) == before
+    assert contents(workspace) == before
 
 
-def test_values_that_json_has_no_form_for(place, capsys):
+def test_values_that_json_cannot_hold_are_refused_and_parquet_takes_them(workspace, capsys):
     import pyarrow
     import pyarrow.parquet
 
@@ -277,7 +277,7 @@ def test_values_that_json_has_no_form_for(place, capsys):
     do("dedup rows.parquet out.parquet")
 
 
-def test_a_dropped_row_with_a_value_that_json_has_no_form_for_is_a_traceback(place):
+def test_dropped_rows_with_such_values_are_written_as_text(workspace):
     import datetime
     import decimal
 
@@ -297,7 +297,7 @@ def test_a_dropped_row_with_a_value_that_json_has_no_form_for_is_a_traceback(pla
     assert dropped["columns"] == {**rows[0], "price": "1.50", "day": "2020-01-02", "took": "0:00:01"}
 
 
-def test_old_rows_stand_beside_a_new_account(place, monkeypatch):
+def test_an_interrupted_overwrite_leaves_no_old_rows_beside_the_new_report(workspace, monkeypatch):
     do("clean rows.jsonl out.jsonl")
     write_one = data.write_atomically
 
@@ -309,11 +309,11 @@ def test_old_rows_stand_beside_a_new_account(place, monkeypatch):
     monkeypatch.setattr(data, "write_atomically", dies)
     assert main(["data", "clean", "rows.jsonl", "out.jsonl", "--allow", "proof", "--overwrite"]) == 130
     assert read("out.jsonl.report.json")["kept"] == 3
-    assert not (place / "out.jsonl").exists()
+    assert not (workspace / "out.jsonl").exists()
 
 
-def test_another_split_of_a_folder_cannot_be_written_again(place):
-    (place / "folder").mkdir()
+def test_a_file_in_the_folder_that_is_read_can_be_overwritten(workspace):
+    (workspace / "folder").mkdir()
     write("folder/train.jsonl", ROWS)
     for _ in range(2):
         do("clean folder folder/clean.jsonl --overwrite")
@@ -334,7 +334,7 @@ def problems(tmp_path_factory):
 
 
 @pytest.fixture
-def grade(place, problems, tiny_model, tiny_settings):
+def grade(workspace, problems, tiny_model, tiny_settings):
     """`grade(out, **settings)`: the exit code of grading the problems with the tiny model."""
 
     def run(out, **settings):
@@ -354,12 +354,12 @@ def grade(place, problems, tiny_model, tiny_settings):
     return run
 
 
-def test_a_grading_survives_an_interruption(grade, place, monkeypatch):
+def test_an_interrupted_grading_continues_to_the_same_rates(grade, workspace, monkeypatch):
     assert grade("whole.jsonl") == 0
     whole = read("whole.jsonl")
     assert [row["level"] for row in whole] == list(range(6))
     rates = [row["pass_rate"] for row in whole]
-    assert 0 < np.mean(rates) < 1, "a rate that is the same for all proves nothing"
+    assert 0 < np.mean(rates) < 1, "rates that are all the same would prove nothing"
     assert [d["reason"] for d in read("whole.jsonl.dropped.jsonl")] == ["too_long"]
     report = read("whole.jsonl.report.json")
     assert sum(report["levels"].values()) == 6
@@ -377,36 +377,37 @@ def test_a_grading_survives_an_interruption(grade, place, monkeypatch):
     monkeypatch.setattr(data_grade.SavedGrades, "add", dies)
     assert grade("again.jsonl") == 130
     assert len(read("again.jsonl.partial.json")["judged"]) == 2
-    assert grade("again.jsonl", seed=1) == 2, "rates of two seeds must not stand in one file"
+    assert grade("again.jsonl", seed=1) == 2, "rates of two seeds must not be mixed in one file"
 
     monkeypatch.setattr(
         data_grade.SavedGrades, "add", lambda grades, *rest: batches.append(rest[0]) or add(grades, *rest)
     )
     # other batches, the same rates
     assert grade("again.jsonl", prompts_per_step=1) == 0
-    assert batches == [[0, 1], [2], [3], [4], [5]], "what was known is not sampled again"
+    assert batches == [[0, 1], [2], [3], [4], [5]], "rows that have a rate are not sampled again"
     assert read("again.jsonl") == whole
-    assert not (place / "again.jsonl.partial.json").exists()
+    assert not (workspace / "again.jsonl.partial.json").exists()
 
 
-def test_another_model_or_judge_at_the_same_place_goes_on(
-    grade, place, tiny_model, reward_model, monkeypatch, capsys
+def test_a_grading_is_not_continued_with_other_weights(
+    grade, workspace, tiny_model, reward_model, monkeypatch, capsys
 ):
-    """Rates that are in part one's and in part the other's are nobody's."""
+    """Pass rates of two models must not be mixed in one file."""
     own = {
-        name: shutil.copytree(of, place / name) for name, of in (("m", tiny_model), ("judge", reward_model))
+        name: shutil.copytree(source, workspace / name)
+        for name, source in (("m", tiny_model), ("judge", reward_model))
     }
     given = {"model": own["m"], "rewards": f"model:{own['judge']}"}
     monkeypatch.setattr(data_grade, "_sample", lambda *_: None)  # nothing is known yet when it is interrupted
     monkeypatch.setattr(data_grade.difficulty, "graded", interrupted)
     assert grade("out.jsonl", **given) == grade("out.jsonl", **given) == 130
-    for name, what in (("judge", "reward model judge"), ("m", "weights")):
+    for name, changed in (("judge", "reward model judge"), ("m", "weights")):
         weights = next(own[name].glob("*.safetensors"))
         before = weights.read_bytes()
         weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
         capsys.readouterr()
         assert grade("out.jsonl", **given) == 2
-        assert f"an interrupted grading with another {what}; repeat" in capsys.readouterr().err
+        assert f"an interrupted grading with another {changed}; repeat" in capsys.readouterr().err
         weights.write_bytes(before)
 
 

@@ -1,4 +1,4 @@
-"""The doctor: says in words what is here and what is missing, also when JAX or a package is broken."""
+"""The doctor reports what the machine has and what is missing, also when JAX or a package is broken."""
 
 import sys
 import types
@@ -11,7 +11,7 @@ from grpo_jax.commands import doctor
 
 @pytest.fixture(autouse=True)
 def bare_machine(monkeypatch):
-    """No accelerator and no wish for a platform, whatever machine the tests run on."""
+    """No accelerator and no JAX_PLATFORMS, whatever machine the tests run on."""
     monkeypatch.setattr(doctor, "has_nvidia", lambda: False)
     monkeypatch.setattr(doctor, "has_tpu", lambda: False)
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
@@ -48,13 +48,13 @@ def test_a_jax_that_cannot_start_is_not_usable(monkeypatch, capsys):
     assert "more" not in out
 
 
-def test_a_missing_jax_is_said_not_raised(monkeypatch):
+def test_a_missing_jax_is_reported_not_raised(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)
     assert "broken: JAX cannot compute here: import of jax" in said(doctor.devices)
 
 
 @pytest.mark.parametrize("name", ["psutil", "packaging.requirements"])
-def test_the_doctors_own_packages_may_be_missing(name, monkeypatch, capsys):
+def test_a_missing_package_of_the_doctor_itself_is_reported(name, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, name, None)
     assert doctor.doctor() == 1
     assert f"x {name.partition('.')[0]} is not installed; run: pip install" in capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_the_drivers_version_is_read(answer, driver, monkeypatch):
     assert doctor.nvidia_driver() == driver
 
 
-def test_a_container_with_less_memory_than_its_host_is_told(tmp_path, monkeypatch):
+def test_a_memory_limit_of_the_container_is_shown(tmp_path, monkeypatch):
     assert doctor.container_limit(tmp_path) is None
     (tmp_path / "memory.max").write_text("max\n")
     assert doctor.container_limit(tmp_path) is None

@@ -1,4 +1,4 @@
-"""Rejection sampling as a person types it: rows that `sft` learns from, and an account of the others."""
+"""Rejection sampling as a person types it: rows that `sft` learns from, and a count of the others."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def candidates_of(folder):
     return [json.loads(line) for piece in pieces for line in piece.read_text().splitlines()]
 
 
-def test_rows_are_verified_and_say_where_they_come_from(done, settings):
+def test_kept_rows_meet_the_threshold_and_name_their_origin(done, settings):
     rows, all_ = rows_of(done), candidates_of(done)
     assert len(all_) == 32
     assert rows
@@ -59,7 +59,7 @@ def test_rows_are_verified_and_say_where_they_come_from(done, settings):
     assert all(one["finished"] for one in all_ if one["provenance"] in [row["provenance"] for row in rows])
 
 
-def test_the_account_adds_up(done):
+def test_the_summary_counts_every_sample_once(done):
     summary = json.loads((done / "summary.json").read_text())
     assert summary["kept"] + sum(summary["dropped"].values()) == summary["samples"] == 32
     assert summary["kept"] == len(rows_of(done))
@@ -73,19 +73,21 @@ def test_the_account_adds_up(done):
 
 
 def test_a_command_that_was_killed_ends_with_the_same_rows(done, settings, options, tmp_path):
-    """A piece is lost with all that came of them; on another mesh, too."""
+    """A piece is lost, with the files that were made of all pieces; the second run has another mesh."""
     other = shutil.copytree(done, tmp_path / "run")
     for name in ("pieces/piece_00001.jsonl", "rows.jsonl", "summary.json"):
         (other / name).unlink()
     whole = (other / "pieces/piece_00000.jsonl").stat().st_mtime_ns
     assert main(["reject", *options(settings | {"output_dir": other, "mesh": "data=2,fsdp=2,tensor=2"})]) == 0
-    assert (other / "pieces/piece_00000.jsonl").stat().st_mtime_ns == whole, "it was there"
+    assert (other / "pieces/piece_00000.jsonl").stat().st_mtime_ns == whole, (
+        "a finished piece is not sampled again"
+    )
     for name in ("pieces/piece_00001.jsonl", "rows.jsonl", "summary.json"):
         assert (other / name).read_bytes() == (done / name).read_bytes(), name
 
 
-def test_a_system_prompt_is_in_the_rows(settings, options, tmp_path):
-    """So that `sft`, which is not told of it, sees the prompt that was answered."""
+def test_the_system_prompt_is_written_into_the_rows(settings, options, tmp_path):
+    """So `sft`, which has no system prompt of its own, reads the prompt that was answered."""
     more = {
         "output_dir": tmp_path / "run",
         "system_prompt": "Sing.",
@@ -114,14 +116,14 @@ def test_a_system_prompt_is_in_the_rows(settings, options, tmp_path):
         ({"rewards": "vowels"}, "rewards: nothing is called 'vowels'"),
     ],
 )
-def test_bad_input_that_leaves_a_folder(settings, options, tmp_path, capsys, changes, why):
+def test_bad_input_is_refused_before_a_folder_is_made(settings, options, tmp_path, capsys, changes, why):
     assert main(["reject", *options(settings | changes | {"output_dir": tmp_path / "run"})]) == 2
     assert why in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_other_prompts_in_the_same_folder(done, settings, options, tmp_path, capsys):
-    """The data set's file has changed, or lost rows: what was sampled is of others."""
+def test_a_folder_with_a_run_of_other_prompts_is_refused(done, settings, options, tmp_path, capsys):
+    """The data set's file has lost rows since, so the samples belong to other prompts."""
     rows = tmp_path / "rows"
     shutil.copytree(settings["dataset"], rows)
     command = ["reject", *options(settings | {"dataset": rows, "output_dir": tmp_path / "run", "samples": 1})]
@@ -132,6 +134,6 @@ def test_other_prompts_in_the_same_folder(done, settings, options, tmp_path, cap
     assert "holds a run of other prompts (its prompts differ)" in capsys.readouterr().err
 
 
-def test_other_settings_in_the_same_folder(done, settings, options, capsys):
+def test_a_folder_with_a_run_of_other_settings_is_refused(done, settings, options, capsys):
     assert main(["reject", *options(settings | {"output_dir": done, "seed": 1})]) == 2
     assert "holds a run with other settings: seed is 0 there and 1 here" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What `generate` is asked in a file: a broken row is named, a seed decides alone."""
+"""The prompts of `generate` in a file: a broken row is named, and a row's seed alone decides its text."""
 
 import json
 import re
@@ -14,15 +14,15 @@ from grpo_jax.errors import UserError
 def asked(tmp_path):
     """`asked(rows, **settings)`: the requests of a file with these rows."""
 
-    def of(rows, **settings):
+    def make(rows, **settings):
         file = tmp_path / "ask.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return requests_of(GenerateConfig(model="m", prompts=str(file), **settings))
 
-    return of
+    return make
 
 
-def test_a_rows_seed_depends_on_its_place(asked):
+def test_a_row_with_a_seed_does_not_depend_on_its_place(asked):
     rows = [{"prompt": "a"}, {"prompt": "b", "seed": 7}, {"prompt": "c"}]
     found = [(request.seed, request.uid) for request in asked(rows, seed=3)]
     assert found == [(3, 0), (7, 0), (3, 2)]
@@ -30,7 +30,7 @@ def test_a_rows_seed_depends_on_its_place(asked):
     assert asked(rows)[1] == requests_of(GenerateConfig(model="m", prompt="b", seed=7))[0]
 
 
-def test_a_rows_prefill_loses_to_the_settings(asked):
+def test_a_rows_prefill_overrides_the_settings(asked):
     first, second = asked([{"prompt": "a", "prefill": "x"}, {"prompt": "a"}], prefill="y")
     assert first.prompt[-1] == {"role": "assistant", "content": "x"}
     assert second.prompt[-1] == {"role": "assistant", "content": "y"}
@@ -49,12 +49,12 @@ def test_a_rows_prefill_loses_to_the_settings(asked):
         ({"prompt": "a", "prefill": "b"}, {"chat": False}, "row 2: prefill = 'b': without chat"),
     ],
 )
-def test_a_broken_row_is_not_named(asked, row, settings, words):
+def test_a_broken_row_is_refused_with_its_number(asked, row, settings, words):
     with pytest.raises(UserError, match=re.escape(words)):
         asked([{"prompt": "fine"}, row], **settings)
 
 
-def test_a_file_without_prompts_is_a_traceback(asked, tmp_path):
+def test_a_file_without_prompts_is_a_user_error(asked, tmp_path):
     with pytest.raises(UserError, match="no rows"):
         asked([])
     with pytest.raises(UserError, match="no such file"):

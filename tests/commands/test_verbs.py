@@ -38,7 +38,7 @@ def test_generate_is_a_function_of_the_seed(verb):
 
 
 def test_greedy_text_does_not_depend_on_the_mesh(verb):
-    """Prompts are repeated to fill the mesh; its shape must not show."""
+    """Prompts are repeated to fill the mesh; its shape must not change the text."""
     texts = {
         verb("generate", prompt="say a", temperature=0, mesh=mesh) for mesh in ("data=1", "data=2,tensor=2")
     }
@@ -54,7 +54,7 @@ def test_the_chat_template_is_used_unless_told_otherwise(verb):
     assert len(answers) == 3
 
 
-def test_a_seed_depends_on_the_rows_beside_it(verb, tmp_path):
+def test_a_row_with_a_seed_does_not_depend_on_the_rows_beside_it(verb, tmp_path):
     """A row with a seed has the text that it has alone, at any place, beside any others; and the file's order."""
     rows = [
         {"prompt": "say a"},
@@ -79,16 +79,16 @@ def test_a_seed_depends_on_the_rows_beside_it(verb, tmp_path):
     assert texts(rows[::-1], seed=3)[::2] == alone[::-1]
 
 
-def test_a_prefill_is_not_read(verb):
+def test_generate_continues_the_prefill(verb):
     plain, opened = (
-        verb("generate", prompt="say a", temperature=0, **how) for how in ({}, {"prefill": "ab"})
+        verb("generate", prompt="say a", temperature=0, **changes) for changes in ({}, {"prefill": "ab"})
     )
     text = "<|im_start|>user\nsay a<|im_end|>\n<|im_start|>assistant\nab"
     assert plain != opened == verb("generate", prompt=text, temperature=0, chat="false")
 
 
-def test_generate_goes_on_after_a_stop_string(verb):
-    """In pieces as in one: three samples are printed whole, a single one as it comes."""
+def test_generate_ends_at_a_stop_string(verb):
+    """A single sample is printed token by token, three are printed whole; both end there."""
     long = {"prompt": "say a", "max_completion_length": 64, "banned_tokens": "<|im_end|>"}
     whole = verb("generate", **long).removesuffix("\n")
     assert len(whole) == 64
@@ -98,7 +98,7 @@ def test_generate_goes_on_after_a_stop_string(verb):
     assert verb("generate", **long, stop_strings=json.dumps([stop]), samples=3).startswith(ended + "\n---\n")
 
 
-def test_generate_ends_before_the_least_length(verb):
+def test_generate_samples_at_least_min_tokens(verb):
     silent = "[0, 1, 101]"  # special tokens, which have no text
     texts = verb("generate", prompt="say a", samples=64, min_tokens=8, banned_tokens=silent)
     assert [len(text) for text in texts.removesuffix("\n").split("\n---\n")] == [8] * 64
@@ -133,8 +133,8 @@ def test_eval_measures_greedy_and_sampled(verb, held_out):
 def test_eval_is_the_same_for_any_batch_and_mesh(verb, held_out):
     """The last batch is filled up with repeats, which must not count; randomness belongs to the prompt."""
     results = []
-    for how in ({}, {"prompts_per_step": 3}, {"mesh": "data=2,fsdp=2,tensor=2", "prompts_per_step": 4}):
-        verb("eval", **held_out, **how, samples=2, prompts=7)
+    for changes in ({}, {"prompts_per_step": 3}, {"mesh": "data=2,fsdp=2,tensor=2", "prompts_per_step": 4}):
+        verb("eval", **held_out, **changes, samples=2, prompts=7)
         results.append(json.loads(held_out["output"].read_text()))
     assert results[0]["sampled"]["prompts"] == 7
     assert results[0] == results[1] == results[2]
@@ -192,7 +192,7 @@ def test_export_takes_any_step(run, tmp_path):
     assert np.abs(first - second).max() > 0
 
 
-def test_export_needs_not_know_the_optimizer(tiny_settings, tmp_path):
+def test_export_does_not_need_to_know_the_optimizer(tiny_settings, tmp_path):
     """A run with an optimizer of the caller's, and one whose state has more than AdamW's."""
     import optax
 
@@ -208,7 +208,7 @@ def test_export_needs_not_know_the_optimizer(tiny_settings, tmp_path):
         np.testing.assert_array_equal(tensor, there[name])
 
 
-def test_export_needs_no_mesh_as_large_as_the_runs(run, tmp_path, monkeypatch):
+def test_export_works_with_fewer_devices_than_the_run_had(run, tmp_path, monkeypatch):
     """The run had eight devices; the machine that exports has what it has."""
     import jax
 
@@ -217,7 +217,7 @@ def test_export_needs_no_mesh_as_large_as_the_runs(run, tmp_path, monkeypatch):
     assert (tmp_path / "out/model.safetensors").read_bytes() == (run / "hf/model.safetensors").read_bytes()
 
 
-def test_generate_takes_what_was_exported(run, verb):
+def test_generate_takes_an_exported_folder(run, verb):
     assert verb("generate", model=run / "hf", prompt="say a", temperature=0) != verb(
         "generate", prompt="say a", temperature=0
     )
@@ -231,7 +231,7 @@ def test_generate_takes_what_was_exported(run, verb):
         (["RUN/hf", "OUT"], r"hf: no run here \(no config.yaml\)"),
     ],
 )
-def test_what_export_refuses(run, words, said, tmp_path, capsys):
+def test_export_refuses_bad_arguments_and_writes_nothing(run, words, said, tmp_path, capsys):
     words = [word.replace("RUN", str(run)).replace("OUT", str(tmp_path / "out")) for word in words]
     assert main(["export", *words]) == 2
     error = capsys.readouterr().err
@@ -240,11 +240,11 @@ def test_what_export_refuses(run, words, said, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_without_a_checkpoint_yet(run, tmp_path, capsys):
+def test_export_refuses_a_run_without_a_checkpoint(run, tmp_path, capsys):
     import shutil
 
     young = shutil.copytree(run, tmp_path / "young", ignore=shutil.ignore_patterns("checkpoints", "hf"))
     assert main(["export", str(young), str(tmp_path / "out")]) == 2
     assert "no checkpoint yet" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert not (young / "checkpoints").exists(), "looking must not write"
+    assert not (young / "checkpoints").exists(), "export must not write into the run"
