@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
     return folder, out.getvalue()
 
 
-def test_demo_that_stops_short(finished):
+def test_the_demo_runs_to_its_end(finished):
     folder, said = finished
     names = {path.name for path in folder.iterdir()}
     files = {"config.yaml", "metrics.jsonl", "summary.json"}
@@ -59,8 +59,8 @@ def test_demo_that_stops_short(finished):
         assert words in said
 
 
-def test_the_demos_own_lessons_that_have_changed():
-    """With its symbols (tests/demo/test_tiny_model.py) and its settings they decide the bits of its start."""
+def test_the_demos_worked_examples_stay_the_same_to_the_bit():
+    """With the symbols (tests/demo/test_tiny_model.py) and the settings they determine the starting model."""
     rows = [
         tiny_countdown.worked_examples("", seed, 500, patience, cold_start.CARE)
         for seed in (0, 1)
@@ -71,14 +71,14 @@ def test_the_demos_own_lessons_that_have_changed():
     assert STEPS["tiny_countdown"] == (1400, 200)
 
 
-def test_finished_demo_that_begins_again(finished, capsys):
+def test_a_finished_demo_does_not_begin_again(finished, capsys):
     assert run(finished[0]) == 0
     said = capsys.readouterr().out
     assert "made before" in said
     assert "Cold start" not in said
 
 
-def test_model_that_other_programs_read_otherwise(finished):
+def test_transformers_reads_the_demos_model_and_tokenizer_alike(finished):
     """transformers opens every Qwen2 model with Qwen's own kind of tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -96,7 +96,7 @@ def test_model_that_other_programs_read_otherwise(finished):
 
 
 @pytest.mark.parametrize("dataset", ["tiny_knights:people=2", "tiny_math:levels=1"])
-def test_another_task_that_finds_no_start(dataset, tmp_path):
+def test_another_task_gets_a_starting_model_of_its_own(dataset, tmp_path):
     folder, task = tmp_path / "run", dataset.partition(":")[0]
     reward = {"tiny_knights": "logic_rl", "tiny_math": "gsm8k"}[task]
     words = ["--max_steps=1", "--max_completion_length=32", "--max_prompt_length=32"]
@@ -105,7 +105,7 @@ def test_another_task_that_finds_no_start(dataset, tmp_path):
     assert made_of == {"seed": 0, "tasks": [dataset], "steps": [2, 2]}
 
 
-def test_a_mixture_whose_parts_are_not_all_taught():
+def test_every_part_of_a_mixture_is_taught():
     tasks = cold_start.tasks_for(["tiny_math", "tiny_knights:people=2", "tiny_math", "tiny_math:levels=6"])
     rows = cold_start._rows(tasks, seed=0)
     assert len(rows) == (2 + 2) * 2 * cold_start.COLD_START.rows_per_step
@@ -114,8 +114,8 @@ def test_a_mixture_whose_parts_are_not_all_taught():
     assert cold_start._steps_for(tasks) == [4, 4]
 
 
-def test_start_of_another_seed_taken_over(tmp_path, capsys):
-    """A start that was killed leaves `start`; the same command keeps it, another seed makes its own."""
+def test_a_starting_model_is_reused_only_for_the_same_seed(tmp_path, capsys):
+    """A run that was killed leaves `start`; the same command keeps it, another seed makes another one."""
     made = {}
     for name, seed, before in (("a", 0, False), ("a", 0, True), ("a", 1, False), ("b", 1, False)):
         config = _config(tmp_path / name, seed)
@@ -125,7 +125,7 @@ def test_start_of_another_seed_taken_over(tmp_path, capsys):
     assert made["a", 0] != made["a", 1] == made["b", 1]
 
 
-def test_run_without_a_folder_that_leaves_one(tmp_path, monkeypatch):
+def test_a_run_without_a_folder_leaves_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with cold_start.starting_model(_config("none", 0)) as start:
         assert (start / "model.safetensors").exists()
@@ -133,14 +133,14 @@ def test_run_without_a_folder_that_leaves_one(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_folder_that_is_not_ours(tmp_path, capsys):
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert run(tmp_path) == 2
     assert "output folder in use" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_folder_named_start_that_is_removed(tmp_path, capsys):
+def test_a_foreign_folder_named_start_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "start").mkdir()
     (tmp_path / "start" / "thesis.tex").write_text("years of work")
     assert run(tmp_path) == 2
@@ -163,7 +163,7 @@ def test_folder_named_start_that_is_removed(tmp_path, capsys):
         (["--rewards", "model:nowhere"], "rewards: model 'nowhere': no such folder"),
     ],
 )
-def test_what_the_demo_cannot_do(tmp_path, monkeypatch, capsys, words, why):
+def test_what_the_demo_cannot_do_is_refused_before_it_starts(tmp_path, monkeypatch, capsys, words, why):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "demo", *SMALL, *words]) == 2
     assert why in capsys.readouterr().err

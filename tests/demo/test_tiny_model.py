@@ -1,4 +1,4 @@
-"""Tiny models' tokenizers: a symbol that is missing would vanish from what the model reads, without a word."""
+"""Tiny models' tokenizers have every symbol of their tasks: an unknown one would be dropped silently."""
 
 import pytest
 
@@ -9,7 +9,7 @@ OPTIONS = {"tiny_countdown": "opened", "tiny_knights": "people=2-4", "tiny_math"
 
 
 @pytest.mark.parametrize("names", [[name] for name in TASKS] + [list(TASKS)], ids="+".join)
-def test_texts_that_do_not_come_back(names):
+def test_every_text_of_the_tasks_survives_the_tokenizer(names):
     tokenizer = tokenizer_for(names)
     for name in names:
         for row in TASKS[name].worked_examples(OPTIONS[name], 0, 100, 0.5, 0.5):
@@ -20,8 +20,8 @@ def test_texts_that_do_not_come_back(names):
             assert max(ids) < shape_for(names).vocab_size
 
 
-def test_the_demos_tokens_that_have_changed():
-    """Its starting model, to the bit, depends on them."""
+def test_the_demos_tokens_stay_the_same():
+    """The bits of its starting model depend on them."""
     single = ["<pad>", *"0123456789+-=:", "Ċ", "Ġ"]
     words = ["<think>", "</think>", "<answer>", "</answer>", " vs ", " yes", " no"]
     tokens = [*single, *words, *map(str, range(10, 100)), "<|endoftext|>"]
@@ -29,7 +29,7 @@ def test_the_demos_tokens_that_have_changed():
     assert shape_for(["tiny_countdown"]) == SHAPE
 
 
-def test_a_puzzle_that_takes_more_tokens_than_it_has_symbols():
+def test_a_puzzle_takes_a_token_for_each_symbol():
     row = TASKS["tiny_knights"].worked_examples("people=2", 0, 1)[0]
     prompt = "Who is who?\nAva says: Ben is a knave and Ava is a knight\nBen says: Ava is a knight\n<think>"
     ids = tokenizer_for(["tiny_knights"])(prompt)["input_ids"]
@@ -37,6 +37,6 @@ def test_a_puzzle_that_takes_more_tokens_than_it_has_symbols():
     assert row["prompt"].startswith("Who is who?\nAva says: ")
 
 
-def test_a_mixture_whose_order_matters():
+def test_the_order_of_a_mixture_does_not_change_its_symbols():
     assert symbols_of(["tiny_math", "tiny_knights"]) == symbols_of(["tiny_knights", "tiny_math"])
     assert len(tokenizer_for(list(TASKS))) <= shape_for(list(TASKS)).vocab_size == 192
