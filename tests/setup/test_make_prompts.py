@@ -1,4 +1,4 @@
-"""Prompts made from settings: every verb gives its prompts to the one constructor."""
+"""Prompts made from settings: every verb uses the one constructor."""
 
 from types import SimpleNamespace
 

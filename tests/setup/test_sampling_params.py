@@ -1,4 +1,4 @@
-"""Settings -> what may be drawn and what ends it, in training as in the other verbs."""
+"""Settings -> sampling parameters and stop strings, in training as in the other verbs."""
 
 import re
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ def config(**settings):
     return GenerateConfig(model="m", prompt="x", **settings)
 
 
-def test_texts_and_ids_ban_other_tokens(policy):
+def test_texts_and_ids_ban_the_tokens_that_they_name(policy):
     ids = policy.tokenizer.convert_tokens_to_ids(["a", "5", "<|im_end|>"])
     sampling = sampling_params(config(banned_tokens='["<|im_end|>", "5", a, 5]'), policy)
     assert sampling.banned == tuple(sorted([*ids, 5]))
@@ -42,18 +42,18 @@ def test_texts_and_ids_ban_other_tokens(policy):
         (list(range(102)), "all 102 tokens are banned"),
     ],
 )
-def test_what_cannot_be_banned_is_left_out(policy, banned, words):
+def test_what_cannot_be_banned_is_refused(policy, banned, words):
     with pytest.raises(UserError, match=re.escape(words)):
         sampling_params(config(banned_tokens=banned), policy)
 
 
-def test_a_stop_string_of_special_tokens_is_never_found(policy):
+def test_a_stop_string_of_special_tokens_is_found(policy):
     stop = stop_of(config(stop_strings="<|im_start|>"), policy)
     assert stop.end([5, 1, 6], 0) == 2
     assert stop_of(config(), policy) is None
 
 
-def test_training_samples_what_it_must_not(tiny_settings, options, tmp_path):
+def test_training_and_its_evaluation_obey_stops_bans_and_min_tokens(tiny_settings, options, tmp_path):
     """A step's completions, and those of the evaluation before it, obey the settings."""
     import pyarrow.parquet as parquet
 
