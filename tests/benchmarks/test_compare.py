@@ -28,7 +28,7 @@ def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def test_lengths_of_the_workloads():
+def test_lengths_fit_the_workload_and_are_skewed_only_where_asked():
     from comparison.work import WORKLOADS, lengths, tokens
 
     for name, work in WORKLOADS.items():
@@ -45,7 +45,7 @@ def test_lengths_of_the_workloads():
             assert found.min() == found.max()
 
 
-def test_rows_have_neither_padding_nor_end_in_them(tmp_path):
+def test_the_tokens_of_rows_are_neither_padding_nor_end(tmp_path):
     from comparison.work import WORKLOADS, lengths, make_rows
 
     make_rows(tmp_path / "rows.npz", WORKLOADS["skewed"], vocabulary=50)
@@ -60,7 +60,7 @@ def answer(seconds):
     return {"seconds": seconds, "peak_bytes": int(seconds), "processor_seconds": 1.0, "others_cores": 0.5}
 
 
-def test_ratios_are_of_each_round():
+def test_ratios_are_taken_round_by_round():
     """A machine that slows down for both between rounds does not move the ratio."""
     from comparison.figures import ratios, summary
 
@@ -143,7 +143,7 @@ def test_a_worker_that_dies_says_why(worker):
         (["--rounds", "0"], "--rounds = 0: at least 1"),
     ],
 )
-def test_what_the_user_gave_is_wrong(words, said):
+def test_bad_arguments_are_refused_in_one_line(words, said):
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "compare.py"), *words], capture_output=True, text=True
     )

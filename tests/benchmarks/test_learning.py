@@ -1,4 +1,4 @@
-"""The benchmark of learning: its commands are ones that `grpo-jax train` takes, its curves what a run's folder says."""
+"""The benchmark of learning: `grpo-jax train` takes its commands, and its curves are read from a run's folder."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ import learning
 
 
 @pytest.mark.parametrize("name", learning.RUNS)
-def test_a_run_is_refused(name, tmp_path):
+def test_train_accepts_the_command_of_every_run(name, tmp_path):
     _, _, _, verb, recipe, tiny, *options = learning.command_of(name, 3, tmp_path)
     assert (verb, tiny) == ("train", "--tiny")
     given = {key.removeprefix("--"): value for key, value in zip(options[::2], options[1::2])}
@@ -23,7 +23,7 @@ def test_a_run_is_refused(name, tmp_path):
     assert (name == "logic-rl") == bool(settings.curriculum)
 
 
-def test_curves_begin_after_the_first_step(tmp_path):
+def test_curves_begin_with_the_success_before_the_first_step(tmp_path):
     ends = [{"success": value, "success_stderr": 0.03} for value in (0.25, 0.5)]
     (tmp_path / "summary.json").write_text(json.dumps({"before": ends[0], "after": ends[1]}))
     lines = [{"step": step, "frac_reward_zero_std": step / 4, "num_tokens": 9 * step} for step in (1, 2)]
