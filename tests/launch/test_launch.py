@@ -1,4 +1,4 @@
-"""The launch scripts without a cloud: stand-ins for gcloud, nvidia-smi and srun record what they are asked.
+"""The launch scripts without a cloud: stand-ins for gcloud, nvidia-smi and srun record their arguments.
 
 The stand-in for gcloud also runs the workers' text, here, in one folder a worker.
 """
@@ -53,7 +53,7 @@ GCLOUD = (
 case " $* " in
   *" describe "*) [[ $STATE == absent ]] && exit 1; echo "$STATE" ;;
   *" scp "*)
-    for worker in 0 1; do mkdir -p "$FARM/$worker" && cp "$5" "$FARM/$worker/grpo-jax.tar.gz"; done ;;
+    for worker in 0 1; do mkdir -p "$WORKERS/$worker" && cp "$5" "$WORKERS/$worker/grpo-jax.tar.gz"; done ;;
   *" ssh "*)
     for argument in "$@"; do
       [[ $argument == --worker=* ]] && workers=${argument#*=}
@@ -61,8 +61,8 @@ case " $* " in
     done
     [[ $workers == all ]] && workers="0 1"
     for worker in $workers; do
-      mkdir -p "$FARM/$worker"
-      (cd "$FARM/$worker" && HOME=$PWD WORKER=$worker bash -c "$text") & jobs+=" $!"
+      mkdir -p "$WORKERS/$worker"
+      (cd "$WORKERS/$worker" && HOME=$PWD WORKER=$worker bash -c "$text") & jobs+=" $!"
     done
     for job in $jobs; do wait "$job" || failed=1; done
     exit "${failed:-0}" ;;
@@ -99,21 +99,21 @@ def executable(path: pathlib.Path, body: str) -> None:
     path.chmod(0o755)
 
 
-class Desk:
+class FakeMachine:
     """A checkout with only the scripts in it, a folder of stand-ins first on PATH, and what they recorded."""
 
     def __init__(self, folder: pathlib.Path):
-        self.checkout, self.bin, self.log, self.farm = (
-            folder / n for n in ("check out", "bin", "log", "farm")
+        self.checkout, self.bin, self.log, self.workers = (
+            folder / n for n in ("check out", "bin", "log", "workers")
         )
         shutil.copytree(LAUNCH, self.checkout / "launch")
-        for made in (self.bin, self.log, self.farm):
+        for made in (self.bin, self.log, self.workers):
             made.mkdir()
         inherited = {
             k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "XLA_", "CUDA_", "SRUN_"))
         }
         self.env = inherited | {"PATH": f"{self.bin}:{os.environ['PATH']}", "LOG": str(self.log)}
-        self.env |= {"FARM": str(self.farm), "STATE": "READY", "ENDPOINTS": "a:b:10.0.0.2,a:b:10.0.0.3"}
+        self.env |= {"WORKERS": str(self.workers), "STATE": "READY", "ENDPOINTS": "a:b:10.0.0.2,a:b:10.0.0.3"}
 
     def stand_in(self, **bodies: str) -> None:
         for name, body in bodies.items():
@@ -140,39 +140,39 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path):
-    desk = Desk(tmp_path)
-    yield desk
-    for pid_file in desk.farm.glob("*/grpo-jax/launch.pid"):
+def machine(tmp_path):
+    machine = FakeMachine(tmp_path)
+    yield machine
+    for pid_file in machine.workers.glob("*/grpo-jax/launch.pid"):
         pid = int(pid_file.read_text())
-        if "grpo-jax" in command_line(pid):  # not a stranger who got the number since
+        if "grpo-jax" in command_line(pid):  # not another process with the same number
             os.kill(pid, signal.SIGTERM)
 
 
 @pytest.fixture
-def forbidden(desk):
-    """Every outside program fails and leaves a trace."""
+def forbidden(machine):
+    """Every outside program fails and is recorded."""
     names = ("gcloud", "nvidia_smi", "srun", "scontrol", "squeue", "curl", "tar", "python3", "pip")
-    desk.stand_in(**dict.fromkeys(names, 'echo "$0 $*" >>"$LOG/trace"; exit 9\n'))
-    return desk
+    machine.stand_in(**dict.fromkeys(names, 'echo "$0 $*" >>"$LOG/trace"; exit 9\n'))
+    return machine
 
 
 @pytest.fixture
-def pod(desk):
+def pod(machine):
     """Two workers with grpo-jax installed."""
-    desk.stand_in(gcloud=GCLOUD, curl=CURL)
+    machine.stand_in(gcloud=GCLOUD, curl=CURL)
     for worker in "01":
-        executable(desk.farm / worker / "grpo-jax" / ".venv/bin/grpo-jax", LONG_RUN)
-    return desk
+        executable(machine.workers / worker / "grpo-jax" / ".venv/bin/grpo-jax", LONG_RUN)
+    return machine
 
 
 @pytest.fixture
-def node(desk):
+def node(machine):
     """A machine with two GPUs where grpo-jax is installed for CUDA 13; the run records its settings."""
-    desk.stand_in(nvidia_smi='printf "%s\\n" "${DRIVER:-580.65.06}" "${DRIVER:-580.65.06}"\n')
-    executable(desk.checkout / ".venv/bin/python", RECORD + '[[ $1 != - || $2 == "jax_cuda13_plugin" ]]\n')
-    executable(desk.checkout / ".venv/bin/grpo-jax", RECORD + 'env >>"$LOG/env"\n')
-    return desk
+    machine.stand_in(nvidia_smi='printf "%s\\n" "${DRIVER:-580.65.06}" "${DRIVER:-580.65.06}"\n')
+    executable(machine.checkout / ".venv/bin/python", RECORD + '[[ $1 != - || $2 == "jax_cuda13_plugin" ]]\n')
+    executable(machine.checkout / ".venv/bin/grpo-jax", RECORD + 'env >>"$LOG/env"\n')
+    return machine
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def test_a_dry_run_starts_nothing(forbidden, script, args):
     assert not (forbidden.log / "trace").exists()
 
 
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_finds_nothing():
     shellcheck = shutil.which(
         "shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
     )
@@ -291,14 +291,14 @@ def test_no_recommended_xla_flag_is_unknown_to_this_jaxlib():
 # --- tpu_vm.sh
 
 
-def test_run_reaches_every_worker_with_its_words_intact_and_its_own_number(pod):
+def test_run_starts_every_worker_with_the_arguments_and_its_own_number(pod):
     done = pod("tpu_vm.sh", "run", *TPU, "--project", "p", "--env", "FLAG=a b 'c'", "--", *AWKWARD)
     assert done.returncode == 0, done.stderr
     (call,) = pod.recorded("gcloud")
     assert call[:6] == ["compute", "tpus", "tpu-vm", "ssh", "demo", "--worker=all"]
     assert call[-2:] == ["--zone=us-west4-a", "--project=p"]
     for worker in "01":
-        folder = pod.farm / worker / "grpo-jax"
+        folder = pod.workers / worker / "grpo-jax"
         assert "FLAG=a b 'c'" in wait_for(folder / "launch.log", "FLAG")
         cluster = ["--coordinator", "10.0.0.2:8476", "--num_processes", "2", "--process_id", worker]
         assert (folder / "argv").read_text().split("\0")[:-1] == [*AWKWARD, *cluster]
@@ -306,13 +306,13 @@ def test_run_reaches_every_worker_with_its_words_intact_and_its_own_number(pod):
 
 def test_a_single_worker_gets_no_coordinator(pod):
     pod("tpu_vm.sh", "run", *TPU, "--", "train", "demo", ENDPOINTS="a:b:10.0.0.2")
-    wait_for(pod.farm / "0/grpo-jax/launch.log", "FLAG")
-    assert (pod.farm / "0/grpo-jax/argv").read_text().split("\0")[:-1] == ["train", "demo"]
+    wait_for(pod.workers / "0/grpo-jax/launch.log", "FLAG")
+    assert (pod.workers / "0/grpo-jax/argv").read_text().split("\0")[:-1] == ["train", "demo"]
 
 
-def test_the_run_outlives_the_connection_and_stops_with_its_work_saved(pod):
+def test_a_run_outlives_the_connection_and_saves_when_it_is_stopped(pod):
     assert pod("tpu_vm.sh", "run", *TPU, "--", "train").returncode == 0
-    folder = pod.farm / "1/grpo-jax"
+    folder = pod.workers / "1/grpo-jax"
     wait_for(folder / "launch.log", "FLAG")
     pid = int((folder / "launch.pid").read_text())
     assert os.getsid(pid) == pid
@@ -327,45 +327,45 @@ def test_the_run_outlives_the_connection_and_stops_with_its_work_saved(pod):
     assert "--worker=0" in pod.recorded("gcloud")[-1]
 
 
-def test_a_pasted_dry_run_is_the_run(pod):
+def test_a_pasted_dry_run_makes_the_same_call_as_the_run(pod):
     command = ("run", *TPU, "--env", "FLAG=it's", "--", *AWKWARD)
     printed = pod("tpu_vm.sh", *command[: -len(AWKWARD) - 1], "--dry-run", "--", *AWKWARD).stdout
     assert pod.bash("-c", printed).returncode == 0
-    wait_for(pod.farm / "0/grpo-jax/launch.log", "FLAG")
+    wait_for(pod.workers / "0/grpo-jax/launch.log", "FLAG")
     pod("tpu_vm.sh", "stop", *TPU)
     pod("tpu_vm.sh", *command)
     calls = pod.recorded("gcloud")
     assert calls[0] == calls[-1]
 
 
-def test_the_copy_holds_the_code_and_none_of_the_rubbish(desk):
-    desk.stand_in(gcloud=GCLOUD, python3=RECORD)
+def test_install_copies_the_code_without_caches_and_runs(machine):
+    machine.stand_in(gcloud=GCLOUD, python3=RECORD)
     code = ("grpo_jax/runs/report.py", "my rewards.py", "models/transformer.py")
-    rubbish = (
+    ignored = (
         ".git/config",
         ".venv/bin/python",
         "runs/a/config.yaml",
         ".cache/x",
         "models/__pycache__/q.pyc",
     )
-    for name in code + rubbish:
-        (desk.checkout / name).parent.mkdir(parents=True, exist_ok=True)
-        (desk.checkout / name).write_text(name)
-    (desk.checkout / "grpo_jax/models").symlink_to("../models")
-    done = desk("tpu_vm.sh", "install", *TPU)
+    for name in code + ignored:
+        (machine.checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (machine.checkout / name).write_text(name)
+    (machine.checkout / "grpo_jax/models").symlink_to("../models")
+    done = machine("tpu_vm.sh", "install", *TPU)
     assert done.returncode == 0, done.stderr
-    there = desk.farm / "1/grpo-jax"
+    there = machine.workers / "1/grpo-jax"
     assert [name for name in code if not (there / name).exists()] == []
-    assert [name for name in rubbish if (there / name).exists()] == []
+    assert [name for name in ignored if (there / name).exists()] == []
     assert (there / "grpo_jax/models").is_symlink()
-    assert desk.recorded("python3")[-1][-2:] == ["--editable", ".[tpu]"]
+    assert machine.recorded("python3")[-1][-2:] == ["--editable", ".[tpu]"]
 
 
-def test_install_from_a_repository_clones_it_on_the_workers(desk):
-    desk.stand_in(gcloud=GCLOUD, python3=RECORD, git=RECORD)
-    assert desk("tpu_vm.sh", "install", *TPU, "--repo", "https://example.org/a b.git").returncode == 0
-    assert desk.recorded("git") == [["clone", "--", "https://example.org/a b.git", "."]] * 2
-    assert [call[3] for call in desk.recorded("gcloud")] == ["ssh"]
+def test_install_from_a_repository_clones_it_on_the_workers(machine):
+    machine.stand_in(gcloud=GCLOUD, python3=RECORD, git=RECORD)
+    assert machine("tpu_vm.sh", "install", *TPU, "--repo", "https://example.org/a b.git").returncode == 0
+    assert machine.recorded("git") == [["clone", "--", "https://example.org/a b.git", "."]] * 2
+    assert [call[3] for call in machine.recorded("gcloud")] == ["ssh"]
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ def test_up_makes_what_is_missing_and_nothing_else(pod, state, verbs):
             assert call[5:8] == wanted
 
 
-def test_delete_with_yes_asks_nobody(pod):
+def test_delete_with_yes_does_not_ask(pod):
     assert pod("tpu_vm.sh", "delete", *TPU, "--yes").returncode == 0
     assert pod.recorded("gcloud") == [
         ["compute", "tpus", "tpu-vm", "delete", "demo", "--quiet", "--zone=us-west4-a"]
@@ -401,7 +401,7 @@ def test_delete_with_yes_asks_nobody(pod):
 # --- gpu.sh
 
 
-def test_gpu_hands_over_the_words_and_the_settings(node):
+def test_gpu_passes_on_the_arguments_and_sets_the_environment(node):
     done = node("gpu.sh", "--gpus", "0,1", *AWKWARD, XLA_FLAGS="--xla_gpu_autotune_level=0")
     assert done.returncode == 0, done.stderr
     assert node.recorded("grpo-jax") == [AWKWARD]
@@ -414,7 +414,7 @@ def test_gpu_hands_over_the_words_and_the_settings(node):
     assert [call[0] for call in node.recorded("python")] == ["-"]  # installed already: no pip
 
 
-def test_jax_refuses_two_memory_fractions_so_gpu_sets_none_beside_the_users(node):
+def test_gpu_sets_no_memory_fraction_beside_the_users(node):
     node("gpu.sh", "train", XLA_PYTHON_CLIENT_MEM_FRACTION="0.5")
     assert "XLA_CLIENT_MEM_FRACTION" not in (node.log / "env").read_text()
 
@@ -446,7 +446,7 @@ def test_gpu_says_what_the_machine_lacks(node, args, env, word):
     assert node.recorded("grpo-jax") == []
 
 
-def test_a_pasted_gpu_dry_run_hands_over_the_same_words(node):
+def test_a_pasted_gpu_dry_run_starts_the_same_command(node):
     node.stand_in(python3=RECORD)
     printed = node("gpu.sh", "--dry-run", "--cuda", "12", *AWKWARD).stdout
     assert node.bash("-c", printed).returncode == 0
@@ -457,7 +457,7 @@ def test_a_pasted_gpu_dry_run_hands_over_the_same_words(node):
 # --- slurm.sbatch
 
 
-def test_every_node_gets_its_number_the_first_nodes_address_and_all_its_gpus(job):
+def test_every_node_gets_its_number_the_coordinator_and_all_its_gpus(job):
     done = job("slurm.sbatch", *AWKWARD)
     assert done.returncode == 0, done.stderr
     shared = [*AWKWARD, "--coordinator", "node07:61444", "--num_processes", "2", "--process_id"]
@@ -475,11 +475,11 @@ def test_a_single_node_needs_no_coordinator(job):
 @pytest.mark.parametrize(
     ("status", "left", "ran", "requeued"),
     [
-        ("0", "60", "9000", True),  # told to stop, saved
+        ("0", "60", "9000", True),  # asked to stop, has saved
         ("143", "60", "9000", True),  # ended by the signal
-        ("1", "60", "9000", False),  # a fault would come again
+        ("1", "60", "9000", False),  # an error would come again
         ("0", "3600", "9000", False),  # done before the time was up
-        ("0", "60", "20", False),  # a short job would come round for ever
+        ("0", "60", "20", False),  # a short job would be queued for ever
     ],
 )
 def test_only_a_run_that_ran_out_of_time_is_queued_again(job, status, left, ran, requeued):
@@ -488,13 +488,13 @@ def test_only_a_run_that_ran_out_of_time_is_queued_again(job, status, left, ran,
     assert (["requeue", "4100"] in job.recorded("scontrol")) == requeued
 
 
-def test_the_directives_signal_the_run_and_allow_requeueing():
+def test_the_slurm_directives_signal_the_run_and_allow_requeueing():
     text = (LAUNCH / "slurm.sbatch").read_text()
     directives = re.findall(r"^#SBATCH (\S+)", text.split("set -euo")[0], re.MULTILINE)
     assert {"--signal=TERM@120", "--requeue", "--ntasks-per-node=1", "--open-mode=append"} <= set(directives)
 
 
-def test_a_missing_installation_is_said_before_any_node_starts(job):
+def test_a_missing_installation_is_reported_before_any_node_starts(job):
     (job.checkout / ".venv/bin/grpo-jax").unlink()
     done = job("slurm.sbatch", "train")
     assert done.returncode == 2
@@ -502,7 +502,7 @@ def test_a_missing_installation_is_said_before_any_node_starts(job):
     assert job.recorded("srun") == []
 
 
-def test_a_pasted_slurm_dry_run_is_the_job(job):
+def test_a_pasted_slurm_dry_run_makes_the_same_call_as_the_job(job):
     printed = job("slurm.sbatch", "--dry-run", *AWKWARD).stdout
     assert job.bash("-c", printed).returncode == 0
     job("slurm.sbatch", *AWKWARD)
