@@ -11,11 +11,11 @@ import pytest
 # Nearly all time of the suite is compiling. LLVM without optimizations, and XLA's older generator of loops, compile the
 # update of the demo's model in a seventh of the time. The formulas are the same, and most programs run a few times.
 # TESTS_COMPILE_AS_USERS_DO=1 leaves the compiler alone.
-QUICK = "" if os.environ.get("TESTS_COMPILE_AS_USERS_DO") else "--xla_cpu_use_fusion_emitters=false"
-OURS = f"--xla_force_host_platform_device_count=8 {QUICK}".strip()
-if OURS not in os.environ.get("XLA_FLAGS", ""):  # xdist's workers have it from their parent
-    os.environ["XLA_FLAGS"] = f"{OURS} {os.environ.get('XLA_FLAGS', '')}".strip()
-if QUICK:
+QUICK_FLAG = "" if os.environ.get("TESTS_COMPILE_AS_USERS_DO") else "--xla_cpu_use_fusion_emitters=false"
+OUR_FLAGS = f"--xla_force_host_platform_device_count=8 {QUICK_FLAG}".strip()
+if OUR_FLAGS not in os.environ.get("XLA_FLAGS", ""):  # xdist's workers have it from their parent
+    os.environ["XLA_FLAGS"] = f"{OUR_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+if QUICK_FLAG:
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The plan extra brings TPU and CUDA compilers without their hardware: JAX must not look for that everywhere.
@@ -59,7 +59,7 @@ def compilation_cache():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forgotten_programs():
+def clear_compiled_programs():
     """A process keeps what it has compiled, each program in several memory mappings (a module of tests: up to 29,000).
     Linux allows 65,530, and past that a compilation crashes instead of failing."""
     yield
@@ -75,7 +75,7 @@ def optimized_programs():
 
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", bool(QUICK))
+    jax.config.update("jax_disable_most_optimizations", bool(QUICK_FLAG))
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +84,7 @@ def process_environment():
 
     def make(devices=1, **more):
         return os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}".strip(),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_FLAG}".strip(),
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
             "PYTHONPATH": str(ROOT),
             **more,
@@ -104,7 +104,7 @@ def shared_data() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A shape that every mesh of eight places divides: 8 heads over 4, hidden 32, vocabulary 40."""
+    """A shape that every mesh of eight devices divides: 8 heads over 4, hidden 32, vocabulary 40."""
     from grpo_jax.models.config import ModelConfig
 
     return ModelConfig(
@@ -125,7 +125,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def tiny_model(random_params, tmp_path_factory) -> pathlib.Path:
     """A whole model folder with a character tokenizer. Its weights are random, but far from uniform, and every
-    mesh of eight places divides them."""
+    mesh of eight devices divides them."""
     from grpo_jax.models.config import ModelConfig
     from grpo_jax.models.hf import save_model
 
@@ -227,7 +227,7 @@ class Dies(Exception):
 
 
 class DiesAfter:
-    """A callback that ends the process's work without notice."""
+    """A callback that raises after a step, as if the process had died there."""
 
     def __init__(self, step):
         self.step = step

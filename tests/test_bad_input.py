@@ -1,4 +1,4 @@
-"""Whatever the user gave and is wrong: exit code 2, a line or two that name the place, the value and the fix; no
+"""Invalid user input: exit code 2, and a line or two that name the place, the value and the fix; no
 weight is read, and nothing is written."""
 
 import json
@@ -13,8 +13,8 @@ from grpo_jax.cli import main
 from grpo_jax.models import hf
 
 
-class Place:
-    """A copy of the tiny model and its data, to be spoilt, and the settings of a run on them."""
+class Workspace:
+    """A copy of the tiny model and its data, to be broken, and the settings of a run on them."""
 
     def __init__(self, home, settings):
         self.home = home
@@ -45,14 +45,14 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path, tiny_settings, monkeypatch):
+def workspace(tmp_path, tiny_settings, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return Place(tmp_path, tiny_settings)
+    return Workspace(tmp_path, tiny_settings)
 
 
-def cut(place, at):
-    file = place.model / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:at])
+def truncate(workspace, size):
+    file = workspace.model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
 
 
 def shorten(name):
@@ -63,17 +63,17 @@ def integers(name):
     return lambda tensors: tensors.update({name: tensors[name].astype(np.int32)})
 
 
-def tokenizer_with_more(place, count=20):
+def tokenizer_with_more(workspace, count=20):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(place.model)
+    tokenizer = AutoTokenizer.from_pretrained(workspace.model)
     tokenizer.add_tokens([f"<more{i}>" for i in range(count)])
-    tokenizer.save_pretrained(place.model)
+    tokenizer.save_pretrained(workspace.model)
 
 
-def occupy(place):
-    place.out.mkdir()
-    (place.out / "thesis.txt").write_text("mine")
+def occupy(workspace):
+    workspace.out.mkdir()
+    (workspace.out / "thesis.txt").write_text("mine")
 
 
 NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
@@ -117,10 +117,10 @@ BAD = {
         rf"tensor {UP} is I32; only F32, F16, BF16",
     ),
     "truncated weights": (
-        lambda p: cut(p, -100),
+        lambda p: truncate(p, -100),
         r"model.safetensors: tensor .* truncated; download it again",
     ),
-    "truncated header": (lambda p: cut(p, 50), r"model.safetensors: truncated, or no safetensors file"),
+    "truncated header": (lambda p: truncate(p, 50), r"model.safetensors: truncated, or no safetensors file"),
     "more layers than tensors": (
         lambda p: p.config(num_hidden_layers=3),
         r"tensor model.layers.2\..* is missing",
@@ -235,31 +235,35 @@ BAD = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_bad_input_is_said_in_a_line_and_leaves_nothing_behind(fault, place, options, capsys, monkeypatch):
-    spoil, words = BAD[fault]
-    spoil(place)
-    before = place.names()
+def test_bad_input_is_refused_in_a_line_or_two_before_weights_are_read(
+    fault, workspace, options, capsys, monkeypatch
+):
+    break_it, words = BAD[fault]
+    break_it(workspace)
+    before = workspace.names()
     monkeypatch.setattr(
         hf, "load_params", lambda *_: pytest.fail("weights were read before everything was checked")
     )
-    assert main(["train", *options(place.settings)]) == 2
+    assert main(["train", *options(workspace.settings)]) == 2
     out, error = capsys.readouterr()
     assert error.startswith("error: ")
     assert re.search(words, error), error
     assert len(error.splitlines()) <= 2
     assert "Traceback" not in error
     assert out == ""
-    assert place.names() == before
+    assert workspace.names() == before
 
 
-def test_a_corrected_command_is_not_refused(place, options, capsys, monkeypatch):
-    """What was found wrong must not have made the output folder the folder of a run with the wrong settings."""
+def test_a_refused_command_can_be_corrected_and_run_in_the_same_folder(
+    workspace, options, capsys, monkeypatch
+):
+    """A refused command must not leave an output folder that belongs to a run with the wrong settings."""
     for fault in ("missing tensor", "reward without its column", "prompts all too long"):
-        spoilt = Place(place.home / fault.replace(" ", "_"), place.settings)
-        spoilt.set(output_dir=place.out)
-        BAD[fault][0](spoilt)
-        assert main(["train", *options(spoilt.settings)]) == 2
-    assert not place.out.exists()
+        broken = Workspace(workspace.home / fault.replace(" ", "_"), workspace.settings)
+        broken.set(output_dir=workspace.out)
+        BAD[fault][0](broken)
+        assert main(["train", *options(broken.settings)]) == 2
+    assert not workspace.out.exists()
     capsys.readouterr()
 
     class WeightsAreReadError(Exception):
@@ -270,7 +274,7 @@ def test_a_corrected_command_is_not_refused(place, options, capsys, monkeypatch)
 
     monkeypatch.setattr(hf, "load_params", read)
     with pytest.raises(WeightsAreReadError):
-        main(["train", *options(place.settings)])
+        main(["train", *options(workspace.settings)])
 
 
 @pytest.mark.parametrize(
@@ -281,16 +285,16 @@ def test_a_corrected_command_is_not_refused(place, options, capsys, monkeypatch)
         ("sft", ["--dataset", "DATA", "--completion_column", "letter", "--output_dir", "out"]),
     ],
 )
-def test_every_verb_that_takes_a_model_says_what_is_wrong_with_it(verb, words, place, capsys, monkeypatch):
-    BAD["missing tensor"][0](place)
-    before = place.names()
+def test_every_verb_that_takes_a_model_refuses_a_broken_one(verb, words, workspace, capsys, monkeypatch):
+    BAD["missing tensor"][0](workspace)
+    before = workspace.names()
     monkeypatch.setattr(hf, "load_params", lambda *_: pytest.fail("weights were read"))
-    words = [word.replace("DATA", str(place.data)) for word in words]
-    assert main([verb, "--model", str(place.model), *words]) == 2
+    words = [word.replace("DATA", str(workspace.data)) for word in words]
+    assert main([verb, "--model", str(workspace.model), *words]) == 2
     out, error = capsys.readouterr()
     assert re.search(BAD["missing tensor"][1], error), error
     assert out == ""
-    assert place.names() == before
+    assert workspace.names() == before
 
 
 @pytest.mark.parametrize(
@@ -323,8 +327,8 @@ def test_every_verb_that_takes_a_model_says_what_is_wrong_with_it(verb, words, p
         (["eval", "--model", "model", "--task", "data", "--rewards", "countdown"], r"needs a column '\w+'"),
     ],
 )
-def test_other_verbs_say_what_is_wrong(words, said, place, capsys, monkeypatch):
-    before = place.names()
+def test_other_verbs_refuse_bad_input_too(words, said, workspace, capsys, monkeypatch):
+    before = workspace.names()
     monkeypatch.setattr(
         hf, "load_params", lambda *_: pytest.fail("weights were read before everything was checked")
     )
@@ -332,4 +336,4 @@ def test_other_verbs_say_what_is_wrong(words, said, place, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert re.search(said, error), error
     assert len(error.splitlines()) <= 2
-    assert place.names() == before
+    assert workspace.names() == before

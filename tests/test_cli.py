@@ -1,4 +1,4 @@
-"""The command line: bad input is one line and exit code 2, help is light, verbs get what was typed."""
+"""The command line: bad input is one line and exit code 2, help imports nothing heavy, verbs get the typed settings."""
 
 import os
 import subprocess
@@ -88,19 +88,19 @@ def calls(monkeypatch):
 NO_HOSTS = ("hosts", None, None, None)
 
 
-def test_train_without_words_is_the_demo(calls):
+def test_train_without_arguments_is_the_demo(calls):
     assert cli.main(["train"]) == 0
     assert calls[0] == NO_HOSTS, "the hosts must meet before anything asks for devices"
     assert calls[1][0] == "train"
     assert calls[1][1].output_dir == "runs/demo"
 
 
-def test_a_model_of_ones_own_does_not_inherit_the_tiny_models_settings(calls):
+def test_settings_of_the_demo_apply_to_the_demo_only(calls):
     cli.main(["train", "--model", "Qwen/Qwen2.5-0.5B"])
     assert calls[1][1] == GRPOConfig(model="Qwen/Qwen2.5-0.5B")
 
 
-def test_typed_values_win_over_the_recipe(calls):
+def test_the_command_line_overrides_the_recipe(calls):
     cli.main(["train", "gsm8k", "--learning_rate", "3e-6", "--log_entropy", "--eval_steps=5"])
     config = calls[1][1]
     assert (config.learning_rate, config.log_entropy, config.eval_steps) == (3e-6, True, 5)
@@ -128,7 +128,7 @@ def test_a_runs_own_settings_repeat_it(calls, tmp_path):
         ),
     ],
 )
-def test_the_other_verbs_get_their_settings(line, expected, calls):
+def test_other_verbs_get_their_settings(line, expected, calls):
     assert cli.main(line.split()) == 0
     assert calls == [NO_HOSTS, expected]
 
@@ -138,7 +138,7 @@ def test_hosts_get_their_addresses(calls):
     assert calls[0] == ("hosts", "h:1", 2, 1)
 
 
-def test_export_and_doctor_are_called(calls):
+def test_export_and_doctor_get_their_arguments(calls):
     assert cli.main(["export", "runs/a", "out", "--step", "3"]) == 0
     assert cli.main(["export", "runs/a", "out"]) == 0
     assert cli.main(["doctor"]) == 0
@@ -149,19 +149,19 @@ def test_export_and_doctor_are_called(calls):
     ]
 
 
-def test_a_verbs_exit_code_is_ours(monkeypatch):
+def test_the_exit_code_is_that_of_the_verb(monkeypatch):
     monkeypatch.setitem(sys.modules, "grpo_jax.commands.doctor", types.SimpleNamespace(doctor=lambda: 1))
     assert cli.main(["doctor"]) == 1
 
 
 @pytest.mark.parametrize(("fault", "code"), [(UserError("model = x: no"), 2), (KeyboardInterrupt(), 130)])
-def test_faults_inside_a_verb(fault, code, monkeypatch, capsys):
+def test_user_errors_and_interrupts_in_a_verb_have_their_exit_codes(fault, code, monkeypatch, capsys):
     monkeypatch.setitem(cli.VERBS, "doctor", ("", lambda args: (_ for _ in ()).throw(fault)))
     assert cli.main(["doctor"]) == code
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_our_own_faults_keep_their_traceback(monkeypatch):
+def test_internal_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setitem(cli.VERBS, "doctor", ("", lambda args: 1 / 0))
     with pytest.raises(ZeroDivisionError):
         cli.main(["doctor"])
@@ -178,19 +178,19 @@ def test_the_table_of_recipes_names_all_and_fits_the_terminal(capsys, monkeypatc
         assert all(len(line) <= columns for line in table)
 
 
-def test_one_recipe_is_shown_whole(capsys):
+def test_a_recipe_is_shown_in_full(capsys):
     assert cli.main(["recipes", "gsm8k"]) == 0
     out = capsys.readouterr().out
     for word in ("gsm8k:", "source", "time", "memory", "77.9 %, greedy, strict ####", "grpo-jax train gsm8k"):
         assert word in " ".join(out.split())
 
 
-def test_an_unknown_recipe_is_named_with_the_nearest(capsys):
+def test_an_unknown_recipe_is_refused_with_the_nearest_name(capsys):
     assert cli.main(["recipes", "gsm8"]) == 2
     assert "gsm8: no such recipe (did you mean 'gsm8k'?)" in capsys.readouterr().err
 
 
-def test_no_words_at_all_print_the_help(capsys):
+def test_no_arguments_print_the_help(capsys):
     assert cli.main([]) == 0
     out = capsys.readouterr().out
     assert all(verb in out for verb in cli.VERBS)
@@ -232,7 +232,7 @@ print([m for m in ("jax", "flax", "transformers", "datasets", "orbax", "torch", 
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_python_dash_m_runs_the_same_program():
+def test_python_m_grpo_jax_runs_the_same_program():
     done = subprocess.run([sys.executable, "-m", "grpo_jax", "trian"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: trian: no such verb")
@@ -240,7 +240,7 @@ def test_python_dash_m_runs_the_same_program():
 
 @pytest.fixture
 def run_without_reader(tmp_path):
-    """Runs the program with stdout a pipe that nobody reads; returns its exit code and what it said on stderr."""
+    """Runs the program with stdout a pipe that nobody reads; returns its exit code and its stderr."""
 
     def run_(*arguments, unbuffered=""):
         theirs, ours = os.pipe()
@@ -263,20 +263,20 @@ def run_without_reader(tmp_path):
     "line",
     ["--help", "train --help", "recipes", "recipes gsm8k", "eval --list", "plan --targets", "data --help"],
 )
-def test_a_reader_that_goes_away_ends_any_verb_quietly(line, run_without_reader):
+def test_a_closed_stdout_ends_any_verb_quietly(line, run_without_reader):
     assert run_without_reader(*line.split()) == (141, "")
 
 
-def test_a_reader_that_goes_away_is_noticed_without_buffering(run_without_reader):
+def test_a_closed_stdout_ends_a_verb_quietly_without_buffering_too(run_without_reader):
     assert run_without_reader("recipes", "gsm8k", unbuffered="1") == (141, "")
 
 
-def test_bad_input_keeps_its_exit_code_without_a_reader(run_without_reader):
+def test_bad_input_keeps_its_exit_code_if_stdout_is_closed(run_without_reader):
     code, said = run_without_reader("trian")
     assert (code, said.count("\n")) == (2, 1)
 
 
-def test_another_pipe_that_breaks_is_a_fault_of_ours(monkeypatch, capfd):
+def test_a_broken_pipe_other_than_stdout_keeps_its_traceback(monkeypatch, capfd):
     def verb(args):
         raise BrokenPipeError("a worker's")
 

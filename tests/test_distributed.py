@@ -39,10 +39,10 @@ def pair(tiny_settings, options, process_environment):
         with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
             port = free.getsockname()[1]
         environment = process_environment(4, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
-        meet = ["--coordinator", f"127.0.0.1:{port}", "--num_processes", "2", "--process_id"]
+        addresses = ["--coordinator", f"127.0.0.1:{port}", "--num_processes", "2", "--process_id"]
         return [
             subprocess.Popen(
-                [sys.executable, "-m", "grpo_jax", *words, *meet, str(i)],
+                [sys.executable, "-m", "grpo_jax", *words, *addresses, str(i)],
                 env=environment | {"TINY_REWARDS_LOG": f"{log}.{i}", "TINY_REWARDS_SECONDS": str(seconds)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -85,14 +85,14 @@ def two(pair, settings, options, tmp_path_factory):
     home = tmp_path_factory.mktemp("two")
     words = ["train", *options(settings | {"output_dir": home / "run"})]
     first = pair(words, home / "calls", seconds=0.2)  # slow steps, so that the signal comes within the second
-    _when((home / "run/metrics.jsonl").exists, first)
+    _wait_until((home / "run/metrics.jsonl").exists, first)
     first[1].send_signal(signal.SIGTERM)
     ends = wait_for(first)
     saved = sorted(path.name for path in (home / "run/checkpoints").iterdir())
     return home, ends, saved, wait_for(pair(words, home / "calls"))
 
 
-def _when(true, processes):
+def _wait_until(true, processes):
     while not true() and all(process.poll() is None for process in processes):
         time.sleep(0.01)
 
@@ -103,7 +103,7 @@ def test_sigterm_for_one_process_stops_both_after_a_save(two):
     assert len(saved) == 1, "the step at which both agreed to stop"
 
 
-def test_the_same_command_goes_on(two):
+def test_the_same_command_resumes_after_sigterm(two):
     assert [end[0] for end in two[3]] == [0, 0], two[3][0][2] + two[3][1][2]
     metrics = (two[0] / "run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3, 4], "each step once, by one writer"
@@ -116,7 +116,7 @@ def test_two_processes_train_to_the_weights_of_one(one, two):
         np.testing.assert_allclose(theirs[name].open(), ours[name].open(), rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_two_processes_report_what_one_does(one, two):
+def test_two_processes_report_the_same_metrics_as_one(one, two):
     names = ("reward", "num_tokens", "completions/mean_length", "rewards/counted/std", "frac_reward_zero_std")
     rows = [
         [[json.loads(line)[name] for name in names] for line in (home / "run/metrics.jsonl").open()]
@@ -132,15 +132,15 @@ def test_two_processes_report_what_one_does(one, two):
 GLOO = r"\[Gloo\]|Rank|is connected to|Expected number of connected|peer ranks|is|[\d\s.:]"
 
 
-def test_only_the_first_process_speaks(two):
+def test_only_the_first_process_prints(two):
     for end in (two[1][1], two[3][1]):
         assert re.sub(GLOO, "", end[1]) == ""
     assert "4 steps, " in two[3][0][1]
     assert "the others wait" in two[3][0][1]
 
 
-def test_each_process_scores_its_own_half_once(one, two):
-    """In all, each group as often as in one process, with the restart's second look at the held-out prompts."""
+def test_each_process_scores_its_own_half_of_the_groups_once(one, two):
+    """In all, each group as often as in one process, with the held-out prompts evaluated again after the restart."""
     calls = lambda file: sorted(file.read_text().splitlines())
     whole, halves = calls(one / "calls"), [calls(two[0] / f"calls.{i}") for i in (0, 1)]
     training = lambda lines: [line for line in lines if " train " in line]
@@ -149,8 +149,8 @@ def test_each_process_scores_its_own_half_once(one, two):
     assert len(whole) == 4 * 8 + 2 * 8
 
 
-def test_a_reward_model_says_something_else_to_two_processes(pair, settings, reward_model, options, tmp_path):
-    """Both ask it about all rows, and each keeps its own half."""
+def test_a_reward_model_scores_the_same_in_two_processes(pair, settings, reward_model, options, tmp_path):
+    """Both score all rows with it, and each keeps its own half."""
     rewards = f"{settings['rewards'].replace('counted', 'vowels')},model:{reward_model}"
     changes = settings | {"rewards": rewards, "max_steps": 1, "eval_prompts": 2}
     assert main(["train", *options(changes | {"output_dir": tmp_path / "one"})]) == 0
@@ -163,7 +163,7 @@ def test_a_reward_model_says_something_else_to_two_processes(pair, settings, rew
     np.testing.assert_allclose(theirs["judge"], ours["judge"], rtol=1e-5, atol=1e-5)
 
 
-def test_a_refusal_ends_both_processes(pair, two, settings, options):
+def test_refused_settings_end_both_processes(pair, two, settings, options):
     """Neither waits for the other, and each says why."""
     words = ["train", *options(settings | {"output_dir": two[0] / "run", "seed": 5})]
     start = time.monotonic()
@@ -173,7 +173,7 @@ def test_a_refusal_ends_both_processes(pair, two, settings, options):
     assert time.monotonic() - start < 120
 
 
-def test_what_two_processes_saved_one_can_export(two, tmp_path):
+def test_one_process_exports_what_two_have_saved(two, tmp_path):
     assert main(["export", str(two[0] / "run"), str(tmp_path / "out")]) == 0
     ours, theirs = (folder / "model.safetensors" for folder in (tmp_path / "out", two[0] / "run/hf"))
     assert ours.read_bytes() == theirs.read_bytes()

@@ -49,7 +49,7 @@ def commands(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+def test_every_relative_link_leads_to_an_existing_file_and_heading(page):
     for link in LINK.findall(CODE.sub("", text_of(page))):
         if "://" in link:
             continue
@@ -85,12 +85,12 @@ def test_every_option_that_is_named_belongs_to_a_verb(page):
     assert named - known - elsewhere == set()
 
 
-def test_commands_are_found():
+def test_the_commands_of_the_documents_are_found():
     assert sum(len(commands(page)) for page in PAGES) > 60
     assert ["train", "gsm8k", "--output_dir", "runs/gsm8k"] in commands("docs/resume.md")
 
 
-def test_the_readme_stays_short():
+def test_the_readme_has_at_most_150_lines():
     assert len(text_of("README.md").splitlines()) <= 150
 
 

@@ -27,9 +27,9 @@ POINTS = (
     "while exporting",
     "never",
 )
-# The longest road through the trainer: a reference, old log-probs, several updates of each rollout, groups that are
-# carried from step to step, a bonus that adapts.
-LONG_ROAD = {
+# Settings that use every part of the trainer: a reference, old log-probs, several updates of each rollout, groups
+# that are carried over from step to step, an adaptive entropy bonus.
+EVERY_PART = {
     "dynamic_sampling": True,
     "entropy_coef": 0.01,
     "use_adaptive_entropy": True,
@@ -69,7 +69,7 @@ def files_of(folder):
 
 
 def assert_same_end(run, other):
-    """Bit by bit: the whole state, the export, every number that is not a clock's."""
+    """Bit by bit: the whole state, the export, every metric that is not a time."""
     assert tensors_saved(run) == tensors_saved(other)
     assert files_of(run / "hf") == files_of(other / "hf")
     rows = [list(map(without_clocks, metrics_of(folder))) for folder in (run, other)]
@@ -100,24 +100,24 @@ def start(options, process_environment):
 def killed(start, tiny_settings, tmp_path_factory):
     """(an uninterrupted run, one that was killed at every point in turn, that one's processes)."""
     home = tmp_path_factory.mktemp("killed")
-    settings = tiny_settings | LONG_ROAD
+    settings = tiny_settings | EVERY_PART
     whole = start("never", settings | {"output_dir": home / "whole"})
     assert whole.returncode == 0, whole.stderr
     starts = []
     for point in POINTS:
         starts.append(start(point, settings | {"output_dir": home / "killed"}))
         if point == "while saving the first checkpoint":
-            assert list((home / "killed" / "checkpoints").glob("2.*tmp*")), "nothing was under way"
+            assert list((home / "killed" / "checkpoints").glob("2.*tmp*")), "no save was under way"
     return home / "whole", home / "killed", starts
 
 
-def test_every_kill_came(killed):
+def test_the_run_was_killed_at_every_point(killed):
     codes = {point: start.returncode for point, start in zip(POINTS, killed[2])}
     assert codes == dict.fromkeys(POINTS, -signal.SIGKILL) | {"never": 0}, killed[2][-1].stderr
 
 
-def test_groups_were_left_over_when_the_run_was_killed(killed):
-    """Otherwise the next test says nothing about them."""
+def test_groups_were_carried_over_when_the_run_was_killed(killed):
+    """Otherwise the next test would not cover carried-over groups."""
     notes = [json.loads(file.read_text()) for file in killed[1].glob("checkpoints/*/notes/metadata")]
     assert any(note["extra"]["carried"] for note in notes)
     rows = metrics_of(killed[1])
@@ -125,12 +125,12 @@ def test_groups_were_left_over_when_the_run_was_killed(killed):
     assert len({row["entropy_coef"] for row in rows}) > 2
 
 
-def test_a_killed_run_ends_with_the_bits_of_one_never_killed(killed):
+def test_a_killed_run_ends_bit_by_bit_like_one_never_killed(killed):
     whole, run, _ = killed
     assert_same_end(run, whole)
 
 
-def test_something_was_learned(killed, tiny_model):
+def test_the_run_has_learned_something(killed, tiny_model):
     rows = metrics_of(killed[0])
     assert min(row["grad_norm"] for row in rows) > 0
     assert max(row["kl"] for row in rows) > 0
@@ -147,7 +147,7 @@ def test_finished_steps_are_not_done_twice(killed):
     assert "step 5/5" in killed[2][-2].stderr
 
 
-def test_nothing_is_left_lying_about(killed):
+def test_no_temporary_file_is_left(killed):
     left = [p.name for p in killed[1].rglob("*") if "tmp" in p.name or "partial" in p.name]
     assert left == []
 
@@ -182,21 +182,21 @@ def terminated_at(monkeypatch):
     """`terminated_at(step)`: SIGTERM comes in the middle of this step."""
     from grpo_jax.training.advantages import GroupAdvantages
 
-    def at(step):
-        calls, judge = [], GroupAdvantages.__call__
+    def terminate(step):
+        calls, compute = [], GroupAdvantages.__call__
 
-        def deadly(*given):
+        def terminated(*given):
             calls.append(given)
             if len(calls) == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return judge(*given)
+            return compute(*given)
 
-        monkeypatch.setattr(GroupAdvantages, "__call__", deadly)
+        monkeypatch.setattr(GroupAdvantages, "__call__", terminated)
 
-    return at
+    return terminate
 
 
-def test_sigterm_saves_at_once_and_the_same_command_goes_on(train, whole, terminated_at, tmp_path):
+def test_sigterm_saves_after_the_step_and_the_same_command_resumes(train, whole, terminated_at, tmp_path):
     terminated_at(3)
     with pytest.raises(SystemExit) as end:
         train(tmp_path / "run")
@@ -207,7 +207,7 @@ def test_sigterm_saves_at_once_and_the_same_command_goes_on(train, whole, termin
     assert_same_end(tmp_path / "run", whole)
 
 
-def test_a_handler_of_the_caller_is_there_again_after_the_run(train, tmp_path, copy):
+def test_the_callers_signal_handler_is_restored_after_the_run(train, tmp_path, copy):
     mine = lambda *_: None
     before = signal.signal(signal.SIGTERM, mine)
     try:
@@ -217,7 +217,7 @@ def test_a_handler_of_the_caller_is_there_again_after_the_run(train, tmp_path, c
         signal.signal(signal.SIGTERM, before)
 
 
-def test_another_mesh_goes_on_to_the_same_weights_up_to_rounding(train, terminated_at, tmp_path):
+def test_a_run_resumes_on_another_mesh_to_the_same_weights_up_to_rounding(train, terminated_at, tmp_path):
     """Adam divides by the gradient's size: a large epsilon keeps rounding noise small where there is none."""
     calm = {"adam_epsilon": 1e-2, "eval_prompts": 0}
     assert train(tmp_path / "one", **calm) == 0
@@ -242,10 +242,10 @@ def test_a_finished_run_started_again_changes_nothing(train, whole, copy, capsys
     assert "5 steps, " in shown
 
 
-@pytest.mark.parametrize("how", ["flipped", "truncated", "notes"])
-def test_a_damaged_newest_checkpoint_costs_some_steps_and_no_more(train, whole, copy, how, capsys):
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "notes"])
+def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before(train, whole, copy, kind, capsys):
     newest = copy / "checkpoints" / "5"
-    damage(newest, how)
+    damage(newest, kind)
     shutil.rmtree(copy / "hf")
     assert train(copy) == 0
     said = capsys.readouterr().err
@@ -254,8 +254,8 @@ def test_a_damaged_newest_checkpoint_costs_some_steps_and_no_more(train, whole, 
     assert_same_end(copy, whole)
 
 
-def damage(checkpoint, how):
-    if how == "notes":
+def damage(checkpoint, kind):
+    if kind == "notes":
         (checkpoint / "notes" / "metadata").write_text("{")
         return
     biggest = max(
@@ -263,10 +263,10 @@ def damage(checkpoint, how):
     )
     content = bytearray(biggest.read_bytes())
     content[len(content) // 2] ^= 16
-    biggest.write_bytes(content if how == "flipped" else content[: len(content) // 2])
+    biggest.write_bytes(content if kind == "flipped" else content[: len(content) // 2])
 
 
-def test_no_whole_checkpoint_left_is_said_and_nothing_is_touched(train, copy, capsys):
+def test_a_run_without_a_whole_checkpoint_is_refused_and_left_alone(train, copy, capsys):
     for checkpoint in (copy / "checkpoints").iterdir():
         damage(checkpoint, "notes")
     before = files_of(copy)
@@ -295,7 +295,7 @@ def test_a_folder_of_another_run_is_refused(train, copy, change, words, capsys):
 
 
 def test_a_folder_of_another_model_is_refused(train, copy, tiny_model, capsys, monkeypatch):
-    """The path is the same, but another model lies there."""
+    """The path is the same, but it holds another model."""
     settings = (copy / "config.yaml").read_text()
     other = shutil.copytree(tiny_model, copy.parent / "other")
     config = json.loads((other / "config.json").read_text())
@@ -307,7 +307,7 @@ def test_a_folder_of_another_model_is_refused(train, copy, tiny_model, capsys, m
     assert files_of(copy) == before
 
 
-def test_a_slow_save_writes_what_was_true_when_it_began(train, whole, tmp_path, monkeypatch):
+def test_a_slow_save_writes_the_state_when_it_began(train, whole, tmp_path, monkeypatch):
     """The loop goes on while the files are written; what it changes meanwhile belongs to the next save."""
     write = orbax.checkpoint.JsonCheckpointHandler._save_fn
 
@@ -322,7 +322,7 @@ def test_a_slow_save_writes_what_was_true_when_it_began(train, whole, tmp_path, 
         assert saved["num_tokens"] == metrics_of(whole)[step - 1]["num_tokens"]
 
 
-def test_how_often_to_save_may_change_and_more_is_kept(train, whole, terminated_at, tmp_path):
+def test_save_steps_and_save_total_limit_may_change_on_resume(train, whole, terminated_at, tmp_path):
     terminated_at(1)
     with pytest.raises(SystemExit):
         train(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The house keeps its walls: a room imports only what the table in ARCHITECTURE.md allows, and nothing in a circle."""
+"""A room imports only what the table in ARCHITECTURE.md allows, and no rooms import one another in a circle."""
 
 import ast
 import pathlib
@@ -47,7 +47,7 @@ MAY_USE = {
     "cli": {"commands", "config", "evaluation", "sharding"},
 }
 EVERYWHERE = {"errors", "__version__"}
-DOORS = {"__init__", "__main__"}  # the package's own: lazy names, and `python -m grpo_jax`
+ENTRY_POINTS = {"__init__", "__main__"}  # the package's own: lazy names, and `python -m grpo_jax`
 CONFIG_MAY_KNOW = {"data.layouts", "data.curation.cleaning", "data.sft.mixture_entry", "sharding.mesh_spec"}
 WITHOUT_JAX = ("config", "data", "rewards", "sandbox", "recipes", "errors")
 
@@ -75,19 +75,19 @@ def imports(path):
             )
 
 
-ARROWS = [(name, used) for name, path in modules() for used in imports(path)]
+IMPORTS = [(name, used) for name, path in modules() for used in imports(path)]
 room = lambda name: name.split(".")[0]
 
 
 def test_every_room_has_a_row_in_the_table():
-    assert {room(name) for name, _ in modules()} - DOORS - {"errors"} == MAY_USE.keys()
+    assert {room(name) for name, _ in modules()} - ENTRY_POINTS - {"errors"} == MAY_USE.keys()
 
 
 def test_rooms_use_only_what_the_table_allows():
     wrong = [
         f"{name} imports {used}"
-        for name, used in ARROWS
-        if room(name) not in DOORS
+        for name, used in IMPORTS
+        if room(name) not in ENTRY_POINTS
         and room(used) not in {room(name), *EVERYWHERE}
         and room(used) not in MAY_USE.get(room(name), set())
     ]
@@ -108,21 +108,21 @@ def test_phases_do_not_import_one_another():
     assert all(not MAY_USE[phase] & PHASES for phase in PHASES)
 
 
-def test_settings_know_names_of_other_rooms_and_nothing_else_of_them():
-    used = {used for name, used in ARROWS if room(name) == "config" and room(used) in ("data", "sharding")}
+def test_config_imports_only_the_listed_modules_of_other_rooms():
+    used = {used for name, used in IMPORTS if room(name) == "config" and room(used) in ("data", "sharding")}
     assert used == CONFIG_MAY_KNOW
 
 
 @pytest.mark.parametrize("without", WITHOUT_JAX)
-def test_no_jax_where_workers_and_help_must_start_fast(without):
-    """At import, that is: inside a function a file may ask for it."""
+def test_rooms_that_workers_and_help_need_import_no_jax(without):
+    """At the top of a file, that is: a function may import it."""
     for name, path in modules():
         if room(name) == without:
             found = re.findall(r"^(?:import|from) (?:jax|flax|optax|torch)\b.*", path.read_text(), re.M)
             assert found == [], name
 
 
-def test_the_sandbox_needs_the_standard_library_only():
+def test_the_sandbox_imports_the_standard_library_only():
     import sys
 
     for name, path in modules():
@@ -133,7 +133,7 @@ def test_the_sandbox_needs_the_standard_library_only():
                 assert all(top.split(".")[0] in {*sys.stdlib_module_names, "grpo_jax"} for top in tops), name
 
 
-def test_the_top_of_the_package_has_a_few_files_only():
+def test_the_top_of_the_package_holds_only_these_files():
     assert {path.name for path in (ROOT / "grpo_jax").glob("*.py")} == {
         "__init__.py",
         "__main__.py",
@@ -144,7 +144,7 @@ def test_the_top_of_the_package_has_a_few_files_only():
     }
 
 
-def test_architecture_names_every_file():
+def test_architecture_md_names_every_file():
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     missing = [name for name, path in modules() if not path.name.startswith("__") and path.name not in text]
     assert missing == []

@@ -102,7 +102,7 @@ def test_a_runs_folder_holds_what_the_readme_says(run):
     }
 
 
-def test_metrics_have_trls_names_and_a_line_a_step(rows):
+def test_every_step_has_a_line_of_metrics_with_trls_names(rows):
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert set(rows[0]) == SAME_AS_IN_TRL | OURS
     assert set(rows[1]) == set(rows[0]) | {f"eval/{name}" for name in EVALUATION}
@@ -120,7 +120,7 @@ def test_one_update_a_rollout_is_on_policy(rows):
     assert abs(rows[0]["kl"]) < 1e-6 < rows[-1]["kl"]
 
 
-def test_metrics_hold_together(rows):
+def test_metrics_agree_with_one_another(rows):
     for row in rows:
         parts = row["time/rollout"] + row["time/reward"] + row["time/update"]
         assert 0 < parts <= row["step_time"] < parts + 1
@@ -137,12 +137,12 @@ def test_metrics_hold_together(rows):
     )
 
 
-def test_a_program_is_compiled_once_for_a_shape(rows):
+def test_a_program_is_compiled_once_for_each_shape(rows):
     assert {row["compilations/rollout"] for row in rows} == {3}  # a table; its first tokens; all others
     assert {row["compilations/update"] for row in rows} == {1}
 
 
-def test_completions_are_kept_with_trls_columns(run, rows):
+def test_completions_are_saved_with_trls_columns(run, rows):
     import pyarrow.parquet as pq
 
     files = sorted(path.name for path in (run[0] / "completions").iterdir())
@@ -160,7 +160,7 @@ def test_completions_are_kept_with_trls_columns(run, rows):
     assert table["prompt"][0].startswith("train "), "the text that the model saw"
 
 
-def test_the_summary_tells_before_and_after(run, rows):
+def test_the_summary_reports_the_evaluations_before_and_after(run, rows):
     summary = json.loads((run[0] / "summary.json").read_text())
     assert set(summary["before"]) == set(summary["after"]) == EVALUATION
     assert summary["before"] != summary["after"]
@@ -171,7 +171,7 @@ def test_the_summary_tells_before_and_after(run, rows):
 
 
 def test_config_yaml_repeats_the_run(run, options):
-    """Its reward is there no more to be called, and must not be: all steps are done."""
+    """All steps are done, so the reward is not called again."""
     before = (run[0] / "metrics.jsonl").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINY_REWARDS_LOG", "/dev/null")
@@ -186,7 +186,7 @@ def test_each_completion_is_scored_once(run):
     assert sizes.count(1) == 3 * 8
 
 
-def test_the_export_opens_and_has_learned(run, tiny_model):
+def test_the_export_opens_and_has_other_weights_than_the_start(run, tiny_model):
     assert hf.load_config(run[0] / "hf") == hf.load_config(tiny_model)
     assert len(hf.load_tokenizer(run[0] / "hf")) == len(hf.load_tokenizer(tiny_model))
     old, new = (
@@ -209,7 +209,7 @@ def exact(prompts, completions, answer, **columns):
     return [float(a in c) for a, c in zip(answer, completions)]
 
 
-def test_the_example_of_the_readme(tiny_model, tmp_path):
+def test_the_example_of_the_readme_trains_and_saves(tiny_model, tmp_path):
     shift = 0.25
 
     def exact(prompts, completions, answer, **columns):
@@ -225,14 +225,14 @@ def test_the_example_of_the_readme(tiny_model, tmp_path):
     trainer.save_model(tmp_path / "out")
     assert summary["steps"] == 2
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert all(row["rewards/exact/mean"] >= shift for row in rows), "the closure came along"
+    assert all(row["rewards/exact/mean"] >= shift for row in rows), "the reward function keeps its closure"
     saved, exported = (tmp_path / "out", tmp_path / "run/hf")
     assert (saved / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
     assert hf.load_config(saved) == hf.load_config(tiny_model)
 
 
-def test_a_run_from_python_is_known_by_what_was_really_used(tiny_model, tmp_path):
-    """Or it would be resumed with another model's data, and `export` would not find its model."""
+def test_a_run_from_python_records_its_model_and_data(tiny_model, tmp_path):
+    """Otherwise it could be resumed with other data, and `export` would not find its model."""
     make = lambda rows: GRPOTrainer(
         tiny_model, exact, arguments(output_dir=str(tmp_path / "run")), train_dataset=rows
     )
@@ -280,7 +280,7 @@ class UnpicklableReward:
         raise TypeError("stays here")
 
 
-def test_several_rewards_with_weights(tiny_model, tmp_path):
+def test_every_reward_is_reported_and_needs_a_weight(tiny_model, tmp_path):
     def short(prompts, completions, **columns):
         return [None if len(text) > 4 else 1.0 for text in completions]
 
@@ -310,8 +310,8 @@ def test_without_an_output_folder_nothing_is_written(tiny_model, tmp_path, monke
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-def test_rows_of_the_training_file_are_not_called_held_out(tiny_settings, options, tmp_path, capsys):
-    """A single file has no split to hold out: no evaluation is better than one on what was trained on."""
+def test_a_single_training_file_is_not_evaluated_on(tiny_settings, options, tmp_path, capsys):
+    """A single file has no split to hold out: it is better not to evaluate than to evaluate on training rows."""
     file = f"{tiny_settings['dataset']}/train.jsonl"
     changes = {"dataset": file, "output_dir": tmp_path / "run", "max_steps": 1, "mesh": "data=1"}
     assert main(["train", *options(tiny_settings | changes)]) == 0

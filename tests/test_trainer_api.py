@@ -1,4 +1,4 @@
-"""`GRPOTrainer` from Python: what it refuses, whom it tells what happens, when it stops, and how it goes on."""
+"""`GRPOTrainer` from Python: what it refuses, when it calls callbacks, when it stops, and how it resumes."""
 
 import json
 import re
@@ -140,19 +140,19 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "value", "says"), REFUSED)
-def test_what_cannot_be_done_is_accepted(make, name, value, says):
+def test_unsupported_arguments_are_refused_with_advice(make, name, value, says):
     with pytest.raises(UserError, match=says) as refused:
         make(**{name: value()})
     assert len(str(refused.value)) < 250
 
 
-def test_weights_of_rewards_that_are_not_there(make):
+def test_reward_weights_must_match_the_reward_functions(make):
     args = arguments(reward_weights=[1.0, 2.0])
     with pytest.raises(UserError, match=r"reward_weights = \[1.0, 2.0\]: there are 3 reward functions"):
         make(args, reward_funcs=[vowels, zero, "think_format_reward"])
 
 
-def test_what_asks_for_nothing_is_refused(make):
+def test_trls_defaults_are_accepted(make):
     """TRL's own defaults, spelled out."""
     make(
         peft_config=None, reward_processing_classes=None, tools=None, optimizers=(None, None), callbacks=None
@@ -163,50 +163,50 @@ def test_what_asks_for_nothing_is_refused(make):
 
 
 class Recorder:
-    """Keeps what it is told, and asks for an evaluation and checkpoints. Duck typing will do."""
+    """Records the events of a run, and asks for an evaluation and checkpoints. It needs no base class."""
 
     def __init__(self):
-        self.told = []
+        self.events = []
 
-    def tell(self, event, args, state, **given):
+    def record(self, event, args, state, **given):
         assert isinstance(args, GRPOConfig)
-        self.told.append((event, state.global_step))
+        self.events.append((event, state.global_step))
         self.epoch, self.history = state.epoch, list(state.log_history)
         vars(self).update(given)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.tell("train_begin", args, state)
+        self.record("train_begin", args, state)
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.tell("step_begin", args, state)
+        self.record("step_begin", args, state)
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.tell("step_end", args, state)
+        self.record("step_end", args, state)
         control.should_save, control.should_evaluate = state.global_step == 1, state.global_step == 3
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        self.tell("evaluate", args, state, metrics=metrics)
+        self.record("evaluate", args, state, metrics=metrics)
         control.should_save = state.global_step == 2
 
     def on_log(self, args, state, control, logs, **kwargs):
-        self.tell("log", args, state, logs=logs)
+        self.record("log", args, state, logs=logs)
 
     def on_save(self, args, state, control, **kwargs):
-        self.tell("save", args, state)
+        self.record("save", args, state)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.tell("train_end", args, state)
+        self.record("train_end", args, state)
 
 
 @pytest.fixture(scope="module")
-def watched(make, tmp_path_factory):
+def recorded(make, tmp_path_factory):
     """(the recorder, the folder, the summary) of a run of four steps."""
-    folder, recorder = tmp_path_factory.mktemp("watched") / "run", Recorder()
+    folder, recorder = tmp_path_factory.mktemp("recorded") / "run", Recorder()
     args = arguments(output_dir=folder, eval_steps=2, save_steps=0)
     return recorder, folder, make(args, eval_dataset=ROWS[:4], callbacks=[recorder]).train()
 
 
-def test_events_come_in_another_order(watched):
+def test_callbacks_get_the_events_in_order(recorded):
     expected = """
         train_begin 0, evaluate 0,
         step_begin 0, step_end 1, log 1, save 1,
@@ -214,21 +214,21 @@ def test_events_come_in_another_order(watched):
         step_begin 2, step_end 3, evaluate 3, log 3,
         step_begin 3, step_end 4, log 4, save 4,
         evaluate 4, train_end 4"""
-    told = re.findall(r"(\w+) (\d)", expected)
-    assert watched[0].told == [(event, int(step)) for event, step in told]
+    events = re.findall(r"(\w+) (\d)", expected)
+    assert recorded[0].events == [(event, int(step)) for event, step in events]
 
 
-def test_a_checkpoint_that_is_asked_for_is_not_written(watched):
+def test_a_checkpoint_that_a_callback_asks_for_is_written(recorded):
     """After step 1, and by on_evaluate after step 2; the last one is due anyway."""
-    assert checkpoints_of(watched[1]) == [1, 2, 4]
+    assert checkpoints_of(recorded[1]) == [1, 2, 4]
 
 
-def test_an_evaluation_that_is_asked_for_is_not_done(watched):
-    assert ["eval/reward" in row for row in metrics_of(watched[1])] == [False, True, True, False]
+def test_an_evaluation_that_a_callback_asks_for_is_done(recorded):
+    assert ["eval/reward" in row for row in metrics_of(recorded[1])] == [False, True, True, False]
 
 
-def test_callbacks_see_other_numbers_than_are_written(watched):
-    recorder, folder, summary = watched
+def test_callbacks_see_the_metrics_that_are_written(recorded):
+    recorder, folder, summary = recorded
     rows = metrics_of(folder)
     assert recorder.metrics == {f"eval/{name}": value for name, value in summary["after"].items()}
     assert {"step": 4, **recorder.logs} == recorder.history[-1] == rows[-1]
@@ -236,7 +236,7 @@ def test_callbacks_see_other_numbers_than_are_written(watched):
     assert recorder.epoch == 4 * 8 / 16
 
 
-def test_callbacks_write_their_files_on_every_host(monkeypatch):
+def test_only_the_writing_host_is_process_zero_to_callbacks(monkeypatch):
     state = lambda: CallbackHandler(arguments(), (), len(ROWS)).state
     assert state().is_world_process_zero
     assert state().is_local_process_zero
@@ -260,7 +260,7 @@ def stopped(make, tmp_path_factory):
     return folder, make(arguments(output_dir=folder, save_steps=0), callbacks=[Stop(after=2)]).train()
 
 
-def test_a_run_that_is_stopped_leaves_less_behind(stopped):
+def test_a_stopped_run_leaves_metrics_checkpoint_export_and_summary(stopped):
     folder, summary = stopped
     assert summary["steps"] == len(metrics_of(folder)) == 2
     assert checkpoints_of(folder) == [2]
@@ -268,7 +268,7 @@ def test_a_run_that_is_stopped_leaves_less_behind(stopped):
     assert json.loads((folder / "summary.json").read_text()) == summary
 
 
-def test_a_run_that_was_stopped_trains_on_when_it_is_started_again(stopped, make, capsys):
+def test_a_stopped_run_stays_stopped_when_it_is_started_again(stopped, make, capsys):
     folder, summary = stopped
     before = (folder / "metrics.jsonl").read_bytes()
     for callbacks in ([Stop(after=2)], None):
@@ -278,8 +278,8 @@ def test_a_run_that_was_stopped_trains_on_when_it_is_started_again(stopped, make
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-def test_one_object_that_stopped_does_not_stop_where_it_did(make):
-    """Without a folder, training again is a new run: it forgets that it was to stop, and what the callback saw."""
+def test_training_twice_with_early_stopping_stops_at_the_same_step(make):
+    """Without a folder, training again is a new run: the request to stop and the state of the callback are cleared."""
     stopping = EarlyStopping("grad_norm", patience=2, threshold=1e9)
     trainer = make(callbacks=[stopping])
     first, second = trainer.train(), trainer.train()
@@ -287,14 +287,14 @@ def test_one_object_that_stopped_does_not_stop_where_it_did(make):
     assert first["num_tokens"] == second["num_tokens"]
 
 
-def test_early_stopping_does_not_see_evaluations(make):
-    """The first comes before training; two that are not better by so much end it."""
+def test_early_stopping_counts_evaluations(make):
+    """The first comes before training; the two after it are not better by the threshold and end the run."""
     stopping = EarlyStopping("eval/reward", patience=2, threshold=1e9)
     trainer = make(arguments(eval_steps=1), eval_dataset=ROWS[:4], callbacks=[stopping])
     assert trainer.train()["steps"] == 2
 
 
-def test_a_metric_that_is_not_there_is_waited_for(make):
+def test_early_stopping_refuses_an_unknown_metric(make):
     with pytest.raises(
         UserError, match=r"metric = 'rewards': the run has no such metric \(did you mean 'reward"
     ):
@@ -305,7 +305,7 @@ def test_a_metric_that_is_not_there_is_waited_for(make):
 
 
 class Kill(TrainerCallback):
-    """What comes between step 3 and 4: the checkpoint after step 2 is the newest."""
+    """Kills the run between the steps 3 and 4, when the checkpoint after step 2 is the newest."""
 
     class Killed(BaseException):
         pass
@@ -321,35 +321,35 @@ def interrupted(make, tmp_path_factory):
     a momentum to carry along."""
     home = tmp_path_factory.mktemp("interrupted")
 
-    def go(name, *others):
+    def start(name, *others):
         stopping = EarlyStopping(patience=3, threshold=1e9)
         args = arguments(output_dir=home / name, max_steps=6, save_steps=2)
         return make(args, optimizers=optax.sgd(0.1, momentum=0.9), callbacks=[stopping, *others]).train()
 
-    go("whole")
+    start("whole")
     with pytest.raises(Kill.Killed):
-        go("killed", Kill())
+        start("killed", Kill())
     assert checkpoints_of(home / "killed") == [2]
-    go("killed")
+    start("killed")
     return home / "whole", home / "killed"
 
 
-def test_a_resumed_run_forgets_how_long_it_has_waited(interrupted):
-    """From step 2 on it would wait for three more steps."""
+def test_early_stopping_keeps_its_count_when_a_run_is_resumed(interrupted):
+    """If the count began anew at the checkpoint after step 2, the run would last longer."""
     assert [len(metrics_of(folder)) for folder in interrupted] == [4, 4]
 
 
-def test_an_optimizer_of_ones_own_does_not_resume(interrupted):
+def test_a_custom_optimizer_resumes_bit_by_bit(interrupted):
     whole, killed = interrupted
     assert without_clocks(whole) == without_clocks(killed)
     weights = [(folder / "hf" / "model.safetensors").read_bytes() for folder in interrupted]
     assert weights[0] == weights[1]
     assert "learning_rate" not in metrics_of(whole)[0]
     norms = [row["grad_norm"] for row in metrics_of(whole)]
-    assert norms[0] != norms[1] > 0, "there is something to resume"
+    assert norms[0] != norms[1] > 0, "the run learns, so a failed resume would show"
 
 
-def test_a_run_goes_on_with_another_optimizer(interrupted, make):
+def test_a_run_does_not_resume_with_another_optimizer(interrupted, make):
     args = arguments(output_dir=interrupted[0], max_steps=6, save_steps=2)
     with pytest.raises(UserError, match="saved by another model or optimizer"):
         make(args).train()
@@ -358,8 +358,8 @@ def test_a_run_goes_on_with_another_optimizer(interrupted, make):
 # ---- train(), again ----
 
 
-def test_training_that_is_done_is_done_again(watched, make):
-    _, folder, summary = watched
+def test_training_a_finished_run_again_returns_its_summary(recorded, make):
+    _, folder, summary = recorded
     before, args = without_clocks(folder), arguments(output_dir=folder, eval_steps=2, save_steps=0)
     trainer = make(args, eval_dataset=ROWS[:4])
     for _ in range(2):
@@ -369,8 +369,8 @@ def test_training_that_is_done_is_done_again(watched, make):
     assert without_clocks(folder) == before
 
 
-def test_the_model_of_a_run_that_is_done_cannot_be_saved(watched, make, tmp_path):
-    _, folder, _ = watched
+def test_the_model_of_a_finished_run_can_be_saved(recorded, make, tmp_path):
+    _, folder, _ = recorded
     trainer = make(arguments(output_dir=folder, eval_steps=2, save_steps=0), eval_dataset=ROWS[:4])
     trainer.train()
     trainer.save_model(tmp_path / "model")
@@ -378,11 +378,11 @@ def test_the_model_of_a_run_that_is_done_cannot_be_saved(watched, make, tmp_path
     assert saved.read_bytes() == exported.read_bytes()
 
 
-# ---- the length of a run by passes over the data ----
+# ---- the length of a run in epochs ----
 
 
 @pytest.mark.parametrize(("rows", "epochs", "steps"), [(16, 1, 2), (16, 1.5, 3), (16, 0.1, 1), (25, 2.2, 7)])
-def test_passes_are_other_steps(make, rows, epochs, steps):
+def test_epochs_become_steps_rounded_up(make, rows, epochs, steps):
     """25 prompts 2.2 times are 55, and a step takes 8."""
     data = [{"prompt": f"{i}: say a"} for i in range(rows)]
     changes = {"num_train_epochs": epochs, "max_steps": -1}  # as TRL has it
@@ -390,8 +390,8 @@ def test_passes_are_other_steps(make, rows, epochs, steps):
     assert (args.max_steps, args.num_train_epochs) == (steps, None)
 
 
-def test_the_settings_of_a_run_in_passes_do_not_repeat_it(tiny_settings, tmp_path):
-    """40 rows, 8 a step: 0.4 passes are 2 steps; config.yaml says so to the command line."""
+def test_the_settings_file_of_a_run_by_epochs_repeats_it(tiny_settings, tmp_path):
+    """40 rows, 8 a step: 0.4 epochs are 2 steps, and config.yaml has that number."""
     changes = {
         "num_train_epochs": 0.4,
         "output_dir": str(tmp_path / "run"),
@@ -409,7 +409,7 @@ def test_the_settings_of_a_run_in_passes_do_not_repeat_it(tiny_settings, tmp_pat
 # ---- what scripts do around train() ----
 
 
-def test_a_script_of_trl_ends_as_it_does_there(make, tmp_path, capsys):
+def test_what_scripts_call_around_train_works_as_in_trl(make, tmp_path, capsys):
     """resume_from_checkpoint, evaluate, state.log_history, add_callback, save_model(output_dir)."""
     seen = []
 
@@ -441,7 +441,7 @@ def timed(completions, trainer_state, log_metric, **columns):
     return [float(trainer_state.global_step) for _ in completions]
 
 
-def test_a_reward_knows_the_step_on_held_out_prompts_too(make):
+def test_a_reward_is_given_the_step_on_held_out_prompts_too(make):
     trainer = make(arguments(max_steps=2, eval_prompts=8), reward_funcs=timed, eval_dataset=ROWS[:8])
     summary = trainer.train()
     assert [summary[when]["reward"] for when in ("before", "after")] == [0.0, 2.0]

@@ -114,7 +114,7 @@ def started(tiny_model, tmp_path_factory, process_environment):
     return home, subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True)
 
 
-def test_the_quick_start_does_not_run_as_a_script(started):
+def test_the_quick_start_runs_as_a_script(started):
     home, process = started
     assert process.returncode == 0, process.stderr
     assert [row["step"] for row in metrics_of(home / "out")] == [1, 2], "32 prompts, 8 a step, half an epoch"
@@ -122,16 +122,16 @@ def test_the_quick_start_does_not_run_as_a_script(started):
     assert {path.name for path in home.iterdir()} == {"train.py", "out"}
 
 
-def test_a_function_of_the_script_does_not_reach_the_workers(started):
-    """Nor the constant that it reads."""
+def test_functions_of_the_script_reach_the_reward_workers(started):
+    """And so does the constant that they read."""
     home, process = started
     assert "cannot be sent" not in process.stderr
     for row in metrics_of(home / "out"):
         assert -20 <= row["rewards/reward_len/mean"] == row["reward"] <= -12
 
 
-def test_a_newcomer_is_not_told_where_settings_of_trl_went(started):
-    """Nothing there does something else than in TRL, so nothing is said but the course of the run."""
+def test_settings_that_mean_the_same_as_in_trl_bring_no_message(started):
+    """Every setting of the quick start means here what it means in TRL, so stderr shows the progress only."""
     lines = started[1].stderr.splitlines()
     assert [line for line in lines if not line.startswith("step ")] == []
 
@@ -177,7 +177,7 @@ def conversations(run):
     return run(CONVERSATIONS)
 
 
-def test_a_conversations_reward_sees_something_else_than_messages(conversations):
+def test_the_reward_of_a_conversation_is_given_messages(conversations):
     _, rows, tables = conversations
     for row, table in zip(rows, tables):
         assert not [name for name in row if name.endswith("/errors")]
@@ -185,16 +185,18 @@ def test_a_conversations_reward_sees_something_else_than_messages(conversations)
         assert table["format_reward"] == list(map(float, starts))
         truths = [re.search("say (.)", text)[1] for text in table["prompt"]]
         assert table["reward_func"] == [float(t in c) for t, c in zip(truths, table["completion"])]
-    assert any(sum(table["format_reward"]) for table in tables), "the test would not see a difference"
+    assert any(sum(table["format_reward"]) for table in tables), (
+        "a reward that is always 0 would prove nothing"
+    )
 
 
-def test_trls_ready_rewards_are_not_there(conversations):
+def test_the_rewards_that_come_with_trl_can_be_imported(conversations):
     for table in conversations[2]:
         assert set(table["think_format_reward"]) == {0.0}
         assert set(table["accuracy_reward"]) == {0.0}
 
 
-def test_held_out_conversations_are_not_evaluated(conversations):
+def test_held_out_conversations_are_evaluated(conversations):
     names, rows, _ = conversations
     assert names["summary"]["before"]["prompts"] == names["summary"]["after"]["prompts"] == 4
     assert "eval/reward" in rows[0]
@@ -271,7 +273,7 @@ def everything(run):
     return run(EVERYTHING, optimizer=optax.sgd(0.1))
 
 
-def test_a_function_that_says_none_has_a_part_in_the_reward(everything):
+def test_a_reward_of_none_has_no_part_in_the_sum(everything):
     _, rows, tables = everything
     for row, table in zip(rows, tables):
         odd = [int(text.split(":")[0]) % 2 == 1 for text in table["prompt"]]
@@ -284,20 +286,20 @@ def test_a_function_that_says_none_has_a_part_in_the_reward(everything):
         assert row["rewards/vowel_reward/mean"] == pytest.approx(np.mean(known))
 
 
-def test_the_ids_of_a_reward_are_not_those_of_its_completion(everything):
+def test_a_reward_is_given_the_token_ids_of_its_completion(everything):
     for table in everything[2]:
         for value, ids in zip(table["token_reward"], table["token_ids"]):
             assert value is None or value == len(ids) / 8
 
 
-def test_an_async_function_is_not_waited_for(everything):
+def test_an_async_reward_is_awaited(everything):
     for table in everything[2]:
         lower = [float(sum(letter.islower() for letter in text)) for text in table["completion"]]
         assert table["slow_reward"] == lower
     assert any(sum(table["slow_reward"]) for table in everything[2])
 
 
-def test_what_a_reward_logs_is_lost(everything):
+def test_what_a_reward_logs_is_saved(everything):
     _, rows, tables = everything
     for row, table in zip(rows, tables):
         upper = [sum(letter.isupper() for letter in text) for text in table["completion"]]
@@ -305,12 +307,12 @@ def test_what_a_reward_logs_is_lost(everything):
         assert row["upper_share"] == pytest.approx(np.mean(upper) / 8)
 
 
-def test_a_reward_does_not_know_the_step(everything):
+def test_a_reward_is_given_the_step(everything):
     """0 while the first step is under way, as in TRL."""
     assert [row["rewards/clock_reward/mean"] for row in everything[1]] == [0.0, 1.0]
 
 
-def test_a_callback_of_transformers_and_an_optimizer_are_not_used(everything):
+def test_a_callback_of_transformers_and_a_custom_optimizer_are_used(everything):
     names, rows, _ = everything
     assert names["remember"].seen == [(row["step"], row["reward"]) for row in rows]
     assert "learning_rate" not in rows[0], "only the caller knows it"
@@ -319,7 +321,7 @@ def test_a_callback_of_transformers_and_an_optimizer_are_not_used(everything):
 # ---- what a script must change ----
 
 
-def test_batch_sizes_of_trl_are_taken_for_something_else():
+def test_batch_sizes_of_trl_are_refused_with_the_values_to_write():
     """They count by device, and here all devices are one machine: the answer says what to write instead."""
     from grpo_jax import GRPOConfig, UserError
 
@@ -329,7 +331,7 @@ def test_batch_sizes_of_trl_are_taken_for_something_else():
         GRPOConfig(per_device_train_batch_size=8, gradient_accumulation_steps=4, num_generations=8)
 
 
-def test_an_argument_of_trls_trainer_is_forgotten():
+def test_every_argument_of_trls_trainer_is_known_and_in_the_same_order():
     import inspect
 
     trl = pytest.importorskip("trl")
