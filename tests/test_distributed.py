@@ -164,7 +164,7 @@ def test_a_reward_model_scores_the_same_in_two_processes(pair, settings, reward_
 
 
 def test_refused_settings_end_both_processes(pair, two, settings, options):
-    """Neither waits for the other, and each says why."""
+    """Neither waits for the other."""
     words = ["train", *options(settings | {"output_dir": two[0] / "run", "seed": 5})]
     start = time.monotonic()
     ends = wait_for(pair(words))

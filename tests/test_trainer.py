@@ -170,7 +170,7 @@ def test_the_summary_reports_the_evaluations_before_and_after(run, rows):
     assert summary["seconds"] > 0
 
 
-def test_config_yaml_repeats_the_run(run, options):
+def test_a_finished_run_accepts_its_own_config_yaml(run, options):
     """All steps are done, so the reward is not called again."""
     before = (run[0] / "metrics.jsonl").read_bytes()
     with pytest.MonkeyPatch.context() as patch:

@@ -194,7 +194,7 @@ def test_a_layout_that_does_not_exist_or_fit_is_refused():
         arrange([ROWS["gsm8k"]], layout="limo")
 
 
-def test_every_verb_passes_the_layout_on(monkeypatch):
+def test_train_and_sft_pass_the_layout_on(monkeypatch):
     from grpo_jax.commands import sft
     from grpo_jax.config import GRPOConfig, SFTConfig
     from grpo_jax.setup import prompts
