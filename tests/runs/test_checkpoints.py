@@ -1,4 +1,4 @@
-"""Saving, resuming, falling back: no damage goes unseen, and no restore gives other bits than were saved."""
+"""Saving, resuming, falling back: all damage is detected, and a restore gives the bits that were saved."""
 
 import dataclasses
 import os
@@ -78,7 +78,7 @@ def folder(saved, tmp_path):
 
 
 def restore(folder, like=None, **options):
-    """(step, state, extra), and what was said."""
+    """(step, state, extra), and the messages."""
     said: list[str] = []
     with Checkpoints(folder, say=said.append) as checkpoints:
         return checkpoints.restore(abstract(like or make_state()), **options), said
@@ -132,7 +132,7 @@ def test_state_may_be_donated_as_soon_as_save_returns(tmp_path, size):
             assert np.array_equal(np.ravel(back["a"]), np.arange(size) + 30 * save)
 
 
-def test_save_after_a_resume_and_a_second_one_work(folder):
+def test_saves_after_a_resume_keep_the_newest_steps(folder):
     with Checkpoints(folder, keep=2) as checkpoints:
         checkpoints.restore(abstract(make_state()))
         checkpoints.save(30, make_state(30))
@@ -141,7 +141,7 @@ def test_save_after_a_resume_and_a_second_one_work(folder):
     assert restore(folder)[0][0] == 40
 
 
-def test_zero_keeps_every_step(tmp_path):
+def test_keep_0_keeps_every_step(tmp_path):
     with Checkpoints(tmp_path, keep=0) as checkpoints:
         for step in range(5):
             checkpoints.save(step, {"a": jnp.arange(3)})
@@ -182,7 +182,7 @@ def test_each_file_damaged_in_turn_gives_the_right_bits_or_the_step_before(saved
         assert extra == {"num_tokens": step * 100}
         assert len(said) == (step != 20), name
         fell_back += step == 10
-    assert fell_back >= 3  # at least the data, the index and our notes
+    assert fell_back >= 3  # at least the data, the index and the run state
 
 
 def test_flipped_byte_in_a_large_tensor_is_seen(tmp_path):
@@ -199,7 +199,7 @@ def test_flipped_byte_in_a_large_tensor_is_seen(tmp_path):
     assert said[0].endswith("; trying step 10")
 
 
-def test_changed_note_is_seen(folder):
+def test_changed_run_state_is_seen(folder):
     notes = folder / "20" / "notes" / "metadata"
     notes.write_text(notes.read_text().replace('"num_tokens": 2000', '"num_tokens": 2001'))
     assert restore(folder)[0][0] == 10
@@ -238,7 +238,7 @@ def test_step_after_a_fallback_can_be_saved_again(folder, wreck):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             lambda p: p | {"embed": jnp.zeros((64, 40))},
@@ -249,10 +249,10 @@ def test_step_after_a_fallback_can_be_saved_again(folder, wreck):
         (lambda p: {"embed": p["embed"]}, r"norm'\] is bfloat16\[7\] there and nothing here"),
     ],
 )
-def test_state_of_another_model_is_refused_not_cut_or_padded(folder, change, told):
+def test_state_of_another_model_is_refused_not_cut_or_padded(folder, change, message):
     state = make_state()
     other = dataclasses.replace(state, params=change(state.params))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         restore(folder, other)
 
 
@@ -274,7 +274,7 @@ checkpoints = Checkpoints(sys.argv[1])
 state = lambda n: {"a": jnp.asarray(np.random.default_rng(n).random(1_000_000, "f4"))}
 checkpoints.save(1, state(1), {"at": 1})
 checkpoints.wait()
-os.rename = os.replace = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # the moment of the commit
+os.rename = os.replace = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # dies at the commit
 checkpoints.save(2, state(2), {"at": 2})
 checkpoints.wait()
 """
@@ -314,7 +314,7 @@ def test_reading_a_run_that_never_saved_makes_no_folder(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-# --- in processes of their own ---
+# --- in separate processes ---
 
 
 def python(code, *arguments, **options):
@@ -340,7 +340,7 @@ time.sleep(0.2)
 """
 
 
-def test_damaged_step_costs_one_sentence_and_no_tracebacks_of_abandoned_reads(tmp_path):
+def test_damaged_step_is_reported_in_one_sentence_without_tracebacks(tmp_path):
     x = np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32)
     state = {str(i): jnp.asarray(x) for i in range(8)}
     with Checkpoints(tmp_path) as checkpoints:

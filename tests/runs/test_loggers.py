@@ -1,4 +1,4 @@
-"""metrics.jsonl across kills and resumes, and what any other logger of a run is told."""
+"""metrics.jsonl across kills and resumes, and what any other logger of a run receives."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_a_run_that_logged_nothing_starts_again(logger, tmp_path):
 
 
 class Listing:
-    """What a logger of another service would hold."""
+    """A logger that keeps its rows, as one of another service would."""
 
     def __init__(self, folder, settings):
         self.rows, self.closed = [], 0
@@ -70,7 +70,7 @@ class Listing:
 
 
 LISTINGS = []
-"""Of the runs of a test, in their order."""
+"""The loggers of the runs of a test, in their order."""
 
 
 @pytest.fixture

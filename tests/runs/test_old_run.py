@@ -1,7 +1,7 @@
-"""A run that commit 4696efd began, before files and names moved, is gone on with by today's code.
+"""A run that commit 4696efd began, before files and names moved, is resumed by today's code.
 
 The archive holds what that commit left: a tiny model, eight rows, and the run's folder after two of four steps. The
-two lines that the same commit wrote when it went on are beside it.
+two lines of metrics that the same commit wrote when it resumed are beside it.
 """
 
 import json
@@ -47,5 +47,5 @@ def test_a_run_of_an_earlier_commit_resumes_to_the_same_figures(tmp_path, monkey
     assert [line["step"] for line in found] == [1, 2, 3, 4]
     for old, new in zip(expected, found[2:]):
         assert new.keys() >= {name for name in old if not name.startswith("compilations/")}
-        for name in FIGURES:  # other processors round otherwise
+        for name in FIGURES:  # other processors round differently
             assert new[name] == pytest.approx(old[name], rel=1e-3, abs=1e-5), name

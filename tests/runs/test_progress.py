@@ -1,4 +1,4 @@
-"""What is printed: plain lines off a terminal, and texts of a model as they are."""
+"""What is printed: plain lines where there is no terminal, and texts of a model as they are."""
 
 import io
 
