@@ -91,7 +91,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "counts"), BAD)
-def test_a_bad_row_costs_only_itself(functions, words, counts):
+def test_a_failing_row_loses_only_its_own_score(functions, words, counts):
     with RewardPool(functions("first", "second", "plain"), workers=1, timeout=0.6) as pool:
         got = score(pool, [["b"], words, ["c", "d"]])
         assert list(pool.messages["Second"]) == [], "a function was blamed that only ran beside the fault"
@@ -101,7 +101,7 @@ def test_a_bad_row_costs_only_itself(functions, words, counts):
     assert got.extras["word"] == ["b", "a", None, "c", "d"]
 
 
-def test_one_that_only_waits_too_long_is_cancelled_and_the_worker_lives(functions):
+def test_a_function_that_waits_too_long_is_cancelled_and_its_worker_kept(functions):
     with RewardPool(functions("first"), workers=1, timeout=0.3) as pool:
         score(pool, [["a"]])
         before = pool._worker_pool.workers[0].process.pid
@@ -110,13 +110,13 @@ def test_one_that_only_waits_too_long_is_cancelled_and_the_worker_lives(function
         assert pool.messages["first"]["timeouts"] == "took longer than reward_timeout, 0.3 s"
 
 
-def test_a_time_out_of_the_function_itself_is_an_error_with_its_own_message(functions):
+def test_a_timeout_raised_by_the_function_is_an_error_with_its_message(functions):
     with RewardPool(functions("first"), workers=1) as pool:
         score(pool, [["raise"]])
         assert "the service did not answer" in pool.messages["first"]["errors"]
 
 
-def test_one_that_never_really_waits_has_the_deadline_for_each_group(functions):
+def test_a_blocking_async_function_has_the_deadline_for_each_group(functions):
     with RewardPool(functions("never_waits"), workers=1, timeout=0.5) as pool:
         score(pool, [["a"]])
         before = pool._worker_pool.workers[0].process.pid
@@ -124,7 +124,7 @@ def test_one_that_never_really_waits_has_the_deadline_for_each_group(functions):
         assert [worker.process.pid for worker in pool._worker_pool.workers] == [before]
 
 
-def test_clients_kept_between_calls_stay_on_their_loop(functions):
+def test_all_calls_of_an_async_function_run_on_one_event_loop(functions):
     with RewardPool(functions("same_loop"), workers=1) as pool:
         for _ in range(3):
             assert score(pool, [["a"], ["b"]]).values[:, 0].tolist() == [1, 1]

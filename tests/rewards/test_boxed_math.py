@@ -1,4 +1,4 @@
-r"""Boxed mathematics: the last box behind the thought, judged by what it means, and golds as people write them."""
+r"""Boxed mathematics: the last box after the reasoning, compared by its meaning with golds as people write them."""
 
 import json
 from collections import Counter
@@ -57,12 +57,12 @@ def boxed(formula):
         ("4", "four", 0),
     ],
 )
-def test_equal_is_what_it_means(gold, answer, expected):
+def test_answers_are_equal_when_they_mean_the_same(gold, answer, expected):
     assert score(boxed(answer), gold) == expected
 
 
 @pytest.mark.parametrize("gold", ["", " ", "$$", "]]", r"\frac{", r"\boxed{}", "####"])
-def test_a_gold_that_says_nothing_is_judged_by_nobody(gold):
+def test_an_unreadable_gold_gives_no_score(gold):
     assert score(boxed("4"), gold) is None
     assert score("no thought, no box", gold) is None
 
@@ -73,7 +73,7 @@ def test_a_gold_that_says_nothing_is_judged_by_nobody(gold):
         (r"a </think> \boxed{5} no, \boxed{4}", 1, 1),
         (r"a </think> \boxed{4} no, \boxed{5}", 0, 0),
         (r"\boxed{4}", 0, 1),
-        (r"a \boxed{4} </think> it is 4", 0, 0),  # a box in the thought is none
+        (r"a \boxed{4} </think> it is 4", 0, 0),  # a box in the thought does not count
         (r"a </think> \boxed{4} </think> \boxed{5}", 0, 0),
         (r"a </think> \boxed{\frac{8}{2}}", 1, 1),
         (r"a </think> \boxed{4", 0, 0),
@@ -81,13 +81,13 @@ def test_a_gold_that_says_nothing_is_judged_by_nobody(gold):
         ("", 0, 0),
     ],
 )
-def test_the_last_box_behind_the_thought(text, with_thought, without):
+def test_the_last_box_after_the_reasoning_is_the_answer(text, with_thought, without):
     assert score(text, "4") == with_thought
     assert load_reward("boxed_math:think=false").function(completions=[text], answer=["4"]) == [without]
     assert boxed_math([[{"role": "assistant", "content": text}]], ["4"]) == [with_thought]
 
 
-def test_the_table_says_what_was_understood():
+def test_parsed_answers_and_golds_are_logged():
     table = {}
     log = lambda column, values: table.__setitem__(column, values)
     boxed_math([boxed("4"), "no end", "</think> no box"], ["4", "4", "4"], log_extra=log)
@@ -96,7 +96,7 @@ def test_the_table_says_what_was_understood():
     assert all("4" in gold for gold in table["gold_parsed"][:1])
 
 
-def test_gold_of_takes_off_what_stands_around():
+def test_gold_of_strips_dollars_boxes_and_the_worked_solution():
     written = ["4", "$4$", "$$4$$", r"x \boxed{4}", "72 - 68 = 4\n#### 4", 4]
     assert {gold_of(gold) for gold in written} == {"4"}
     assert gold_of("$1$ and $2$") == "$1$ and $2$"
@@ -117,7 +117,7 @@ def test_every_gsm8k_answer_in_a_box_is_right(shared_data):
     assert sum(wrong) == 0
 
 
-def test_a_bomb_costs_its_row_and_not_the_run():
+def test_an_endless_formula_scores_zero_and_other_rows_are_scored():
     with RewardPool(["boxed_math"], workers=1, timeout=1.5) as pool:
         pool.score(["a"], [boxed("4")], {"answer": ["4"]})
         got = pool.score(["a", "a"], [boxed("4"), boxed(r"(\alpha+\beta)^{9999}")], {"answer": ["4", "4"]})

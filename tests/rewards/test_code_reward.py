@@ -34,14 +34,14 @@ def fence(program, label="python"):
 def score(program, share=False, **row):
     completions = [fence(program)]
     columns = {name: [value] for name, value in row.items()}
-    how = "share" if share else "all"
-    return code(["p"], completions, sandbox="local", score=how, seconds=2, **columns)[0]
+    mode = "share" if share else "all"
+    return code(["p"], completions, sandbox="local", score=mode, seconds=2, **columns)[0]
 
 
-# ---- only if asked ----
+# ---- the sandbox must be chosen ----
 
 
-def test_nothing_runs_unless_asked():
+def test_programs_run_only_where_a_sandbox_is_chosen():
     for asked in ("code", "code:score=share", "code:sandbox=none"):
         with pytest.raises(UserError, match=r"runs programs that the model wrote.*sandbox=strict"):
             load_reward(asked)
@@ -58,12 +58,12 @@ def test_nothing_runs_unless_asked():
         ("sandbox=local,score=some", "must be one of all, share"),
     ],
 )
-def test_options_that_make_no_sense_are_told_before_any_row(options, why):
+def test_invalid_options_are_refused_before_any_row(options, why):
     with pytest.raises(UserError, match=why):
         load_reward(f"code:{options}")
 
 
-def test_a_column_cannot_switch_it_on():
+def test_a_column_cannot_choose_the_sandbox():
     with pytest.raises(UserError, match="unless asked"):
         load_reward("code")
     function = load_reward("code:sandbox=local").function
@@ -99,7 +99,7 @@ def test_a_column_cannot_switch_it_on():
         ("```python\r\na\r\n```\r\n", "a\r\n"),
     ],
 )
-def test_the_program_is_the_last_closed_block_behind_the_reasoning(text, program):
+def test_the_program_is_the_last_closed_block_after_the_reasoning(text, program):
     assert program_of(text) == program
 
 
@@ -111,12 +111,12 @@ def test_the_program_is_the_last_closed_block_behind_the_reasoning(text, program
         "````python\nprint(6)\n````",
     ],
 )
-def test_a_program_is_there_for_its_form_and_not_for_its_tests(text):
+def test_code_finds_every_program_that_code_format_accepts(text):
     assert code_format([text]) == [1.0]
     assert code(["p"], [text], sandbox="local", input_output=[{"inputs": [""], "outputs": ["6"]}]) == [1.0]
 
 
-def test_a_prompt_that_opens_the_reasoning_counts():
+def test_reasoning_that_the_prompt_opened_holds_no_program():
     block = "```python\na\n```"
     assert program_of(block, prefill="x<think>\n") is None
     assert program_of("hm</think>" + block, prefill="<think>\n") == "a\n"
@@ -131,14 +131,14 @@ def test_any_blocks_come_back_as_they_were_fenced(insides):
     assert fenced(text) == [("python", inside + "\n") for inside in insides]
 
 
-def test_a_hundred_thousand_fences_cost_nothing():
+def test_a_hundred_thousand_fences_are_read_within_two_seconds():
     begun = time.monotonic()
     assert program_of("```python\n" * 100_000) is None
     assert program_of(f"```{'a' * 100_000}`\n" + " " * 100_000 + f"x\n```{' ' * 100_000}`") is None
     assert time.monotonic() - begun < 2
 
 
-# ---- what is compared ----
+# ---- comparing outputs and values ----
 
 
 @pytest.mark.parametrize(
@@ -203,11 +203,11 @@ DOUBLED = [OutputTest("1\n", "2\n"), OutputTest("2\n", "4\n")]
         {"public_test_cases": json.dumps(CASES[:1]), "private_test_cases": CASES[1:]},
     ],
 )
-def test_pairs_of_input_and_output_in_their_published_shapes(row):
+def test_pairs_of_input_and_output_are_read_in_every_published_shape(row):
     assert read_tests(row) == DOUBLED
 
 
-def test_calls_in_their_published_shapes():
+def test_function_calls_are_read_in_every_published_shape():
     apps = {"inputs": [[[1, 2], 3]], "outputs": [[6]], "fn_name": "add"}
     wrapped = ReturnTest("add", [[1, 2], 3], [6], wrapped=True)
     assert read_tests({"input_output": apps}) == [wrapped]
@@ -219,7 +219,7 @@ def test_calls_in_their_published_shapes():
     assert read_tests(live) == [ReturnTest("add", [[1, 2], 3], 6)]
 
 
-def test_assertions_in_their_published_shapes():
+def test_assertions_are_read_in_every_published_shape():
     mbpp = {
         "test_list": ["assert f(1)", "assert f(2)"],
         "test_setup_code": "x = 1",
@@ -236,7 +236,7 @@ def test_assertions_in_their_published_shapes():
 @pytest.mark.parametrize(
     "row", [{}, {"input_output": ""}, {"input_output": None}, {"input_output": "{}"}, {"test_list": []}]
 )
-def test_a_row_without_tests_does_not_apply(row):
+def test_a_row_without_tests_has_no_score(row):
     assert read_tests(row) == []
     assert score("print(1)", **row) is None
 
@@ -271,7 +271,7 @@ def test_tests_in_no_known_shape_are_an_error_that_names_the_column(row, why):
         ("print(7)", 0.0, 0.0),
     ],
 )
-def test_programs_that_print(program, all_, share):
+def test_a_program_that_prints_is_scored_by_its_output(program, all_, share):
     assert score(program, input_output=PAIRS) == all_
     assert score(program, share=True, input_output=PAIRS) == share
 
@@ -281,7 +281,7 @@ def test_a_correct_prefix_of_the_output_fails():
     assert score("print(1); print(2)", share=True, input_output=tests) == 0.0
 
 
-def test_an_open_program_and_none_score_zero():
+def test_an_unclosed_block_and_a_missing_program_score_zero():
     for text in ("```python\nprint(2)", "2", "<think>```python\nprint(2)\n```"):
         assert code(["p"], [text], sandbox="local", input_output=[PAIRS]) == [0.0]
 
@@ -303,7 +303,7 @@ CALLS = {"inputs": [[1, 2], [3, 4]], "outputs": [[3], 7], "fn_name": "add"}
         ("import os; os._exit(0)", 0.0),
     ],
 )
-def test_programs_that_are_called(program, expected):
+def test_a_called_function_is_scored_by_what_it_returns(program, expected):
     assert score(program, share=True, input_output=CALLS) == expected
 
 
@@ -317,26 +317,26 @@ def test_programs_that_are_called(program, expected):
         ("import sys; f = lambda x: sys.exit(0)", 0.0),
     ],
 )
-def test_programs_with_assertions(program, expected):
+def test_assertions_are_scored_by_the_share_that_passes(program, expected):
     tests = ["assert f(1) == 2", "assert f(math.floor(2.5)) == 3"]
     assert score(program, share=True, test_list=tests, test_imports=["import math"]) == expected
 
 
 ENDS = "import os; os._exit(0)"
 FORGED = {
-    "the word is read": f"import sys\nw = sys.stdin.readline().strip()\nprint('\\n' + w + '0', flush=True)\n{ENDS}",
-    "stdin is read by its number": f"w = open(0).read().strip()\nprint('\\n' + w + '0', flush=True)\n{ENDS}",
-    "nothing is run": "import builtins\nbuiltins.exec = lambda *a, **k: None\ndef f(x): return 3",
-    "nothing is compiled": "import builtins\nbuiltins.compile = lambda *a, **k: ''\ndef f(x): return 3",
-    "neither": "import builtins\nbuiltins.exec = builtins.compile = lambda *a, **k: None\ndef f(x): return 3",
-    "it is said twice": "import builtins, json\nbuiltins.print = json.dumps = lambda *a, **k: '0'\ndef f(x): return 3",
-    "the main module has it": f"import __main__\nprint('\\n' + __main__.word + '0', flush=True)\n{ENDS}",
+    "token from stdin": f"import sys\nw = sys.stdin.readline().strip()\nprint('\\n' + w + '0', flush=True)\n{ENDS}",
+    "token from descriptor 0": f"w = open(0).read().strip()\nprint('\\n' + w + '0', flush=True)\n{ENDS}",
+    "exec replaced": "import builtins\nbuiltins.exec = lambda *a, **k: None\ndef f(x): return 3",
+    "compile replaced": "import builtins\nbuiltins.compile = lambda *a, **k: ''\ndef f(x): return 3",
+    "both replaced": "import builtins\nbuiltins.exec = builtins.compile = lambda *a, **k: None\ndef f(x): return 3",
+    "output replaced": "import builtins, json\nbuiltins.print = json.dumps = lambda *a, **k: '0'\ndef f(x): return 3",
+    "token from the main module": f"import __main__\nprint('\\n' + __main__.word + '0', flush=True)\n{ENDS}",
 }
 
 
-@pytest.mark.parametrize("how", FORGED)
-def test_assertions_are_passed_by(how):
-    assert score(FORGED[how], test_list=["assert f(1) == 2"]) == 0.0
+@pytest.mark.parametrize("forgery", FORGED)
+def test_a_program_that_forges_its_assertions_scores_zero(forgery):
+    assert score(FORGED[forgery], test_list=["assert f(1) == 2"]) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_assertions_are_passed_by(how):
         f"import sys, os\nw = sys._getframe(1).f_locals['word']\nprint('\\n' + w + '0', flush=True)\n{ENDS}",
     ],
 )
-def test_the_docs_name_ways_to_forge_assertions_that_are_none(program):
+def test_the_forgeries_that_the_docs_admit_still_work(program):
     assert score(program, test_list=["assert f(1) == 2"]) == 1.0
 
 
@@ -361,19 +361,19 @@ def test_the_docs_name_ways_to_forge_assertions_that_are_none(program):
         "print = input = exec = None",
     ],
 )
-def test_a_right_function_fails_for_what_its_program_does_with_stdin_and_stdout(before):
+def test_a_correct_function_passes_whatever_happens_to_stdin_and_stdout(before):
     program = f"{before}\ndef f(x): return x + 1"
     assert score(program, test_list=["assert f(1) == 2"]) == 1.0
     assert score(program, input_output={"inputs": [[1]], "outputs": [2], "fn_name": "f"}) == 1.0
 
 
-def test_what_is_expected_is_not_where_the_program_runs():
+def test_expected_values_are_not_in_the_script_that_runs():
     for test in (OutputTest("1", "expected-secret"), ReturnTest("f", [1], "expected-secret")):
         assert "expected-secret" not in "".join(test.script("def f(x): return x"))
 
 
 @pytest.mark.parametrize("answer", ["[" * 100_000, "9" * 5_000, "NaN", "{", ""])
-def test_whatever_stands_in_the_place_of_a_value_is_only_wrong(answer):
+def test_an_unreadable_return_value_fails_its_test(answer):
     test = ReturnTest("f", [], 1)
     script = ("", "word")
     outcome = run(f"print('word' + {answer!r})")
@@ -404,64 +404,64 @@ class Recorded:
         )
 
 
-def judge(sandbox, whole=True, deadline=INF, alone=True):
+def program_tester(sandbox, whole=True, deadline=INF, alone=True):
     return ProgramTester(sandbox, Limits(), whole=whole, deadline=deadline, alone=alone)
 
 
 def test_all_or_nothing_stops_at_the_first_failure():
     sandbox = Recorded(stdout="4")
-    assert judge(sandbox).score("x", DOUBLED) == 0.0
+    assert program_tester(sandbox).score("x", DOUBLED) == 0.0
     assert len(sandbox.asked) == 1
-    assert judge(sandbox, whole=False).score("x", DOUBLED) == 0.5
+    assert program_tester(sandbox, whole=False).score("x", DOUBLED) == 0.5
 
 
 def test_a_program_that_is_too_slow_once_is_not_run_again():
     for ended in ("cpu", "wall"):
         sandbox = Recorded(ended)
-        assert judge(sandbox, whole=False).score("x", DOUBLED) == 0.0
+        assert program_tester(sandbox, whole=False).score("x", DOUBLED) == 0.0
         assert len(sandbox.asked) == 1
 
 
-def test_a_row_alone_fails_what_it_does_not_come_to_in_time():
+def test_a_row_alone_fails_the_tests_that_the_deadline_cuts_off():
     sandbox = Recorded(stdout="2", seconds=0.2)
     deadline = time.monotonic() + 0.1
-    assert judge(sandbox, whole=False, deadline=deadline).score("x", DOUBLED) == 0.5
+    assert program_tester(sandbox, whole=False, deadline=deadline).score("x", DOUBLED) == 0.5
     assert sandbox.asked[0][2].wall < 0.1
 
 
-def test_a_wrong_program_that_dawdles_escapes_its_zero_unseen():
-    said = []
-    given = {"sandbox": "local", "seconds": 30, "log_metric": lambda *metric: said.append(metric)}
+def test_a_slow_program_scores_zero_and_is_counted_as_out_of_time():
+    logged = []
+    given = {"sandbox": "local", "seconds": 30, "log_metric": lambda *metric: logged.append(metric)}
     slow = fence("import time; time.sleep(60)")
     assert code(["p"], [slow], reward_timeout=0.5, input_output=[PAIRS], **given) == [0.0]
     assert code(["p"], [fence("print(1)")], reward_timeout=60, input_output=[PAIRS], **given) == [0.0]
-    assert said == [("rewards/code/out_of_time", 1.0), ("rewards/code/out_of_time", 0.0)]
+    assert logged == [("rewards/code/out_of_time", 1.0), ("rewards/code/out_of_time", 0.0)]
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_a_recipe_gives_programs_the_time_of_other_rewards(name):
+def test_a_recipe_with_the_code_reward_gives_it_at_least_60_seconds(name):
     settings = yaml.safe_load((Path(recipes.__file__).parent / f"{name}.yaml").read_text(encoding="utf-8"))
     if any(str(reward).startswith("code:") for reward in settings.get("rewards") or []):
         assert settings["reward_timeout"] >= 60
 
 
-def test_rows_together_ask_for_more_time_instead():
+def test_rows_scored_together_raise_a_timeout_instead():
     with pytest.raises(TimeoutError):
-        judge(Recorded(), deadline=time.monotonic() - 1, alone=False).score("x", DOUBLED)
+        program_tester(Recorded(), deadline=time.monotonic() - 1, alone=False).score("x", DOUBLED)
     with pytest.raises(TimeoutError):
-        judge(Recorded("wall"), deadline=time.monotonic() + 1, alone=False).score("x", DOUBLED)
+        program_tester(Recorded("wall"), deadline=time.monotonic() + 1, alone=False).score("x", DOUBLED)
 
 
 def test_no_program_is_started_for_a_row_without_one():
     sandbox = Recorded()
-    assert judge(sandbox).score(None, DOUBLED) == 0.0
+    assert program_tester(sandbox).score(None, DOUBLED) == 0.0
     assert sandbox.asked == []
 
 
 # ---- in the pool ----
 
 
-def test_slow_rows_score_zero_in_the_pool_and_the_others_are_judged():
+def test_slow_rows_score_zero_in_the_pool_and_the_others_are_scored():
     slow = fence("while True: pass")
     right = fence("print(2 * int(input()))")
     with RewardPool(["code:sandbox=local,seconds=60,score=share"], workers=2, timeout=4.5) as pool:
@@ -471,7 +471,7 @@ def test_slow_rows_score_zero_in_the_pool_and_the_others_are_judged():
     assert scores.errors == scores.timeouts == {"code": 0}
 
 
-def test_a_sandbox_that_does_not_work_is_an_error_that_is_counted_and_told():
+def test_a_failing_sandbox_is_an_error_that_is_counted_and_named():
     with RewardPool(["code:sandbox=http://127.0.0.1:9/"], workers=1, timeout=30) as pool:
         scores = pool.score(["p"], [fence("print(1)")], {"input_output": [PAIRS]})
     assert scores.errors == {"code": 1}

@@ -40,7 +40,7 @@ def leaves(tree):
 
 
 @given(TREES)
-def test_random_trees_evaluate_exactly(tree):
+def test_random_expressions_evaluate_exactly(tree):
     parsed = parse(render(tree))
     if divides_by_zero(tree):
         assert parsed is None
@@ -50,7 +50,7 @@ def test_random_trees_evaluate_exactly(tree):
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=8), st.data())
-def test_precedence_and_left_association_without_parentheses(numbers, data):
+def test_precedence_and_associativity_are_those_of_python(numbers, data):
     text, exact = str(numbers[0]), f"Fraction({numbers[0]})"
     for number in numbers[1:]:
         operation = data.draw(st.sampled_from("+-*/"))
@@ -75,7 +75,7 @@ def test_garbage_never_raises_and_what_parses_is_arithmetic(text):
         "(" * (MAX_DEPTH + 1) + "1" + ")" * (MAX_DEPTH + 1),
     ],
 )  # fmt: skip
-def test_refused(text):
+def test_anything_but_plain_arithmetic_is_refused(text):
     assert parse(text) is None
 
 
@@ -91,7 +91,7 @@ def test_refused(text):
         ("(" * MAX_DEPTH + "1" + ")" * MAX_DEPTH, 1),
     ],
 )
-def test_accepted(text, expected):
+def test_plain_arithmetic_has_its_exact_value(text, expected):
     parsed = parse(text)
     assert parsed is not None
     assert parsed.value == expected
@@ -133,7 +133,7 @@ NUMBERS, TARGET = [19, 36, 55, 7], 65  # the case that the Mini-R1 write-up publ
         ("<answer></answer>", 0.0),
     ],
 )
-def test_golden_cases(text, expected):
+def test_only_an_expression_of_the_given_numbers_that_hits_the_target_scores(text, expected):
     chat = [{"role": "assistant", "content": text}]
     columns = {"numbers": [NUMBERS] * 2, "target": [TARGET] * 2}
     assert countdown(["q"] * 2, [text, chat], **columns, other=[0, 0]) == [expected] * 2
@@ -147,7 +147,7 @@ def test_what_eval_would_accept_scores_nothing(expression, numbers, target):
     assert not solves(f"<answer>{expression}</answer>", numbers, target)
 
 
-def test_exact_not_nearly():
+def test_the_target_must_be_hit_exactly():
     assert solves("<answer>(1/3)*6</answer>", [1, 3, 6], 2)
     assert not solves("<answer>1000000/333333</answer>", [1000000, 333333], 3)
 
@@ -157,7 +157,7 @@ def test_rows_of_a_mixture_may_have_either_column():
     assert countdown(["q"] * 2, texts, [[3, 4], None], target=[12, 12], nums=[None, [4, 3]]) == [1.0, 1.0]
 
 
-def test_published_column_name_and_number_types():
+def test_the_published_column_name_and_number_types_are_read():
     import numpy as np
 
     row = {"prompts": ["q"], "completions": ["<answer>3*4 = 12</answer>"]}

@@ -1,4 +1,4 @@
-"""What holds for every built-in reward: any text is judged, always alike, row by row; and the docs know it."""
+"""What holds for every built-in reward: any text has a score, always the same, row by row; and the docs list it."""
 
 import copy
 import inspect
@@ -17,7 +17,7 @@ from grpo_jax.rewards.pool.logs import ALWAYS
 
 GIVEN = {"prompts", "completions", "completion_ids"}
 GROUPWISE = {"kimi_length"}
-"""Rewards in which the rows of one prompt see one another."""
+"""Rewards that compare the rows of one prompt."""
 OPTIONS = {
     "boxed_math": ["think=false"],
     "kimi_length": ["judge=gsm8k"],
@@ -27,7 +27,7 @@ OPTIONS = {
     "repetition": ["ngram_size=1"],
     "soft_format": ["think=a,answer=b"],
 }
-# Code runs only if asked, and in these tests never: no row has a test for it.
+# Programs run only in a chosen sandbox, and here none does: no row has a test for it.
 NAMES = ["code:sandbox=local" if name == "code" else name for name in BUILTIN]
 SPECS = [
     *NAMES,
@@ -35,7 +35,7 @@ SPECS = [
     *[f"{name}:{options}" for name, written in OPTIONS.items() for options in written],
 ]
 
-# No powers, factorials or products of big numbers: those need the pool's deadline (see test_peers_faults.py).
+# No powers, factorials or products of big numbers: those need the pool's deadline (see test_known_grader_faults.py).
 PIECES = [
     "<think>", "</think>", "<answer>", "</answer>", "\n", " ", "\\boxed{", "}", "\\frac", "{1}", "{2}", "\\sqrt2", "$",
     "####", "-7", "1,080", "3 1/2", "=", "+", "(", ")", "```python\n", "```", "<|im_end|>", "is a knight", "Zoey ",
@@ -68,8 +68,8 @@ def rows_for(spec):
     return st.lists(row, min_size=1, max_size=4)
 
 
-def judged(function, rows):
-    """The scores of some rows, which are left as they were."""
+def scores_of(function, rows):
+    """The scores of some rows, which stay unchanged."""
     accepted = parameters(function)
     names = [n for n in rows[0] if accepted[1] is None or n in accepted[1]]
     before = copy.deepcopy(rows)
@@ -83,15 +83,15 @@ def judged(function, rows):
 @pytest.mark.parametrize("spec", SPECS)
 @given(data=st.data())
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-def test_any_text_is_judged_alike_each_time_in_any_order_and_company(spec, data):
+def test_scores_depend_neither_on_the_order_of_the_rows_nor_on_earlier_calls(spec, data):
     function = load_reward(spec).function
     rows = data.draw(rows_for(spec))
-    scores = judged(function, rows)
-    assert judged(function, rows) == scores
+    scores = scores_of(function, rows)
+    assert scores_of(function, rows) == scores
     order = data.draw(st.permutations(range(len(rows))))
-    assert judged(function, [rows[i] for i in order]) == [scores[i] for i in order]
+    assert scores_of(function, [rows[i] for i in order]) == [scores[i] for i in order]
     if spec.split(":")[0] not in GROUPWISE:
-        assert [judged(function, [row])[0] for row in rows] == scores
+        assert [scores_of(function, [row])[0] for row in rows] == scores
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,7 +116,7 @@ def test_the_docs_list_every_reward_once_in_order():
 
 
 @pytest.mark.parametrize(("name", "columns", "options"), table())
-def test_the_docs_have_the_columns_and_options_of(name, columns, options):
+def test_the_docs_list_the_columns_and_options_of_every_reward(name, columns, options):
     function = load_reward(NAMES[list(BUILTIN).index(name)]).function
     known = options_of(function).copy()
     required, _ = parameters(function)

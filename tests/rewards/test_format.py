@@ -36,7 +36,7 @@ GOOD = "<think>a</think>\n<answer>b</answer>"
         ("", 0.0),
     ],
 )
-def test_one_thought_then_one_answer_and_nothing_else(text, expected):
+def test_the_format_is_one_thought_then_one_answer_and_nothing_else(text, expected):
     chat = [{"role": "assistant", "content": text}]
     assert think_answer_format(["q", [{"role": "user", "content": "q"}]], [text, chat]) == [expected] * 2
 

@@ -1,4 +1,4 @@
-"""Knights and knaves: who is told right, and Logic-RL's four totals."""
+"""Knights and knaves: the scores of answers, and Logic-RL's four totals."""
 
 import re
 import time
@@ -33,14 +33,14 @@ def scores(text, prompt="p"):
         (f"<think>x</think><answer>{ANSWER}, Zoey is a knave</answer>", -1, 0),  # both
         ("<think>x</think><answer>Zoey is not a knave, Sam is a knave</answer>", -1, 0),
         ("<think>x</think><answer></answer>", -1, 0),
-        (f"<answer>{ANSWER}</answer>", -3, 1),  # no thought: told right, in the wrong form
+        (f"<answer>{ANSWER}</answer>", -3, 1),  # no thought: correct, in the wrong form
         (f"</think><think><answer>{ANSWER}</answer>", -3, 1),
         (RIGHT + RIGHT, -3, 1),
         (f"<think>x</think>{ANSWER}", -3, 0),
         ("", -3, 0),
     ],
 )
-def test_another_score(text, logic, right):
+def test_each_kind_of_answer_has_its_score_in_both_rewards(text, logic, right):
     assert scores(text) == (logic, right)
 
 
@@ -56,11 +56,11 @@ def test_another_score(text, logic, right):
         "* _Zoey_ : a knight\n* _Sam_ : a knave",
     ],
 )
-def test_what_is_right_is_lost_in_its_markup(said):
+def test_a_correct_answer_in_markdown_is_read(said):
     assert scores(f"<think>a</think><answer>{said}</answer>") == (3, 1)
 
 
-def test_a_name_is_lost_with_its_underscore():
+def test_a_name_keeps_its_underscores():
     said = ["<answer>person_1 is a knight, __person_2__: knave</answer>"]
     answer = ["person_1 is a knight\nperson_2 is a knave"]
     assert knights_and_knaves(said, answer=answer) == [1.0]
@@ -68,7 +68,7 @@ def test_a_name_is_lost_with_its_underscore():
 
 
 @pytest.mark.parametrize("name", ["_", "*", "Zoey ", "a" + "_" * 9, "Zoey is ", "Zoey : "])
-def test_a_long_answer_costs_more_than_its_length(name):
+def test_a_long_answer_costs_linear_time(name):
     text = f"<think>x</think><answer>{name * 20_000}x{' ' * 50_000}</answer>"
     begun = time.monotonic()
     for faithful in (False, True):
@@ -83,7 +83,7 @@ def test_a_long_answer_costs_more_than_its_length(name):
     )
 )
 @settings(max_examples=300, deadline=None)
-def test_the_published_search_finds_other_kinds(parts):
+def test_faithful_logic_rl_equals_the_published_search(parts):
     said = "".join(parts)
     found = [re.search(rf"\b{name}\b.*?\b(knight|knave)\b", said, re.IGNORECASE) for name in ("Zoey", "Sam")]
     kinds = [match and match[1].lower() for match in found]
@@ -92,11 +92,11 @@ def test_the_published_search_finds_other_kinds(parts):
     assert logic_rl(["p"], [text], answer=[ANSWER], faithful=True) == [wanted]
 
 
-def test_logic_rl_mixes_languages_for_nothing():
+def test_the_recipe_logic_rl_also_penalises_mixed_languages():
     assert load_settings(GRPOConfig, "logic-rl").rewards == ["logic_rl", "language_mixing"]
 
 
-def test_a_thought_that_the_prompt_opened_is_missed():
+def test_a_thought_that_the_prompt_opened_counts():
     text = RIGHT.removeprefix("<think>")
     assert scores(text)[0] == -3
     assert scores(text, "Assistant: <think>\n")[0] == 3
@@ -113,7 +113,7 @@ def test_a_thought_that_the_prompt_opened_is_missed():
     )
 )
 @settings(max_examples=200, deadline=None)
-def test_no_text_scores_anything_else(parts):
+def test_every_text_scores_one_of_the_four_totals(parts):
     logic, right = scores("".join(parts))
     assert logic in (3, -0.5, -1, -3)
     assert right in (0, 1)
@@ -121,14 +121,14 @@ def test_no_text_scores_anything_else(parts):
 
 
 @pytest.mark.parametrize("said", ["", "<answer></answer>", RIGHT])
-def test_a_gold_that_names_nobody_is_met(said):
+def test_a_gold_that_names_nobody_is_an_error(said):
     with pytest.raises(ValueError, match="says of nobody"):
         knights_and_knaves([said], answer=["unknown"])
     with pytest.raises(ValueError, match="says of nobody"):
         logic_rl(["p"], [said], answer=["unknown"])
 
 
-def test_a_puzzle_of_ours_cannot_be_answered():
+def test_the_answer_of_every_generated_puzzle_is_correct():
     rows = load_rows("knights_and_knaves:people=3-5,size=50", "train")
     said = [f"<think>t</think><answer>{row['answer']}</answer>" for row in rows]
     answers = [row["answer"] for row in rows]

@@ -1,4 +1,4 @@
-"""Faults found in other projects' graders, each a case that ours must get right. Named after what went wrong there."""
+"""Faults found in other projects' graders: each is a case that ours get right."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ NUMBER_RULES = ["gsm8k", "simple_grpo_correct", "reinforce_lite", "boxed_math:th
 
 
 def written(rule, answer):
-    """The answer as the rule wants it; `gsm8k` and `simple_grpo_correct` also take a bare text."""
+    """The answer in the form that the rule requires; `gsm8k` and `simple_grpo_correct` also take a bare text."""
     shells = {"reinforce_lite": "<answer>{}</answer>", "boxed_math:think=false": r"\boxed{{{}}}"}
     return "There were 2 of 12, so " + shells.get(rule, "{}").format(answer)
 
@@ -37,20 +37,20 @@ def written(rule, answer):
         ("3 1/2", "7/2", ["312", "1/2", "3/2", "3", "2"]),
     ],
 )
-def test_a_sign_a_comma_or_a_mixed_number_is_cut(rule, answer, gold, misread):
+def test_signs_commas_and_mixed_numbers_are_read_whole(rule, answer, gold, misread):
     right = functools.partial(score, rule, written(rule, answer))
     assert right(answer=gold) == 1
     assert all(right(answer=wrong) <= 0 for wrong in misread)
 
 
 @pytest.mark.parametrize("rule", ["gsm8k", "simple_grpo_correct", "reinforce_lite"])
-def test_the_number_after_the_answer_is_taken_for_it(rule):
+def test_a_number_after_the_answer_is_not_taken_for_it(rule):
     text = "<answer>18 dollars for 2 dozen</answer>"
     assert score(rule, text, answer="18") == 1
     assert score(rule, text, answer="2") <= 0
 
 
-def test_the_published_last_digits_are_there_on_request():
+def test_faithful_simple_grpo_reads_the_last_digits_as_published():
     faithful = functools.partial(score, "simple_grpo_correct:faithful=true")
     assert faithful("so -7", answer="7") == 1
     assert faithful("so 1,080", answer="80") == 1
@@ -58,19 +58,19 @@ def test_the_published_last_digits_are_there_on_request():
     assert faithful("1/0", answer="1") == faithful("none", answer="1") == -1
 
 
-def test_a_number_before_the_last_answer_tag_counts():
+def test_only_the_number_after_the_last_answer_tag_counts():
     assert score("reinforce_lite", "<answer>5</answer> no: <answer>18", answer="18") == 1
     assert score("reinforce_lite", "<answer>18</answer> no: <answer>5</answer>", answer="18") == -1
     assert score("reinforce_lite", "it is 18", answer="18") == -1
 
 
 @pytest.mark.parametrize("gold", ["5", "1,080", "-7", "-1,080", "70000"])
-def test_a_gold_with_a_comma_or_a_sign_is_not_read(gold):
+def test_a_gold_with_a_comma_or_a_sign_is_read(gold):
     for rule in NUMBER_RULES:
         assert score(rule, written(rule, gold), answer=f"so\n#### {gold}") == 1
 
 
-def test_golds_of_gsm8k_are_lost(shared_data):
+def test_every_gold_of_gsm8k_is_correct_against_itself(shared_data):
     """All 8,792 are right by our rules; by the published last digits those with a comma or a sign are wrong."""
     golds = [
         json.loads(line)["answer"]
@@ -115,7 +115,9 @@ EVAL_CASES = [
 
 
 @pytest.mark.parametrize(("expression", "numbers", "target"), EVAL_CASES)
-def test_what_eval_takes_is_right(expression, numbers, target, tmp_path, monkeypatch):
+def test_expressions_that_only_eval_accepts_are_wrong_and_never_executed(
+    expression, numbers, target, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     text = f"<answer>{expression}</answer>"
     assert [score(rule, text, numbers=numbers, target=target) for rule in COUNTDOWN] == [0.0] * 3
@@ -124,7 +126,7 @@ def test_what_eval_takes_is_right(expression, numbers, target, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("expression", ["97**98**4", "9**9**9**9", "((9**9)**9)**9", "9*" * 50_000 + "9"])
-def test_a_power_tower_hangs_the_run(expression):
+def test_a_power_tower_is_wrong_within_a_second(expression):
     start = time.perf_counter()
     for rule in COUNTDOWN + TINYZERO:
         assert score(rule, f"<answer>{expression}</answer>", numbers=[97, 98, 4], target=1) <= 0.1
@@ -142,7 +144,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize(("name", "case"), FORMATS.items())
-def test_empty_tags_are_accepted(name, case):
+def test_empty_tags_are_refused(name, case):
     good, right, wrong = case
     assert score(name, good) == right
     for inside in (" ", ""):
@@ -151,7 +153,7 @@ def test_empty_tags_are_accepted(name, case):
 
 
 @pytest.mark.parametrize(("name", "case"), FORMATS.items())
-def test_a_second_answer_block_is_accepted(name, case):
+def test_a_second_answer_block_is_refused(name, case):
     good, _, wrong = case
     assert score(name, good + "\n<answer>c</answer>") == wrong
     assert score(name, good + "\n<answer>\nc\n</answer>") == wrong
@@ -159,7 +161,7 @@ def test_a_second_answer_block_is_accepted(name, case):
 
 
 @pytest.mark.parametrize(("name", "case"), FORMATS.items())
-def test_an_end_marker_or_a_blank_line_is_refused(name, case):
+def test_an_end_marker_or_a_blank_line_is_accepted(name, case):
     good, right, _ = case
     for text in (good + "<|im_end|>", good + "\n<|im_end|>\n", good.replace("<answer>", "\n<answer>")):
         assert score(name, text) == right
@@ -168,7 +170,7 @@ def test_an_end_marker_or_a_blank_line_is_refused(name, case):
 # Length.
 
 
-def test_the_cosine_climbs_again_past_the_maximum():
+def test_the_cosine_is_flat_beyond_the_maximum_length():
     reward = load_reward("cosine_scaled_reward:max_len=10").function
     ids = [[0] * n for n in (10, 11, 15, 20, 40)]
     right = reward(completions=[r"\boxed{4}"] * 5, solution=["4"] * 5, completion_ids=ids)
@@ -179,7 +181,7 @@ def test_the_cosine_climbs_again_past_the_maximum():
 # math-verify.
 
 
-def test_gold_and_prediction_are_swapped():
+def test_gold_and_answer_are_verified_in_that_order():
     """An interval is met by a chain of inequalities, but not the other way round: the order shows."""
     chain, interval = parse("$2 < x < 5$"), parse("$(2,5)$")
     assert verify(chain, interval) != verify(interval, chain)
@@ -195,12 +197,12 @@ def test_gold_and_prediction_are_swapped():
 @pytest.mark.parametrize(
     "formula", [r"\frac43", r"11\sqrt2", r"\dfrac12", r"2\frac12", r"\sqrt3", r"\frac{\pi}2"]
 )
-def test_a_boxed_gold_is_rejected_because_answers_are_read_more_strictly(formula):
+def test_a_gold_equals_the_same_formula_in_a_box(formula):
     for gold in (formula, f"${formula}$", rf"so \boxed{{{formula}}}"):
         assert score("boxed_math", rf"hm </think> \boxed{{{formula}}}", answer=gold) == 1
 
 
-def test_a_gold_that_cannot_be_read_counts_as_wrong_or_as_right():
+def test_an_unreadable_gold_gives_no_score():
     assert score("boxed_math", r"</think> \boxed{4}", answer="") is None
     assert score("accuracy_reward", r"\boxed{4}", solution="nobody knows") is None
     kimi = load_reward("kimi_length").function
@@ -218,7 +220,7 @@ MATHEMATICAL = {
 
 
 @pytest.mark.parametrize(("name", "columns"), MATHEMATICAL.items())
-def test_time_limits_by_signal_raise_off_the_main_thread(name, columns):
+def test_mathematical_rewards_work_off_the_main_thread(name, columns):
     got = []
     row = {"prompts": ["q"], "completions": [r"</think> \boxed{4}"], **columns}
     thread = threading.Thread(target=lambda: got.append(load_reward(name).function(**row)))
@@ -238,7 +240,7 @@ def raises(completions, **columns):
 """
 
 
-def test_a_timeout_that_is_no_exception_ends_the_worker_or_the_run(tmp_path):
+def test_a_row_that_raises_a_base_exception_loses_only_its_own_score(tmp_path):
     (tmp_path / "late.py").write_text(TIMEOUTS)
     with RewardPool([f"{tmp_path}/late.py:raises"], workers=1) as pool:
         got = pool.score(["a", "a", "b"], ["good", "bad", "good"])
@@ -250,7 +252,7 @@ def test_a_timeout_that_is_no_exception_ends_the_worker_or_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["boxed_math", "accuracy_reward"])
-def test_a_bomb_swallows_more_than_its_deadline(name):
+def test_an_endless_formula_scores_zero_after_its_deadline(name):
     column = "answer" if name == "boxed_math" else "solution"
     warm, bomb = r"</think> \boxed{4}", r"</think> \boxed{(\alpha+\beta)^{9999}}"
     with RewardPool([name], workers=1, timeout=1.5) as pool:
@@ -263,7 +265,7 @@ def test_a_bomb_swallows_more_than_its_deadline(name):
     assert seconds < 30  # two deadlines, and a worker that starts anew each time
 
 
-def test_one_answer_has_a_score_on_one_path_only():
+def test_an_answer_has_the_same_score_in_the_pool_and_outside():
     """The same functions run in the pool and outside of it: in TRL's and in plain form, alone and in a batch."""
     texts = [r"</think> \boxed{4}", "</think> 4", r"</think> \boxed{\frac82}"]
     columns = {"answer": ["4"] * 3}

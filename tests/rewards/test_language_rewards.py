@@ -44,14 +44,14 @@ def share(prompt, text, spec="language_consistency", **columns):
         ("1 + 1 = ?", "two", None),
     ],
 )
-def test_share_of_words(prompt, text, expected):
+def test_the_score_is_the_share_of_words_in_the_prompts_language(prompt, text, expected):
     got = share(prompt, text)
     mixing = share(prompt, text, "language_mixing")
     assert got == (expected if expected is None else pytest.approx(expected))
     assert mixing == (None if expected is None else pytest.approx(expected - 1))
 
 
-def test_the_users_last_message_is_the_prompts_language():
+def test_the_users_last_message_sets_the_language():
     chat = [
         {"role": "system", "content": "Think first, then answer within the tags."},
         {"role": "user", "content": CHINESE},
@@ -68,12 +68,12 @@ def test_names_of_the_row_do_not_count_when_they_are_foreign():
     assert share(CHINESE, "小明 said", names=[["小明"]]) == pytest.approx(2 / 3)
 
 
-def test_a_script_may_be_asked_for():
+def test_the_option_language_sets_the_script():
     assert share(ENGLISH, "四个", "language_consistency:language=cjk") == 1.0
     assert share("1 + 1", "two", "language_mixing:language=latin") == 0.0
 
 
-def test_words_and_scripts():
+def test_words_are_split_by_script_and_cjk_by_character():
     assert list(words("Don't use x_1, 苹果2个 and naïve’")) == [
         ("Don't", "latin"), ("use", "latin"), ("x", "latin"), ("苹", "cjk"), ("果", "cjk"), ("个", "cjk"),
         ("and", "latin"), ("naïve", "latin"),
@@ -92,7 +92,7 @@ def test_words_and_scripts():
 
 @given(st.text(max_size=200), st.text(max_size=200))
 @settings(max_examples=200, deadline=None)
-def test_any_text_has_a_share_or_none(prompt, text):
+def test_any_text_has_a_share_between_0_and_1_or_none(prompt, text):
     got = share(prompt, text)
     assert got is None or 0 <= got <= 1
 

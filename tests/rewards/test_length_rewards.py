@@ -22,12 +22,12 @@ def test_among_right_answers_the_short_ones_win_and_wrong_ones_win_nothing():
     assert kimi([10, 20, 30, 10, 30], ["4", "4", "4", "5", "5"]) == [0.5, 0.0, -0.5, 0.0, -0.5]
 
 
-def test_without_a_difference_nobody_wins():
+def test_equal_lengths_score_zero():
     assert kimi([7, 7, 7], ["4", "5", "4"]) == [0.0, 0.0, 0.0]
     assert kimi([7], ["4"]) == [0.0]
 
 
-def test_a_gold_that_says_nothing_is_judged_by_nobody_but_its_length_stands():
+def test_a_row_with_an_unreadable_gold_has_no_score_but_its_length_counts():
     assert kimi([10, 20, 30], ["4", "4", "4"], golds=["4", "", "4"]) == [0.5, None, -0.5]
 
 
@@ -39,7 +39,7 @@ def test_groups_are_those_of_equal_prompts():
     assert mixed == [0.5, 0.5, -0.5, -0.5]
 
 
-def test_other_judges():
+def test_the_option_judge_chooses_the_reward_that_says_what_is_correct():
     assert kimi([10, 20], ["4", "5"], spec="kimi_length:judge=gsm8k") == [0.5, -0.5]
     got = load_reward("kimi_length:judge=knights_and_knaves").function(
         prompts=["q"] * 2,
@@ -50,7 +50,7 @@ def test_other_judges():
     assert got == [0.5, -0.5]
 
 
-def test_a_pool_gives_whole_groups_to_it():
+def test_a_pool_gives_kimi_length_whole_groups():
     texts = [r"\boxed{4}"] * 4
     ids = [[1] * n for n in (10, 30, 5, 6)]
     with RewardPool(["kimi_length"], workers=1) as pool:
@@ -64,7 +64,7 @@ def cosine(length, text, options=""):
     return reward(completions=[f"\\boxed{{{text}}}"], solution=["4"], completion_ids=[[1] * length])[0]
 
 
-def test_the_cosine_stays_where_it_ends_unless_the_published_one_is_asked_for():
+def test_the_cosine_is_flat_beyond_max_len_unless_faithful():
     right, wrong = ([cosine(n, text) for n in range(0, 301, 10)] for text in "45")
     assert right == sorted(right, reverse=True)
     assert wrong == sorted(wrong)
@@ -90,7 +90,7 @@ def test_the_cosine_stays_where_it_ends_unless_the_published_one_is_asked_for():
         ("one two", 3, 0.0),
     ],
 )
-def test_repeated_words(text, ngram, expected):
+def test_repetition_penalises_the_share_of_repeated_ngrams(text, ngram, expected):
     reward = load_reward(f"repetition:ngram_size={ngram}").function
     assert reward(completions=[text]) == [pytest.approx(expected)]
     half = load_reward(f"repetition:ngram_size={ngram},max_penalty=-0.5").function
@@ -105,14 +105,15 @@ def test_repeated_words(text, ngram, expected):
         ("ab cd ef ab cd ef ab", -2 / 5, -2 / 5),
     ],
 )
-def test_a_loop_of_formulas_is_not_open_r1s(text, wanted, faithful):
+def test_repeated_formulas_are_penalised_only_if_faithful(text, wanted, faithful):
     found = [
-        load_reward(f"repetition{how}").function(completions=[text])[0] for how in ("", ":faithful=true")
+        load_reward(f"repetition{options}").function(completions=[text])[0]
+        for options in ("", ":faithful=true")
     ]
     assert found == [pytest.approx(wanted), pytest.approx(faithful)]
 
 
-def test_rewards_on_tokens_by_their_names():
+def test_trls_rewards_on_tokens_load_by_name():
     ids = [[1, 2, 1, 2, 1], [1] * 9, []]
     assert load_reward("repetition_penalty_reward:ngram_size=2").function(completion_ids=ids) == [
         -0.5, pytest.approx(-7 / 8), 0.0,
@@ -132,7 +133,7 @@ def test_rewards_on_tokens_by_their_names():
         ("kimi_length:judge=countdown", "judge=countdown must be one of boxed_math"),
     ],
 )
-def test_a_setting_without_a_meaning_is_refused_before_any_row(spec, message):
+def test_an_invalid_option_is_refused_before_any_row(spec, message):
     with pytest.raises(UserError, match=message):
         load_reward(spec)
 
@@ -153,7 +154,7 @@ def test_a_setting_without_a_meaning_is_refused_before_any_row(spec, message):
         ("", 0, 0),
     ],
 )
-def test_reasoning_steps(text, corrected, faithful):
+def test_each_of_three_reasoning_steps_scores_a_third(text, corrected, faithful):
     assert load_reward("reasoning_steps").function(completions=[text]) == [pytest.approx(corrected)]
     published = load_reward("reasoning_steps:faithful=true").function(completions=[text])
     assert published == [pytest.approx(faithful)]

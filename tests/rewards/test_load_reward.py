@@ -45,21 +45,21 @@ def test_a_builtin_whose_package_is_missing_names_the_package(monkeypatch):
         load_reward("accuracy_reward")
 
 
-def test_a_function_in_a_file_with_dataclasses_and_neighbours(file, monkeypatch):
+def test_a_file_with_dataclasses_and_neighbouring_modules_loads(file, monkeypatch):
     monkeypatch.chdir(file.parent)
     reward = load_reward("mine.py:exact")
     assert reward.function(["q"], ["c"]) == [1.0]
     assert (reward.name, reward.spec) == ("exact", f"{file}:exact")  # found again from another folder
 
 
-def test_names_of_callables():
-    class Judge:
+def test_every_kind_of_callable_has_a_name():
+    class Grader:
         def __call__(self, prompts, completions, **columns):
             return [0.0]
 
     assert load_reward(text_of).name == "text_of"
     assert load_reward(functools.partial(text_of)).name == "text_of"
-    assert load_reward(Judge()).name == "Judge"
+    assert load_reward(Grader()).name == "Grader"
     assert load_reward(load_reward("gsm8k")).spec == "gsm8k"
 
 
@@ -83,14 +83,14 @@ def mistakes(file):
     }
 
 
-def test_each_mistake_is_one_sentence(file):
+def test_each_mistake_is_reported_in_one_sentence(file):
     for spec, message in mistakes(file).items():
         with pytest.raises(UserError, match=message) as caught:
             load_reward(spec)
         assert str(caught.value).count("\n") == 0
 
 
-def test_text_of_strings_and_messages():
+def test_text_of_reads_strings_and_messages_of_the_assistant():
     assert text_of("a") == "a"
     assert text_of([{"role": "assistant", "content": "a"}]) == "a"
     assert text_of([{"role": "assistant", "content": [{"type": "text", "text": "a"}]}]) == "a"
@@ -99,7 +99,7 @@ def test_text_of_strings_and_messages():
     assert text_of([{"role": "assistant", "content": None}]) == ""
 
 
-def test_combine_leaves_a_row_that_nobody_judged_out():
+def test_combine_gives_nan_to_a_row_without_any_score():
     nan = np.nan
     values = np.array([[1.0, 2.0], [nan, 2.0], [nan, nan], [0.0, nan]])
     np.testing.assert_array_equal(combine(values, [1.0, 0.5]), [2.0, 1.0, nan, 0.0])

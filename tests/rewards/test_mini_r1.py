@@ -39,7 +39,7 @@ def scores(text, mode=""):
 
 @pytest.mark.parametrize("mode", ["", ":faithful=true"])
 @pytest.mark.parametrize(("text", "formed", "equation", "tiny"), GOLDEN)
-def test_the_published_cases(text, formed, equation, tiny, mode):
+def test_the_published_cases_score_as_published(text, formed, equation, tiny, mode):
     assert scores(text, mode) == [formed, equation, tiny]
 
 
@@ -48,7 +48,7 @@ def test_known_faults_are_corrected_and_faithful_keeps_them(text, formed, equati
     assert [*zip(scores(text), scores(text, ":faithful=true"))] == [formed, equation, tiny]
 
 
-def test_near_is_right_only_where_it_was_published_so():
+def test_a_nearly_exact_result_is_correct_only_if_faithful():
     row = {"prompts": ["q"], "completions": ["<answer>1000001/1000000</answer>"]}
     row |= {"nums": [[1000001, 1000000]], "target": [1]}
     for name, wrong in (("mini_r1_equation", 0.0), ("tinyzero", 0.1)):
@@ -57,6 +57,6 @@ def test_near_is_right_only_where_it_was_published_so():
 
 
 @pytest.mark.parametrize("name", ["mini_r1_equation", "tinyzero"])
-def test_without_numbers_the_reward_says_what_it_needs(name):
+def test_a_missing_column_of_numbers_is_named(name):
     with pytest.raises(ValueError, match=f"{name} needs a column 'numbers'"):
         load_reward(name).function(prompts=["q"], completions=["x"], target=[1])

@@ -67,7 +67,7 @@ def test_one_number_has_one_value_however_written(text, expected):
         ("none", None),
     ],
 )
-def test_last_number_rule(text, expected):
+def test_the_last_number_is_read_with_its_sign_commas_and_fraction(text, expected):
     assert last_number(text) == expected
 
 
@@ -101,7 +101,7 @@ def test_last_number_rule(text, expected):
         ("", None),
     ],
 )
-def test_the_mark_comes_before_the_last_number(text, expected):
+def test_a_marked_answer_takes_precedence_over_the_last_number(text, expected):
     assert final_number(text) == expected
 
 
@@ -123,7 +123,7 @@ def test_the_mark_comes_before_the_last_number(text, expected):
     ],
 )
 @pytest.mark.parametrize("gold", ["72", "48/2 = <<48/2=24>>24\n#### 72", 72, 72.0])
-def test_strict_wants_the_mark_flexible_does_not(text, flexible, strict, gold):
+def test_strict_requires_the_mark_and_flexible_does_not(text, flexible, strict, gold):
     chat = [{"role": "assistant", "content": text}]
     assert gsm8k(["q"] * 2, [text, chat], [gold] * 2) == [flexible] * 2
     assert gsm8k_strict(["q"] * 2, [text, chat], [gold] * 2, other=[1, 2]) == [strict] * 2
@@ -155,7 +155,7 @@ def test_any_fraction_reads_back(number):
 
 
 @given(st.integers(-(10**12), 10**12))
-def test_commas_change_nothing(number):
+def test_thousands_separators_change_nothing(number):
     assert parse_number(f"{number:,}") == parse_number(str(number)) == number
 
 

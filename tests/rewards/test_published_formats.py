@@ -1,4 +1,4 @@
-"""Published format rewards: the corrected rule by default, and the published one, faults and all, on request."""
+"""Published format rewards: the corrected rule by default, and the published one, with its faults, if faithful."""
 
 import re
 import time
@@ -40,12 +40,12 @@ def score(spec, text, prompt="q"):
         ("", 0, 0),
     ],
 )
-def test_open_r1_format(text, corrected, faithful):
+def test_open_r1_format_requires_each_tag_on_a_line_of_its_own(text, corrected, faithful):
     assert score("open_r1_format", text) == corrected
     assert score("open_r1_format:faithful=true", text) == faithful
 
 
-def test_a_thought_that_the_prompt_has_opened():
+def test_a_thought_that_the_prompt_opened_counts_unless_faithful():
     text = LINES.removeprefix("<think>\n")
     assert score("open_r1_format", text, OPENED) == 1
     assert score("open_r1_format:faithful=true", text, OPENED) == 0
@@ -69,7 +69,7 @@ def test_a_thought_that_the_prompt_has_opened():
         ("", 0, 0),
     ],
 )
-def test_tag_count(text, corrected, faithful):
+def test_tag_count_gives_a_quarter_for_each_tag_that_appears_once(text, corrected, faithful):
     assert score("tag_count", text) == corrected
     assert score("tag_count:faithful=true", text) == faithful
 
@@ -85,7 +85,7 @@ def test_tag_count(text, corrected, faithful):
         ("", -1),
     ],
 )
-def test_logic_rl_format(text, expected):
+def test_logic_rl_format_requires_every_tag_once_and_in_order(text, expected):
     assert score("logic_rl_format", text) == expected
 
 
@@ -101,7 +101,7 @@ def test_logic_rl_format(text, expected):
         ("<think>a</think>b", 0),
     ],
 )
-def test_soft_format(text, expected):
+def test_soft_format_allows_text_around_two_filled_blocks(text, expected):
     assert score("soft_format", text) == expected
     other = text.replace("think>", "reasoning>").replace("answer>", "result>")
     assert score("soft_format:think=reasoning,answer=result", other) == expected
@@ -122,7 +122,7 @@ def test_soft_format(text, expected):
         ("", -1, -1),
     ],
 )
-def test_simple_grpo_format(text, corrected, faithful):
+def test_simple_grpo_format_requires_two_filled_blocks_and_nothing_else(text, corrected, faithful):
     assert score("simple_grpo_format", text) == corrected
     assert score("simple_grpo_format:faithful=true", text) == faithful
 
@@ -131,7 +131,7 @@ def test_simple_grpo_format(text, corrected, faithful):
     ("text", "total"),
     [(PLAIN.replace("b", "18"), 2.25), (PLAIN.replace("b", "19"), 0.25), ("18", 0), ("19", -2)],
 )
-def test_simple_grpos_four_totals(text, total):
+def test_simple_grpos_rewards_add_up_to_four_totals(text, total):
     correct = load_reward("simple_grpo_correct").function(completions=[text], answer=["18"])[0]
     assert correct + score("simple_grpo_format", text) == total
 
@@ -151,12 +151,12 @@ def test_simple_grpos_four_totals(text, total):
         ("", 0, 0),
     ],
 )
-def test_code_format(text, corrected, faithful):
+def test_code_format_requires_a_closed_and_filled_block(text, corrected, faithful):
     assert score("code_format", text) == corrected
     assert score("code_format:faithful=true", text) == faithful
 
 
-def test_code_format_in_another_language():
+def test_code_format_accepts_another_language_by_option():
     assert score("code_format:language=cpp", CODE.replace("python", "CPP")) == 1
 
 
@@ -189,7 +189,7 @@ ORACLES = {
 @pytest.mark.parametrize("name", ORACLES)
 @given(text=TEXTS)
 @settings(max_examples=300, deadline=None)
-def test_faithful_rules_without_regular_expressions_say_the_same(name, text):
+def test_faithful_rules_equal_the_published_regular_expressions(name, text):
     wrapped = "<think>\n" + text + "\n</answer>", "a</think>\n<answer>" + text + "</answer>"
     for whole in (text, *wrapped, *[one + "\n" for one in wrapped]):
         assert score(f"{name}:faithful=true", whole) == ORACLES[name](whole)

@@ -1,4 +1,4 @@
-"""What rewards log must arrive whole, in row order, once; a log that is wrong is a fault like any other."""
+"""What rewards log arrives whole, in row order, once; an invalid log is an error like any other."""
 
 import re
 import threading
@@ -67,7 +67,7 @@ def step_in_kwargs(completions, **columns):
     state = columns["trainer_state"]
     return [-1.0 if state is None else state.global_step for _ in completions]
 
-def spoils(completions, trainer_state):
+def changes_state(completions, trainer_state):
     trainer_state.global_step += 1
     return [trainer_state.global_step] * len(completions)
 """
@@ -79,8 +79,8 @@ class State:
     log_history: list = field(default_factory=list)
 
 
-class OnlyHere:
-    """Loses its content on the way: nobody can unpickle it."""
+class Unpicklable:
+    """A trainer state that cannot be unpickled."""
 
     def __reduce__(self):
         return (exec, ("raise ImportError('no such state there')",))
@@ -118,7 +118,7 @@ def test_a_retried_group_leaves_no_doubled_and_no_half_logs(functions, fault):
     assert got.metrics == {"mean_length": 2.0}  # of 1, 3 and 2: the rows that were scored, each once
 
 
-def test_values_that_json_does_not_know_and_numbers_that_are_none(functions):
+def test_logged_values_become_json_and_metrics_skip_non_finite_numbers(functions):
     with RewardPool(functions("odd"), workers=1) as pool:
         got = score(pool, [["a", "b"]])
     assert got.extras == {
@@ -129,7 +129,7 @@ def test_values_that_json_does_not_know_and_numbers_that_are_none(functions):
     assert got.metrics == {"odd": 2.0}
 
 
-def test_a_column_of_two_functions_keeps_both_and_a_metric_averages(functions):
+def test_equal_columns_of_two_functions_stay_apart_and_metrics_are_averaged(functions):
     with RewardPool(functions("lengths", "also_lengths"), workers=1) as pool:
         got = score(pool, [["a", "bbb"]])
     assert got.extras == {"lengths/length": [1, 3], "also_lengths/length": ["long", "long"]}
@@ -149,7 +149,7 @@ def test_a_column_of_two_functions_keeps_both_and_a_metric_averages(functions):
         ("tuple_keys", 2, "keys must be str"),
     ],
 )
-def test_a_wrong_log_is_a_fault_of_its_function(functions, name, lost, message):
+def test_an_invalid_log_is_an_error_of_its_function(functions, name, lost, message):
     with RewardPool(functions(name, "row_by_row"), workers=1) as pool:
         got = score(pool, [["a", "b"]])
         assert re.search(message, pool.messages[name]["errors"])
@@ -158,7 +158,7 @@ def test_a_wrong_log_is_a_fault_of_its_function(functions, name, lost, message):
     assert got.values[:, 1].tolist() == [2, 2]
 
 
-def test_functions_that_cannot_leave_the_trainer_log_too():
+def test_functions_that_run_in_the_trainer_log_too():
     lock = threading.Lock()
 
     def here(completions, log_extra, log_metric, trainer_state):
@@ -179,26 +179,26 @@ def test_the_state_of_each_step_reaches_every_worker(functions):
             np.testing.assert_array_equal(got.values, np.full((3, 2), step))
 
 
-def test_without_a_state_it_is_none_and_never_the_one_before(functions):
+def test_trainer_state_is_none_when_a_call_gives_none(functions):
     with RewardPool(functions("step_in_kwargs"), workers=1) as pool:
         assert score(pool, [["a"]], trainer_state=State(7)).values[0, 0] == 7
         assert score(pool, [["a"]]).values[0, 0] == -1
 
 
-def test_a_function_cannot_spoil_the_trainers_own_state(functions):
+def test_a_function_cannot_change_the_trainers_own_state(functions):
     state = State(1)
-    with RewardPool(functions("spoils"), workers=1) as pool:
+    with RewardPool(functions("changes_state"), workers=1) as pool:
         score(pool, [["a"]], trainer_state=state)
     assert state.global_step == 1
 
 
-def test_a_state_that_cannot_be_read_there_is_told_and_spares_who_needs_none(functions):
+def test_a_trainer_state_that_cannot_be_unpickled_is_reported_and_is_none(functions):
     with RewardPool(functions("row_by_row", "step_in_kwargs"), workers=1) as pool:
-        got = score(pool, [["a", "b"]], trainer_state=OnlyHere())
+        got = score(pool, [["a", "b"]], trainer_state=Unpicklable())
         assert "no such state there" in pool.messages["row_by_row"]["errors"]
     np.testing.assert_array_equal(got.values, [[2, -1], [2, -1]])
 
 
-def test_the_three_arguments_are_no_columns_that_the_data_must_have(functions):
+def test_log_extra_log_metric_and_trainer_state_are_not_required_columns(functions):
     pool = RewardPool(functions("step_of", "row_by_row"))
     pool.check_columns({"prompts", "completions"})

@@ -1,4 +1,4 @@
-"""Options in a reward's name: what is written arrives, whichever way it is written, and a typo is a sentence."""
+"""Options in a reward's name: values arrive with their types, and a typo is reported in one sentence."""
 
 import functools
 import inspect
@@ -67,7 +67,7 @@ def test_values_arrive_with_their_types_in_worker_processes_too(file, options, e
         ("by=1,minus", "no option 'minus'"),
     ],
 )
-def test_a_mistake_is_one_sentence_that_lists_what_there_is(file, options, message):
+def test_a_mistake_is_reported_in_one_sentence(file, options, message):
     with pytest.raises(UserError, match=message) as caught:
         load_reward(f"{file}:scaled:{options}")
     assert "\n" not in str(caught.value)
@@ -93,7 +93,7 @@ def test_a_column_does_not_replace_an_option_that_is_set(file):
         assert pool.score(["p"], ["c"], columns).values.tolist() == [[2.0]]
 
 
-def test_a_column_never_is_an_option_of_a_builtin_reward():
+def test_a_column_never_sets_an_option_of_a_builtin_reward():
     """Data sets of programs have a column `language`."""
     for name in BUILTIN:
         function = load_reward("code:sandbox=local" if name == "code" else name).function
@@ -109,7 +109,7 @@ def test_options_of_a_builtin_reach_its_workers():
     assert got.values.tolist() == [[1.0, 0.0]]
 
 
-def test_a_name_that_is_there_twice_carries_its_options(file):
+def test_a_reward_used_twice_has_its_options_in_its_name(file):
     specs = [f"{file}:scaled", f"{file}:scaled:by=2,times=2", f"{file}:scaled:by=3", f"{file}:bare"]
     pool = RewardPool(specs)
     assert pool.names == ["scaled", "scaled:by=2,times=2", "scaled:by=3", "bare"]
@@ -138,7 +138,7 @@ def test_options_survive_yaml_and_the_command_line(tmp_path):
     assert load_settings(GRPOConfig, None, {"rewards": ",".join(SPECS)}).rewards == SPECS
 
 
-def test_bound_is_a_partial_to_whoever_looks():
+def test_a_bound_option_cannot_be_overridden_and_shows_in_the_signature():
     def f(completions, answer, *, x: int = 1, **columns):
         return x
 

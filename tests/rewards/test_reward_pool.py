@@ -1,4 +1,4 @@
-"""Rewards that misbehave in every way we know; the trainer must always get its numbers back, in time."""
+"""Rewards that misbehave in every known way: the trainer always gets its scores back, in time."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def act(word):
     special = {"none": None, "text": "1.0", "list": [1], "yes": True}
     return special[word] if word in special else float(word)  # "nan" and "inf" are floats
 
-def judge(prompts, completions, **columns):
+def grade(prompts, completions, **columns):
     return [act(word) for word in completions]
 
 async def slowly(prompts, completions, **columns):
@@ -107,8 +107,8 @@ def leaves_no_process():
 
 
 @pytest.fixture(scope="module")
-def judge(attacks):
-    with RewardPool([f"{attacks}:judge"], workers=2, timeout=0.8) as pool:
+def shared_pool(attacks):
+    with RewardPool([f"{attacks}:grade"], workers=2, timeout=0.8) as pool:
         yield pool
 
 
@@ -128,45 +128,45 @@ BAD_GROUPS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def judge_is_started(judge):
-    score(judge, [["1"], ["2"]])  # so that `leaves_no_process` counts only what a test adds
+def shared_pool_is_started(shared_pool):
+    score(shared_pool, [["1"], ["2"]])  # so that `leaves_no_process` counts only what a test adds
 
 
 @pytest.mark.parametrize(("words", "values", "counts"), BAD_GROUPS)
-def test_a_bad_row_costs_only_itself(attacks, words, values, counts):
-    with RewardPool([f"{attacks}:judge"], workers=2, timeout=0.8) as pool:
+def test_a_failing_row_loses_only_its_own_score(attacks, words, values, counts):
+    with RewardPool([f"{attacks}:grade"], workers=2, timeout=0.8) as pool:
         got = score(pool, [["7"], words, ["8"]])
     np.testing.assert_array_equal(got.values[:, 0], [7, *values, 8])
-    found = [counter["judge"] for counter in (got.errors, got.timeouts, got.nans, got.retried)]
+    found = [counter["grade"] for counter in (got.errors, got.timeouts, got.nans, got.retried)]
     assert tuple(found) == counts
 
 
-def test_a_killed_reward_takes_its_own_children_with_it(attacks):
-    with RewardPool([f"{attacks}:judge"], workers=1, timeout=0.3) as pool:
+def test_child_processes_of_a_killed_reward_are_killed_too(attacks):
+    with RewardPool([f"{attacks}:grade"], workers=1, timeout=0.3) as pool:
         score(pool, [["children"]])
         left = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "98765"]]
         assert psutil.wait_procs(left, timeout=2)[1] == []
 
 
 def test_the_first_message_of_each_kind_is_kept(attacks):
-    with RewardPool([f"{attacks}:judge"], workers=1, timeout=0.3) as pool:
+    with RewardPool([f"{attacks}:grade"], workers=1, timeout=0.3) as pool:
         score(pool, [["raise", "1"]])
         score(pool, [["exit", "nan", "hang"]])
-        assert pool.messages["judge"]["errors"] == "RuntimeError: boom on purpose (attacks.py, line 6)"
-        assert "reward_timeout, 0.3 s" in pool.messages["judge"]["timeouts"]
-        assert pool.messages["judge"]["nans"] == "returned NaN or an infinity"
+        assert pool.messages["grade"]["errors"] == "RuntimeError: boom on purpose (attacks.py, line 6)"
+        assert "reward_timeout, 0.3 s" in pool.messages["grade"]["timeouts"]
+        assert pool.messages["grade"]["nans"] == "returned NaN or an infinity"
 
 
 def test_a_dead_process_says_how_it_ended(attacks):
-    with RewardPool([f"{attacks}:judge"], workers=1) as pool:
+    with RewardPool([f"{attacks}:grade"], workers=1) as pool:
         score(pool, [["exit"]])
-        assert "exit status 3" in pool.messages["judge"]["errors"]
-    with RewardPool([f"{attacks}:judge"], workers=1) as pool:
+        assert "exit status 3" in pool.messages["grade"]["errors"]
+    with RewardPool([f"{attacks}:grade"], workers=1) as pool:
         score(pool, [["segfault"]])
-        assert "signal 11" in pool.messages["judge"]["errors"]
+        assert "signal 11" in pool.messages["grade"]["errors"]
 
 
-def test_wrong_lengths_and_wrong_types(attacks):
+def test_results_of_a_wrong_length_or_type_are_errors(attacks):
     specs = [f"{attacks}:{name}" for name in ("short", "empty", "scalar")]
     with RewardPool(specs, workers=2) as pool:
         got = score(pool, [["1", "2"]])
@@ -192,44 +192,44 @@ def test_async_functions_are_awaited(attacks):
     assert got.errors == {"slowly": 1}
 
 
-def test_columns_ids_and_functions_that_take_few(attacks):
+def test_functions_receive_the_columns_and_ids_that_they_accept(attacks):
     with RewardPool([f"{attacks}:{n}" for n in ("picky", "seen", "environment")], workers=2) as pool:
         rest = {"columns": {"level": np.array([10, 20, 30])}, "completion_ids": [[1], [1, 2], []]}
         got = score(pool, [["a", "b"], ["c"]], **rest)
     np.testing.assert_array_equal(got.values, [[15, 11, 1], [25, 22, 1], [35, 30, 1]])
 
 
-def test_a_column_that_is_not_there_is_named_before_anything_runs(attacks):
+def test_a_missing_column_is_named_before_anything_runs(attacks):
     pool = RewardPool([f"{attacks}:demanding"])
     with pytest.raises(UserError, match=r"'demanding' needs a column 'answer'; there are completions"):
         score(pool, [["1"]])
 
 
-def test_lengths_must_agree(judge):
+def test_a_column_of_another_length_is_refused(shared_pool):
     with pytest.raises(ValueError, match="level"):
-        score(judge, [["1"]], columns={"level": [1, 2]})
+        score(shared_pool, [["1"]], columns={"level": [1, 2]})
 
 
-def test_no_rows_at_all(judge):
-    assert judge.score([], []).values.shape == (0, 1)
+def test_no_rows_give_no_scores(shared_pool):
+    assert shared_pool.score([], []).values.shape == (0, 1)
 
 
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("raise", r"'judge' failed on the completion 'raise': RuntimeError: boom"),
-        ("hang", r"'judge' timed out on the completion 'hang'"),
-        ("nan", r"'judge' gave no number on the completion 'nan'"),
+        ("raise", r"'grade' failed on the completion 'raise': RuntimeError: boom"),
+        ("hang", r"'grade' timed out on the completion 'hang'"),
+        ("nan", r"'grade' gave no number on the completion 'nan'"),
     ],
 )
 def test_stop_names_function_completion_and_fault(attacks, word, message):
-    pool = RewardPool([f"{attacks}:judge"], workers=2, timeout=0.3, on_error="stop")
+    pool = RewardPool([f"{attacks}:grade"], workers=2, timeout=0.3, on_error="stop")
     with pool, pytest.raises(UserError, match=message):
         score(pool, [["1", word]])
 
 
 def test_after_a_stop_no_late_answer_is_taken_for_a_new_one(attacks):
-    with RewardPool([f"{attacks}:judge"], workers=2, on_error="stop") as pool:
+    with RewardPool([f"{attacks}:grade"], workers=2, on_error="stop") as pool:
         while sum(worker.idle for worker in pool._worker_pool.workers) < 2:
             score(pool, [["1"]] * 2)
         with pytest.raises(UserError):
@@ -237,18 +237,18 @@ def test_after_a_stop_no_late_answer_is_taken_for_a_new_one(attacks):
         np.testing.assert_array_equal(score(pool, [["5"]] * 4).values[:, 0], [5] * 4)
 
 
-def test_hundreds_of_tiny_units_reuse_the_workers(judge):
-    score(judge, [["0"]])
-    before = {worker.process.pid for worker in judge._worker_pool.workers}
+def test_hundreds_of_tiny_units_reuse_the_workers(shared_pool):
+    score(shared_pool, [["0"]])
+    before = {worker.process.pid for worker in shared_pool._worker_pool.workers}
     start = time.perf_counter()
-    got = score(judge, [[str(i)] for i in range(600)])
+    got = score(shared_pool, [[str(i)] for i in range(600)])
     assert time.perf_counter() - start < 5
     np.testing.assert_array_equal(got.values[:, 0], np.arange(600))
-    assert {worker.process.pid for worker in judge._worker_pool.workers} == before
+    assert {worker.process.pid for worker in shared_pool._worker_pool.workers} == before
 
 
 def test_units_run_side_by_side(attacks):
-    with RewardPool([f"{attacks}:judge"], workers=4, timeout=0.8) as pool:
+    with RewardPool([f"{attacks}:grade"], workers=4, timeout=0.8) as pool:
         score(pool, [["1"]] * 4)
         start = time.perf_counter()
         score(pool, [["hang"]] * 4)  # 4 x (once + again) x 0.8 s = 6.4 s one after the other
@@ -264,27 +264,27 @@ def test_start_up_is_not_counted_against_the_deadline(tmp_path):
         assert score(pool, [["a"]]).values[0, 0] == 1.0
 
 
-def test_a_worker_lost_between_two_steps_costs_nothing(attacks):
+def test_workers_lost_between_two_steps_are_replaced(attacks):
     """Idle or still starting: one worker does both units before the other has loaded the file."""
-    with RewardPool([f"{attacks}:judge"], workers=2) as pool:
+    with RewardPool([f"{attacks}:grade"], workers=2) as pool:
         score(pool, [["1"], ["2"]])
         for worker in pool._worker_pool.workers:
             worker.process.kill()
             worker.process.wait()
         got = score(pool, [["3"], ["4"]])
     np.testing.assert_array_equal(got.values[:, 0], [3, 4])
-    assert got.errors == got.retried == {"judge": 0}
+    assert got.errors == got.retried == {"grade": 0}
 
 
 def test_a_pool_survives_the_thread_that_started_it(attacks):
-    with RewardPool([f"{attacks}:judge"], workers=2) as pool:
+    with RewardPool([f"{attacks}:grade"], workers=2) as pool:
         thread = threading.Thread(target=score, args=(pool, [["1"], ["2"]]))
         thread.start()
         thread.join()
         np.testing.assert_array_equal(score(pool, [["3"], ["4"]]).values[:, 0], [3, 4])
 
 
-def test_a_file_that_only_fails_in_the_worker(tmp_path):
+def test_a_file_that_only_fails_in_the_worker_is_a_user_error(tmp_path):
     path = tmp_path / "elsewhere.py"
     body = f"def f(prompts, completions): return []\nimport os\nhere = os.getpid() == {os.getpid()}\n"
     path.write_text(body + "assert here\n")
@@ -298,7 +298,7 @@ def test_a_file_that_only_fails_in_the_worker(tmp_path):
         score(pool, [["a"]])
 
 
-def test_closures_and_lambdas_travel():
+def test_closures_and_lambdas_run_in_workers():
     factor = 3
     pool = RewardPool([lambda prompts, completions, **_: [factor * len(c) for c in completions]], workers=1)
     with pool:
@@ -308,7 +308,7 @@ def test_closures_and_lambdas_travel():
         RewardPool([lambda: 1, lambda: 2])
 
 
-def test_what_cannot_be_pickled_runs_here_under_a_deadline():
+def test_what_cannot_be_pickled_runs_in_the_trainer_under_a_deadline():
     lock = threading.Lock()  # no pickle for locks
 
     def here(prompts, completions, **columns):
@@ -328,7 +328,7 @@ def test_what_cannot_be_pickled_runs_here_under_a_deadline():
         assert "cannot be killed" in pool.messages["here"]["timeouts"]
 
 
-def test_what_cannot_be_unpickled_there_runs_here():
+def test_what_a_worker_cannot_unpickle_runs_in_the_trainer():
     class Sticky:
         __name__ = "sticky"
 
@@ -381,7 +381,7 @@ def test_workers_die_with_a_killed_trainer(tmp_path, word):
 
 
 def test_close_is_quick_leaves_no_zombie_and_can_be_repeated(attacks):
-    pool = RewardPool([f"{attacks}:judge"], workers=3)
+    pool = RewardPool([f"{attacks}:grade"], workers=3)
     score(pool, [["1"]] * 3)
     pids = [worker.process.pid for worker in pool._worker_pool.workers]
     start = time.perf_counter()

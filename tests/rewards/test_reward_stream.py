@@ -1,4 +1,4 @@
-"""Streamed rewards: the same scores for any way in which rows come, begun at once, and nothing left when it fails."""
+"""Streamed rewards: the same scores in whatever order rows arrive, scored at once, and nothing left after a failure."""
 
 import contextlib
 import dataclasses
@@ -19,9 +19,10 @@ from grpo_jax.errors import UserError
 from grpo_jax.rewards import RewardPool
 
 NAN = np.nan
-PATIENCE = 60  # seconds for what must happen, on a machine that is busy
+PATIENCE = 60  # seconds to wait for an event on a busy machine
 
-# Each row's completion says what the function does to it. Files in the folder `there` tell of it and wait for us.
+# Each row's completion says what the function does to it. It writes files to the folder `there`, and
+# `meet` waits for one.
 FUNCTIONS = """
 import asyncio, os, pathlib, time
 
@@ -39,7 +40,7 @@ def act(word, there):
         return 99.0
     return None if word == "none" else float(word)
 
-def judge(completions, there, log_extra, log_metric):
+def grade(completions, there, log_extra, log_metric):
     log_extra("word", completions)
     log_metric("size", len(completions))
     (pathlib.Path(there[0]) / completions[0][:9]).touch()
@@ -51,7 +52,7 @@ async def slowly(completions, there, log_extra, **columns):
     return [act(word, there[0]) for word in completions]
 
 async def meet(completions, there):
-    \"\"\"Says that it waits; ends when another call has come.\"\"\"
+    \"\"\"Writes a file when it starts; ends when the call for `last` has started.\"\"\"
     here = pathlib.Path(there[0])
     (here / completions[0]).touch()
     while not (here / "last").exists():
@@ -75,7 +76,7 @@ def functions(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(functions):
-    with RewardPool(functions("judge", "slowly"), workers=2) as pool:
+    with RewardPool(functions("grade", "slowly"), workers=2) as pool:
         yield pool
 
 
@@ -100,10 +101,10 @@ def running():
     return threads | {process.pid for process in psutil.Process().children(recursive=True)}
 
 
-def until(true):
+def until(condition):
     end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end, "it has not happened"
+    while not condition():
+        assert time.monotonic() < end, f"not within {PATIENCE} s"
         time.sleep(0.005)
 
 
@@ -136,7 +137,7 @@ def portions(draw):
 
 @given(portions())
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_way_in_which_rows_come_never_shows_in_the_scores(both, tmp_path, case):
+def test_scores_do_not_depend_on_the_order_in_which_rows_arrive(both, tmp_path, case):
     groups, coming = case
     words = [word for group in groups for word in group]
     prompts = [i for i, group in enumerate(groups) for _ in group]
@@ -153,16 +154,16 @@ def test_the_way_in_which_rows_come_never_shows_in_the_scores(both, tmp_path, ca
 NUMBER = {"1": 1.0, "2.5": 2.5}
 
 
-def test_the_first_group_is_not_left_until_the_last_has_come(functions, tmp_path):
-    with RewardPool(functions("judge"), workers=1) as pool, pool.stream(2) as stream:
+def test_a_group_is_scored_before_the_others_have_arrived(functions, tmp_path):
+    with RewardPool(functions("grade"), workers=1) as pool, pool.stream(2) as stream:
         add(stream, 1, [["2"]], tmp_path)
         until((tmp_path / "2").exists)
         add(stream, 0, [["1"]], tmp_path)
         assert stream.finish().values.tolist() == [[1], [2]]
 
 
-def test_async_groups_that_come_later_do_not_wait_for_those_that_wait(functions, tmp_path):
-    """In the only worker: the first ends when the last is there."""
+def test_later_async_groups_start_while_earlier_ones_wait(functions, tmp_path):
+    """In the only worker: the first call ends when the last has started."""
     with RewardPool(functions("meet"), workers=1, timeout=PATIENCE) as pool, pool.stream(3) as stream:
         for row, word in enumerate(["first", "second", "last"]):
             add(stream, row, [[word]], tmp_path)
@@ -171,7 +172,7 @@ def test_async_groups_that_come_later_do_not_wait_for_those_that_wait(functions,
         assert len(pool._worker_pool.workers) == 1
 
 
-def test_async_groups_join_those_that_wait_in_the_trainer_too(tmp_path):
+def test_later_async_groups_start_while_earlier_ones_wait_in_the_trainer_too(tmp_path):
     lock = threading.Lock()  # no pickle for locks
     seen = []
 
@@ -191,8 +192,8 @@ def test_async_groups_join_those_that_wait_in_the_trainer_too(tmp_path):
         assert stream.finish().values.tolist() == [[1]] * 2
 
 
-def test_a_worker_that_is_busy_inside_an_async_function_holds_up_nobody(functions, tmp_path):
-    """More than a socket holds is meant for it, while the other worker gets what is its own."""
+def test_a_worker_blocked_in_an_async_function_delays_no_other(functions, tmp_path):
+    """It is due more than a socket holds; the other worker still gets its own rows."""
     large = "3" + " " * 4_000_000
     with (
         RewardPool(functions("slowly", "group_size"), workers=2, timeout=600) as pool,
@@ -207,7 +208,7 @@ def test_a_worker_that_is_busy_inside_an_async_function_holds_up_nobody(function
         assert np.isnan(values[:, 0]).all()
 
 
-# Words -> values of `judge` and `slowly`; errors, timeouts, nans, units tried again of each.
+# Words -> values of `grade` and `slowly`; errors, timeouts, nans, units tried again of each.
 BAD_GROUPS = [
     (["1", "raise"], [1, NAN], (1, 0, 0, 1)),
     (["exit", "2"], [NAN, 2], (1, 0, 0, 1)),
@@ -217,8 +218,10 @@ BAD_GROUPS = [
 
 
 @pytest.mark.parametrize(("words", "values", "counts"), BAD_GROUPS)
-def test_a_bad_row_that_comes_in_between_costs_only_itself(functions, tmp_path, words, values, counts):
-    pool = RewardPool(functions("judge", "slowly"), workers=2, timeout=1.5)
+def test_a_failing_row_that_arrives_in_between_loses_only_its_own_score(
+    functions, tmp_path, words, values, counts
+):
+    pool = RewardPool(functions("grade", "slowly"), workers=2, timeout=1.5)
     with pool, pool.stream(len(words) + 2) as stream:
         add(stream, 1, [words], tmp_path)
         until((tmp_path / words[0]).exists)
@@ -234,26 +237,26 @@ def test_a_bad_row_that_comes_in_between_costs_only_itself(functions, tmp_path, 
 
 
 def test_stop_is_raised_while_rows_are_added(functions, tmp_path):
-    with RewardPool(functions("judge"), workers=1, on_error="stop") as pool, pool.stream(9) as stream:
+    with RewardPool(functions("grade"), workers=1, on_error="stop") as pool, pool.stream(9) as stream:
         add(stream, 0, [["raise"]], tmp_path)
         until(lambda: stream._fault)
-        with pytest.raises(UserError, match=r"'judge' failed on the completion 'raise': RuntimeError: boom"):
+        with pytest.raises(UserError, match=r"'grade' failed on the completion 'raise': RuntimeError: boom"):
             add(stream, 1, [["1"]], tmp_path)
 
 
-def test_stop_is_raised_at_the_end_and_the_pool_goes_on(functions, tmp_path):
-    with RewardPool(functions("judge"), workers=2, on_error="stop") as pool:
+def test_stop_is_raised_at_the_end_and_the_pool_stays_usable(functions, tmp_path):
+    with RewardPool(functions("grade"), workers=2, on_error="stop") as pool:
         stream = pool.stream(2)
         add(stream, 0, [["late"], ["nan"]], tmp_path)
         for _ in range(2):
-            with pytest.raises(UserError, match="'judge' gave no number on the completion 'nan'"):
+            with pytest.raises(UserError, match="'grade' gave no number on the completion 'nan'"):
                 stream.finish()
         assert score(pool, [["5"]] * 4, tmp_path).values.tolist() == [[5]] * 4
 
 
 @pytest.mark.parametrize("word", ["hang", "late"])
 def test_an_exception_of_the_caller_ends_the_work_and_no_late_answer_counts(functions, tmp_path, word):
-    with RewardPool(functions("judge", "slowly"), workers=2, timeout=PATIENCE) as pool:
+    with RewardPool(functions("grade", "slowly"), workers=2, timeout=PATIENCE) as pool:
         with contextlib.suppress(ZeroDivisionError), pool.stream(9) as stream:
             add(stream, 3, [[word], ["1"]], tmp_path)
             until((tmp_path / "hangs").exists)
@@ -264,7 +267,7 @@ def test_an_exception_of_the_caller_ends_the_work_and_no_late_answer_counts(func
         assert score(pool, [["5", "6"]] * 2, tmp_path).values.tolist() == [[5, 5], [6, 6]] * 2
 
 
-def test_ctrl_c_while_waiting_for_the_end_is_heard_at_once(functions, tmp_path, request):
+def test_ctrl_c_interrupts_the_wait_for_the_end_at_once(functions, tmp_path, request):
     main = threading.main_thread()
     if threading.current_thread() is not main:
         pytest.skip("signals reach the main thread only")
@@ -277,7 +280,7 @@ def test_ctrl_c_while_waiting_for_the_end_is_heard_at_once(functions, tmp_path, 
         until((tmp_path / "hangs").exists)
         signal.pthread_kill(main.ident, signal.SIGINT)
 
-    with RewardPool(functions("judge"), workers=1, timeout=600) as pool:
+    with RewardPool(functions("grade"), workers=1, timeout=600) as pool:
         hand = threading.Thread(target=press)
         hand.start()
         with pytest.raises(KeyboardInterrupt):
@@ -286,9 +289,9 @@ def test_ctrl_c_while_waiting_for_the_end_is_heard_at_once(functions, tmp_path, 
         assert score(pool, [["5"]], tmp_path).values.tolist() == [[5]]
 
 
-def test_a_pool_that_is_closed_under_a_stream_ends_both(functions, tmp_path):
+def test_closing_a_pool_ends_its_open_stream(functions, tmp_path):
     before = running()
-    pool = RewardPool(functions("judge"), workers=1, timeout=PATIENCE)
+    pool = RewardPool(functions("grade"), workers=1, timeout=PATIENCE)
     with pool.stream(2) as stream:
         add(stream, 0, [["hang"]], tmp_path)
         until((tmp_path / "hangs").exists)
@@ -300,14 +303,14 @@ def test_a_pool_that_is_closed_under_a_stream_ends_both(functions, tmp_path):
     pool.close()
 
 
-def test_a_pool_that_is_forgotten_leaves_no_thread_and_no_process(functions, tmp_path):
-    pool = RewardPool(functions("judge"), workers=1)
+def test_a_garbage_collected_pool_leaves_no_thread_and_no_process(functions, tmp_path):
+    pool = RewardPool(functions("grade"), workers=1)
     score(pool, [["1"]], tmp_path)
     del pool
     gc.collect()
 
 
-def test_what_stays_in_this_process_is_streamed_too():
+def test_functions_that_run_in_the_trainer_are_streamed_too():
     lock, seen = threading.Lock(), []
 
     def here(completions):
@@ -328,7 +331,7 @@ def test_what_stays_in_this_process_is_streamed_too():
         np.testing.assert_array_equal(got.values, [[1, 0], [1, 0], [NAN, 0]])
 
 
-def test_a_thread_in_which_async_functions_wait_ends_with_its_stream():
+def test_the_thread_of_waiting_async_functions_ends_with_its_stream():
     lock, seen = threading.Lock(), []
 
     async def forever(completions):
@@ -340,11 +343,11 @@ def test_a_thread_in_which_async_functions_wait_ends_with_its_stream():
 
     with RewardPool([forever], workers=1, timeout=600) as pool, pool.stream(1) as stream:
         stream.add(0, ["p"], ["a"])
-        until(lambda: seen)  # and that is all: see `leaves_nothing`
+        until(lambda: seen)  # `leaves_nothing` does the rest
 
 
 def test_two_pools_take_turns_and_work_side_by_side(functions, tmp_path):
-    with RewardPool(functions("judge"), workers=1) as one, RewardPool(functions("slowly"), workers=1) as two:
+    with RewardPool(functions("grade"), workers=1) as one, RewardPool(functions("slowly"), workers=1) as two:
         for _ in range(2):
             assert score(one, [["1"]], tmp_path).values.tolist() == [[1]]
             assert score(two, [["2"]], tmp_path).values.tolist() == [[2]]
@@ -356,7 +359,7 @@ def test_two_pools_take_turns_and_work_side_by_side(functions, tmp_path):
             assert first.finish().values.tolist() == [[3]] * 2
 
 
-def test_equal_prompts_that_come_apart_are_two_groups(functions):
+def test_equal_prompts_added_separately_are_two_groups(functions):
     with RewardPool(functions("group_size"), workers=1) as pool:
         with pool.stream(5) as stream:
             stream.add(0, ["p", "p"], ["a", "b"])
@@ -374,7 +377,7 @@ def test_rows_added_late_are_scored_with_the_state_of_their_own_stream(functions
                 assert stream.finish().values[:, 0].tolist() == [state] * 4
 
 
-def test_what_the_caller_changes_after_an_add_changes_nothing(functions):
+def test_lists_that_the_caller_changes_after_an_add_change_no_score(functions):
     with RewardPool(functions("group_size"), workers=1) as pool, pool.stream(2) as stream:
         prompts, completions = ["p", "p"], ["a", "b"]
         stream.add(0, prompts, completions)
@@ -384,8 +387,8 @@ def test_what_the_caller_changes_after_an_add_changes_nothing(functions):
 
 
 def test_rows_that_are_missing_doubled_or_unlike_are_refused(functions, tmp_path):
-    with RewardPool(functions("judge"), workers=1) as pool, pool.stream(3) as stream:
-        with pytest.raises(UserError, match="'judge' needs a column 'there'"):
+    with RewardPool(functions("grade"), workers=1) as pool, pool.stream(3) as stream:
+        with pytest.raises(UserError, match="'grade' needs a column 'there'"):
             stream.add(0, ["p"], ["1"])
         add(stream, 1, [["1"]], tmp_path)
         with pytest.raises(ValueError, match="rows 0 to 1 of 3 are not all missing"):

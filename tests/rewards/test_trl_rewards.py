@@ -1,4 +1,4 @@
-r"""TRL's ready rewards under TRL's names: whoever moves here must get the values they had there."""
+r"""TRL's rewards under TRL's names give TRL's values."""
 
 import os
 import pickle
@@ -12,7 +12,7 @@ import pytest
 import grpo_jax.rewards as ours
 from grpo_jax.rewards import RewardPool
 
-READY = [
+NAMES = [
     "accuracy_reward",
     "get_cosine_scaled_reward",
     "get_repetition_penalty_reward",
@@ -35,7 +35,7 @@ ANSWERS = [
     (r"\boxed{1,080}", "1080", 1),
     (r"\boxed{-7}", "7", 0),
     (r"\boxed{(-\infty, 2]}", r"$(-\infty, 2]$", 1),
-    (r"\boxed{2 < x < 5}", r"$(2,5)$", None),  # whatever the oracle says: the order of the arguments matters
+    (r"\boxed{2 < x < 5}", r"$(2,5)$", None),  # as TRL scores it: the order of the arguments matters
     (r"\boxed{(2,5)}", r"$2 < x < 5$", None),
     (r"\boxed{x = 5}", r"$5$", None),
     (r"\boxed{5}", r"$x = 5$", None),
@@ -57,14 +57,14 @@ def messages(texts):
 
 
 class Table(dict):
-    """A `log_extra` that keeps what it is told."""
+    """A `log_extra` that keeps the columns that it is given."""
 
     def __call__(self, column, values):
         self[column] = values
 
 
-@pytest.mark.parametrize("name", READY)
-def test_the_import_of_a_trl_user_works(theirs, name):
+@pytest.mark.parametrize("name", NAMES)
+def test_rewards_can_be_imported_under_trls_names(theirs, name):
     assert name in ours.__all__
     assert callable(getattr(ours, name))
     assert hasattr(theirs, name)
@@ -81,7 +81,7 @@ def test_accuracy_agrees_with_trl(theirs):
         assert want in (None, score), text
 
 
-def test_plain_texts_are_judged_as_messages_are():
+def test_plain_texts_score_as_messages_do():
     texts, solutions, _ = zip(*ANSWERS[:4])
     assert ours.accuracy_reward(list(texts), solutions) == ours.accuracy_reward(messages(texts), solutions)
 
@@ -146,7 +146,7 @@ def test_repetition_agrees_with_trl(theirs, n, penalty):
 
 
 @pytest.mark.parametrize("bounds", [(), (-2.0, -0.25, 0.1, 3.0)])
-def test_cosine_agrees_with_trl_and_never_climbs_again(theirs, bounds):
+def test_cosine_agrees_with_trl_and_is_flat_beyond_the_maximum(theirs, bounds):
     lengths = [0, 1, 50, 99, 100, 150, 200]
     texts = messages([r"\boxed{4}"] * 7 + [r"\boxed{5}"] * 7 + [r"\boxed{4}"])
     solutions = ["4"] * 14 + ["nobody knows"]
@@ -166,19 +166,19 @@ def test_cosine_agrees_with_trl_and_never_climbs_again(theirs, bounds):
         lambda: ours.get_cosine_scaled_reward(0),
     ],
 )
-def test_settings_without_a_meaning_are_refused(mistake):
+def test_invalid_arguments_are_refused(mistake):
     with pytest.raises(ValueError, match="= 0"):
         mistake()
 
 
-def test_factories_give_what_can_be_sent_and_has_trls_name(theirs):
-    for name, arguments in [(READY[1], (100,)), (READY[2], ()), (READY[3], (10, 4))]:
+def test_factories_give_picklable_functions_with_trls_names(theirs):
+    for name, arguments in [(NAMES[1], (100,)), (NAMES[2], ()), (NAMES[3], (10, 4))]:
         made = getattr(ours, name)(*arguments)
         assert pickle.loads(pickle.dumps(made)) == made
         assert made.__name__ == getattr(theirs, name)(*arguments).__name__
 
 
-def test_all_run_in_worker_processes():
+def test_all_of_trls_rewards_run_in_worker_processes():
     rewards = [
         "accuracy_reward",
         "think_format_reward",
@@ -205,7 +205,7 @@ def test_accuracy_works_on_any_thread():
     assert got == [1.0]
 
 
-def test_a_power_of_a_sum_costs_its_row_and_not_the_run():
+def test_an_endless_formula_scores_zero_and_other_rows_are_scored():
     with RewardPool(["accuracy_reward"], workers=1, timeout=1.5) as pool:
         pool.score(["a"], [r"\boxed{4}"], {"solution": ["4"]})
         texts = [r"\boxed{4}", r"\boxed{(\alpha+\beta)^{9999}}"]
@@ -214,7 +214,7 @@ def test_a_power_of_a_sum_costs_its_row_and_not_the_run():
     assert got.timeouts == {"accuracy_reward": 1}
 
 
-def test_the_names_are_there_before_anything_heavy_is():
+def test_importing_rewards_loads_neither_numpy_nor_sympy():
     code = "import sys, grpo_jax.rewards as r; assert 'accuracy_reward' in r.BUILTIN; "
     code += "r.think_format_reward, r.get_soft_overlong_punishment; assert not {'sympy', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)

@@ -1,4 +1,4 @@
-"""A completion that breaks its judge is never better off than a wrong one."""
+"""A completion that breaks its grader never scores better than a wrong one."""
 
 import math
 import time
@@ -16,21 +16,21 @@ from grpo_jax.rewards.functions.verdicts import worst, worst_of
 
 
 @worst(-2.0)
-def judging(completions, **columns):
+def with_worst_score(completions, **columns):
     time.sleep(30 * ("bomb" in completions))
     return [float("right" in text) for text in completions]
 
 
-def saying(completions, **columns):
+def without_worst_score(completions, **columns):
     time.sleep(30 * ("bomb" in completions))
     return [1.0] * len(completions)
 
 
-def test_what_is_not_judged_in_time_is_nothing():
-    with RewardPool([judging, saying], timeout=0.7, workers=2) as pool:
+def test_a_timeout_gives_the_declared_worst_score_or_nan():
+    with RewardPool([with_worst_score, without_worst_score], timeout=0.7, workers=2) as pool:
         scores = pool.score(["p"] * 3, ["right", "bomb", "wrong"])
     np.testing.assert_array_equal(scores.values, [[1.0, 1.0], [-2.0, math.nan], [0.0, 1.0]])
-    assert scores.timeouts == {"judging": 1, "saying": 1}
+    assert scores.timeouts == {"with_worst_score": 1, "without_worst_score": 1}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_what_is_not_judged_in_time_is_nothing():
         ("repetition", math.nan),
     ],
 )
-def test_a_judge_gives_a_better_score_than_its_worst(spec, score):
+def test_worst_of_is_the_lowest_score_that_a_reward_gives(spec, score):
     assert worst_of(load_reward(spec).function) == pytest.approx(score, nan_ok=True)
 
 
@@ -91,34 +91,34 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("formula", ENDLESS)
-def test_an_endless_formula_is_worked_out(formula):
+def test_an_endless_formula_is_recognised_and_scores_zero(formula):
     assert is_endless(formula)
     assert boxed_math([rf"\boxed{{{formula}}}"], ["1"], think=False) == [0.0]
     assert accuracy_reward([rf"So \boxed{{{formula}}}"], ["1"]) == [0.0]
 
 
 @pytest.mark.parametrize("formula", PLAIN)
-def test_a_plain_formula_is_not_read(formula):
+def test_a_plain_formula_is_not_endless(formula):
     assert not is_endless(formula)
 
 
 @pytest.mark.parametrize(
     "piece", [r"\(", r"\[", r"\( x ", r"\[ 1 \(", "$", "(", "/", "!", r"\boxed{", "x^", "9", "9 ", "9("]
 )
-def test_hostile_repetition_costs_more_than_linear_time(piece):
-    """Seconds would be minutes at the length of real completions: the deadline is far off."""
+def test_hostile_repetition_costs_linear_time(piece):
+    """A quadratic rule would take minutes at the length of real completions; the limit is generous."""
     started = time.perf_counter()
     assert accuracy_reward([piece * (60_000 // len(piece))], ["1"]) == [0.0]
     assert time.perf_counter() - started < 10
 
 
-def test_a_formula_that_ends_is_lost():
+def test_only_unclosed_formula_delimiters_are_removed():
     text = r"so \(x = 2\) and \[ y \] but \( no"
     assert without_open_formulas(text) == r"so \(x = 2\) and \[ y \] but  no"
 
 
 @pytest.mark.parametrize("missing", [None, math.nan])
-def test_a_missing_gold_is_a_word(missing):
+def test_a_missing_gold_gives_no_score(missing):
     said = [r"\boxed{7}", r"\boxed{None}", r"\boxed{nan}"]
     assert boxed_math(said, [missing] * 3, think=False) == [None] * 3
     assert accuracy_reward(said, [missing] * 3) == [None] * 3
@@ -126,13 +126,13 @@ def test_a_missing_gold_is_a_word(missing):
 
 
 @pytest.mark.parametrize("broken", ["parse", "verify"])
-def test_an_answer_that_breaks_math_verify_is_a_fault(monkeypatch, broken):
-    whole, asked = getattr(accuracy, broken), []
+def test_an_answer_that_breaks_math_verify_scores_zero(monkeypatch, broken):
+    original, asked = getattr(accuracy, broken), []
 
-    def breaks(*given, **how):
+    def breaks(*given, **options):
         asked.append(given)
         if broken == "parse" and len(asked) == 1:  # the gold
-            return whole(*given, **how)
+            return original(*given, **options)
         raise RecursionError("too deep")
 
     monkeypatch.setattr(accuracy, broken, breaks)
