@@ -1,4 +1,4 @@
-"""Strict and flexible scoring: the reward functions judge the answer that they find, and log it."""
+"""Strict and flexible scoring: the reward functions score the answer that they find, and log it."""
 
 import inspect
 import pickle
@@ -22,7 +22,7 @@ def both(answer, place, judge=None):
 
 @pytest.fixture(scope="module")
 def scores():
-    """`scores(graders, texts, prompt, **columns)`: what a pool says of completions of one prompt."""
+    """`scores(graders, texts, prompt, **columns)`: the pool's scores of completions of one prompt."""
 
     def score(graders, texts, prompt=ASK, **columns):
         with RewardPool(graders, workers=1) as pool:
@@ -49,7 +49,7 @@ def test_equal_formulas_share_a_vote(scores):
 
 
 def test_a_judge_sees_only_the_answer(scores):
-    """Countdown's own reward judges an expression that stood outside of every tag."""
+    """Countdown's own reward scores an expression that stood outside of every tag."""
     texts = ["<think>9+5</think><answer>9+3-5</answer>", "so 9 + 3 - 5", "<think><answer>9+3-5</answer>"]
     found = scores(both("expression", "tag", "countdown"), texts, numbers=[3, 5, 9], target=7)
     assert found.values.tolist() == [[1, 1], [0, 1], [0, 1]]
@@ -61,7 +61,7 @@ def test_thinking_that_the_prompt_opens_holds_no_answer(scores):
     assert found.values.tolist() == [[0, 1], [1, 1]]
 
 
-def test_a_formula_that_never_ends_costs_only_its_row(scores):
+def test_an_endless_formula_leaves_the_other_rows_scored(scores):
     tower = r"\boxed{9^{9^{9^{9^{9}}}}+x}"
     with RewardPool(both("math", "box"), workers=1, timeout=3) as pool:
         found = pool.score([ASK] * 2, [reply(tower), reply(r"\boxed{x+1}")], {"answer": ["1+x"] * 2})

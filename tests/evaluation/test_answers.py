@@ -114,7 +114,7 @@ TEXTS = [text for kind, _, text, *_ in READ if kind == "number"] + ["-7", "", "#
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_scores_equal_those_of_the_rewards(text):
-    """Strict and flexible are `gsm8k_strict` and `gsm8k`, where nobody thinks aloud."""
+    """Strict and flexible are `gsm8k_strict` and `gsm8k`, where there is no thinking."""
     number = KINDS["number"]
     for gold in ("18", "7", "-3", "5", "6", "1080", "3.5"):
         ours = [

@@ -71,7 +71,7 @@ def kept(place, name="out/results"):
     return json.loads((place / f"{name}.json").read_text()), table
 
 
-HOW = [
+LAYOUTS = [
     {"mesh": "data=1", "prompts_per_step": 1},
     {"mesh": "data=1", "prompts_per_step": 4},
     {"mesh": "data=8", "prompts_per_step": 8},
@@ -82,8 +82,8 @@ HOW = [
 def test_figures_depend_neither_on_the_batch_nor_on_the_mesh(typed, place):
     """Every completion, to the letter, and every figure."""
     found = []
-    for how in HOW:
-        assert typed(**how, prompts=7)[0] == 0
+    for layout in LAYOUTS:
+        assert typed(**layout, prompts=7)[0] == 0
         found.append(kept(place))
     results, table = found[0]
     assert results["sampled"]["prompts"] == 7
@@ -146,21 +146,23 @@ def test_results_of_a_runs_export_go_into_its_folder(typed, place, tiny_model):
     shutil.copytree(tiny_model, run / "hf")
     for name in ("config.yaml", "run.json"):
         (run / name).write_text("{}")
-    ways = (
+    evaluations = (
         {"model": run / "hf"},
         {"model": None, "run": run, "samples": 2},
         {"model": run / "hf", "temperature": 0.5},
         {"model": run / "hf"},
     )
-    for how in ways:
-        assert typed(output=None, greedy=False, prompts=2, **how)[0] == 0
+    for changes in evaluations:
+        assert typed(output=None, greedy=False, prompts=2, **changes)[0] == 0
     kept = {file.name: file for file in (run / "evaluations").iterdir()}
     assert sorted(kept) == [
         *("task_n2.json", "task_n2.parquet", "task_n3.json", "task_n3.parquet"),
         *("task_n3_2.json", "task_n3_2.parquet"),
     ]
-    heat = [json.loads(kept[name].read_text())["temperature"] for name in ("task_n3.json", "task_n3_2.json")]
-    assert heat == [1.5, 0.5]
+    temperatures = [
+        json.loads(kept[name].read_text())["temperature"] for name in ("task_n3.json", "task_n3_2.json")
+    ]
+    assert temperatures == [1.5, 0.5]
 
 
 REFUSED = [

@@ -30,7 +30,7 @@ SETS = {
 
 @pytest.fixture(scope="module")
 def trainer(tiny_model, tmp_path_factory):
-    """A run with two held-out sets, each of which another reward is asked about."""
+    """A run with two held-out sets, each with a reward of its own."""
     args = GRPOConfig(
         max_steps=2,
         prompts_per_step=8,

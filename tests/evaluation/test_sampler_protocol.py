@@ -1,4 +1,4 @@
-"""Anything that keeps the Sampler protocol can be evaluated: another backend, or one of several turns."""
+"""Anything that implements the Sampler protocol can be evaluated: another backend, or one of several turns."""
 
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ def two_letters(completions, **columns):
     return [float(len(text) == 2) for text in completions]
 
 
-def test_a_sampler_of_ten_lines_can_be_evaluated(tiny_model, mesh_1):
+def test_any_sampler_of_the_protocol_can_be_evaluated(tiny_model, mesh_1):
     from grpo_jax.models import hf
 
     sampler: Sampler = Echo()

@@ -86,5 +86,5 @@ def test_samples_of_a_problem_are_not_counted_as_independent():
     assert standard_error(avg_at_n(successes)) == pytest.approx(0.5)
 
 
-def test_pass_at_n_is_reported():
+def test_pass_at_k_is_reported_for_powers_of_two_and_n():
     assert [powers_of_two(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]

@@ -38,12 +38,12 @@ ROWS = {
 }
 
 
-def test_every_task_has_rows_here():
+def test_every_task_has_an_example_row_in_this_file():
     assert set(ROWS) == set(tasks.names())
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_every_task_can_word_its_rows(name):
+def test_every_task_makes_a_prompt_of_its_rows(name):
     task = load_task(name)
     rows = [ROWS[name]] if ROWS[name] else load_rows(task.dataset, task.split)[:1]
     (row,) = task.rows(rows)
@@ -179,9 +179,7 @@ def test_data_needs_a_task_with_rows(tmp_path):
     assert setup(task="countdown:numbers=3").dataset == "countdown:numbers=3"
     assert setup(task="owner/rows").task is None
     rows = setup(task=f"{TRACES}:numbers=3", rewards=["format"])
-    assert (rows.task, rows.dataset) == (None, f"{TRACES}:numbers=3"), (
-        "rows that make themselves, and a reward"
-    )
+    assert (rows.task, rows.dataset) == (None, f"{TRACES}:numbers=3"), "generated rows, with a reward"
     with pytest.raises(UserError, match=r"data = x: a/b is no task"):
         setup(task="a/b", data="x")
     with pytest.raises(UserError, match=r"--data PATH says where the rows of gsm8k lie"):
