@@ -93,7 +93,7 @@ def files_of(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for name in names for file in folder.glob(name)}
 
 
-def test_every_kill_came(killed):
+def test_the_process_is_killed_at_every_point(killed):
     codes = {point: start.returncode for point, start in zip(POINTS, killed[2])}
     assert codes == dict.fromkeys(POINTS, -signal.SIGKILL) | {"never": 0}, killed[2][-1].stderr
 
@@ -161,14 +161,14 @@ def test_a_finished_pipeline_started_again_changes_nothing(finished, capsys):
     assert main(["pipeline", "mine.yaml"]) == 0, "what changes no result may change"
 
 
-def test_changed_settings_of_a_finished_step(finished, capsys):
+def test_changed_settings_of_a_finished_step_are_refused(finished, capsys):
     finished("rl", learning_rate=0.5)
     assert main(["pipeline", "mine.yaml"]) == 2
     said = capsys.readouterr().err
     assert "step rl: finished with other settings: learning_rate is 0.01 there and 0.5 here" in said
 
 
-def test_a_step_that_moved_or_went(finished, capsys):
+def test_a_file_without_a_finished_step_is_refused(finished, capsys):
     content, file = finished("rl")
     content["stages"][2:3] = []
     content["stages"][2]["settings"]["dataset"] = content["inputs"]["traces"]
@@ -177,13 +177,13 @@ def test_a_step_that_moved_or_went(finished, capsys):
     assert "step pick is finished as number 3, and is not there in mine.yaml" in capsys.readouterr().err
 
 
-def test_outputs_that_were_lost(finished, capsys):
+def test_a_lost_output_of_a_finished_step_is_refused(finished, capsys):
     shutil.rmtree("out/02-rl/hf")
     assert main(["pipeline", "mine.yaml"]) == 2
     assert "step rl: finished, but out/02-rl/hf is gone" in capsys.readouterr().err
 
 
-def test_a_broken_record(finished, capsys):
+def test_an_unreadable_record_is_refused(finished, capsys):
     pathlib.Path("out/pipeline.json").write_text('{"stages": ')
     assert main(["pipeline", "mine.yaml"]) == 2
     assert "out/pipeline.json: not readable" in capsys.readouterr().err
@@ -226,7 +226,7 @@ def test_r1_runs_to_the_end(r1):
     assert after["perplexity"] < 2 < before["perplexity"]
 
 
-def test_r1_learns_from_the_base_again(r1):
+def test_r1s_second_fine_tuning_starts_from_the_base(r1):
     """Its second fine-tuning begins where the first one did, and reads what was verified."""
     first, second = (r1[0] / name for name in ("01-cold-start", "04-from-the-base"))
     settings = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second)]
@@ -235,7 +235,7 @@ def test_r1_learns_from_the_base_again(r1):
     assert (first / "run.json").read_text() == (second / "run.json").read_text(), "the same weights"
 
 
-def test_r1_keeps_only_what_is_right(r1):
+def test_r1_keeps_only_correct_completions(r1):
     from grpo_jax.rewards.functions.countdown import countdown
 
     home, _ = r1

@@ -1,4 +1,4 @@
-"""A pipeline's file: what is wrong with it is said before anything runs, in words that name the step."""
+"""A pipeline's file: its faults are reported before anything runs, in messages that name the step."""
 
 import pytest
 import yaml
@@ -50,7 +50,7 @@ def test_steps_read_what_earlier_ones_write(file):
     assert load_pipeline(file(WHOLE), output_dir="else").steps[1].config.model == "else/01-start/hf"
 
 
-def test_settings_for_all_and_tiny_ones(file):
+def test_settings_for_all_steps_and_tiny_settings_reach_the_steps(file):
     content = WHOLE | {
         "all": {"seed": 5, "temperature": 0.5},
         "tiny": {"inputs": {"base": "demo"}, "all": {"seed": 6}, "start": {"max_steps": 1}},
@@ -133,13 +133,13 @@ def changed(name, **settings):
         ("", "no stages"),
     ],
 )
-def test_a_file_that_cannot_be(file, content, why):
+def test_an_invalid_file_is_refused_with_the_reason(file, content, why):
     with pytest.raises(UserError) as fault:
         load_pipeline(file(content))
     assert why in str(fault.value)
 
 
-def test_tiny_settings_that_nobody_has(file):
+def test_tiny_settings_must_exist_and_name_a_step(file):
     with pytest.raises(UserError, match="says nothing of tiny settings"):
         load_pipeline(file(WHOLE), tiny=True)
     with pytest.raises(UserError, match=r"tiny: no step 'strat' \(did you mean 'start'\?\)"):
@@ -191,7 +191,7 @@ def test_a_dry_run_shows_the_steps_and_writes_nothing(file, tmp_path, monkeypatc
         ),
     ],
 )
-def test_a_step_that_cannot_run_lets_others_run_first(content, why, file, tmp_path, monkeypatch, capsys):
+def test_an_invalid_step_is_refused_before_any_step_runs(content, why, file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("traces.jsonl", "d") if content != WHOLE else ():
         (tmp_path / name).write_text("")
@@ -201,7 +201,7 @@ def test_a_step_that_cannot_run_lets_others_run_first(content, why, file, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_every_verb_of_a_step_is_a_verb():
+def test_every_verb_of_a_step_is_a_verb_of_the_command_line():
     from grpo_jax.cli import VERBS as ALL
 
     assert VERBS.keys() <= ALL.keys()
