@@ -1,4 +1,4 @@
-"""The users and the walls under which programs are let loose on a process that uses the sandbox."""
+"""Users and walls under which a program attacks a process that uses the sandbox, and the attack itself."""
 
 import dataclasses
 import json
@@ -18,8 +18,8 @@ IS_ROOT = os.geteuid() == 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """A user (None: who runs the tests) and the walls that may be put up."""
+class Confinement:
+    """A user (None: the one who runs the tests) and the walls that may be put up."""
 
     name: str
     walls: Sequence[str]
@@ -30,13 +30,13 @@ class Way:
 
 
 def _reachable(path: str) -> bool:
-    """Whether anybody may go there."""
+    """Whether every user may reach the path."""
     real = Path(os.path.realpath(path))
     return real.exists() and all(p.stat().st_mode & stat.S_IXOTH for p in [real, *real.parents])
 
 
 def _python() -> str | None:
-    """An interpreter that every user can start, as old as ours at most in its second number."""
+    """An interpreter of Python 3.11 or later that every user can start."""
     for path in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         if _reachable(path):
             test = [path, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
@@ -46,22 +46,22 @@ def _python() -> str | None:
 
 
 PYTHON = _python()
-EVERY = ("namespaces", "root", "user", "landlock", "seccomp")
-FALLBACK = ("user", "landlock", "seccomp")
-_OTHERS = PYTHON and shutil.which("setpriv") and _reachable(str(ROOT))
-WAYS = [Way("all", EVERY)]
-if IS_ROOT and _OTHERS:
-    WAYS += [
-        Way("no-namespaces", FALLBACK),
-        Way("nobody", EVERY, NOBODY),
-        Way("nobody-no-namespaces", FALLBACK, NOBODY),
+EVERY_WALL = ("namespaces", "root", "user", "landlock", "seccomp")
+WITHOUT_NAMESPACES = ("user", "landlock", "seccomp")
+_CAN_SWITCH_USER = PYTHON and shutil.which("setpriv") and _reachable(str(ROOT))
+CONFINEMENTS = [Confinement("all", EVERY_WALL)]
+if IS_ROOT and _CAN_SWITCH_USER:
+    CONFINEMENTS += [
+        Confinement("no-namespaces", WITHOUT_NAMESPACES),
+        Confinement("nobody", EVERY_WALL, NOBODY),
+        Confinement("nobody-no-namespaces", WITHOUT_NAMESPACES, NOBODY),
     ]
 if not IS_ROOT:
-    WAYS += [Way("no-namespaces", FALLBACK)]
+    CONFINEMENTS += [Confinement("no-namespaces", WITHOUT_NAMESPACES)]
 
 
 def attack(
-    way: Way,
+    confinement: Confinement,
     code: str,
     stdin: str = "",
     strict: bool = False,
@@ -69,7 +69,7 @@ def attack(
     denied: Sequence[str] = (),
     **limits: Any,
 ) -> dict[str, Any]:
-    """Let a program loose; how it fared, after it has been seen that nothing outside was harmed."""
+    """Run a program in `victim.py`; its outcome, after asserting that nothing outside was harmed."""
     folder = tempfile.mkdtemp(prefix="victim-")
     try:
         marker = Path(folder) / "marker"
@@ -78,17 +78,17 @@ def attack(
         scratch.mkdir()
         os.chmod(folder, 0o755)
         for path in (marker, scratch):
-            os.chown(path, *(2 * [-1 if way.user is None else way.user]))
+            os.chown(path, *(2 * [-1 if confinement.user is None else confinement.user]))
         wanted = {
             "code": code.replace("@MARKER@", str(marker)),
             "stdin": stdin,
             "strict": strict,
-            "walls": list(way.walls if walls is None else walls),
+            "walls": list(confinement.walls if walls is None else walls),
             "marker": str(marker),
             "denied": list(denied),
             "limits": {"cpu": 2, "wall": 4.0, "memory": 256 * 2**20} | limits,
         }
-        found = _victim(way, wanted, scratch)
+        found = _victim(confinement, wanted, scratch)
         assert marker.read_text() == "untouched"
     finally:
         shutil.rmtree(folder)
@@ -96,9 +96,9 @@ def attack(
     return found
 
 
-def _victim(way: Way, wanted: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    become = [] if way.user is None else [
-        "setpriv", f"--reuid={way.user}", f"--regid={way.user}", "--clear-groups"
+def _victim(confinement: Confinement, wanted: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    become = [] if confinement.user is None else [
+        "setpriv", f"--reuid={confinement.user}", f"--regid={confinement.user}", "--clear-groups"
     ]  # fmt: skip
     done = subprocess.run(
         [*become, PYTHON or sys.executable, str(Path(__file__).with_name("victim.py"))],
@@ -110,12 +110,12 @@ def _victim(way: Way, wanted: dict[str, Any], scratch: Path) -> dict[str, Any]:
         env={"PYTHONPATH": str(ROOT), "SECRET": "in-the-parent", "TMPDIR": str(scratch), "PATH": os.environ["PATH"],
              "PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, "the process that asked was harmed"
+    assert done.returncode == 0, "the process that used the sandbox was harmed"
     return json.loads(done.stdout)
 
 
 def unharmed(found: dict[str, Any]) -> None:
-    """Nothing is left of the program, and its surroundings are as they were."""
+    """Assert that nothing is left of the program and that its surroundings are unchanged."""
     assert found["bystander"] is None
     assert found["survivors"] == []
     assert found["folders"] == []

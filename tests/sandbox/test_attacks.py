@@ -1,4 +1,4 @@
-"""Programs that attack what is around them. `ways.attack` sees after each that nothing outside was harmed."""
+"""Programs that attack their surroundings. `confinement.attack` asserts after each that nothing outside was harmed."""
 
 import socket
 import textwrap
@@ -6,10 +6,9 @@ import textwrap
 import pytest
 
 from grpo_jax.sandbox import run
-from tests.sandbox.ways import EVERY, IS_ROOT, WAYS, Way, attack
+from tests.sandbox.confinement import CONFINEMENTS, EVERY_WALL, IS_ROOT, attack
 
-HERE = WAYS[0]
-BARE = Way("limits-only", ())
+FULL = CONFINEMENTS[0]
 MIB = 2**20
 _PROBE = run("")
 pytestmark = pytest.mark.skipif("seccomp" not in _PROBE.walls, reason="this kernel has no seccomp for us")
@@ -19,8 +18,8 @@ def program(text):
     return textwrap.dedent(text)
 
 
-@pytest.fixture(params=WAYS, ids=str)
-def way(request):
+@pytest.fixture(params=CONFINEMENTS, ids=str)
+def confinement(request):
     return request.param
 
 
@@ -39,7 +38,7 @@ FORKS = program("""
             break
     time.sleep(60)
 """)
-# 32 processes at most, whatever the walls: this bomb goes off on the machine of whoever runs the tests.
+# 32 processes at most, whatever the walls: this bomb goes off on the machine that runs the tests.
 BOMB = program("""
     import os, time
     for _ in range(5):
@@ -53,27 +52,31 @@ BOMB = program("""
 """)
 
 
-def test_a_program_cannot_fork(way):
-    assert attack(way, FORKS, wall=1.0)["stdout"] == "0 1\n"
+def test_a_program_cannot_fork(confinement):
+    assert attack(confinement, FORKS, wall=1.0)["stdout"] == "0 1\n"
 
 
-@pytest.mark.parametrize("walls", [EVERY, ("user", "landlock")], ids=["all", "no-namespaces"])
-def test_a_program_that_may_fork_can_do_so_only_so_often(way, walls):
-    walls = [wall for wall in walls if wall in way.walls]
-    found = attack(way, FORKS, wall=1.0, processes=16, threads=1, walls=walls)
+@pytest.mark.parametrize("walls", [EVERY_WALL, ("user", "landlock")], ids=["all", "no-namespaces"])
+def test_a_program_that_may_fork_cannot_exceed_its_processes(confinement, walls):
+    walls = [wall for wall in walls if wall in confinement.walls]
+    found = attack(confinement, FORKS, wall=1.0, processes=16, threads=1, walls=walls)
     assert found["ended"] == "wall"
     made, error = map(int, found["stdout"].split())
     assert (made, error) == (16, 11)
 
 
-@pytest.mark.parametrize("walls", [EVERY, ("user", "landlock"), ()], ids=["all", "no-namespaces", "bare"])
-def test_all_of_a_fork_bomb_ends(way, walls):
-    found = attack(way, BOMB, wall=1.0, processes=32, walls=[wall for wall in walls if wall in way.walls])
+@pytest.mark.parametrize(
+    "walls", [EVERY_WALL, ("user", "landlock"), ()], ids=["all", "no-namespaces", "bare"]
+)
+def test_every_process_of_a_fork_bomb_ends(confinement, walls):
+    found = attack(
+        confinement, BOMB, wall=1.0, processes=32, walls=[wall for wall in walls if wall in confinement.walls]
+    )
     assert found["ended"] == "wall"
     assert len(found["stdout"]) > 8
 
 
-def test_threads_are_bounded(way):
+def test_threads_are_bounded(confinement):
     code = """
         import threading, time
         threading.stack_size(32768)
@@ -84,7 +87,7 @@ def test_threads_are_bounded(way):
                 break
         print(count)
     """
-    assert int(attack(way, program(code), threads=8)["stdout"]) <= 16
+    assert int(attack(confinement, program(code), threads=8)["stdout"]) <= 16
 
 
 DAEMON = program("""
@@ -101,17 +104,21 @@ DAEMON = program("""
 """)
 
 
-@pytest.mark.parametrize("walls", [EVERY, ("user", "landlock"), ()], ids=["all", "no-namespaces", "bare"])
-def test_a_daemon_does_not_outlive_its_program(way, walls):
-    found = attack(way, DAEMON, processes=8, walls=[wall for wall in walls if wall in way.walls])
+@pytest.mark.parametrize(
+    "walls", [EVERY_WALL, ("user", "landlock"), ()], ids=["all", "no-namespaces", "bare"]
+)
+def test_a_daemon_does_not_outlive_its_program(confinement, walls):
+    found = attack(
+        confinement, DAEMON, processes=8, walls=[wall for wall in walls if wall in confinement.walls]
+    )
     assert found["stdout"] == "left\n"
     assert found["ended"] == "exit"
 
 
 def test_a_daemon_that_holds_stdout_open_delays_nothing():
     code = DAEMON.replace("(0, 1, 2)", "(0,)")
-    for walls in (EVERY, ()):
-        assert attack(HERE, code, processes=8, walls=walls)["took"] < 3
+    for walls in (EVERY_WALL, ()):
+        assert attack(FULL, code, processes=8, walls=walls)["took"] < 3
 
 
 KILL = """
@@ -134,8 +141,8 @@ KILL = """
 """
 
 
-def test_a_program_cannot_kill_limit_or_trace_the_process_that_asked_for_it(way):
-    found = attack(way, program(KILL))
+def test_a_program_cannot_kill_limit_or_trace_the_process_that_asked_for_it(confinement):
+    found = attack(confinement, program(KILL))
     lines = found["stdout"].split("\n")
     assert found["exit_code"] == 0
     # The first process of a namespace cannot be killed from within, though the kernel does not say so.
@@ -143,7 +150,7 @@ def test_a_program_cannot_kill_limit_or_trace_the_process_that_asked_for_it(way)
 
 
 def test_a_program_that_kills_all_that_it_can_reach_kills_nothing_outside():
-    # Only where it is known to reach nobody: in a namespace of its own, and as a user of its own.
+    # Only where it can reach no other process: in a namespace of its own, and as a user of its own.
     code = """
         import os
         assert os.getpid() < 10
@@ -153,56 +160,56 @@ def test_a_program_that_kills_all_that_it_can_reach_kills_nothing_outside():
             pass
         print("alone")
     """
-    for way in [way for way in WAYS if "namespaces" in way.walls]:
-        assert attack(way, program(code))["stdout"] == "alone\n"
+    for confinement in [confinement for confinement in CONFINEMENTS if "namespaces" in confinement.walls]:
+        assert attack(confinement, program(code))["stdout"] == "alone\n"
 
 
-def test_a_program_that_kills_its_own_group_kills_itself(way):
-    found = attack(way, "import os; os.kill(0, 9)")
+def test_a_program_that_kills_its_own_group_kills_itself(confinement):
+    found = attack(confinement, "import os; os.kill(0, 9)")
     assert (found["ended"], found["signal"]) == ("signal", 9)
 
 
 # ---- time ----
 
 
-@pytest.mark.parametrize("walls", [EVERY, ()], ids=["all", "bare"])
-def test_sleeping_past_the_limit(way, walls):
-    found = attack(way, "import time; print('on', flush=True); time.sleep(60)", wall=1.0, walls=walls)
+@pytest.mark.parametrize("walls", [EVERY_WALL, ()], ids=["all", "bare"])
+def test_a_sleeping_program_ends_at_the_wall_clock_limit(confinement, walls):
+    found = attack(confinement, "import time; print('on', flush=True); time.sleep(60)", wall=1.0, walls=walls)
     assert (found["ended"], found["signal"], found["stdout"]) == ("wall", 9, "on\n")
     assert 1.0 <= found["took"] < 6
 
 
-def test_spinning_past_the_limit(way):
-    found = attack(way, "while True: pass", cpu=1, wall=8.0)
+def test_a_busy_loop_ends_at_the_cpu_limit(confinement):
+    found = attack(confinement, "while True: pass", cpu=1, wall=8.0)
     assert found["ended"] == "cpu"
 
 
-def test_ignoring_every_signal_that_can_be_ignored():
+def test_a_program_that_ignores_signals_ends_at_the_cpu_limit():
     code = """
         import signal
         for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_IGN)
         while True: pass
     """
-    found = attack(HERE, program(code), cpu=1, wall=8.0)
+    found = attack(FULL, program(code), cpu=1, wall=8.0)
     assert (found["ended"], found["signal"]) == ("cpu", 9)
 
 
-def test_stopping_itself():
+def test_a_program_that_stops_itself_ends_at_the_wall_clock_limit():
     assert (
-        attack(HERE, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", wall=1.0)["ended"] == "wall"
+        attack(FULL, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", wall=1.0)["ended"] == "wall"
     )
 
 
 # ---- memory and output ----
 
 
-def test_a_memory_bomb_gets_a_memory_error(way):
-    found = attack(way, "x = bytearray(2**20)\nwhile True: x += bytes(2**24)", memory=200 * MIB)
+def test_a_memory_bomb_gets_a_memory_error(confinement):
+    found = attack(confinement, "x = bytearray(2**20)\nwhile True: x += bytes(2**24)", memory=200 * MIB)
     assert (found["ended"], found["exit_code"]) == ("memory", 1)
 
 
-def test_memory_cannot_be_had_in_other_ways(way):
+def test_shared_memory_and_memory_files_are_refused(confinement):
     code = """
         import ctypes, errno, os
         libc = ctypes.CDLL(None, use_errno=True)
@@ -212,40 +219,42 @@ def test_memory_cannot_be_had_in_other_ways(way):
         except OSError as fault:
             print(fault.errno == errno.EPERM)
     """
-    assert attack(way, program(code))["stdout"] == "-1\nTrue\n"
+    assert attack(confinement, program(code))["stdout"] == "-1\nTrue\n"
 
 
-def test_endless_output_is_cut_and_ended(way):
+def test_endless_output_is_cut_and_ended(confinement):
     for stream in ("stdout", "stderr"):
-        found = attack(way, f"import sys\nwhile True: sys.{stream}.write('x' * 10_000)", output=100_000)
+        found = attack(
+            confinement, f"import sys\nwhile True: sys.{stream}.write('x' * 10_000)", output=100_000
+        )
         assert found["ended"] == "output"
         assert len(found[stream]) == 100_000
 
 
 def test_output_of_just_the_limit_is_whole():
-    found = attack(HERE, "print('x' * 99_999)", output=100_000)
+    found = attack(FULL, "print('x' * 99_999)", output=100_000)
     assert (found["ended"], found["exit_code"], len(found["stdout"])) == ("exit", 0, 100_000)
 
 
-def test_bytes_that_are_no_text_come_back_as_such(way):
-    found = attack(way, r"import os; os.write(1, b'a\xff\xfe\x00b')")
+def test_bytes_that_are_not_utf8_become_replacement_characters(confinement):
+    found = attack(confinement, r"import os; os.write(1, b'a\xff\xfe\x00b')")
     assert found["stdout"] == "a\ufffd\ufffd\x00b"
 
 
-def test_closing_its_outputs():
+def test_a_program_that_closes_its_outputs_runs_to_its_end():
     code = "import os, time\nfor d in (0, 1, 2): os.close(d)\ntime.sleep(0.3)\nos._exit(5)"
-    found = attack(HERE, code)
+    found = attack(FULL, code)
     assert (found["exit_code"], found["ended"]) == (5, "exit")
 
 
-def test_input_that_is_never_read(way):
-    found = attack(way, "print('done')", stdin="x" * 1_000_000)
+def test_a_program_may_leave_its_input_unread(confinement):
+    found = attack(confinement, "print('done')", stdin="x" * 1_000_000)
     assert (found["stdout"], found["exit_code"]) == ("done\n", 0)
 
 
 def test_input_larger_than_a_pipe_arrives():
     assert (
-        attack(HERE, "import sys; print(len(sys.stdin.read()))", stdin="x" * 1_000_000)["stdout"]
+        attack(FULL, "import sys; print(len(sys.stdin.read()))", stdin="x" * 1_000_000)["stdout"]
         == "1000000\n"
     )
 
@@ -253,7 +262,7 @@ def test_input_larger_than_a_pipe_arrives():
 # ---- files ----
 
 
-def test_files_outside_cannot_be_written(way):
+def test_files_outside_cannot_be_written(confinement):
     code = """
         import os
         for path in ("@MARKER@", "/etc/passwd", os.__file__, "/usr/lib/harm", "/dev/shm/harm", "/harm"):
@@ -275,10 +284,10 @@ def test_files_outside_cannot_be_written(way):
                 except OSError:
                     pass
     """
-    assert attack(way, program(code))["stdout"] == ""
+    assert attack(confinement, program(code))["stdout"] == ""
 
 
-def test_what_python_needs_cannot_be_written_even_by_its_owner():
+def test_pythons_files_cannot_be_written_even_by_their_owner():
     code = """
         import errno, os
         for path in (os.__file__, os.path.dirname(os.__file__) + "/lib-dynload", "/", "/dev"):
@@ -290,11 +299,11 @@ def test_what_python_needs_cannot_be_written_even_by_its_owner():
                     print(path, fault)
     """
     if "root" in _PROBE.walls:
-        # Without a user of its own it is whoever runs the tests: perhaps root, perhaps Python's owner.
-        assert attack(HERE, program(code), walls=["namespaces", "root"])["stdout"] == ""
+        # Without a user of its own it is the user of the tests: perhaps root, perhaps Python's owner.
+        assert attack(FULL, program(code), walls=["namespaces", "root"])["stdout"] == ""
 
 
-def test_files_outside_cannot_be_read(way):
+def test_files_outside_cannot_be_read(confinement):
     code = """
         import os
         for path in ("@MARKER@", "/etc/passwd", "/etc/shadow", "/proc/@PARENT@/environ", "/proc/1/environ",
@@ -306,10 +315,10 @@ def test_files_outside_cannot_be_read(way):
                 except OSError:
                     pass
     """
-    assert attack(way, program(code))["stdout"] == ""
+    assert attack(confinement, program(code))["stdout"] == ""
 
 
-def test_the_keeper_cannot_be_looked_into_even_by_the_same_user():
+def test_the_supervisors_environment_cannot_be_read_even_by_the_same_user():
     code = """
         import os
         try:
@@ -317,11 +326,11 @@ def test_the_keeper_cannot_be_looked_into_even_by_the_same_user():
         except OSError:
             print("refused")
     """
-    for way in [way for way in WAYS if way.user or not IS_ROOT]:
-        assert attack(way, program(code), walls=())["stdout"] == "refused\n"
+    for confinement in [confinement for confinement in CONFINEMENTS if confinement.user or not IS_ROOT]:
+        assert attack(confinement, program(code), walls=())["stdout"] == "refused\n"
 
 
-def test_links_and_dots_lead_nowhere(way):
+def test_links_and_parent_folders_give_no_access_to_files_outside(confinement):
     code = """
         import os
         os.symlink("@MARKER@", "link")
@@ -338,12 +347,12 @@ def test_links_and_dots_lead_nowhere(way):
         except OSError:
             pass
     """
-    assert attack(way, program(code))["stdout"] == ""
+    assert attack(confinement, program(code))["stdout"] == ""
 
 
-@pytest.mark.parametrize("walls", [EVERY, ()], ids=["all", "bare"])
-def test_what_it_makes_of_its_folder_goes_with_it(way, walls):
-    # In the folder: links to outside, what nobody may read, and folders deeper than a path can be long.
+@pytest.mark.parametrize("walls", [EVERY_WALL, ()], ids=["all", "bare"])
+def test_a_programs_folder_is_removed_whatever_it_made_of_it(confinement, walls):
+    # In the folder: links to outside, unreadable folders, and folders nested deeper than a path can be long.
     code = """
         import os
         os.symlink("@MARKER@", "link"); os.symlink("/", "slash")
@@ -361,14 +370,14 @@ def test_what_it_makes_of_its_folder_goes_with_it(way, walls):
         open("-rf", "w").close()
         print("made")
     """
-    walls = [wall for wall in way.walls if walls]
-    assert attack(way, program(code), walls=walls)["stdout"] == "made\n"
+    walls = [wall for wall in confinement.walls if walls]
+    assert attack(confinement, program(code), walls=walls)["stdout"] == "made\n"
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root has another user to run it as")
-def test_its_folder_cannot_be_replaced_by_a_link(way):
-    if way.user:
-        pytest.skip("as the same user it could, and would harm no more than it may anyway")
+def test_a_programs_folder_cannot_be_replaced_by_a_link(confinement):
+    if confinement.user:
+        pytest.skip("the same user may replace the folder, and could harm its files without it")
     code = """
         import os
         here = os.getcwd()
@@ -380,10 +389,10 @@ def test_its_folder_cannot_be_replaced_by_a_link(way):
             except OSError:
                 pass
     """
-    assert attack(way, program(code), walls=["user"])["stdout"] == ""
+    assert attack(confinement, program(code), walls=["user"])["stdout"] == ""
 
 
-def test_a_file_has_a_largest_size(way):
+def test_the_size_of_a_file_is_limited(confinement):
     code = """
         import errno, signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -394,10 +403,10 @@ def test_a_file_has_a_largest_size(way):
         except OSError as fault:
             print(fault.errno in (errno.EFBIG, errno.ENOSPC))
     """
-    assert attack(way, program(code), files=4 * MIB)["stdout"] == "True\n"
+    assert attack(confinement, program(code), files=4 * MIB)["stdout"] == "True\n"
 
 
-def test_all_its_files_have_a_largest_size_where_the_file_system_is_its_own():
+def test_the_size_of_all_files_is_limited_on_a_file_system_of_its_own():
     code = """
         try:
             for number in range(64):
@@ -405,7 +414,7 @@ def test_all_its_files_have_a_largest_size_where_the_file_system_is_its_own():
         except OSError:
             print(number)
     """
-    found = attack(HERE, program(code), files=8 * MIB)
+    found = attack(FULL, program(code), files=8 * MIB)
     if "root" in found["walls"]:
         assert int(found["stdout"]) <= 8
 
@@ -423,9 +432,9 @@ INSIDE = {"landlock", "seccomp"}
     ],
     ids=lambda value: "-".join(sorted(value)),
 )
-def test_what_the_kernel_or_a_container_denies_other_walls_make_up_for(way, denied, walls):
-    if "root" not in way.walls:
-        pytest.skip("this way has no namespaces to begin with")
+def test_other_walls_protect_where_the_kernel_or_a_container_denies_some(confinement, denied, walls):
+    if "root" not in confinement.walls:
+        pytest.skip("this confinement has no namespaces anyway")
     code = """
         import os, socket
         acts = {
@@ -442,15 +451,15 @@ def test_what_the_kernel_or_a_container_denies_other_walls_make_up_for(way, deni
                 pass
         open("own", "w").write("fine")
     """
-    found = attack(way, program(code), strict=True, denied=denied)
+    found = attack(confinement, program(code), strict=True, denied=denied)
     assert (found.get("error"), found["stdout"], found["exit_code"]) == (None, "", 0), found["stderr"]
     assert set(found["walls"]) - {"user"} == walls
 
 
-# ---- what it inherits ----
+# ---- inheritance and privileges ----
 
 
-def test_nothing_is_inherited(way):
+def test_a_program_inherits_neither_environment_nor_descriptors(confinement):
     code = """
         import os
         print("SECRET" in os.environ, sorted(os.environ))
@@ -468,10 +477,10 @@ def test_nothing_is_inherited(way):
         print(os.getsid(0) == os.getpid())
     """
     names = ["HOME", "LANG", "MALLOC_ARENA_MAX", "PATH", "PYTHONHASHSEED", "TMPDIR"]
-    assert attack(way, program(code))["stdout"] == f"False {names}\nTrue\n"
+    assert attack(confinement, program(code))["stdout"] == f"False {names}\nTrue\n"
 
 
-def test_it_has_no_rights(way):
+def test_a_program_has_no_capabilities(confinement):
     code = """
         import os
         names = ("CapEff", "CapPrm", "NoNewPrivs")
@@ -486,8 +495,8 @@ def test_it_has_no_rights(way):
             except OSError:
                 pass
     """
-    found = attack(way, program(code))["stdout"]
-    if "namespaces" in way.walls:
+    found = attack(confinement, program(code))["stdout"]
+    if "namespaces" in confinement.walls:
         assert found == f"{['0' * 16, '0' * 16, '1']}\n"
     else:
         assert "did" not in found
@@ -497,10 +506,10 @@ def test_it_has_no_rights(way):
 
 
 @pytest.mark.parametrize("only", [None, "namespaces", "seccomp"])
-def test_no_connection_is_made(way, only):
-    if only and only not in way.walls:
-        pytest.skip("not among the walls of this way")
-    walls = way.walls if only is None else [only]
+def test_no_connection_is_made(confinement, only):
+    if only and only not in confinement.walls:
+        pytest.skip("not among the walls of this confinement")
+    walls = confinement.walls if only is None else [only]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         code = f"""
             import socket
@@ -515,23 +524,23 @@ def test_no_connection_is_made(way, only):
                 except OSError as fault:
                     print("refused")
         """
-        assert attack(way, program(code), walls=walls)["stdout"] == "refused\n" * 2
+        assert attack(confinement, program(code), walls=walls)["stdout"] == "refused\n" * 2
         listener.settimeout(0.2)
         with pytest.raises(TimeoutError):
             listener.accept()
 
 
-def test_asyncio_works_without_a_network(way):
+def test_asyncio_works_without_a_network(confinement):
     code = """
         import asyncio
         async def main():
             print(await asyncio.to_thread(lambda: 7))
         asyncio.run(main())
     """
-    found = attack(way, program(code))
+    found = attack(confinement, program(code))
     assert found["stdout"] == "7\n", found["stderr"]
 
 
-def test_datagrams_of_a_pair_go_nowhere_else(way):
+def test_a_program_cannot_make_a_pair_of_datagram_sockets(confinement):
     code = "import socket\ntry: socket.socketpair(type=socket.SOCK_DGRAM)\nexcept OSError: print('refused')"
-    assert attack(way, code)["stdout"] == "refused\n"
+    assert attack(confinement, code)["stdout"] == "refused\n"

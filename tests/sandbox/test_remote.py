@@ -1,4 +1,4 @@
-"""The sandbox over HTTP: our own server, and doubles of others that fail in every way we know."""
+"""The sandbox over HTTP: our own server, and fakes of others that fail in every known way."""
 
 import json
 import threading
@@ -28,7 +28,7 @@ def ours():
 
 @pytest.fixture
 def other(monkeypatch):
-    """A server that gives the answers of a list, one after another, and keeps what it was asked."""
+    """A server that gives the answers of a list, one after another, and keeps the requests."""
     monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.01)
 
     class Handler(BaseHTTPRequestHandler):
@@ -70,7 +70,7 @@ def test_a_program_runs_on_our_server(ours):
     assert Remote(url(ours)).run("import os; os.kill(os.getpid(), 9)").signal == 9
 
 
-def test_the_reward_runs_there(ours):
+def test_the_code_reward_runs_on_our_server(ours):
     pairs = {"inputs": ["1\n"], "outputs": ["2\n"]}
     texts = ["```python\nprint(2 * int(input()))\n```", "```python\nprint(3)\n```"]
     scores = code(["p"] * 2, texts, sandbox=url(ours), input_output=[pairs] * 2)
@@ -87,7 +87,7 @@ def test_our_server_says_what_is_wrong_with_a_request(ours, asked):
         Remote(url(ours))._post(asked, 5)
 
 
-def test_what_is_asked_and_what_is_answered(other):
+def test_a_request_has_the_program_its_input_and_its_limits(other):
     other.answers = [(200, FINE)]
     outcome = Remote(url(other)).run("code", "in", Limits(cpu=3, memory=7))
     path, asked = other.asked[0]
@@ -119,7 +119,7 @@ def test_a_server_that_is_busy_is_asked_again(other):
         (200, FINE | {"exit_code": "0"}, "exit_code = '0'"),
     ],
 )
-def test_an_answer_that_cannot_be_understood_is_no_verdict(other, status, answer, why):
+def test_an_unreadable_answer_is_a_sandbox_error(other, status, answer, why):
     other.answers = [(status, answer)]
     with pytest.raises(SandboxError, match=why):
         Remote(url(other)).run("x")
@@ -137,7 +137,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("why", BROKEN)
-def test_an_answer_that_breaks_off_is_raised_as_it_is_or_not_asked_for_again(other, why):
+def test_a_broken_answer_is_asked_for_again_and_then_a_sandbox_error(other, why):
     other.answers = [("raw", BROKEN[why])] * 2 + [(200, FINE)]
     assert Remote(url(other)).run("x").ok
     other.answers = [("raw", BROKEN[why])] * 3
@@ -154,13 +154,13 @@ def test_a_server_that_hangs_is_given_up(other, monkeypatch):
     other.release.set()
 
 
-def test_no_server(monkeypatch):
+def test_an_unreachable_server_is_named(monkeypatch):
     monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.01)
     with pytest.raises(SandboxError, match=r"127\.0\.0\.1:9"):
         open_sandbox("http://127.0.0.1:9/")("x")
 
 
-def test_sandbox_fusions_words(other):
+def test_requests_and_answers_of_sandbox_fusion_are_translated(other):
     run = {"status": "Finished", "execution_time": 0.1, "return_code": 0, "stdout": "1\n", "stderr": ""}
     late = run | {"status": "TimeLimitExceeded", "return_code": None, "stdout": None}
     other.answers = [
@@ -181,7 +181,7 @@ def test_sandbox_fusions_words(other):
         sandbox.run("x")
 
 
-def test_pistons_words(other):
+def test_requests_and_answers_of_piston_are_translated(other):
     run = {"stdout": "1\n", "stderr": "", "output": "1\n", "code": 0, "signal": None}
     other.answers = [
         (200, {"language": "python", "version": "3.12.0", "run": run}),

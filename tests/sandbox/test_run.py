@@ -1,4 +1,4 @@
-"""Running programs: what comes back, what is told of walls, and what is refused."""
+"""Running programs: what comes back, how walls are described, and what is refused."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ def test_no_two_programs_share_anything():
     assert first.stdout.startswith("['main.py']\n")
 
 
-def test_what_a_program_says_of_its_end():
+def test_the_outcome_has_the_exit_code_the_signal_and_stderr():
     assert run("1 / 0").stderr.endswith("ZeroDivisionError: division by zero\n")
     assert run("import ctypes; ctypes.string_at(0)").signal == 11
     assert run("print(", "").exit_code == 1
@@ -67,7 +67,7 @@ if input():
     assert 'File "main.py", line 2' in run("\nboom").stderr
 
 
-def test_no_descriptor_is_lost():
+def test_no_descriptor_is_leaked():
     run("")
     before = os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else []
     run("import os; os.close(0)", "x" * 100_000)
@@ -75,7 +75,7 @@ def test_no_descriptor_is_lost():
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_many_at_a_time_from_threads():
+def test_programs_run_from_several_threads_at_a_time():
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(4) as threads:
@@ -122,7 +122,7 @@ def wait(condition, seconds=15):
         time.sleep(0.05)
 
 
-def test_a_keeper_that_dies_is_no_verdict(monkeypatch):
+def test_a_supervisor_that_dies_is_a_sandbox_error(monkeypatch):
     monkeypatch.setattr("grpo_jax.sandbox.local._MAIN", "import os; os.write(2, b'boom'); os._exit(1)")
     with pytest.raises(SandboxError, match="boom"):
         run("print(1)")
@@ -131,7 +131,7 @@ def test_a_keeper_that_dies_is_no_verdict(monkeypatch):
 # ---- walls ----
 
 
-def test_walls_and_gaps_in_words():
+def test_walls_and_gaps_are_described_in_words():
     assert open_to(WALLS) == open_to(["namespaces", "root"]) == open_to(["landlock", "seccomp"]) == []
     assert open_to([]) == ["the machine's files", "the network", "other processes"]
     assert open_to(["landlock", "user"]) == ["the machine's files", "the network"]
@@ -148,7 +148,7 @@ def test_strict_runs_nothing_where_there_are_gaps(tmp_path):
     assert not marker.exists()
 
 
-def test_a_kernel_without_anything_is_told_or_refused(monkeypatch):
+def test_a_kernel_without_walls_is_warned_of_or_refused(monkeypatch):
     bare = lambda code, stdin="", limits=None, strict=False: run(code, stdin, limits, strict=strict, walls=())
     monkeypatch.setattr("grpo_jax.sandbox.local.run", bare)
     select.open_sandbox.cache_clear()
@@ -160,12 +160,12 @@ def test_a_kernel_without_anything_is_told_or_refused(monkeypatch):
     select.open_sandbox.cache_clear()
 
 
-def test_every_wall_has_words_and_a_use():
+def test_every_wall_has_a_description_and_every_required_wall_exists():
     used = set().union(*(needed for enough in protections.SUFFICIENT_WALLS.values() for needed in enough))
     assert used <= set(WALLS) == set(protections.WORDS)
 
 
-def test_the_doctor_says_what_stands_here():
+def test_the_doctor_describes_the_walls_of_this_machine():
     (finding,) = doctor.sandbox()
     assert finding.text.startswith(
         "programs of the reward code would run with limits on time, memory and output"
@@ -173,10 +173,10 @@ def test_the_doctor_says_what_stands_here():
     assert (finding.level == "note") == bool(open_to(run("").walls))
 
 
-def test_a_python_that_the_programs_user_cannot_reach_is_told():
+def test_a_python_that_the_programs_user_cannot_reach_is_an_error():
     python = os.path.realpath(sys.executable)
     if os.geteuid() or all(p.stat().st_mode & 0o001 for p in Path(python).parents):
-        pytest.skip("everybody can reach this Python")
+        pytest.skip("every user can reach this Python")
     with pytest.raises(SandboxError, match=r"user \d+ cannot reach .*; install Python where all can"):
         run("print(1)", walls=["user", "landlock", "seccomp"])
 
@@ -184,7 +184,7 @@ def test_a_python_that_the_programs_user_cannot_reach_is_told():
 # ---- folders ----
 
 
-def test_a_folder_goes_whatever_is_in_it_and_nothing_that_it_points_to():
+def test_a_folder_is_removed_with_its_content_but_not_what_it_links_to():
     with tempfile.TemporaryDirectory() as outside:
         precious = Path(outside) / "precious"
         precious.write_text("x")

@@ -1,4 +1,4 @@
-"""The filter of system calls, run by a small machine of our own: what it says to each call, on both processors."""
+"""The filter of system calls, run by a small BPF interpreter: its answer to each call, on both architectures."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_what_python_needs_is_allowed(says, name):
 
 
 @pytest.mark.parametrize("name", ["socket", "connect", "ptrace", "unshare", "io_uring_setup"])
-def test_ways_out_are_refused(says, name):
+def test_calls_that_lead_outside_are_refused(says, name):
     for processes in (1, 9):
         assert says(name, processes=processes) == PERMISSION
 
@@ -69,12 +69,12 @@ def test_threads_are_allowed_and_processes_only_where_there_may_be_several(says)
     assert says("clone3") == says("clone3", processes=2) == ABSENT
 
 
-def test_old_ways_to_fork(says):
+def test_fork_is_allowed_only_where_there_may_be_several_processes(says):
     assert says("fork") == PERMISSION
     assert says("fork", processes=2) == ALLOW
 
 
-def test_signals_and_limits_reach_only_the_program_where_others_are_in_reach(says, monkeypatch):
+def test_signals_and_limits_reach_only_the_program_if_it_sees_others(says, monkeypatch):
     monkeypatch.setattr(seccomp.os, "getpid", lambda: 4321)
     for name in ("kill", "prlimit64"):
         assert says(name, 4321, alone=False) == says(name, 0, alone=False) == ALLOW
@@ -82,13 +82,13 @@ def test_signals_and_limits_reach_only_the_program_where_others_are_in_reach(say
         assert says(name, 1234, alone=True) == ALLOW
 
 
-def test_marks_of_files_stay_where_the_files_are_the_machines(says):
+def test_file_modes_cannot_be_changed_where_the_files_are_the_machines(says):
     assert says("fchmodat", own_files=False) == PERMISSION
     assert says("fchmodat") == ALLOW
     assert says("chmod", own_files=False) == PERMISSION
 
 
-def test_a_file_is_cut_short_only_by_who_opens_it_for_writing(says):
+def test_truncating_a_file_requires_opening_it_for_writing(says):
     read, write, cut = 0, 1, 0o1000
     for name, at in (("openat", 2), ("open", 1)):
         before = [0] * at
@@ -98,13 +98,13 @@ def test_a_file_is_cut_short_only_by_who_opens_it_for_writing(says):
         assert says(name, *before, read | cut) == ALLOW
 
 
-def test_pairs_of_streams_only(says):
+def test_only_stream_sockets_can_be_paired(says):
     stream, datagram, closing = 1, 2, 0o2000000
     assert says("socketpair", 1, stream | closing) == ALLOW
     assert says("socketpair", 1, datagram | closing) == PERMISSION
 
 
-def test_calls_in_the_name_of_another_machine_end_the_program(monkeypatch):
+def test_calls_of_another_architecture_end_the_program(monkeypatch):
     monkeypatch.setattr(linux, "machine", lambda: "x86_64")
     program = seccomp.program(1, True, True)
     monkeypatch.setitem(MACHINES, "i386", 0x40000003)
@@ -112,7 +112,7 @@ def test_calls_in_the_name_of_another_machine_end_the_program(monkeypatch):
     assert answer(program, "x86_64", 0x40000000 + 39) == PERMISSION
 
 
-def test_an_unknown_machine_has_no_filter(monkeypatch):
+def test_an_unknown_architecture_is_an_error(monkeypatch):
     monkeypatch.setattr(linux, "machine", lambda: "riscv64")
     with pytest.raises(OSError, match="riscv64"):
         seccomp.program(1, True, True)

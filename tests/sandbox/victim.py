@@ -1,7 +1,7 @@
-"""A process that uses the sandbox as a worker does, with things in it that a program must not get at.
+"""A process that uses the sandbox as a worker does, and holds what a program must not reach.
 
-Reads {"code", "stdin", "limits", "walls", "strict"} as JSON, runs the program, and writes how it fared and what became
-of the surroundings. Orphans come to it, so that none is overlooked.
+Reads {"code", "stdin", "limits", "walls", "strict"} as JSON, runs the program, and writes its outcome and the state
+of the surroundings. It adopts orphans, so that none is overlooked.
 """
 
 import ctypes
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def deny(calls: list[str]) -> None:
-    """Be where the kernel, or a container's own filter, refuses these system calls to us and to what we start."""
+    """Have these system calls refused to this process and its children, as a kernel or a container may do."""
     column = seccomp._MACHINES[linux.machine()][0]
     steps = [(0x20, 0, 0, 0)]
     for name in calls:
