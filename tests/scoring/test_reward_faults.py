@@ -1,4 +1,4 @@
-"""Rewards that fail inside a run: counted, told, and survived, unless the settings say stop."""
+"""Rewards that fail inside a run: counted, reported, and survived, unless the settings say stop."""
 
 import json
 import time
@@ -55,29 +55,33 @@ def train(tiny_settings, tmp_path):
     ("reward", "kind"),
     [(sometimes_raises, "errors"), (sometimes_hangs, "timeouts"), (sometimes_nan, "nans")],
 )
-def test_a_fault_is_counted_and_told_once_and_the_run_goes_on(reward, kind, train, capfd):
+def test_a_fault_is_counted_and_reported_once_and_the_run_goes_on(reward, kind, train, capfd):
     lines = train(vowels, reward)
     # The letters go a e i o u a e i | o u a e i o u a: two prompts with an a in each step, of two completions.
     assert [line[f"rewards/{reward.__name__}/{kind}"] for line in lines] == [4, 4]
     assert lines[0]["grad_norm"] > 0
-    told = [line for line in capfd.readouterr().err.splitlines() if f"'{reward.__name__}' had {kind}" in line]
-    assert len(told) == 1
+    reported = [
+        line for line in capfd.readouterr().err.splitlines() if f"'{reward.__name__}' had {kind}" in line
+    ]
+    assert len(reported) == 1
 
 
-def test_stop_means_stop(train):
+def test_on_reward_error_stop_ends_the_run_at_the_first_fault(train):
     with pytest.raises(UserError, match=r"'sometimes_raises' failed on the completion(.|\n)*no luck"):
         train(vowels, sometimes_raises, on_reward_error="stop")
 
 
-def test_a_reward_that_always_fails_is_counted_and_told_and_the_run_goes_on(train, capfd):
+def test_a_reward_that_always_fails_is_reported_once_and_the_run_goes_on(train, capfd):
     lines = train(vowels, always_raises)
     assert [line["rewards/always_raises/errors"] for line in lines] == [16, 16]
-    assert lines[0]["grad_norm"] > 0  # the other reward still teaches
-    told = [line for line in capfd.readouterr().err.splitlines() if "failed on all 16 completions" in line]
-    assert len(told) == 1
+    assert lines[0]["grad_norm"] > 0  # the other reward still has a gradient
+    reported = [
+        line for line in capfd.readouterr().err.splitlines() if "failed on all 16 completions" in line
+    ]
+    assert len(reported) == 1
 
 
-def test_steps_without_any_reward_teach_nothing_and_the_run_ends_whole(train, tmp_path):
+def test_steps_without_any_reward_have_no_gradient_and_the_run_completes(train, tmp_path):
     lines = train(always_raises, eval_prompts=8)
     assert [(line["reward"], line["grad_norm"]) for line in lines] == [(None, 0.0), (None, 0.0)]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -85,12 +89,12 @@ def test_steps_without_any_reward_teach_nothing_and_the_run_ends_whole(train, tm
     assert (tmp_path / "run" / "hf" / "config.json").exists()
 
 
-def test_stop_stops_at_a_reward_that_always_fails(train):
+def test_on_reward_error_stop_ends_the_run_at_a_reward_that_always_fails(train):
     with pytest.raises(UserError, match=r"'always_raises' failed(.|\n)*a typo"):
         train(vowels, always_raises, on_reward_error="stop")
 
 
-def test_held_out_results_say_what_failed(train, tmp_path):
+def test_evaluation_results_count_the_errors_of_rewards(train, tmp_path):
     train(vowels, sometimes_raises, eval_prompts=8)
     before = json.loads((tmp_path / "run" / "summary.json").read_text())["before"]
     assert before["rewards/sometimes_raises/errors"] == 2  # two of eight prompts have the letter a, greedily

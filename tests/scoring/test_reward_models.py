@@ -1,4 +1,4 @@
-"""Reward models in runs: what TRL computes with transformers, in any batch and on any mesh; and what is refused."""
+"""Reward models in runs: scores equal TRL's, in any batch and on any mesh; and what is refused."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def by_trl(folder, prompts, answers):
     return logits[:, 0].numpy()
 
 
-def test_scores_are_others_than_trls(opened, reward_model):
+def test_scores_equal_trls(opened, reward_model):
     expected = by_trl(reward_model, PROMPTS, ANSWERS)
     verdicts = ask(opened(), PROMPTS, ANSWERS)
     np.testing.assert_allclose(verdicts.scores, expected, rtol=2e-5, atol=2e-5)
@@ -68,7 +68,7 @@ def test_scores_are_others_than_trls(opened, reward_model):
 
 
 @pytest.mark.parametrize("mesh", ["data=8", "data=2,fsdp=2,tensor=2"])
-def test_a_score_depends_on_the_rows_beside_it_or_the_mesh(opened, mesh):
+def test_a_score_depends_neither_on_the_batch_nor_on_the_mesh(opened, mesh):
     alone = opened()
     expected = [ask(alone, [p], [a]).scores[0] for p, a in zip(PROMPTS, ANSWERS)]
     many = opened(mesh)
@@ -78,14 +78,14 @@ def test_a_score_depends_on_the_rows_beside_it_or_the_mesh(opened, mesh):
     assert (found == again).all()
 
 
-def test_every_length_is_compiled_for(opened):
+def test_lengths_share_programs_in_powers_of_two(opened):
     model = opened()
     for length in range(1, 60):
         ask(model, ["p"] * 3, ["a" * length, "a", "a" * (length // 2)])
     assert model.program.compilations == 3, "16, 32 and 64 tokens"
 
 
-def test_what_the_settings_put_around_a_prompt_is_not_read(opened, reward_model):
+def test_the_system_prompt_and_prefill_of_the_settings_are_scored_too(opened, reward_model):
     whole = [{"role": "system", "content": "Think."}, TALK[1]]
     expected = by_trl(reward_model, [whole, whole], ["<think>No", "<think>Yes"])
     model = opened(system_prompt="Think.", prefill="<think>")
@@ -93,7 +93,7 @@ def test_what_the_settings_put_around_a_prompt_is_not_read(opened, reward_model)
     np.testing.assert_allclose(found.scores, expected, rtol=2e-5, atol=2e-5)
 
 
-def test_a_tokenizer_given_is_left_out(opened, reward_model):
+def test_a_given_tokenizer_replaces_the_models_own(opened, reward_model):
     other = hf.load_tokenizer(reward_model)
     other.chat_template = "{% for m in messages %}{{ m.content }};{% endfor %}"
     expected = by_trl(reward_model, ["Why?;Yes;"], [""])
@@ -101,14 +101,14 @@ def test_a_tokenizer_given_is_left_out(opened, reward_model):
     np.testing.assert_allclose(found.scores, expected, rtol=2e-5, atol=2e-5)
 
 
-def test_a_row_beyond_the_positions_is_cut(opened):
+def test_a_row_beyond_the_models_positions_is_a_fault(opened):
     verdicts = ask(opened(), ["p", "p", "p"], ["a" * 255, "a" * 256, "a"])
     assert np.isnan(verdicts.scores).tolist() == [False, True, False]
     assert "prompt and completion are 257 tokens, and" in verdicts.faults[1]
     assert "has 256 positions" in verdicts.faults[1]
 
 
-def test_a_score_that_is_no_number_counts(opened):
+def test_a_score_that_is_not_finite_is_a_fault(opened):
     model = opened()
     model.params["score"]["kernel"] *= np.inf
     verdicts = ask(model, ["p"], ["a"])
@@ -116,7 +116,7 @@ def test_a_score_that_is_no_number_counts(opened):
     assert " gave " in verdicts.faults[0]
 
 
-def test_names(reward_model, monkeypatch):
+def test_a_reward_model_is_named_after_its_folder(reward_model, monkeypatch):
     assert load_reward("model:owner/Judge-7B").name == "Judge-7B"
     monkeypatch.chdir(reward_model.parent)
     reward = load_reward("model:judge")
@@ -148,7 +148,7 @@ def trained(train, weighted):
     return train(**weighted, eval_prompts=4)
 
 
-def test_a_run_learns_from_something_else(trained, reward_model):
+def test_advantages_are_those_of_the_weighted_function_and_model(trained, reward_model):
     table = pq.read_table(trained / "completions" / "completions_00003.parquet").to_pydict()
     expected = by_trl(reward_model, table["prompt"], table["completion"])
     np.testing.assert_allclose(table["judge"], expected, rtol=2e-5, atol=2e-5)
@@ -160,7 +160,7 @@ def test_a_run_learns_from_something_else(trained, reward_model):
     assert lines[-1]["rewards/judge/std"] > 0.1
 
 
-def test_a_run_that_died_ends_otherwise(train, trained, weighted):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train, trained, weighted):
     resumed = train(dies_after=(1, 2), **weighted, eval_prompts=4)
     tensors = [open_folder(run / "hf") for run in (trained, resumed)]
     for name in tensors[0]:
@@ -169,15 +169,15 @@ def test_a_run_that_died_ends_otherwise(train, trained, weighted):
     assert tables[0].equals(tables[1])
 
 
-def test_a_models_score_says_what_a_success_is(trained, tiny_settings, weighted):
-    """Only where there is no function: a score has no zero and no one."""
+def test_a_reward_model_decides_on_success_only_where_there_is_no_function(trained, tiny_settings, weighted):
+    """A score of a model has no 0 and no 1 that would mean failure and success."""
     for rewards, judge in ((weighted["rewards"][::-1], 1), (weighted["rewards"][1:], 0)):
         settings = tiny_settings | {"rewards": rewards, "output_dir": None}
         components = GRPOTrainer(settings["model"], args=GRPOConfig(**settings)).components
         assert components.stages[0].scorer.judges(components.prompts.at([0, 1])).tolist() == [judge] * 2
 
 
-def test_the_plan_keeps_silent_about_it(tiny_settings, weighted, tmp_path, capsys):
+def test_the_plan_has_the_memory_and_the_passes_of_reward_models(tiny_settings, weighted, tmp_path, capsys):
     from grpo_jax.training.run_summary import bytes_held, plan_of
 
     settings = tiny_settings | weighted | {"output_dir": str(tmp_path / "run"), "mesh": "fsdp=4"}
@@ -210,7 +210,7 @@ def test_rows_that_are_too_long_stop_a_run_only_if_asked(train, weighted, reward
         train(**changes, on_reward_error="stop")
 
 
-def test_eval_takes_no_model(tiny_settings, reward_model, tmp_path, options, capsys):
+def test_eval_scores_completions_by_a_reward_model(tiny_settings, reward_model, tmp_path, options, capsys):
     settings = {
         "model": tiny_settings["model"],
         "task": tiny_settings["dataset"],
@@ -245,14 +245,14 @@ def asked(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def drawn(tiny_settings):
+def sampling_settings(tiny_settings):
     """Two samples of each of five prompts, four at a time: the second batch is filled up."""
     sizes = {"prompts_per_step": 4, "max_prompt_length": 32, "max_completion_length": 8, "mesh": "data=1"}
     return {"model": tiny_settings["model"], "samples": 2, "reward_workers": 1, **sizes}
 
 
-def test_reject_goes_by_the_order_of_the_rewards(
-    drawn, tiny_settings, reward_model, options, asked, tmp_path
+def test_reject_keeps_each_score_under_the_name_of_its_reward(
+    sampling_settings, tiny_settings, reward_model, options, asked, tmp_path
 ):
     given = {
         "rewards": f"model:{reward_model},{tiny_settings['rewards']}",
@@ -263,7 +263,7 @@ def test_reject_goes_by_the_order_of_the_rewards(
         "keep_per_prompt": 2,
         "output_dir": tmp_path / "run",
     }
-    assert main(["reject", *options(drawn | given)]) == 0
+    assert main(["reject", *options(sampling_settings | given)]) == 0
     assert asked == [8, 2], "what only fills a batch up is not scored"
     pieces = sorted((tmp_path / "run/pieces").iterdir())
     rows = [json.loads(line) for piece in pieces for line in piece.read_text().splitlines()]
@@ -276,17 +276,17 @@ def test_reject_goes_by_the_order_of_the_rewards(
     assert all(json.loads(line)["provenance"]["rewards"]["judge"] >= 0 for line in kept)
 
 
-def test_grading_asks_about_rows_that_are_not_there(drawn, reward_model, options, asked, tmp_path):
+def test_grading_asks_about_no_padding_rows(sampling_settings, reward_model, options, asked, tmp_path):
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"{i}: say a"}) + "\n" for i in range(5)))
-    given = drawn | {"rewards": f"model:{reward_model}"}
+    given = sampling_settings | {"rewards": f"model:{reward_model}"}
     assert main(["data", "grade", str(rows), str(out), *options(given)]) == 0
     assert asked == [8, 2]
     assert {json.loads(line)["pass_rate"] for line in out.read_text().splitlines()} <= {0, 0.5, 1}
 
 
-def test_another_judge_at_the_same_place_goes_on(tiny_settings, reward_model, tmp_path):
-    """A run that was trained by two judges is the run of neither."""
+def test_a_run_whose_reward_model_has_changed_is_refused(tiny_settings, reward_model, tmp_path):
+    """A run that was trained by two reward models can be reproduced by neither."""
     judge = shutil.copytree(reward_model, tmp_path / "judge")
     settings = tiny_settings | {"rewards": [f"model:{judge}"], "output_dir": str(tmp_path / "run")}
 
@@ -310,7 +310,7 @@ def test_another_judge_at_the_same_place_goes_on(tiny_settings, reward_model, tm
 
 @pytest.fixture
 def refused(tiny_settings, tmp_path, options, capsys, monkeypatch):
-    """`refused(**settings)`: what `train` says, with exit code 2, in one or two lines."""
+    """`refused(**settings)`: the error of `train`, which exits with code 2 after one or two lines."""
     monkeypatch.setattr("grpo_jax.setup.weights.hf.load_params", lambda *_: pytest.fail("weights were read"))
 
     def run(**settings):
@@ -324,7 +324,7 @@ def refused(tiny_settings, tmp_path, options, capsys, monkeypatch):
     return run
 
 
-def test_a_model_that_is_not_there_is_waited_for(refused):
+def test_a_missing_reward_model_is_refused(refused):
     assert "rewards: model 'nowhere': no such folder" in refused(rewards="model:nowhere")
 
 
@@ -337,7 +337,7 @@ VERBS = [
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[-1] if verb[0] == "data" else verb[0])
-def test_a_policy_is_fetched_for_a_judge_that_is_not_there(verb, tmp_path, monkeypatch, capsys):
+def test_a_missing_reward_model_is_refused_before_the_policy_is_fetched(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "p"}) + "\n")
     dataset = [] if verb[0] in ("eval", "data") else ["--dataset=rows.jsonl"]
@@ -346,7 +346,7 @@ def test_a_policy_is_fetched_for_a_judge_that_is_not_there(verb, tmp_path, monke
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_the_policy_judges_itself(refused, tiny_model):
+def test_a_model_without_a_score_head_is_refused(refused, tiny_model):
     assert "a reward model is a Qwen2ForSequenceClassification" in refused(rewards=f"model:{tiny_model}")
 
 
@@ -368,7 +368,9 @@ def with_tokenizer(reward_model, tmp_path):
     return make
 
 
-def test_conversations_without_a_template_are_written_anyhow(refused, with_tokenizer, tmp_path):
+def test_conversations_are_refused_if_the_reward_model_has_no_chat_template(
+    refused, with_tokenizer, tmp_path
+):
     """Also where the first row is a text."""
     judge = with_tokenizer(lambda tokenizer: setattr(tokenizer, "chat_template", None))
     settings = {"eval_prompts": 0, "max_prompt_length": 64}
@@ -377,7 +379,7 @@ def test_conversations_without_a_template_are_written_anyhow(refused, with_token
     assert "save one with it (chat_template.jinja), or text prompts" in error
 
 
-def test_a_conversation_that_a_template_refuses_ends_a_run_later(refused, with_tokenizer, tmp_path):
+def test_a_conversation_that_the_chat_template_refuses_ends_the_run_early(refused, with_tokenizer, tmp_path):
     no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}a"
     judge = with_tokenizer(lambda tokenizer: setattr(tokenizer, "chat_template", no_system))
     settings = {"eval_prompts": 0, "max_prompt_length": 64}
@@ -391,14 +393,14 @@ def rows_in(folder, *prompts):
     return rows
 
 
-def test_a_tokenizer_that_cannot_pad(refused, with_tokenizer):
+def test_a_tokenizer_that_cannot_pad_is_refused(refused, with_tokenizer):
     def drop(tokenizer):
         tokenizer.pad_token = tokenizer.eos_token = None
 
     assert "the tokenizer has neither a pad_token nor an eos_token" in refused(rewards=with_tokenizer(drop))
 
 
-def test_a_larger_tokenizer_than_the_model(refused, with_tokenizer):
+def test_a_tokenizer_larger_than_the_model_is_refused(refused, with_tokenizer):
     judge = with_tokenizer(lambda tokenizer: tokenizer.add_tokens([f"<{i}>" for i in range(9)]))
     assert "the model's vocab_size is 104; use the tokenizer" in refused(rewards=judge)
 
@@ -411,7 +413,9 @@ TOKENIZERS = [
 
 
 @pytest.mark.parametrize(("given", "said"), TOKENIZERS)
-def test_tokenizers_for_what_reads_no_tokens(given, said, tiny_settings, weighted, reward_model):
+def test_only_reward_models_have_tokenizers_one_for_each_reward(
+    given, said, tiny_settings, weighted, reward_model
+):
     tokenizer = hf.load_tokenizer(reward_model)
     settings = tiny_settings | weighted | {"output_dir": None}
     with pytest.raises(UserError, match=said):
@@ -424,7 +428,7 @@ def test_tokenizers_for_what_reads_no_tokens(given, said, tiny_settings, weighte
     assert made.components.stages[0].scorer.models[1].tokenizer is tokenizer
 
 
-def test_a_loaded_torch_model(tiny_settings, reward_model):
+def test_a_pytorch_model_is_refused(tiny_settings, reward_model):
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(reward_model)

@@ -94,7 +94,7 @@ def assert_same(ours, theirs):
 
 @given(st.permutations(range(P)), st.integers(0, P))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_prompts_scored_early_are_scored_as_those_that_come_with_the_rollout(
+def test_prompts_scored_early_get_the_scores_that_they_get_after_the_rollout(
     scorer, batch, rollout, order, early
 ):
     with scorer.stream(batch, G, 100) as scoring:
@@ -148,7 +148,7 @@ def test_a_reward_that_stops_the_run_stops_the_sampling(stopping, rollout):
         stopping.add(4, ids_of(rollout, 4))
 
 
-def test_among_many_hosts_it_stops_none_before_all_have_sampled(second_of_two, stopping, rollout):
+def test_on_several_hosts_a_reward_stops_the_run_only_after_sampling(second_of_two, stopping, rollout):
     stopping.add(4, ids_of(rollout, 4))
     stopping.add(0, ids_of(rollout, 0))
     with pytest.raises(UserError, match="three is too much"):
