@@ -18,7 +18,7 @@ REWARDS = [1.0, 0.9, 0.0, 1.0]  # mean 0.725, standard deviation (n - 1) 0.4856
 NAN = np.nan
 
 
-def test_golden_group():
+def test_group_advantages_equal_the_golden_numbers():
     advantages = group_advantages(np.array([REWARDS]))
     assert advantages.dtype == np.float32
     spread = 0.48562674281111555
@@ -28,27 +28,27 @@ def test_golden_group():
     np.testing.assert_allclose(advantages[0], [0.566162, 0.360285, -1.492609, 0.566162], atol=1e-6)
 
 
-def test_groups_do_not_see_each_other():
+def test_each_group_is_normalised_independently():
     other = [5.0, -3.0, 100.0, 2.0]
     together = group_advantages(np.array([REWARDS, other]))
     np.testing.assert_array_equal(together[0], group_advantages(np.array([REWARDS]))[0])
     np.testing.assert_array_equal(together[1], group_advantages(np.array([other]))[0])
 
 
-def test_batch_scale_centres_by_group_and_divides_by_one_spread():
+def test_batch_scale_centres_by_group_and_divides_by_the_batch_std():
     rewards = np.array([REWARDS, [5.0, -3.0, 10.0, 2.0]])
     wanted = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(ddof=1) + 1e-4)
     np.testing.assert_allclose(group_advantages(rewards, "batch"), wanted, rtol=1e-6)
 
 
-def test_no_scale_only_centres():
+def test_scale_none_centres_and_does_not_divide():
     rewards = np.array([REWARDS, [5.0, -3.0, 10.0, 2.0]])
     wanted = rewards - rewards.mean(1, keepdims=True)
     np.testing.assert_allclose(group_advantages(rewards, "none"), wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_a_missing_reward_leaves_both_moments_and_gets_zero(scale):
+def test_a_missing_reward_gets_zero_and_counts_in_neither_mean_nor_std(scale):
     rewards = np.array([[*REWARDS, NAN], [NAN, 5.0, -3.0, 10.0, 2.0]])
     advantages = group_advantages(rewards, scale)
     known = ~np.isnan(rewards)
@@ -59,14 +59,14 @@ def test_a_missing_reward_leaves_both_moments_and_gets_zero(scale):
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize("group", [[0.3] * 3, [0.1 + 0.2, 0.3, 0.3], [NAN] * 3, [1.0, NAN, NAN]], ids=str)
-def test_a_group_without_spread_or_without_a_pair_teaches_nothing(scale, group):
+def test_a_group_of_equal_rewards_or_one_known_reward_has_zero_advantages(scale, group):
     """0.1 + 0.2 differs from 0.3 in the last bit: dividing by a bare standard deviation would make it a 1."""
     advantages = group_advantages(np.array([group, [1.0, 0.0, 1.0]]), scale)
     np.testing.assert_allclose(advantages[0], 0.0, atol=1e-6)
     assert np.abs(advantages[1]).max() > 0.1
 
 
-def test_advantages_of_a_group_sum_to_nothing():
+def test_advantages_of_a_group_sum_to_zero():
     rewards = np.random.default_rng(0).normal(size=(16, 8))
     rewards[np.random.default_rng(1).random((16, 8)) < 0.2] = NAN
     for scale in ("group", "batch", "none"):
@@ -87,7 +87,7 @@ def random_rewards(seed, shape=(4, 5)):
     rng = np.random.default_rng(seed)
     rewards = rng.normal(0, 2, shape)
     rewards[rng.random(shape) < 0.2] = NAN
-    rewards[1] = [NAN] * (shape[1] - 1) + [3.0]  # alone
+    rewards[1] = [NAN] * (shape[1] - 1) + [3.0]  # one known reward
     return rewards
 
 
@@ -130,7 +130,7 @@ def test_a_completion_is_not_its_own_baseline():
     np.testing.assert_allclose(leave_one_out(rewards), group_advantages(rewards, "none") * 4 / 3, rtol=1e-6)
 
 
-def test_each_function_counts_alike_whatever_its_spread():
+def test_gdpo_counts_each_reward_function_alike_whatever_its_scale():
     """The second function's rewards are a thousand times the first's: unnormalised they would drown it."""
     small = np.random.default_rng(0).normal(size=(3, 4))
     large = np.random.default_rng(1).normal(size=(3, 4))
@@ -140,14 +140,16 @@ def test_each_function_counts_alike_whatever_its_spread():
     assert np.corrcoef(weighted.ravel(), group_advantages(small).ravel())[0, 1] > 0.999
 
 
-@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("environment_tokens", [False, True])
 @pytest.mark.parametrize("penalised", [True, False])
-def test_returns_of_single_tokens_equal_a_loop(penalised, holes):
+def test_reinforce_plus_plus_equals_a_loop_over_tokens(penalised, environment_tokens):
     """REINFORCE++: the reward at the end less the penalties from a token on, standardised over all tokens."""
     for seed in range(5):
         rng = np.random.default_rng(seed)
         rewards, lengths = random_rewards(seed), rng.integers(0, 7, (4, 5))
-        there = (np.arange(6) < lengths[..., None]) & (rng.random((4, 5, 6)) < (0.7 if holes else 1.0))
+        there = (np.arange(6) < lengths[..., None]) & (
+            rng.random((4, 5, 6)) < (0.7 if environment_tokens else 1.0)
+        )
         penalty = rng.normal(0, 0.3, (4, 5, 6)) * there
         returns = {}
         for p, i in np.ndindex(4, 5):
@@ -163,8 +165,8 @@ def test_returns_of_single_tokens_equal_a_loop(penalised, holes):
         np.testing.assert_allclose(found * there, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_a_bound_holds_advantages():
-    """Three of four agree: the others' spread is 0, and only the bound keeps the fourth from 10,000."""
+def test_advantages_are_clipped_to_the_largest_allowed():
+    """Three of four agree: the others' spread is 0, and only the bound keeps the fourth from -10,000."""
     rewards, mask = np.array([[1.0, 1.0, 1.0, 0.0]]), np.ones((1, 4, 3), bool)
     values = rewards[..., None]
     assert Advantages("leave_one_out")(rewards, values, mask)[0, 3] == pytest.approx(-1e4)
@@ -176,7 +178,7 @@ def test_a_bound_holds_advantages():
 
 
 @pytest.mark.parametrize("estimator", ["group", "leave_one_out", "reinforce_plus_plus"])
-def test_the_penalty_is_taken_off_once(estimator):
+def test_a_penalty_is_subtracted_from_the_reward_once(estimator):
     """One token's penalty of 1 is the same to a completion as a reward that is less by 1."""
     rewards, mask = np.array([[1.0, 0.0, 2.0]]), np.ones((1, 3, 4), bool)
     penalty = np.zeros((1, 3, 4))
@@ -190,7 +192,7 @@ def test_the_penalty_is_taken_off_once(estimator):
 @pytest.mark.parametrize("estimator", ["group", "leave_one_out", "reinforce_plus_plus"])
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize("per_function", [False, True])
-def test_no_reward_at_all_is_no_advantage_and_not_nan(estimator, scale, per_function):
+def test_advantages_without_rewards_to_compare_are_zero_and_not_nan(estimator, scale, per_function):
     made = Advantages(estimator, scale, per_function)
     mask = np.arange(3) < np.array([[3, 0, 2], [0, 0, 0]])[..., None]
     for rewards in (np.full((2, 3), NAN), np.ones((2, 3)), np.array([[NAN, NAN, 1.0], [NAN] * 3])):

@@ -12,12 +12,12 @@ WEIGHTS = [1.0, 0.5, -0.25]
 
 
 def random_rewards(seed, functions):
-    """[P,G,functions]: unknown ones, whole groups of equal ones, a group with one known alone, one with none."""
+    """[P,G,functions]: unknown ones, a group of equal ones, a group with one known reward, and one with none."""
     rng = np.random.default_rng(seed)
     values = rng.normal(0, 2, (P, G, functions)).round(1)
     values[rng.random(values.shape) < 0.25] = np.nan
     values[0] = values[0, :1]  # equal
-    values[1, 1:] = np.nan  # alone
+    values[1, 1:] = np.nan  # one known reward
     values[2] = np.nan
     values[4, :, 0] = [1.0, 0.9, 0.0, 1.0]
     return values
@@ -52,7 +52,7 @@ def assert_equal(found, wanted):
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize("functions", [1, 3])
-def test_scales_of_group_advantages(scale, functions):
+def test_group_advantages_equal_trls_at_every_scale(scale, functions):
     for seed in range(10):
         values, weights = random_rewards(seed, functions), WEIGHTS[:functions]
         wanted, _ = theirs(trl.GRPOTrainer, values, weights, scale_rewards=scale)
@@ -60,7 +60,7 @@ def test_scales_of_group_advantages(scale, functions):
         assert_equal(found, wanted)
 
 
-def test_each_function_normalised_by_itself():
+def test_per_function_advantages_equal_trls():
     for seed in range(10):
         values = random_rewards(seed, 3)
         wanted, _ = theirs(trl.GRPOTrainer, values, WEIGHTS, multi_objective_aggregation="normalize_then_sum")
@@ -69,7 +69,7 @@ def test_each_function_normalised_by_itself():
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_leave_one_out(normalised):
+def test_leave_one_out_advantages_equal_trls(normalised):
     for seed in range(10):
         values = random_rewards(seed, 3)
         wanted, _ = theirs(trl.RLOOTrainer, values, WEIGHTS, normalize_advantages=normalised)
@@ -78,7 +78,7 @@ def test_leave_one_out(normalised):
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_leave_one_out_with_the_divergence_in_the_reward(normalised):
+def test_leave_one_out_with_kl_in_the_reward_equals_trls(normalised):
     """RLOO takes beta times the row's k1 off its reward; a row whose mask is empty loses nothing."""
     rng, width = np.random.default_rng(0), 7
     values = random_rewards(3, 3)
@@ -102,8 +102,8 @@ def test_leave_one_out_with_the_divergence_in_the_reward(normalised):
     assert_equal(made(summed(values, WEIGHTS), values, lengths, penalty=0.3 * divergence), wanted)
 
 
-def test_metrics_of_rewards_are_trls():
-    """Means, standard deviations and the share of groups that teach nothing."""
+def test_reward_metrics_equal_trls():
+    """Means, standard deviations and the share of groups without spread."""
     for seed in range(10):
         values = random_rewards(seed, 3)
         _, metrics = theirs(trl.GRPOTrainer, values, WEIGHTS)
@@ -115,7 +115,7 @@ def test_metrics_of_rewards_are_trls():
             assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), name
 
 
-def test_golden_group_is_trls_too():
+def test_trl_gives_the_golden_numbers_too():
     """Mean 0.725, standard deviation 0.4856."""
     values = np.tile(np.array([1.0, 0.9, 0.0, 1.0])[:, None], (P, 1, 1))
     wanted, _ = theirs(trl.GRPOTrainer, values, [1.0])

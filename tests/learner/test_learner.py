@@ -24,7 +24,7 @@ P, G, TP, TC, REAL = 4, 4, 5, 20, 37
 # A large epsilon: Adam otherwise takes whole steps in the direction of rounding noise where gradients are nearly 0.
 OPTIMIZER = make_optimizer(Schedule(1e-2, "constant", 0, 10), epsilon=1e-2)
 DEFAULT, ONE_PASS = GRPO(max_length=TC), Passes()
-HOW = Scoring(num_tokens=REAL, chunk=64)
+SCORING = Scoring(num_tokens=REAL, chunk=64)
 
 
 class PromptBatchArrays(NamedTuple):
@@ -81,7 +81,7 @@ def forwards(monkeypatch):
 def learn(tiny, tiny_params, mesh_1):
     """`learn(objective, passes)`: a learner with a reference where it needs one, and its first state."""
 
-    def make(objective=DEFAULT, passes=ONE_PASS, scoring=HOW, optimizer=OPTIMIZER, **places):
+    def make(objective=DEFAULT, passes=ONE_PASS, scoring=SCORING, optimizer=OPTIMIZER, **places):
         learner = Learner(
             cfg=tiny,
             objective=objective,
@@ -114,7 +114,7 @@ def learn(tiny, tiny_params, mesh_1):
             GRPO(),
             Passes(num_iterations=2, micro_batch_size=4),
             [4] * 6,
-        ),  # nor old log-probs of what is left out
+        ),  # skipped rows need no old log-probs either
         (GRPO(bonus=EntropyBonus(0.1)), Passes(micro_batch_size=8), [8, 8]),  # from the same pass
         (GRPO(top_entropy_quantile=0.3), Passes(), [16]),
         (
@@ -127,7 +127,7 @@ def learn(tiny, tiny_params, mesh_1):
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_no_pass_over_the_model_that_is_not_needed(
+def test_a_rollout_costs_only_the_passes_that_its_settings_need(
     learn, forwards, groups, advantages, objective, passes, rows
 ):
     learner, state = learn(objective, passes)
@@ -148,7 +148,7 @@ def test_a_rollout_without_any_advantage_costs_no_pass(learn, forwards, groups):
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo", "luspo"])
-def test_rows_left_out_change_no_parameter(learn, groups, advantages, loss_type):
+def test_skipping_rows_without_advantage_changes_no_parameter(learn, groups, advantages, loss_type):
     """The same normaliser: rows that are not computed still count in every mean."""
     objective = GRPO(loss_type, max_length=TC)
     after = []
@@ -167,7 +167,7 @@ def test_rows_left_out_change_no_parameter(learn, groups, advantages, loss_type)
         )
 
 
-def test_every_row_is_in_one_minibatch_once_and_those_to_learn_from_come_first(groups, advantages):
+def test_each_row_is_in_one_minibatch_and_rows_with_advantage_come_first(groups, advantages):
     passes = Passes(num_minibatches=2, micro_batch_size=2)
     parts = minibatches(groups, advantages, passes, skip=True)
     rows = [part.tokens[b].tobytes() for part in parts for b in range(8)]
@@ -204,14 +204,14 @@ def _named(value):
     ],
     ids=_named,
 )
-def test_shared_prompts_and_short_rows_change_no_update(learn, groups, advantages, passes, beta):
+def test_shared_prompts_and_length_buckets_change_no_update(learn, groups, advantages, passes, beta):
     objective = GRPO(beta=beta, max_length=TC, bonus=EntropyBonus(0.05 * (beta > 0)))
     plain = dataclasses.replace(passes, share_prompts=False, length_buckets=1)
     after = []
-    for how in (plain, passes):
-        learner, state = learn(objective, how)
+    for each in (plain, passes):
+        learner, state = learn(objective, each)
         assert learner.unit == (
-            min(4 // how.num_minibatches, how.micro_batch_size or 4) if how.share_prompts else 1
+            min(4 // each.num_minibatches, each.micro_batch_size or 4) if each.share_prompts else 1
         )
         after.append(learner(state, groups, advantages))
     (one, usual), (other, found) = after
@@ -220,7 +220,9 @@ def test_shared_prompts_and_short_rows_change_no_update(learn, groups, advantage
         np.testing.assert_allclose(b, a, atol=2e-5)
 
 
-def test_a_group_is_computed_once_and_short_rows_in_short_programs(learn, monkeypatch, groups, advantages):
+def test_a_shared_prompt_is_computed_once_and_short_rows_in_short_programs(
+    learn, monkeypatch, groups, advantages
+):
     """Tokens that the model sees: P + G C of a prompt in place of G (P + C), with C as long as the rows are."""
     seen, original = [], logprobs.hidden_states
 
@@ -239,7 +241,7 @@ def test_a_group_is_computed_once_and_short_rows_in_short_programs(learn, monkey
     assert seen == [(1, 5 + 4 * 4)] * 2 + [(1, 5 + 4 * 16)] * 2
 
 
-def test_a_wrong_share_is_found_before_the_first_update(learn, monkeypatch, groups, advantages):
+def test_a_wrongly_shared_prompt_is_refused_before_the_first_update(learn, monkeypatch, groups, advantages):
     learner, state = learn(passes=Passes(share_prompts=True))
     wrong = lambda width, samples, lengths, kernel: shared_prompt(width, samples, lengths + 1, kernel)
     monkeypatch.setattr(logprobs, "shared_prompt", wrong)
@@ -247,7 +249,7 @@ def test_a_wrong_share_is_found_before_the_first_update(learn, monkeypatch, grou
         learner(state, groups, advantages)
 
 
-def test_truncated_completions_are_masked_and_still_weigh_in_no_normaliser(groups, advantages):
+def test_truncated_completions_are_masked_and_left_out_of_the_normaliser(groups, advantages):
     (part,) = minibatches(groups, advantages, Passes(mask_truncated=True), skip=False)
     finished = groups.rollout.finished.reshape(-1)
     np.testing.assert_array_equal(part.mask.sum(1), groups.rollout.lengths.reshape(-1) * finished)
@@ -256,7 +258,7 @@ def test_truncated_completions_are_masked_and_still_weigh_in_no_normaliser(group
 
 
 def test_only_the_first_samples_carry_gradient(learn, groups, advantages):
-    """With gradient_samples = 1 what the other samples say is of no account, their advantages neither."""
+    """With gradient_samples = 1 neither tokens nor advantages of the other samples change the update."""
     learner, state = learn(GRPO("reinforce"), Passes(gradient_samples=1))
     other = with_rollout(groups, tokens=np.where(np.arange(G)[:, None] > 0, 1, groups.rollout.tokens))
     noise = advantages + np.where(np.arange(G) > 0, 5.0, 0.0)
@@ -266,7 +268,7 @@ def test_only_the_first_samples_carry_gradient(learn, groups, advantages):
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
 
 
-def test_stale_groups_are_held_to_what_the_sampler_recorded(learn, groups, advantages):
+def test_carried_over_groups_take_their_ratio_to_the_samplers_logprobs(learn, groups, advantages):
     """A group of the step before: its ratio is that to the weights that sampled it, and so it is clipped."""
     metrics = []
     for on_policy in (None, np.ones(P, bool), np.array([False, True, True, True])):
@@ -276,18 +278,18 @@ def test_stale_groups_are_held_to_what_the_sampler_recorded(learn, groups, advan
     assert metrics[0]["loss"] == metrics[1]["loss"]
     assert metrics[2]["clip_ratio/region_mean"] > 0  # the sampler's log-probs here are noise
     gap = "sampling/sampling_logp_difference/mean"
-    assert metrics[2][gap] != metrics[1][gap] == metrics[0][gap]  # a stale group's gap is no mismatch
+    assert metrics[2][gap] != metrics[1][gap] == metrics[0][gap]  # a carried-over group's gap is no mismatch
 
 
 @pytest.mark.parametrize(
     "saving",
     [
         {"reference_on_host": True},
-        {"scoring": dataclasses.replace(HOW, remat="offload")},
+        {"scoring": dataclasses.replace(SCORING, remat="offload")},
     ],
     ids=lambda saving: next(iter(saving)),
 )
-def test_what_waits_with_the_host_gives_the_same_weights(learn, groups, advantages, saving):
+def test_offloading_to_the_host_gives_the_same_weights(learn, groups, advantages, saving):
     objective, passes = GRPO(beta=0.1), Passes(micro_batch_size=8, num_iterations=2)
     (plain, one), (sparing, other) = learn(objective, passes), learn(objective, passes, **saving)
     one, usual = plain(one, groups, advantages)
@@ -299,7 +301,7 @@ def test_what_waits_with_the_host_gives_the_same_weights(learn, groups, advantag
     assert matrix.sharding.memory_kind == ("pinned_host" if "reference_on_host" in saving else "device")
 
 
-def test_moments_in_bfloat16_take_half_and_nearly_the_same_steps(learn, groups, advantages):
+def test_moments_in_bfloat16_take_half_the_memory_and_nearly_the_same_steps(learn, groups, advantages):
     compact = make_optimizer(Schedule(1e-2, "constant", 0, 10), epsilon=1e-2, compact=True)
     passes = Passes(num_iterations=4)
     (plain, one), (sparing, other) = learn(passes=passes), learn(passes=passes, optimizer=compact)
@@ -331,7 +333,7 @@ def test_divergence_in_the_reward_is_that_of_the_sampler_from_the_reference(lear
     np.testing.assert_allclose(found, np.where(there, groups.rollout.logprobs - reference, 0), atol=2e-5)
 
 
-def test_an_adaptive_bonus_moves_its_coefficient_with_the_weights(learn, groups, advantages):
+def test_an_adaptive_bonus_moves_its_coefficient_at_every_update(learn, groups, advantages):
     bonus = EntropyBonus(0.1, adaptive=True, target=100.0, step=0.02)
     learner, state = learn(GRPO(bonus=bonus), Passes(num_iterations=3))
     assert float(state.entropy.coef) == np.float32(0.1)
@@ -344,8 +346,9 @@ def test_an_adaptive_bonus_moves_its_coefficient_with_the_weights(learn, groups,
 
 
 @pytest.fixture
-def holes(groups):
-    """An environment wrote about a third of the tokens; each row has one of the policy, and some end with another's."""
+def environment_groups(groups):
+    """Groups in which an environment wrote about a third of the tokens. Each row has a token of the policy; some rows
+    end with one of the environment."""
     rng = np.random.default_rng(3)
     mask = groups.rollout.action_mask & (rng.random((P, G, TC)) < 0.65)
     mask[..., 0] = True
@@ -364,14 +367,14 @@ EVERYTHING = GRPO(
 
 
 @pytest.mark.parametrize("objective", [GRPO(beta=0.1, max_length=TC), EVERYTHING], ids=["dapo", "everything"])
-def test_what_is_recorded_of_an_environments_tokens_is_of_no_account(learn, holes, objective):
-    """Their log-probs and their advantages: not for the weights, and for no metric."""
-    rng, mask = np.random.default_rng(4), holes.rollout.action_mask
+def test_logprobs_and_advantages_of_environment_tokens_are_ignored(learn, environment_groups, objective):
+    """They change neither the weights nor a metric."""
+    rng, mask = np.random.default_rng(4), environment_groups.rollout.action_mask
     advantages = rng.normal(size=(P, G, TC)).astype(np.float32)
     noise = np.where(mask, 0, rng.normal(size=(P, G, TC))).astype(np.float32)
-    noisy = with_rollout(holes, logprobs=holes.rollout.logprobs + noise)
+    noisy = with_rollout(environment_groups, logprobs=environment_groups.rollout.logprobs + noise)
     after = []
-    for groups, given in ((holes, advantages), (noisy, advantages + noise)):
+    for groups, given in ((environment_groups, advantages), (noisy, advantages + noise)):
         learner, state = learn(objective, Passes(num_iterations=2, micro_batch_size=8))
         after.append(learner(state, groups, given))
     (one, metrics), (other, others) = after
@@ -379,33 +382,37 @@ def test_what_is_recorded_of_an_environments_tokens_is_of_no_account(learn, hole
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
 
 
-def test_an_environments_tokens_are_read_though_they_are_not_learned(learn, holes, advantages):
-    """Those in front of one of the policy are its context."""
-    mask = holes.rollout.action_mask
+def test_environment_tokens_are_context_for_later_tokens_of_the_policy(learn, environment_groups, advantages):
+    """Tokens after the last one of the policy change nothing."""
+    mask = environment_groups.rollout.action_mask
     seen = np.flip(np.cumsum(np.flip(mask, -1), -1), -1) > 0  # in front of the last token of the policy
     assert (seen & ~mask).any()
     losses = []
     for where in (seen & ~mask, ~seen):
-        tokens = np.where(where, (holes.rollout.tokens + 1) % REAL, holes.rollout.tokens)
+        tokens = np.where(
+            where, (environment_groups.rollout.tokens + 1) % REAL, environment_groups.rollout.tokens
+        )
         learner, state = learn(GRPO("reinforce"))
-        losses.append(learner(state, with_rollout(holes, tokens=tokens), advantages)[1]["loss"])
+        losses.append(learner(state, with_rollout(environment_groups, tokens=tokens), advantages)[1]["loss"])
     learner, state = learn(GRPO("reinforce"))
-    assert losses[0] != learner(state, holes, advantages)[1]["loss"] == losses[1]
+    assert losses[0] != learner(state, environment_groups, advantages)[1]["loss"] == losses[1]
 
 
-def test_a_width_holds_the_last_token_of_the_policy_however_few_there_are(holes, advantages):
-    """Few tokens with long holes between them are a long row."""
+def test_a_rows_width_reaches_to_the_last_token_of_the_policy(environment_groups, advantages):
+    """Few tokens of the policy make a long row if the environment wrote many between them."""
     mask = np.zeros((P, G, TC), bool)
     mask[..., [0, 11]] = True
-    long = with_rollout(holes, lengths=np.full((P, G), 12, np.int32), action_mask=mask)
+    long = with_rollout(environment_groups, lengths=np.full((P, G), 12, np.int32), action_mask=mask)
     (part,) = minibatches(long, advantages, Passes(length_buckets=3, micro_batch_size=4), skip=False)
     assert part.ends.tolist() == [0, 0, 4]
     assert part.mask.sum() == 2 * P * G
 
 
-def test_the_divergence_of_an_environments_tokens_is_no_part_of_the_reward(learn, holes, tiny_params):
+def test_divergence_of_environment_tokens_is_left_out_of_the_reward(learn, environment_groups, tiny_params):
     learner, _ = learn(GRPO(kl_estimator="k2"), Passes(micro_batch_size=4))
     learner.set_reference(jax.tree.map(jax.numpy.copy, tiny_params))
-    plain = np.arange(TC) < holes.rollout.lengths[..., None]
-    whole = learner.divergence(with_rollout(holes, action_mask=plain))
-    np.testing.assert_array_equal(learner.divergence(holes), np.where(holes.rollout.action_mask, whole, 0))
+    plain = np.arange(TC) < environment_groups.rollout.lengths[..., None]
+    whole = learner.divergence(with_rollout(environment_groups, action_mask=plain))
+    np.testing.assert_array_equal(
+        learner.divergence(environment_groups), np.where(environment_groups.rollout.action_mask, whole, 0)
+    )

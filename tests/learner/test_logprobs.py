@@ -34,8 +34,8 @@ def test_rows_close_the_gap_between_prompt_and_completion():
     assert rows.tokens.shape == (2, 7)
 
 
-def test_positions_go_on_from_the_row_packed_before():
-    """Rotary positions are relative, so that nothing but this would show it."""
+def test_positions_restart_with_each_packed_row():
+    """Rotary positions are relative, so no other test would notice if they did not."""
     segments = jnp.asarray([[1, 1, 1, 2, 3, 3, 0], [1, 1, 1, 1, 1, 1, 1]])
     positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
     assert restarted(positions, segments).tolist() == [[0, 1, 2, 0, 0, 1, 0], [0, 1, 2, 3, 4, 5, 6]]
@@ -51,7 +51,7 @@ def plain_logits(tiny, tiny_params, rows):
     return found
 
 
-def plainly(plain_logits, rows, temperature):
+def plain_formula(plain_logits, rows, temperature):
     """Log-probs and entropies [B,TC] in float64."""
     logprobs, entropies = np.zeros((2, B, TC))
     for b, (start, length) in enumerate(zip(PROMPTS, COMPLETIONS)):
@@ -66,25 +66,27 @@ def plainly(plain_logits, rows, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_and_entropies_equal_the_plain_formula(tiny, tiny_params, rows, plain_logits, temperature):
     """Probabilities are over the tokenizer's ids: padded rows of the vocabulary take no part."""
-    how = dataclasses.replace(WHOLE, temperature=temperature)
-    logprobs, entropies = jax.jit(completion_logprobs, static_argnums=(0, 3))(tiny, tiny_params, rows, how)
-    wanted = plainly(plain_logits, rows, temperature)
+    scoring = dataclasses.replace(WHOLE, temperature=temperature)
+    logprobs, entropies = jax.jit(completion_logprobs, static_argnums=(0, 3))(
+        tiny, tiny_params, rows, scoring
+    )
+    wanted = plain_formula(plain_logits, rows, temperature)
     np.testing.assert_allclose(logprobs, wanted[0], atol=1e-5)
     np.testing.assert_allclose(entropies, wanted[1], atol=1e-5)
     assert not np.any(np.asarray(logprobs)[np.asarray(rows.mask) == 0])
 
 
-def scored(tiny, params, rows, how, weights=None):
+def scored(tiny, params, rows, scoring, weights=None):
     """A weighted sum of log-probs, its gradient, and the log-probs; all compiled."""
     weights = np.random.default_rng(1).normal(size=(B, TC)) if weights is None else weights
-    (_, out), grads = compiled(tiny, how)(params, rows, jnp.asarray(weights, jnp.float32))
+    (_, out), grads = compiled(tiny, scoring)(params, rows, jnp.asarray(weights, jnp.float32))
     return out, grads
 
 
 @functools.cache
-def compiled(cfg, how):
+def compiled(cfg, scoring):
     def total(params, rows, weights):
-        logprobs, entropy = completion_logprobs(cfg, params, rows, how)
+        logprobs, entropy = completion_logprobs(cfg, params, rows, scoring)
         return (logprobs * weights).sum(), (logprobs, entropy)
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -98,16 +100,16 @@ def unchunked(tiny, tiny_params, rows):
 @pytest.mark.parametrize("chunk", [1, 3 * B, 5 * B + 1])
 def test_chunks_change_neither_values_nor_gradients(tiny, tiny_params, rows, unchunked, chunk):
     """One token at a time, a width that does not divide TC, and one that B does not divide."""
-    how = dataclasses.replace(WHOLE, chunk=chunk)
-    (logprobs, entropy), grads = scored(tiny, tiny_params, rows, how)
+    scoring = dataclasses.replace(WHOLE, chunk=chunk)
+    (logprobs, entropy), grads = scored(tiny, tiny_params, rows, scoring)
     np.testing.assert_allclose(logprobs, unchunked[0][0], atol=1e-6)
     np.testing.assert_allclose(entropy, unchunked[0][1], atol=1e-6)
     assert_close(grads, unchunked[1])
 
 
 def test_remat_changes_neither_values_nor_gradients(tiny, tiny_params, rows, unchunked):
-    how = dataclasses.replace(WHOLE, remat="none")
-    out, grads = scored(tiny, tiny_params, rows, how)
+    scoring = dataclasses.replace(WHOLE, remat="none")
+    out, grads = scored(tiny, tiny_params, rows, scoring)
     assert_close(out, unchunked[0])
     assert_close(grads, unchunked[1])
 
@@ -124,7 +126,7 @@ def test_padding_outside_the_vocabulary_gives_no_nan(unchunked):
 
 
 def test_masked_places_send_no_gradient(tiny, tiny_params, rows, unchunked):
-    """Weights under the mask are of no account."""
+    """Weights under the mask change nothing."""
     loud = np.random.default_rng(1).normal(size=(B, TC)) + 1e6 * (1 - np.asarray(rows.mask))
     _, grads = scored(tiny, tiny_params, rows, WHOLE, loud)
     assert_close(grads, unchunked[1])
@@ -144,8 +146,8 @@ def test_no_array_holds_the_logits_of_all_tokens(tiny, tiny_params, rows, jaxpr_
     """Out of memory from [B,T,V] is the commonest complaint about GRPO trainers. Forward and backward."""
 
     def largest(chunk):
-        how = dataclasses.replace(WHOLE, chunk=chunk, entropy=entropy)
-        total = lambda params: completion_logprobs(tiny, params, rows, how)[0].sum()
+        scoring = dataclasses.replace(WHOLE, chunk=chunk, entropy=entropy)
+        total = lambda params: completion_logprobs(tiny, params, rows, scoring)[0].sum()
         equations = jaxpr_equations(jax.grad(total), tiny_params)
         shapes = [v.aval.shape for equation in equations for v in equation.outvars]
         weights = {x.shape for x in jax.tree.leaves(tiny_params)}
@@ -158,8 +160,8 @@ def test_no_array_holds_the_logits_of_all_tokens(tiny, tiny_params, rows, jaxpr_
 
 
 def test_half_precision_computation_gives_float32_logprobs(tiny, tiny_params, rows, unchunked):
-    how = dataclasses.replace(WHOLE, dtype="bfloat16")
-    logprobs, _ = jax.jit(completion_logprobs, static_argnums=(0, 3))(tiny, tiny_params, rows, how)
+    scoring = dataclasses.replace(WHOLE, dtype="bfloat16")
+    logprobs, _ = jax.jit(completion_logprobs, static_argnums=(0, 3))(tiny, tiny_params, rows, scoring)
     assert logprobs.dtype == jnp.float32
     np.testing.assert_allclose(logprobs, unchunked[0][0], atol=0.25)
 
@@ -168,8 +170,8 @@ def test_the_heads_gradient_is_summed_over_chunks_in_float32(tiny, tiny_params, 
     """Added up in bfloat16, the parts of many chunks would lose percents of it."""
 
     def head_gradient(chunk):
-        how = dataclasses.replace(WHOLE, dtype="bfloat16", chunk=chunk, entropy=False)
-        total = lambda params: completion_logprobs(tiny, params, rows, how)[0].sum()
+        scoring = dataclasses.replace(WHOLE, dtype="bfloat16", chunk=chunk, entropy=False)
+        total = lambda params: completion_logprobs(tiny, params, rows, scoring)[0].sum()
         return jax.jit(jax.grad(total))(tiny_params)["head"]["kernel"]
 
     many = head_gradient(1)

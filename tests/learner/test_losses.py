@@ -34,7 +34,7 @@ EVERYTHING = {
     "off_policy_threshold": 0.0,
     "sampler_mode": "token_truncate",
 }
-WHOLE = {"level": "trajectory", "kl_estimator": "k2", "sampler_mode": "sequence_mask"}
+TRAJECTORY = {"level": "trajectory", "kl_estimator": "k2", "sampler_mode": "sequence_mask"}
 
 
 def objective_of(loss_type, **settings) -> GRPO:
@@ -45,14 +45,14 @@ def objective_of(loss_type, **settings) -> GRPO:
 # ---- ratios and losses
 
 
-def test_ratio_and_its_neutral_value_under_the_mask():
+def test_the_ratio_is_exact_and_is_one_under_the_mask():
     case = random_case(0)
     gap = masked_gap(case.logprobs, case.old, case.mask)
     wanted = np.where(case.mask > 0, np.exp(case.logprobs.astype(np.float64) - case.old), 1.0)
     np.testing.assert_allclose(importance_ratio(gap, case.mask), wanted, rtol=1e-6)
 
 
-def test_ratio_of_rows_is_of_their_mean_or_their_sum():
+def test_sequence_level_averages_log_ratios_and_trajectory_level_adds_them():
     gap, mask = jnp.asarray([[0.1, 0.3, 0.0], [0.0, 0.0, 0.0]]), jnp.asarray([[1.0, 1, 0], [0, 0, 0]])
     np.testing.assert_allclose(importance_ratio(gap, mask, "sequence"), [[math.exp(0.2)], [1]], rtol=1e-6)
     np.testing.assert_allclose(importance_ratio(gap, mask, "trajectory"), [[math.exp(0.4)], [1]], rtol=1e-6)
@@ -71,21 +71,21 @@ def test_ratio_of_rows_is_of_their_mean_or_their_sum():
         (3.0, 0.0, 0.0, 0.0),
     ],
 )
-def test_clip_holds_only_what_went_too_far_the_right_way(ratio, advantage, loss, slope):
+def test_clipping_stops_only_ratios_past_the_bound_their_advantage_favours(ratio, advantage, loss, slope):
     f = lambda r: clipped_loss(r[None, None], jnp.asarray([[advantage]]), 0.2, 0.3)[0, 0]
     value, gradient = jax.value_and_grad(f)(jnp.float32(ratio))
     assert value == pytest.approx(loss, rel=1e-6)
     assert gradient == pytest.approx(slope, rel=1e-6)
 
 
-def test_delta_bounds_what_a_bad_completion_can_push():
+def test_delta_bounds_the_loss_of_a_negative_advantage():
     f = lambda r: clipped_loss(r[None, None], jnp.asarray([[-2.0]]), 0.2, 0.3, delta=1.5)[0, 0]
     values = [jax.value_and_grad(f)(jnp.float32(r)) for r in (1.4, 9.0)]
     assert [(round(float(v), 5), float(slope)) for v, slope in values] == [(2.8, 2.0), (3.0, 0.0)]
 
 
 def test_cispo_bounds_the_weight_and_keeps_the_gradient():
-    """The bound is itself, and not 1 + it."""
+    """The bound is epsilon_high itself, and not 1 + epsilon_high."""
     f = lambda x: cispo_loss(jnp.asarray([[0.5, 5.0, 50.0]]), jnp.asarray([[2.0]]), x, 5.0).sum()
     np.testing.assert_allclose(jax.grad(f)(jnp.full((1, 3), -1.0)), [[-1.0, -10.0, -10.0]])
 
@@ -99,7 +99,7 @@ def test_sapo_is_the_policy_gradient_at_ratio_one_and_fades_with_distance():
         assert abs(float(jax.grad(f)(jnp.full((1, 1), 9.0))[0, 0])) < 0.01
 
 
-def test_vespo_weight_is_one_at_equality_and_nothing_far_away():
+def test_vespo_weight_is_one_at_equality_and_zero_far_away():
     mask, A = jnp.ones((2, 4)), jnp.asarray([[1.0], [-1.0]])
     weigh = lambda gap, **more: vespo_weight(gap * mask, A, mask, (2.0, 3.0), (3.0, 2.0), **more)[:, 0]
     np.testing.assert_allclose(weigh(0.0), [1, 1], rtol=1e-6)
@@ -128,7 +128,7 @@ def test_divergences_are_exact_and_zero_at_equality(name):
     assert not np.any(ESTIMATORS[name](case.logprobs, case.logprobs, case.mask))
 
 
-def test_k3_of_nearly_equal_policies_survives_float32():
+def test_k3_of_nearly_equal_policies_is_accurate_in_float32():
     """exp(x) - x - 1 in float32 is noise below x = 1e-3, negative half the time."""
     gap = np.float32([1e-2, 1e-3, -1e-3, 3e-4])
     found = k3(jnp.zeros((1, 4)), gap[None], jnp.ones((1, 4)))[0]
@@ -136,7 +136,7 @@ def test_k3_of_nearly_equal_policies_survives_float32():
     np.testing.assert_allclose(found, np.expm1(gap.astype(np.float64)) - gap, rtol=1e-3)
 
 
-def test_the_correction_of_a_divergence_has_the_expected_gradient_of_it():
+def test_the_bias_corrected_divergence_has_the_gradient_of_the_exact_one():
     """Over all tokens of a distribution, sampled by old weights: the mean of r k is KL(policy, reference) for k1
     and k3, and so is the gradient; without r it is another quantity."""
     logits, old, ref = (jnp.asarray(np.random.default_rng(i).normal(size=5), jnp.float32) for i in range(3))
@@ -153,7 +153,7 @@ def test_the_correction_of_a_divergence_has_the_expected_gradient_of_it():
 # ---- masks of rows and tokens
 
 
-def test_the_sampler_correction_truncates_or_drops():
+def test_the_sampler_correction_truncates_or_masks_ratios_outside_its_bounds():
     gap = jnp.log(jnp.asarray([[0.5, 1.0, 4.0]]))
     ratio = lambda mode, *bounds: np.asarray(sampler_ratio(gap, 0 * gap, jnp.ones((1, 3)), mode, *bounds))
     np.testing.assert_allclose(ratio("none", 0.8, 3.0), [[0.5, 1, 4]], rtol=1e-6)
@@ -174,7 +174,7 @@ def test_only_bad_completions_far_from_the_policy_are_dropped():
     np.testing.assert_array_equal(kept[:, 0], [1, 1, 0, 1])
 
 
-def test_tokens_of_highest_entropy():
+def test_high_entropy_mask_selects_the_top_share_of_unmasked_tokens():
     entropy = jnp.asarray([[1.0, 5.0, 3.0, 9.0], [2.0, 4.0, 9.0, 9.0]])
     mask = jnp.asarray([[1.0, 1, 1, 0], [1, 1, 0, 0]])
     chosen = np.asarray(high_entropy_mask(entropy, mask, 0.4))  # two of five
@@ -183,8 +183,8 @@ def test_tokens_of_highest_entropy():
     assert not np.any(high_entropy_mask(entropy, 0 * mask, 0.4))
 
 
-def test_equal_entropies_are_all_of_the_highest():
-    """A threshold between two equal numbers that is rounded up leaves out both, and the step teaches nothing."""
+def test_tokens_of_equal_entropy_are_all_selected():
+    """A threshold between two equal numbers that is rounded up leaves out both, and nothing is learned."""
     for seed, quantile in itertools.product(range(20), (0.2, 0.37, 0.8)):
         same = jnp.full((3, 4), np.random.default_rng(seed).uniform(0.1, 3), jnp.float32)
         assert np.all(high_entropy_mask(same, jnp.ones((3, 4)), quantile))
@@ -193,7 +193,7 @@ def test_equal_entropies_are_all_of_the_highest():
 # ---- weights of rows
 
 
-def test_row_weights_by_hand():
+def test_row_weights_equal_those_worked_out_by_hand():
     mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], np.float32)
     weigh = lambda kind, **more: np.asarray(row_weights(jnp.asarray(mask), kind, 5, **more))
     for kind in ("grpo", "sapo"):  # a row's mean, then the mean of three
@@ -230,10 +230,10 @@ def poisoned(case, poison):
     return replace(case, advantages=advantages, **{name: under(getattr(case, name)) for name in names})
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING, WHOLE], ids=["plain", "everything", "whole"])
+@pytest.mark.parametrize("settings", [{}, EVERYTHING, TRAJECTORY], ids=["plain", "everything", "trajectory"])
 @pytest.mark.parametrize("loss_type", ALL)
 def test_nothing_under_the_mask_reaches_value_gradient_or_metric(loss_type, settings):
-    """Padding scored as minus infinity, stale log-probs, an empty row: all of it must be as if it were not."""
+    """Padding scored as minus infinity, stale log-probs, an empty row: none of it changes anything."""
     objective, case = objective_of(loss_type, **settings), random_case(4)
     of_tokens = replace(case, advantages=np.random.default_rng(0).normal(0, 1, (B, TC)).astype(np.float32))
     for clean in (case, of_tokens):
@@ -252,7 +252,7 @@ def test_nothing_under_the_mask_reaches_value_gradient_or_metric(loss_type, sett
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("loss_type", ALL)
 def test_a_wholly_masked_batch_is_zero_and_not_nan(loss_type, settings):
-    """Every metric of it is a number too: infinity is none that a log can hold."""
+    """Its metrics are finite too: a log cannot hold infinity."""
     case = replace(random_case(0), mask=np.zeros((B, TC), np.float32))
     for which in (case, poisoned(case, np.nan)):
         found, _ = ours(objective_of(loss_type, **settings), which)
@@ -268,7 +268,7 @@ def test_a_wholly_masked_batch_is_zero_and_not_nan(loss_type, settings):
 @pytest.mark.parametrize("corrects", [False, True], ids=["plain", "everything_corrected"])
 @pytest.mark.parametrize("level", ["token", "sequence", "trajectory"])
 @pytest.mark.parametrize("loss_type", ALL)
-def test_log_ratios_of_a_thousand_are_finite(loss_type, level, corrects):
+def test_log_ratios_of_a_thousand_give_finite_losses_and_gradients(loss_type, level, corrects):
     """Policy, old, reference and sampler apart by 1000 in every direction, advantages of every sign."""
     signs = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float32)  # 27 tokens
     rows = np.resize(signs, (B, TC, 3))
@@ -300,7 +300,7 @@ def test_log_ratios_of_a_thousand_are_finite(loss_type, level, corrects):
 
 
 @pytest.mark.parametrize("loss_type", [kind for kind in ALL if kind not in ("cispo", "reinforce", "vespo")])
-def test_an_advantage_of_zero_is_zero_whatever_the_ratio(loss_type):
+def test_an_advantage_of_zero_gives_zero_loss_whatever_the_ratio(loss_type):
     """Infinity times 0 is not a number."""
     case = random_case(0)
     case = replace(case, old=case.logprobs - 1000, advantages=np.zeros(B, np.float32))

@@ -1,4 +1,4 @@
-"""Adam's moments in bfloat16: rounded at random, they follow where rounding to the nearest stands still."""
+"""Adam's moments in bfloat16: stochastic rounding lets them change where rounding to nearest would not."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from grpo_jax.learner.moments import in_bfloat16, rounded
 
 
 @pytest.mark.parametrize("value", [1.0, 1.001, -3.3e-9, 7.77e20, 0.0])
-def test_a_number_becomes_one_of_its_neighbours_and_is_right_on_the_average(value):
+def test_stochastic_rounding_gives_a_neighbour_and_is_unbiased(value):
     x = np.full(20_000, value, np.float32)
     found = np.asarray(rounded(jax.random.key(3), x), np.float32)
     below, above = sorted({float(v) for v in found}) if len({*found}) > 1 else (found[0], found[0])
@@ -22,12 +22,12 @@ def test_a_number_becomes_one_of_its_neighbours_and_is_right_on_the_average(valu
     )  # four deviations at most
 
 
-def test_what_is_not_finite_stays_so():
+def test_rounding_keeps_infinities_and_nan():
     odd = jnp.array([np.inf, -np.inf, np.nan], jnp.float32)
     np.testing.assert_array_equal(np.asarray(rounded(jax.random.key(0), odd), np.float32), odd)
 
 
-def test_the_second_moment_decays_where_the_nearest_number_would_be_itself():
+def test_the_second_moment_decays_where_rounding_to_nearest_would_stall():
     """After one large gradient, 500 of zero: 0.999 ** 500 = 0.606 of it is left."""
     optimizer = in_bfloat16(optax.scale_by_adam())
     params = {"w": jnp.zeros(4096)}
@@ -45,8 +45,8 @@ def test_the_second_moment_decays_where_the_nearest_number_would_be_itself():
     assert float(nearest.astype(jnp.float32).mean()) == pytest.approx(start, rel=4e-3)  # stuck
 
 
-def test_the_rounding_is_a_function_of_the_state():
-    """A run that resumes goes on as it would have; two moments of one update are rounded by different numbers."""
+def test_rounding_depends_on_the_optimizer_state_alone():
+    """A run that resumes goes on as it would have."""
     optimizer = in_bfloat16(optax.scale_by_adam(b1=0.9, b2=0.9))
     params = {"w": jnp.zeros(64)}
     gradient = {"w": jnp.linspace(0.1, 1, 64)}

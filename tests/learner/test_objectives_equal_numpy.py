@@ -1,4 +1,4 @@
-"""What TRL does not have, against float64 NumPy and finite differences; whole completions also against TRL's RLOO."""
+"""Every objective against float64 NumPy and finite differences; whole completions also against TRL's RLOO."""
 
 import itertools
 from dataclasses import replace
@@ -32,15 +32,15 @@ def assert_equal(objective, case, parts=1):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("loss_type", ALL)
-def test_every_loss_and_level(loss_type, level):
-    """The oracle itself is held to TRL by those that TRL has."""
+def test_every_loss_at_every_level_equals_numpy(loss_type, level):
+    """Where TRL has the loss this checks the oracle too, as ours equals TRL's."""
     for seed, old in ((0, True), (1, False)):
         assert_equal(objective_of(loss_type, level=level), random_case(seed, old=old), parts=1 + seed)
 
 
 @pytest.mark.parametrize("corrected", [True, False])
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_every_divergence(estimator, corrected):
+def test_every_divergence_equals_numpy(estimator, corrected):
     for seed, (loss_type, level) in enumerate(itertools.product(("dapo", "reinforce"), LEVELS)):
         objective = objective_of(
             loss_type, level=level, beta=0.2, kl_estimator=estimator, use_bias_correction_kl=corrected
@@ -49,7 +49,7 @@ def test_every_divergence(estimator, corrected):
 
 
 @pytest.mark.parametrize("loss_type", ALL)
-def test_advantages_of_single_tokens(loss_type):
+def test_per_token_advantages_equal_numpy(loss_type):
     rng = np.random.default_rng(2)
     for seed, level in enumerate(LEVELS):
         case = replace(random_case(20 + seed), advantages=rng.normal(0, 1, (B, TC)).astype(np.float32))
@@ -57,8 +57,8 @@ def test_advantages_of_single_tokens(loss_type):
 
 
 @pytest.mark.parametrize("loss_type", ALL)
-def test_rows_of_older_weights_are_measured_from_what_sampled_them(loss_type):
-    """Of a stale row old is what the sampler recorded, in the ratio as in the sampler's correction, which is then 1;
+def test_off_policy_rows_take_their_ratio_to_the_samplers_logprobs(loss_type):
+    """For an off-policy row `old` is what the sampler recorded, so the sampler's correction is 1;
     with and without old log-probs of the on-policy ones."""
     on_policy = np.array([True, False] * (B // 2))
     for old, mode in itertools.product((True, False), ("none", "token_truncate")):
@@ -72,8 +72,8 @@ def test_rows_of_older_weights_are_measured_from_what_sampled_them(loss_type):
 
 @pytest.mark.parametrize("mode", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
 @pytest.mark.parametrize("loss_type", ALL)
-def test_the_samplers_correction(loss_type, mode):
-    """Of whole completions too; bounds on both sides, and the ratio of a row counts once in VESPO."""
+def test_every_sampler_correction_equals_numpy(loss_type, mode):
+    """At every level, with bounds on both sides; in VESPO the ratio of a row counts once."""
     for seed, level in enumerate(LEVELS):
         assert_equal(
             objective_of(loss_type, level=level, sampler_mode=mode, sampler_bounds=(0.8, 1.2)),
@@ -82,7 +82,7 @@ def test_the_samplers_correction(loss_type, mode):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_settings_together(seed):
+def test_random_combinations_of_settings_equal_numpy(seed):
     rng = np.random.default_rng(seed)
     maybe = lambda value, otherwise: value if rng.random() < 0.5 else otherwise
     objective = GRPO(
@@ -105,7 +105,7 @@ def test_settings_together(seed):
     assert_equal(objective, case, parts=int(rng.integers(1, 3)))
 
 
-def test_whole_completions_equal_trls_rloo():
+def test_the_trajectory_level_equals_trls_rloo():
     """Value, gradient and clip metrics. A wholly masked row has ratio 1 there, and adds -A / B to the value alone:
     here it adds nothing."""
     rloo_loss = pytest.importorskip("trl_oracle").rloo_loss

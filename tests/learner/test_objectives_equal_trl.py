@@ -1,6 +1,6 @@
 """Every objective that TRL has, against TRL's own code: values within 1e-6, gradients within 1e-5, and its metrics.
 
-Known differences, where TRL's own figures are none: it overflows beyond a log-ratio of 88, where ours stays finite
+Known differences: TRL overflows beyond a log-ratio of 88, where ours stays finite
 (test_losses.py); a mean over no token is 0 here.
 """
 
@@ -75,7 +75,7 @@ def assert_metrics_equal(objective, case, found, wanted):
 @pytest.mark.parametrize(("beta", "corrected"), [(0.0, True), (0.1, True), (0.1, False)])
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_every_loss_level_and_divergence(loss_type, level, beta, corrected, old):
+def test_every_loss_level_and_divergence_equals_trls(loss_type, level, beta, corrected, old):
     objective = objective_of(loss_type, level=level, beta=beta, use_bias_correction_kl=corrected)
     for seed in range(4):
         found = assert_equal(objective, random_case(seed, old=old, huge=seed == 3, updates=1 + seed % 2))
@@ -85,7 +85,7 @@ def test_every_loss_level_and_divergence(loss_type, level, beta, corrected, old)
             assert not any(v for name, v in found.metrics.items() if name.startswith("clip_ratio"))
 
 
-def test_a_reference_far_away():
+def test_the_divergence_from_a_distant_reference_equals_trls():
     """Log-probs apart by up to 60 either way; not corrected, as exp(60) - exp(60) is noise in the correction."""
     case = random_case(5)
     far = np.random.default_rng(0).uniform(-60, 60, case.ref.shape).astype(np.float32)
@@ -95,7 +95,7 @@ def test_a_reference_far_away():
 
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_every_feature_with_every_loss(loss_type, feature):
+def test_every_feature_with_every_loss_equals_trls(loss_type, feature):
     for seed, level in itertools.product(range(2), ("token", "sequence")):
         objective = objective_of(loss_type, level=level, beta=0.04, **FEATURES[feature])
         if allowed(objective):
@@ -103,7 +103,7 @@ def test_every_feature_with_every_loss(loss_type, feature):
 
 
 @pytest.mark.parametrize("seed", range(120))
-def test_features_together(seed):
+def test_random_combinations_of_features_equal_trls(seed):
     """Settings drawn at random, a few of them off; one or two micro-batches on our side."""
     rng = np.random.default_rng(1000 + seed)
     maybe = lambda value, otherwise: value if rng.random() < 0.5 else otherwise
@@ -132,7 +132,7 @@ def test_features_together(seed):
 
 
 @pytest.mark.parametrize("loss_type", [kind for kind in LOSSES if kind != "bnpo"])
-def test_accumulation_over_micro_batches_equals_ours_without(loss_type):
+def test_trls_accumulated_loss_equals_ours_of_the_whole_batch(loss_type):
     """TRL's bnpo divides by each micro-batch's own tokens and so depends on the split, which ours does not."""
     objective = objective_of(loss_type, beta=0.1)
     case = random_case(3)
@@ -140,8 +140,8 @@ def test_accumulation_over_micro_batches_equals_ours_without(loss_type):
     assert_outcomes_equal(ours(objective, case)[0], wanted)
 
 
-def test_a_vespo_weight_that_overflows_is_none():
-    """Settings may let it: exp(270) of a whole row; TRL's nan_to_num makes it 0."""
+def test_a_vespo_weight_that_overflows_is_zero():
+    """Some settings allow it: exp(270) for a whole row, which TRL's nan_to_num makes 0."""
     case = random_case(0)
     case = replace(case, old=case.logprobs - 1, mask=np.ones_like(case.mask))
     found = assert_equal(objective_of("vespo", vespo_positive=(30.0, 0.0), vespo_negative=(30.0, 1e-6)), case)
@@ -156,7 +156,7 @@ def test_a_vespo_weight_that_overflows_is_none():
 @pytest.mark.parametrize("place", ["within", "at", "beyond"])
 @pytest.mark.parametrize("side", ["low", "high", "delta"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_ratios_at_the_very_edge(level, side, place, advantage):
+def test_ratios_at_the_clip_bounds_are_clipped_as_in_trl(level, side, place, advantage):
     """The edge is put at the float32 ratio itself, or one last bit to either side: what counts as clipped, and
     whether the gradient passes, must be the same. The ratio is `place` as seen from 1."""
     gap = np.float32(-0.25 if side == "low" else 0.25)
@@ -195,7 +195,7 @@ def _ratio(gap):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("quantile", [1.0, 0.3])
-def test_adaptive_entropy_goes_as_trls(quantile, accumulation):
+def test_the_adaptive_entropy_coefficient_follows_trls(quantile, accumulation):
     """Twelve updates whose entropy crosses the target: coefficient, gate, loss and gradients each time."""
     bonus = EntropyBonus(0.02, adaptive=True, lowest=0.01, largest=0.04, step=0.006, target=1.3)
     objective = objective_of("dapo", bonus=bonus, top_entropy_quantile=quantile)

@@ -99,7 +99,7 @@ def test_a_rate_of_zero_at_the_first_warm_up_step_moves_nothing():
     assert all(np.any(x) for x in jax.tree.leaves(second))
 
 
-def test_moments_lie_where_their_parameters_lie(tiny):
+def test_moments_are_sharded_as_their_parameters(tiny):
     from grpo_jax.models.transformer import abstract_params
     from grpo_jax.sharding.mesh import make_mesh
     from grpo_jax.sharding.rules import TRAIN_RULES, shardings

@@ -40,9 +40,9 @@ class Rollout:
     masks: list[list[list[int]]]  # 0 where an environment wrote the token, and not the policy
 
 
-def rollouts(count, holes=False):
-    """Completions of all lengths from one token on, cut ones among them; one group has equal rewards. With `holes`, an
-    environment wrote some of their tokens, first and last ones among them."""
+def rollouts(count, environment=False):
+    """Completions of all lengths from one token on, cut ones among them; one group has equal rewards. With
+    `environment`, an environment wrote some of their tokens, first and last ones among them."""
     rng = np.random.default_rng(0)
     made = []
     for step in range(count):
@@ -57,7 +57,7 @@ def rollouts(count, holes=False):
             rewards[1] = 0.5
         logprobs = [[list(rng.normal(-4, 0.1, n)) for n in row] for row in lengths]
         prompts = [list(map(int, rng.integers(3, 98, n))) for n in rng.integers(1, TP + 1, P)]
-        masks = [[mask_of(rng, n) if holes else [1] * n for n in row] for row in lengths]
+        masks = [[mask_of(rng, n) if environment else [1] * n for n in row] for row in lengths]
         made.append(Rollout(prompts, tokens, logprobs, rewards, masks))
     return made
 
@@ -97,7 +97,7 @@ def groups_of(rollout: Rollout) -> SimpleNamespace:
     return SimpleNamespace(batch=prompts, rollout=completions)
 
 
-def ours(folder, out, objective, passes, steps, mesh, holes=False):
+def ours(folder, out, objective, passes, steps, mesh, environment=False):
     """(weights as TRL names them, the metrics of each rollout) after `steps` rollouts."""
     cfg = load_config(folder)
     total = steps * passes.updates
@@ -115,7 +115,7 @@ def ours(folder, out, objective, passes, steps, mesh, holes=False):
     if objective.beta:
         learner.set_reference(params)
     state, history = learner.init(params), []
-    for rollout in rollouts(steps, holes):
+    for rollout in rollouts(steps, environment):
         state, metrics = learner(state, groups_of(rollout), group_advantages(rollout.rewards))
         history.append(metrics)
     save_model(out, cfg, jax.tree.map(np.asarray, state.params), folder)
@@ -128,11 +128,11 @@ def weights_of(folder):
     return load_file(folder / "model.safetensors")
 
 
-def theirs(folder, out, objective, passes, steps, accumulation, holes=False):
+def theirs(folder, out, objective, passes, steps, accumulation, environment=False):
     """The same of TRL's trainer: (weights, what it logged of each optimizer step)."""
     from datasets import Dataset
 
-    plan = rollouts(steps, holes)
+    plan = rollouts(steps, environment)
     rows = [{"prompt": f"{step} {p}"} for step in range(steps) for p in range(P)]
 
     def of(prompt):
@@ -205,7 +205,7 @@ CASES = {
     "default": (GRPO(max_length=TC), Passes(micro_batch_size=4), 2),
     "divergence": (GRPO("grpo", beta=0.2, max_length=TC), Passes(), 1),
     "two_updates": (GRPO("grpo", 0.05, 0.1, beta=0.1, max_length=TC), Passes(num_iterations=2), 1),
-    "rows_bonus_and_masks": (
+    "sequence_level_bonus_and_masks": (
         GRPO(
             "luspo",
             0.05,
@@ -218,12 +218,12 @@ CASES = {
         1,
     ),
     "vespo": (GRPO("vespo", max_length=TC), Passes(num_iterations=2), 1),
-    "holes": (
+    "environment_tokens": (
         GRPO(beta=0.1, max_length=TC),
         Passes(num_iterations=2, length_buckets=3, micro_batch_size=4),
         1,
     ),
-    "holes_of_rows": (
+    "environment_tokens_sequence_level": (
         GRPO(
             "grpo",
             0.05,
@@ -242,10 +242,12 @@ CASES = {
 def test_weights_and_metrics_follow_trls(tiny_model, tmp_path, mesh_1, case):
     """Every tensor moves by thousandths, and is within millionths of TRL's; so is what both log on the way."""
     objective, passes, accumulation = CASES[case]
-    holes = case.startswith("holes")
+    environment = case.startswith("environment_tokens")
     steps = 5 if passes.num_iterations == 1 else 3
-    found, history = ours(tiny_model, tmp_path / "ours", objective, passes, steps, mesh_1, holes)
-    wanted, logs = theirs(tiny_model, tmp_path / "theirs", objective, passes, steps, accumulation, holes)
+    found, history = ours(tiny_model, tmp_path / "ours", objective, passes, steps, mesh_1, environment)
+    wanted, logs = theirs(
+        tiny_model, tmp_path / "theirs", objective, passes, steps, accumulation, environment
+    )
     for name, before in weights_of(tiny_model).items():
         moved, apart = np.abs(wanted[name] - before).max(), np.abs(found[name] - wanted[name]).max()
         assert moved > 1e-3, name

@@ -18,7 +18,7 @@ from grpo_jax.learner.update import accumulate, make_score, make_update, read, s
 
 B, TP, TC, REAL = 8, 4, 6, 37
 COMPLETIONS = np.array([6, 1, 3, 0, 6, 2, 5, 4])  # row 3 is wholly masked
-HOW = Scoring(num_tokens=REAL, chunk=32)
+SCORING = Scoring(num_tokens=REAL, chunk=32)
 LOSS_TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "reinforce"]
 EVERYTHING = GRPO(
     "dapo",
@@ -44,7 +44,7 @@ def batch(tiny, tiny_params, mesh_1):
     tokens = lambda width: jnp.asarray(rng.integers(0, REAL, (B, width)), jnp.int32)
     mask = (np.arange(TC) < COMPLETIONS[:, None]).astype(np.float32)
     rows = make_rows(tokens(TP), jnp.asarray([4, 1, 2, 3, 4, 2, 1, 3]), tokens(TC), jnp.asarray(mask))
-    now = np.asarray(make_score(tiny, HOW, 1, mesh_1)(tiny_params, rows))
+    now = np.asarray(make_score(tiny, SCORING, 1, mesh_1)(tiny_params, rows))
     near = lambda spread: jnp.asarray(now + rng.normal(0, spread, now.shape) * mask, jnp.float32)
     return Batch(
         rows,
@@ -56,14 +56,14 @@ def batch(tiny, tiny_params, mesh_1):
     )
 
 
-def gradients(tiny, params, batch, objective, parts=1, how=HOW):
+def gradients(tiny, params, batch, objective, parts=1, scoring=SCORING):
     """(gradients, metrics) of a whole mini-batch."""
-    return jax.tree.map(np.asarray, compiled(tiny, objective, how, parts)(params, batch)[:2])
+    return jax.tree.map(np.asarray, compiled(tiny, objective, scoring, parts)(params, batch)[:2])
 
 
 @functools.cache
-def compiled(cfg, objective, how, parts):
-    return jax.jit(functools.partial(accumulate, cfg, objective, how, parts))
+def compiled(cfg, objective, scoring, parts):
+    return jax.jit(functools.partial(accumulate, cfg, objective, scoring, parts))
 
 
 def objective_of(kind):
@@ -83,9 +83,8 @@ def assert_same(ours, theirs, relative=1e-5, metric=1e-6):
 
 
 @pytest.mark.parametrize("kind", LOSS_TYPES)
-def test_micro_batches_change_nothing(tiny, tiny_params, batch, kind):
-    """Each has other row lengths: a mean of means would give another loss. Values, gradients, metrics, with KL and
-    old log-probs."""
+def test_micro_batches_change_no_gradient_or_metric(tiny, tiny_params, batch, kind):
+    """They have different row lengths, so a mean of means would give another loss. With KL and old log-probs."""
     objective = objective_of(kind)
     whole = gradients(tiny, tiny_params, batch, objective)
     if kind in CLIPPED:
@@ -97,7 +96,7 @@ def test_micro_batches_change_nothing(tiny, tiny_params, batch, kind):
         assert_same(gradients(tiny, tiny_params, batch, objective, parts), whole, metric=metric)
 
 
-def test_micro_batches_change_nothing_with_everything_on(tiny, tiny_params, batch):
+def test_micro_batches_change_no_gradient_or_metric_with_all_settings_on(tiny, tiny_params, batch):
     """The tokens of highest entropy are those of the whole mini-batch, and so is the mean of the bonus."""
     whole = gradients(tiny, tiny_params, batch, EVERYTHING)
     assert 0 < whole[1]["off_policy_dropped"] < 1
@@ -105,7 +104,7 @@ def test_micro_batches_change_nothing_with_everything_on(tiny, tiny_params, batc
     assert_same(gradients(tiny, tiny_params, batch, EVERYTHING, 4), whole)
 
 
-def test_rows_without_advantage_can_be_left_out(tiny, tiny_params, batch):
+def test_leaving_out_rows_without_advantage_changes_no_gradient(tiny, tiny_params, batch):
     """Rows 0 to 3 of 4 micro-batches of two carry gradient: the other two micro-batches are not computed."""
     quiet = dataclasses.replace(batch, advantages=batch.advantages.at[jnp.asarray([2, 3, 6, 7])].set(0.0))
     quiet = dataclasses.replace(quiet, ref_logprobs=None)
@@ -131,11 +130,11 @@ def test_split_takes_each_row_once_and_scores_come_back_in_order(tiny, tiny_para
     assert sorted(np.asarray(parts["x"]).ravel()) == list(range(8))
     assert parts["x"].shape == (4, 2)
     np.testing.assert_array_equal(parts["scalar"], [2] * 4)
-    scores = [make_score(tiny, HOW, parts, mesh_1)(tiny_params, batch.rows) for parts in (1, 4)]
+    scores = [make_score(tiny, SCORING, parts, mesh_1)(tiny_params, batch.rows) for parts in (1, 4)]
     np.testing.assert_allclose(*scores, atol=5e-6)
 
 
-def test_padding_is_of_no_account(tiny, tiny_params, batch):
+def test_padding_changes_no_gradient_or_metric(tiny, tiny_params, batch):
     """Other tokens behind the end, wider padding, and no NaN from a row without any token."""
     rows = batch.rows
     masked = np.asarray(rows.mask) == 0
@@ -156,8 +155,8 @@ def test_padding_is_of_no_account(tiny, tiny_params, batch):
 
 def test_remat_and_entropy_change_no_gradient(tiny, tiny_params, batch):
     plain = gradients(tiny, tiny_params, batch, objective_of("dapo"))
-    how = dataclasses.replace(HOW, remat="none", entropy=True)
-    other = gradients(tiny, tiny_params, batch, objective_of("dapo"), how=how)
+    scoring = dataclasses.replace(SCORING, remat="none", entropy=True)
+    other = gradients(tiny, tiny_params, batch, objective_of("dapo"), scoring=scoring)
     assert 1 < other[1].pop("entropy") < np.log(REAL)
     assert_same(other, plain)
 
@@ -170,7 +169,7 @@ def trainer(tiny, params, mesh, objective, parts=2, rate=1e-2):
     optimizer = make_optimizer(Schedule(rate, "constant", 0, 10))
     sharding = state_shardings(params, optimizer, mesh)
     fresh = jax.device_put(init_state(jax.tree.map(jnp.copy, params), optimizer), sharding)
-    return fresh, make_update(tiny, objective, HOW, optimizer, parts, sharding, mesh)
+    return fresh, make_update(tiny, objective, SCORING, optimizer, parts, sharding, mesh)
 
 
 def test_state_is_donated_compiled_once_and_counted(tiny, tiny_params, batch, mesh_1):
@@ -190,7 +189,7 @@ def test_state_is_donated_compiled_once_and_counted(tiny, tiny_params, batch, me
 def test_only_the_first_of_several_updates_has_ratio_one(tiny, tiny_params, batch, mesh_1):
     """Old log-probs recorded before the first update stay while the weights move; recomputed ones would hold the
     ratio at 1 for ever, and clip nothing."""
-    recorded = make_score(tiny, HOW, 2, mesh_1)(tiny_params, batch.rows)
+    recorded = make_score(tiny, SCORING, 2, mesh_1)(tiny_params, batch.rows)
     stored = Batch(batch.rows, batch.advantages, sampler_logprobs=recorded, old_logprobs=recorded)
     state, update = trainer(tiny, tiny_params, mesh_1, GRPO("bnpo"))
     state, first = update(state, stored)
@@ -205,14 +204,14 @@ def test_only_the_first_of_several_updates_has_ratio_one(tiny, tiny_params, batc
 
 
 def test_absent_old_logprobs_equal_recorded_ones_on_the_first_update(tiny, tiny_params, batch, mesh_1):
-    recorded = make_score(tiny, HOW, 1, mesh_1)(tiny_params, batch.rows)
+    recorded = make_score(tiny, SCORING, 1, mesh_1)(tiny_params, batch.rows)
     bare, stored = (dataclasses.replace(batch, old_logprobs=old) for old in (None, recorded))
     ours, theirs = (gradients(tiny, tiny_params, b, objective_of("grpo")) for b in (bare, stored))
     assert_same(ours, theirs)
 
 
 def test_updates_make_good_completions_likelier_and_bad_ones_rarer(tiny, tiny_params, batch, mesh_1):
-    score = make_score(tiny, HOW, 1, mesh_1)
+    score = make_score(tiny, SCORING, 1, mesh_1)
     state, update = trainer(tiny, tiny_params, mesh_1, GRPO("grpo"), rate=1e-3)
     state, metrics = update(state, Batch(batch.rows, jnp.zeros(B)))
     assert metrics["grad_norm"] == 0
@@ -227,7 +226,7 @@ def test_updates_make_good_completions_likelier_and_bad_ones_rarer(tiny, tiny_pa
     assert metrics["grad_norm"] > 0
 
 
-def test_the_reference_holds_the_policy_when_nothing_else_pulls(tiny, tiny_params, batch, mesh_1):
+def test_the_divergence_pulls_the_policy_back_to_the_reference(tiny, tiny_params, batch, mesh_1):
     still = dataclasses.replace(batch, advantages=jnp.zeros(B), old_logprobs=None)
     state, update = trainer(tiny, tiny_params, mesh_1, GRPO("dapo", beta=0.5), rate=1e-3)
     divergences = []
@@ -248,9 +247,9 @@ def test_supervised_updates_lower_the_loss(tiny, tiny_params, batch, mesh_1):
     assert losses == sorted(losses, reverse=True)
 
 
-def test_half_precision_computes_in_half_and_steps_in_float32(tiny, tiny_params, batch, mesh_1):
-    how = dataclasses.replace(HOW, dtype="bfloat16")
-    half = gradients(tiny, tiny_params, batch, objective_of("dapo"), how=how)
+def test_half_precision_computes_in_half_and_gives_float32_gradients(tiny, tiny_params, batch, mesh_1):
+    scoring = dataclasses.replace(SCORING, dtype="bfloat16")
+    half = gradients(tiny, tiny_params, batch, objective_of("dapo"), scoring=scoring)
     full = gradients(tiny, tiny_params, batch, objective_of("dapo"))
     assert {x.dtype for x in jax.tree.leaves(half[0])} == {np.dtype("float32")}
     norm = lambda tree: np.sqrt(sum(float((x.astype(np.float64) ** 2).sum()) for x in jax.tree.leaves(tree)))
@@ -258,7 +257,7 @@ def test_half_precision_computes_in_half_and_steps_in_float32(tiny, tiny_params,
     assert 1e-4 < gap < 0.1
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_before_anything_is_saved():
+def test_a_gradient_that_is_not_finite_raises_a_user_error():
     with pytest.raises(UserError, match="gradient is not finite"):
         read({"loss": jnp.float32(1.0), "grad_norm": jnp.float32(np.nan)})
     assert read({"loss": jnp.float32(1.0), "grad_norm": jnp.float32(2.0)}) == {"loss": 1.0, "grad_norm": 2.0}
