@@ -71,7 +71,7 @@ def rows(tiny):
     return q, k, v
 
 
-def test_prompt_then_tokens_equals_whole_rows(tiny, rows):
+def test_prefill_and_decode_equal_attention_over_whole_rows(tiny, rows):
     out, _ = decoded(tiny, *rows, garbage=0)
     flat = [x.reshape(P * G, *x.shape[2:]) for x in rows]
     whole = np.asarray(causal(jnp.int32(0), *flat, None)[0]).reshape(P, G, TP + TC, *out.shape[3:])
@@ -85,7 +85,7 @@ def test_prompt_padding_and_positions_not_yet_written_are_invisible(tiny, rows):
     np.testing.assert_array_equal(clean, dirty)
 
 
-def test_where_the_ring_begins_changes_nothing(tiny, rows):
+def test_the_start_of_the_ring_changes_no_output(tiny, rows):
     straight, _ = decoded(tiny, *rows, garbage=0)
     for slots, start in ((TC, TC - 1), (TC + 3, 5)):
         turned, _ = decoded(tiny, *rows, garbage=0, slots=slots, start=start)
@@ -151,7 +151,7 @@ SEGMENTS = np.array([[1] * 3 + [2] * 4 + [0] * 2, [1] * 8 + [0]], np.int32)
 
 
 @pytest.mark.parametrize("kernel", [partial(causal_attention, kernel="xla"), partial(splash, interpret=True)])
-def test_a_token_that_sees_the_row_packed_before_its_own(kernel):
+def test_packed_rows_attend_only_to_themselves(kernel):
     """Values and gradients are those of each row by itself."""
     q, k, v = (jnp.asarray(random(2, 9, n, 16, seed=n)) for n in (4, 2, 2))
     weights = jnp.asarray(random(2, 9, 4, 16, seed=7))
@@ -172,17 +172,17 @@ def test_a_token_that_sees_the_row_packed_before_its_own(kernel):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("choice", "message"),
     [
         (("splash", "cpu", "float32"), "attention = splash: the devices are of kind cpu, not tpu"),
         (("cudnn", "tpu", "bfloat16"), "attention = cudnn: the devices are of kind tpu, not gpu"),
         (("cudnn", "gpu", "float32"), "attention = cudnn: it computes in half precision only"),
     ],
 )
-def test_a_kernel_that_is_not_there_is_refused(asked, said):
-    with pytest.raises(UserError, match=said):
-        check_kernel(*asked)
-    check_kernel("auto", *asked[1:])
+def test_a_kernel_that_the_device_lacks_is_refused(choice, message):
+    with pytest.raises(UserError, match=message):
+        check_kernel(*choice)
+    check_kernel("auto", *choice[1:])
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN attention runs on CUDA devices only")

@@ -1,4 +1,4 @@
-"""Reward models: transformers' classifier, to the last bits of float32, and everything that is wrong with a folder."""
+"""Reward models score as transformers' classifiers do, to the last bits of float32; wrong folders are refused."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def theirs(reward_model, rows):
-    """What transformers says of them."""
+    """The scores that transformers computes."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -49,15 +49,15 @@ def theirs(reward_model, rows):
         return model(**given).logits[:, 0].numpy()
 
 
-def test_scores_differ_from_transformers(opened, rows, theirs):
+def test_scores_equal_those_of_transformers(opened, rows, theirs):
     cfg, params = opened
     ours = jax.jit(classifier_scores, static_argnums=0)(cfg, params, rows[0], rows[1] - 1)
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
-    assert np.ptp(theirs) > 0.5, "the rows have much the same score, and the test says little"
+    assert np.ptp(theirs) > 0.5, "the rows' scores hardly differ, so equality would prove little"
 
 
-def test_a_split_model_scores_differently(reward_model, opened, rows, theirs):
+def test_a_sharded_model_gives_the_same_scores(reward_model, opened, rows, theirs):
     cfg, _ = opened
     mesh = make_mesh({"data": 2, "fsdp": 2})
     where = shardings(abstract_classifier(cfg), TRAIN_RULES, mesh)
@@ -68,7 +68,7 @@ def test_a_split_model_scores_differently(reward_model, opened, rows, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
 
 
-def test_the_tree_is_another_than_its_shapes(opened):
+def test_the_parameters_have_the_declared_shapes(opened):
     cfg, params = opened
     shapes = abstract_classifier(cfg, "bfloat16")
     assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, params)
@@ -97,31 +97,31 @@ def resaved(folder, **tensors):
     save_file({name: x for name, x in found.items() if x is not None}, folder / "model.safetensors")
 
 
-def test_a_language_model_judges(tiny_model):
-    said = "architectures says Qwen2ForCausalLM; a reward model is a Qwen2ForSequenceClassification"
-    with pytest.raises(UserError, match=said):
+def test_a_language_model_is_refused_as_a_reward_model(tiny_model):
+    message = "architectures says Qwen2ForCausalLM; a reward model is a Qwen2ForSequenceClassification"
+    with pytest.raises(UserError, match=message):
         open_classifier(tiny_model)
 
 
-def test_another_architecture_judges(folder):
+def test_another_architecture_is_refused(folder):
     rewritten(folder, model_type="llama", architectures=["LlamaForSequenceClassification"])
     with pytest.raises(UserError, match="model_type 'llama' is not supported"):
         open_classifier(folder)
 
 
-def test_two_labels_are_one_score(folder):
+def test_a_score_with_two_labels_is_refused(folder):
     resaved(folder, **{"score.weight": np.zeros((2, 16), np.float32)})
     with pytest.raises(UserError, match=r"score.weight has 2 rows, one for each label \(num_labels\)"):
         open_classifier(folder)
 
 
-def test_a_missing_score_is_made_up(folder):
+def test_a_missing_score_tensor_is_named(folder):
     resaved(folder, **{"score.weight": None})
     with pytest.raises(UserError, match=r"tensor score.weight of shape \[1, 16\] is missing"):
         open_classifier(folder)
 
 
-def test_a_head_that_should_not_be_there_is_passed_over(folder):
+def test_an_unexpected_tensor_is_named(folder):
     resaved(folder, extra=np.zeros((3, 3), np.float32))
     with pytest.raises(UserError, match=r"tensor extra of shape \[3, 3\] has no place"):
         open_classifier(folder)

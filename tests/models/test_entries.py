@@ -13,7 +13,7 @@ from grpo_jax.models.entries import Int8, like, scaled, turned, values_of, zeros
 S, G, SLOTS, TP = 2, 3, 5, 4
 
 
-def test_an_entry_moves_by_more_than_half_a_step():
+def test_int8_entries_are_within_half_a_step_of_what_was_written():
     x = jax.random.normal(jax.random.key(0), (2, 3, 5, 8)) * jnp.geomspace(1e-3, 1e3, 5)[:, None]
     entries = like(zeros(x.shape, jnp.float32, "int8"), x)
     assert entries.values.dtype == jnp.int8
@@ -23,7 +23,7 @@ def test_an_entry_moves_by_more_than_half_a_step():
     assert (np.abs(entries.values).max(-1) == 127).all(), "each token has a range of its own"
 
 
-def test_scales_are_of_other_tokens():
+def test_each_token_is_scaled_by_its_own_scale():
     entries = Int8(jnp.ones((2, 3, 4), jnp.int8), jnp.arange(6.0).reshape(2, 3))
     x = jnp.ones((2, 7, 3))
     np.testing.assert_array_equal(
@@ -34,7 +34,7 @@ def test_scales_are_of_other_tokens():
 
 
 def wide_of(entries):
-    """As `wide`, be they turned or not."""
+    """As `wide`, for either layout."""
     flat = entries.values.shape[:-1] == entries.scale.shape
     return wide(entries) if flat else entries.values * entries.scale[..., None, :]
 
@@ -44,7 +44,7 @@ def wide(entries):
     return entries.values * entries.scale[..., None]
 
 
-def test_attention_over_int8_is_not_over_its_numbers(tiny):
+def test_attention_over_int8_equals_attention_over_its_scaled_values(tiny):
     """The scales act outside the products: the same as products with scaled keys and values."""
     int8 = empty_cache(tiny, S, G, TP, SLOTS, jnp.dtype("float32"), "int8")
     keys = jax.random.split(jax.random.key(1), 7)

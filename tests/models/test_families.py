@@ -36,14 +36,14 @@ def second_model(second, tiny_model, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_familys_table_has_every_leaf_of_its_models(tiny, name, tied):
+def test_a_familys_table_has_every_parameter_of_its_models(tiny, name, tied):
     cfg = dataclasses.replace(tiny, model_type=name, tie_word_embeddings=tied)
     leaves = jax.tree_util.tree_flatten_with_path(abstract_params(cfg))[0]
     shapes = {tuple(key.key for key in path): leaf.shape for path, leaf in leaves}
     assert {row.path: row.shape(cfg) for row in rows(cfg)} == shapes
 
 
-def test_a_second_family_comes_and_goes_bit_by_bit(second_model, tmp_path):
+def test_a_second_family_is_loaded_and_exported_bit_by_bit(second_model, tmp_path):
     cfg = load_config(second_model)
     assert cfg.model_type == "second"
     params = load_params(second_model, cfg)
@@ -80,7 +80,7 @@ def llama(monkeypatch):
     )
 
 
-def test_a_family_without_biases_computes_what_transformers_does(llama, tiny, tmp_path):
+def test_logits_of_a_family_without_biases_equal_transformers(llama, tiny, tmp_path):
     torch = pytest.importorskip("torch")
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""config.json and generation_config.json: both layouts are read, and other mathematics is refused."""
+"""config.json and generation_config.json: both layouts are read, and unsupported settings are refused."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_transformers_5_yarn_takes_its_own_theta(write):
     assert (config.rope_theta, config.rope_scaling) == (5e5, YarnConfig(4.0, 32768))
 
 
-def test_head_dim_of_its_own_is_kept_and_null_kv_heads_mean_all(write):
+def test_an_explicit_head_dim_is_kept_and_null_kv_heads_mean_all(write):
     config = load_config(write(head_dim=128, num_key_value_heads=None))
     assert (config.head_dim, config.num_kv_heads) == (128, 14)
 
@@ -117,7 +117,7 @@ def test_head_dim_of_its_own_is_kept_and_null_kv_heads_mean_all(write):
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
     ],
 )
-def test_what_changes_the_mathematics_is_refused_by_name(write, changes, named):
+def test_unsupported_settings_are_refused_by_name(write, changes, named):
     with pytest.raises(UserError, match=named):
         load_config(write(**changes))
 
@@ -168,14 +168,14 @@ def test_published_shapes_have_the_published_parameter_counts():
         (None, (151643,)),
     ],
 )
-def test_every_end_of_sequence_id_stops(write, generation, expected):
+def test_every_end_of_sequence_id_is_read(write, generation, expected):
     folder = write()
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
     assert load_eos_ids(folder) == expected
 
 
-def test_special_ids_may_be_absent_but_not_nonsense(write):
+def test_special_ids_may_be_absent_but_must_be_integers(write):
     assert load_eos_ids(write(drop=("eos_token_id",))) == ()
     assert load_pad_id(write()) is None
     assert load_pad_id(write(pad_token_id=151643)) == 151643

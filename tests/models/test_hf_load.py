@@ -87,7 +87,7 @@ def test_a_sharded_load_holds_the_same_values(folder, spec_of):
     assert split["layers"]["o"]["kernel"].sharding.spec == spec_of(rows(CFG)[7], 4)
 
 
-def test_each_slice_is_read_once_and_only_it(folder, monkeypatch):
+def test_a_sharded_load_reads_each_slice_once(folder, monkeypatch):
     """A whole leaf for each device, or a slice for each replica, would multiply the loading time."""
     reads: dict[load.Leaf, list] = {}
 
@@ -106,8 +106,8 @@ def test_each_slice_is_read_once_and_only_it(folder, monkeypatch):
         assert sum(np.prod(shape) for shape in shapes) == np.prod(row.shape(CFG)), row
 
 
-def test_a_slice_of_a_72b_model_costs_a_slice_of_memory(tmp_path):
-    """The file is sparse: 80 layers of 0.5 GB that nobody wrote, of which one device's part is read."""
+def test_reading_a_slice_of_a_72b_model_takes_memory_for_the_slice_alone(tmp_path):
+    """The file is sparse: 80 layers of 0.5 GB that take no disk space, of which one device's part is read."""
     cfg = PUBLISHED["72b"]
     row = next(row for row in rows(cfg) if row.path == ("layers", "down", "kernel"))
     length = int(np.prod(row.their_shape(cfg))) * 2
@@ -134,7 +134,7 @@ def test_a_slice_of_a_72b_model_costs_a_slice_of_memory(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", np.float16])
-def test_the_dtype_asked_for_is_the_dtype_given(folder, dtype):
+def test_parameters_have_the_requested_dtype(folder, dtype):
     leaves = jax.tree.leaves(load_params(folder, CFG, dtype=dtype))
     assert {leaf.dtype for leaf in leaves} == {np.dtype(dtype)}
 
@@ -173,7 +173,7 @@ def test_tensors_that_do_not_fit_are_named_before_anything_is_read(tmp_path, mon
         load_params(tmp_path, CFG)
 
 
-def test_a_dtype_that_is_no_float_is_named(tmp_path):
+def test_an_unsupported_dtype_is_named_with_its_tensor(tmp_path):
     write_model(tmp_path, random_tensors(CFG))
     edit_header(tmp_path / "model.safetensors", lambda h: h["model.norm.weight"].update(dtype="F8_E4M3"))
     with pytest.raises(UserError, match=r"model\.norm\.weight is F8_E4M3"):
@@ -306,7 +306,7 @@ def test_tokenizers_are_checked_against_the_embedding(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_and_its_template_travel_with_the_export(tmp_path):
+def test_the_export_includes_the_tokenizer_and_its_chat_template(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     from transformers import PreTrainedTokenizerFast
 
@@ -340,7 +340,7 @@ PROGRAM = """
 """
 
 
-def test_two_processes_load_their_parts_and_write_one_whole(folder, tmp_path, process_environment):
+def test_two_processes_load_their_parts_and_write_one_whole_model(folder, tmp_path, process_environment):
     port = str(20000 + os.getpid() % 20000)
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(folder), str(tmp_path / "out"), port]
     started = [
@@ -353,7 +353,7 @@ def test_two_processes_load_their_parts_and_write_one_whole(folder, tmp_path, pr
         np.testing.assert_array_equal(open_folder(tmp_path / "out")[name].open(), tensor.open())
 
 
-def test_models_of_one_shape_with_other_weights_are_told_apart(tmp_path):
+def test_equal_weights_have_equal_digests_and_different_weights_do_not(tmp_path):
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         save_model(tmp_path / name, CFG, init(CFG, jax.random.key(seed)))
     one, same, other = (sampled_digest(tmp_path / name) for name in ("one", "same", "other"))

@@ -1,4 +1,4 @@
-"""Hugging Face -> JAX -> Hugging Face, held against transformers: the same bits, the same logits."""
+"""Hugging Face -> JAX -> Hugging Face, compared with transformers: the same bits, the same logits."""
 
 import dataclasses
 import json
@@ -107,7 +107,7 @@ def test_round_trip_through_float32_is_bit_equal(folders, number, tmp_path):
 
 
 @ALL
-def test_logits_are_those_of_transformers(folders, number):
+def test_logits_equal_those_of_transformers(folders, number):
     """On a wrong table entry, transpose, bias, epsilon or rotary frequency the logits differ by far more."""
     source = folders[number]
     cfg = load_config(source)
@@ -135,7 +135,7 @@ def test_transformers_opens_the_export_and_computes_the_same(folders, number, tm
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_the_exported_folder_gives_the_same_greedy_text_there_and_here(folders, number, tmp_path, mesh_1):
+def test_the_export_gives_the_same_greedy_tokens_in_transformers_and_here(folders, number, tmp_path, mesh_1):
     source, out = folders[number], tmp_path / "out"
     cfg = load_config(source)
     save_model(out, cfg, load_params(source, cfg), source=source)
@@ -155,7 +155,7 @@ def test_the_exported_folder_gives_the_same_greedy_text_there_and_here(folders, 
     assert drawn.tokens[0, 0, : int(drawn.lengths[0, 0])].tolist() == theirs
 
 
-def test_our_tree_is_the_tree_of_the_model(folders):
+def test_loaded_parameters_have_the_models_tree_shapes_and_dtypes(folders):
     """A leaf too many, too few or misshapen would fail inside the compiled forward, far from its cause."""
     for folder in folders[:2]:
         cfg = load_config(folder)
@@ -173,7 +173,7 @@ def test_loading_in_the_files_own_dtype_keeps_bits(folders, tmp_path):
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
-def test_another_dtype_on_request_is_also_in_the_config(folders, tmp_path):
+def test_a_requested_dtype_is_written_to_tensors_and_config(folders, tmp_path):
     source, out = folders[1], tmp_path / "out"
     cfg = load_config(source)
     save_model(out, cfg, load_params(source, cfg), source=source, dtype="float32")
@@ -182,7 +182,7 @@ def test_another_dtype_on_request_is_also_in_the_config(folders, tmp_path):
     assert load_config(out) == cfg
 
 
-def test_mixed_dtypes_leave_as_they_came(folders, tmp_path):
+def test_mixed_dtypes_are_exported_unchanged(folders, tmp_path):
     """Some fine-tuning tools keep norms in float32 beside bfloat16 matrices."""
     from safetensors.torch import save_file
 
@@ -196,7 +196,7 @@ def test_mixed_dtypes_leave_as_they_came(folders, tmp_path):
     assert_same_bits(tensors, tensors_of(out))
 
 
-def test_shards_keep_the_limit_and_the_index_is_complete(folders, tmp_path):
+def test_shards_stay_within_the_limit_and_the_index_is_complete(folders, tmp_path):
     source, out = folders[2], tmp_path / "out"
     cfg = load_config(source)
     save_model(out, cfg, load_params(source, cfg), source=source, max_shard_bytes=6000)
@@ -210,7 +210,7 @@ def test_shards_keep_the_limit_and_the_index_is_complete(folders, tmp_path):
     assert index["metadata"]["total_size"] == sum(sizes)
 
 
-def test_a_folder_with_something_in_it_is_never_overwritten(folders, tmp_path):
+def test_a_folder_that_is_not_empty_is_never_overwritten(folders, tmp_path):
     cfg = load_config(folders[4])
     params = load_params(folders[4], cfg)
     (tmp_path / "full").mkdir()

@@ -20,7 +20,7 @@ def logits(cfg, params):
 
 
 def adapters(cfg, lora, seed=0):
-    """With a B that is not zero."""
+    """Adapters whose B is not zero."""
     fresh, rng = init_adapters(cfg, lora, jax.random.key(seed)), np.random.default_rng(seed)
     is_b = lambda path: path[-1].key == "lora_b"
     fill = lambda path, x: jnp.asarray(rng.normal(size=x.shape) * 0.1, x.dtype) if is_b(path) else x
@@ -28,7 +28,7 @@ def adapters(cfg, lora, seed=0):
 
 
 @pytest.mark.parametrize("targets", [TARGETS, ("q", "v"), ("o", "down")], ids="-".join)
-def test_beside_the_weights_as_merged_into_them(tiny, random_params, targets):
+def test_adapters_compute_the_same_as_the_merged_weights(tiny, random_params, targets):
     lora = LoRA(rank=3, alpha=6, targets=targets)
     trained = adapters(tiny, lora)
     assert set(trained["layers"]) == set(targets)
@@ -51,7 +51,7 @@ def test_a_merged_matrix_is_the_sum_in_float64(tiny, random_params):
 
 
 @pytest.mark.parametrize("form", ["auto", "int8", "nf4"])
-def test_new_adapters_change_nothing(tiny, random_params, form):
+def test_new_adapters_leave_the_logits_unchanged(tiny, random_params, form):
     """B = 0 adds zeros: to the bit, but that compilers may add zero before they round a scaled sum."""
     lora = LoRA(rank=2, alpha=4)
     base = random_params(tiny) if form == "auto" else quantize(random_params(tiny), "float32", form)
@@ -60,7 +60,7 @@ def test_new_adapters_change_nothing(tiny, random_params, form):
 
 
 @pytest.mark.parametrize("form", ["auto", "int8", "nf4"])
-def test_gradients_of_adapters_are_those_of_the_plain_sum(tiny, random_params, form):
+def test_gradients_of_adapters_equal_those_through_merged_weights(tiny, random_params, form):
     lora = LoRA(rank=2, alpha=4)
     base = random_params(tiny)
     frozen = base if form == "auto" else quantize(base, "float32", form)
@@ -84,7 +84,7 @@ def _wide(tree):
     return jax.tree_util.tree_map_with_path(of, tree, is_leaf=lambda x: isinstance(x, Matrix))
 
 
-def test_the_sampler_gets_merged_weights_or_the_quantised_base_itself(tiny, random_params):
+def test_the_sampler_gets_merged_weights_unless_the_base_is_quantised(tiny, random_params):
     lora, base = LoRA(rank=2, alpha=4), random_params(tiny)
     trained = adapters(tiny, lora)
     plain = sampler_weights(joined(trained, Base(base, 2.0)), jnp.dtype("float32"))
@@ -95,5 +95,5 @@ def test_the_sampler_gets_merged_weights_or_the_quantised_base_itself(tiny, rand
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0), (True, 16 / math.sqrt(8))])
-def test_the_scale(rslora, scale):
+def test_the_scale_is_alpha_over_rank_or_over_its_root_with_rslora(rslora, scale):
     assert LoRA(8, 16, use_rslora=rslora).scale == scale

@@ -28,7 +28,7 @@ def weights(shape, seed=0, scale=1.0):
     scale=st.sampled_from([1e-30, 0.02, 1.0, 3e4]),
     dtype=st.sampled_from(["float32", "bfloat16"]),
 )
-def test_every_weight_is_the_nearest_level_times_its_blocks_largest(layout, seed, scale, dtype):
+def test_nf4_rounds_every_weight_to_the_nearest_level_of_its_block(layout, seed, scale, dtype):
     """Against a search over all levels in float64; ties may go either way."""
     shape, axes = layout
     x = weights(shape, seed, scale)
@@ -43,7 +43,7 @@ def test_every_weight_is_the_nearest_level_times_its_blocks_largest(layout, seed
     np.testing.assert_allclose(np.abs(found - blocks), error, atol=1e-6 * absmax.max())
 
 
-def test_four_bits_and_a_scale():
+def test_nf4_packs_two_weights_a_byte_and_keeps_one_scale_a_block():
     q = nf4(jnp.asarray(weights((128, 5))), (0,), "bfloat16")
     assert (q.codes.shape, q.codes.dtype) == ((64, 5), jnp.uint8)
     assert (q.absmax.shape, q.absmax.dtype) == ((2, 5), jnp.bfloat16)
@@ -56,7 +56,7 @@ def test_levels_and_zeros_are_exact():
     np.testing.assert_array_equal(nf4(jnp.asarray(x), (0,), "float32").plain((0,)), x)
 
 
-def test_what_is_not_finite_is_seen():
+def test_a_nan_makes_its_whole_block_nan():
     x = weights((128, 3))
     x[70, 1] = np.nan
     bad = np.isnan(np.asarray(nf4(jnp.asarray(x), (0,), "float32").plain((0,))))
@@ -66,7 +66,7 @@ def test_what_is_not_finite_is_seen():
 
 @pytest.mark.parametrize(("shape", "axes"), LAYOUTS)
 @pytest.mark.parametrize("form", ["nf4", "int8"])
-def test_products_and_gradients_are_of_the_plain_weights(shape, axes, form):
+def test_quantised_products_and_gradients_equal_those_of_plain_weights(shape, axes, form):
     x = weights((7, *(shape[a] for a in axes)), 1)
     w = jnp.asarray(weights(shape))
     q = nf4(w, axes, "float32") if form == "nf4" else _int8(w, axes)

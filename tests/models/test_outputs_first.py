@@ -23,7 +23,7 @@ def model(request, tiny):
 @pytest.mark.parametrize(
     ("shape", "axes"), [((5, 3), (0,)), ((5, 3), (1,)), ((4, 2, 6), (0, 1)), ((4, 2, 6), (0,))]
 )
-def test_products_differ(shape, axes):
+def test_a_product_with_outputs_first_is_the_same(shape, axes):
     w = jax.random.normal(jax.random.key(0), shape)
     x = jax.random.normal(jax.random.key(1), (2, 3, *(shape[axis] for axis in axes)))
     wanted = np.tensordot(np.asarray(x, np.float64), np.asarray(w), (range(2, x.ndim), axes))
@@ -32,7 +32,7 @@ def test_products_differ(shape, axes):
     np.testing.assert_allclose(product(x, w, axes), wanted, atol=1e-5)
 
 
-def test_a_matrix_is_left_as_it_was(model):
+def test_every_matrix_of_a_model_is_stored_outputs_first(model):
     cfg, params = model
     turned = with_outputs_first(params)
     for row in rows(cfg):
@@ -47,18 +47,18 @@ def test_a_matrix_is_left_as_it_was(model):
             assert after is before
 
 
-def test_an_embedding_is_copied(model):
+def test_an_embedding_is_not_copied(model):
     _, params = model
     assert with_outputs_first(params)["embed"]["embedding"].values is params["embed"]["embedding"]
     assert dequantize(with_outputs_first(params)["embed"]["embedding"]) is params["embed"]["embedding"]
 
 
-def test_int8_is_turned(tiny, tiny_params):
+def test_int8_weights_are_left_as_they_are(tiny, tiny_params):
     int8 = quantize(tiny_params, jnp.float32)
     assert jax.tree.structure(with_outputs_first(int8)) == jax.tree.structure(int8)
 
 
-def test_the_forward_differs(model):
+def test_the_forward_is_the_same_with_outputs_first(model):
     cfg, params = model
     tokens = jax.random.randint(jax.random.key(1), (2, 7), 0, cfg.vocab_size)
 

@@ -55,7 +55,7 @@ ranges = arrays.arrays(np.float32, (2, 1, 3), elements=st.sampled_from([0, 1e-38
     source=st.sampled_from(["float32", "bfloat16"]),
     dtype=st.sampled_from(["float32", "bfloat16"]),
 )
-def test_no_weight_moves_by_more_than_half_a_step(x, size, source, dtype):
+def test_int8_moves_no_weight_by_more_than_half_a_step(x, size, source, dtype):
     """In channels of any range, of zeros, of denormals; whatever the scale is rounded to."""
     x = jnp.asarray(x * size).astype(source)
     q = quantize_leaf(GATE, x, dtype)
@@ -72,13 +72,13 @@ def test_no_weight_moves_by_more_than_half_a_step(x, size, source, dtype):
     assert (error <= np.asarray(q.scale, np.float64) * 0.5 * (1 + 1e-5) + denormal).all()
 
 
-def test_a_channel_of_zeros_is_not_zeros():
+def test_a_channel_of_zeros_stays_zero():
     x = jnp.zeros((1, 4, 2)).at[0, :, 1].set(1.0)
     np.testing.assert_array_equal(dequantize(quantize_leaf(GATE, x, jnp.float32))[..., 0], 0.0)
     np.testing.assert_allclose(dequantize(quantize_leaf(GATE, x, jnp.float32))[..., 1], 1.0)
 
 
-def test_a_large_channel_takes_the_resolution_of_the_others():
+def test_a_large_channel_does_not_reduce_the_resolution_of_others():
     x = np.random.default_rng(0).normal(size=(2, 16, 4)).astype(np.float32)
     other = x.copy()
     other[:, :, 2] *= 1e6
@@ -87,8 +87,8 @@ def test_a_large_channel_takes_the_resolution_of_the_others():
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_no_numbers_look_sound(broken):
-    """A run that has diverged must not go on sampling from numbers made of nothing."""
+def test_weights_that_are_not_finite_stay_so(broken):
+    """A run that has diverged must not go on sampling from weights that look sound."""
     x = jnp.ones((1, 4, 2)).at[0, 1, 0].set(broken)
     w = dequantize(quantize_leaf(GATE, x, jnp.float32))
     assert np.isnan(w[..., 0]).any()
@@ -124,7 +124,7 @@ def test_all_matrices_and_nothing_else_are_quantised_along_their_outputs(size):
         assert tree["head"]["kernel"].scale.shape == (1, cfg.vocab_size)
 
 
-def test_a_cast_turns_int8_into_floats(tiny, tiny_params):
+def test_a_cast_changes_the_scales_and_keeps_int8_values(tiny, tiny_params):
     tree = cast(quantize(tiny_params, jnp.float32), jnp.bfloat16)
     gate = tree["layers"]["gate"]["kernel"]
     assert (gate.values.dtype, gate.scale.dtype) == (jnp.int8, jnp.bfloat16)
@@ -152,15 +152,15 @@ def test_scales_on_the_sums_round_less_than_scaled_weights(tiny, tiny_params):
     assert error(tree) < error(plain(tree))
 
 
-def test_logits_are_near_those_of_the_weights(model):
+def test_logits_of_int8_weights_are_near_those_of_the_weights(model):
     cfg, params = model
     tokens = some_tokens(cfg)
     true, found = (np.asarray(forward(cfg, p, tokens)) for p in (params, quantize(params, jnp.float32)))
     error = np.sqrt(np.square(found - true).mean()) / true.std()
-    assert 1e-4 < error < 0.05, "of eight bits"
+    assert 1e-4 < error < 0.05, "the error of eight bits"
 
 
-def test_gradients_reach_what_is_not_quantised(tiny, tiny_params):
+def test_gradients_pass_through_quantised_products(tiny, tiny_params):
     """Adapters over an int8 base will need them: through the products, and with recomputation."""
     tree, tokens = quantize(tiny_params, jnp.float32), some_tokens(tiny)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)

@@ -1,4 +1,4 @@
-"""Rotary positions against transformers' own tables at published sizes, and what they exist for."""
+"""Rotary positions against transformers' own tables at published sizes, and the properties of rotation."""
 
 import dataclasses
 
@@ -81,7 +81,7 @@ def test_rotation_pairs_the_two_halves():
     np.testing.assert_array_equal(quarter[0, 0, 0], [-4, -5, -6, -7, 0, 1, 2, 3])
 
 
-def test_half_precision_is_turned_in_float32():
+def test_half_precision_is_rotated_in_float32():
     """bfloat16 has 8 bits: position 1000 times a frequency would be off by radians."""
     cfg = PUBLISHED["0.5b"]
     x = np.random.default_rng(1).normal(size=(1, 1, 2, cfg.head_dim)).astype(np.float32)

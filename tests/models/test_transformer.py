@@ -121,7 +121,7 @@ def test_remat_changes_no_gradient(tiny, tiny_params, remat):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(a).max())
 
 
-def test_remat_computes_once_more_what_it_says(tiny, tiny_params, jaxpr_equations):
+def test_remat_recomputes_only_the_products_its_mode_names(tiny, tiny_params, jaxpr_equations):
     """Of a layer's seven products: `dots` none, but attention's inner two where it keeps no scores; `full` all but the
     last, whose outcome no gradient needs."""
     tokens, positions = jnp.zeros((2, 6), jnp.int32), jnp.broadcast_to(jnp.arange(6), (2, 6))
@@ -166,7 +166,7 @@ def test_random_start_has_the_declared_shapes_and_no_bias(tiny):
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [((6,), (2, 4)), ((2, 4), (6,)), ((8,), (3,)), ((3,), (8,))])
-def test_the_gradient_of_a_product_is_another(inputs, outputs):
+def test_the_gradient_of_a_product_equals_tensordots(inputs, outputs):
     """Written by hand, with the factors in an order of our own."""
     x, w, d = (
         jax.random.normal(jax.random.key(i), shape)
@@ -180,7 +180,7 @@ def test_the_gradient_of_a_product_is_another(inputs, outputs):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_the_gradient_of_the_gate_is_another():
+def test_the_gradient_of_the_gate_equals_silu_times_up():
     gate, up, d = (3 * jax.random.normal(jax.random.key(i), (64,)) for i in range(3))
     ours = jax.vjp(gated, gate, up)[1](d)
     for a, b in zip(ours, jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, gate, up)[1](d)):
