@@ -74,12 +74,13 @@ def test_a_prompts_cache_is_shared_by_its_completions(shared, repeated):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "width", "asked"), [(16, 512, 0.358), (64, 256, 0.690), (256, 256, 0.690), (1, 512, 0.022)]
+    ("prompts", "width", "compiled_gib"),
+    [(16, 512, 0.358), (64, 256, 0.690), (256, 256, 0.690), (1, 512, 0.022)],
 )
-def test_prefill_needs_no_more_memory_than_the_formula_gives(prompts, width, asked):
-    """Temporary GiB of `prefill` as compiled for an H200, but for the last two: more prompts than are read at a time,
+def test_prefill_needs_no_more_memory_than_the_formula_gives(prompts, width, compiled_gib):
+    """Temporary GiB of `prefill` as compiled for an H200, but for the last two: more prompts than one prefill takes,
     and one."""
     demand = demand_of(prompts, 1, 1, width)
     beside = demand.cache_bytes(demand.size()) + 12 * prompts * CFG.vocab_size
-    assert (demand.peak_bytes(demand.size()) - beside) / 2**30 == pytest.approx(asked, rel=0.08)
-    assert demand.peak_bytes(demand.size()) - beside >= asked * 2**30
+    assert (demand.peak_bytes(demand.size()) - beside) / 2**30 == pytest.approx(compiled_gib, rel=0.08)
+    assert demand.peak_bytes(demand.size()) - beside >= compiled_gib * 2**30

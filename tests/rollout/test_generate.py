@@ -141,7 +141,7 @@ def in_completion(rollout):
     return np.arange(TC) < rollout.lengths[..., None]
 
 
-# ---- ends, padding, and what must never come
+# ---- ends, padding, and tokens that are never sampled
 
 
 def test_every_end_of_sequence_id_ends_a_row_and_is_stored_and_counted(sampled):
@@ -171,8 +171,9 @@ def test_padded_vocabulary_rows_are_never_sampled_even_if_likeliest(programs, ti
         jax.tree.map(np.testing.assert_array_equal, quiet, same)
 
 
-def test_a_row_may_end_exactly_at_the_limit(programs, tiny_params, prompts, monkeypatch, mesh_1, tiny):
-    """A row that ends exactly at the limit is finished, one that does not is truncated."""
+def test_a_row_that_ends_exactly_at_the_limit_is_finished(
+    programs, tiny_params, prompts, monkeypatch, mesh_1, tiny
+):
     force(monkeypatch, lambda position, token: jnp.where(position == TC - 1, EOS[1], 7))
     rollout = run(
         make_generate(tiny, Vocabulary(EOS, PAD, REAL), SamplingParams(), 2, TC, mesh_1), tiny_params, prompts
@@ -209,7 +210,7 @@ def test_decoding_stops_when_every_row_has_ended_and_not_before(
     assert rollout.finished.all()
 
 
-# ---- the same whatever stands beside it
+# ---- a row's tokens do not depend on the rows beside it
 
 
 def test_reordering_the_prompts_reorders_the_completions(programs, tiny_params, prompts, sampled):
@@ -244,10 +245,10 @@ def assert_same(part, whole, rows):
     np.testing.assert_allclose(part.logprobs, whole.logprobs, atol=2e-6)
 
 
-# ---- and different where it must be
+# ---- and they differ by step, sample and prompt
 
 
-def test_steps_samples_and_prompt_identities_draw_differently(programs, tiny_params, prompts, sampled):
+def test_tokens_differ_by_step_sample_and_prompt_uid(programs, tiny_params, prompts, sampled):
     """One noise for the whole run, or for a whole group, trains on copies."""
     flat = {tuple(row) for row in sampled.tokens[0]}
     assert len(flat) == G
@@ -260,13 +261,13 @@ def test_steps_samples_and_prompt_identities_draw_differently(programs, tiny_par
         assert (other.tokens != sampled.tokens).any(-1).mean() > 0.8
 
 
-def test_equal_prompts_with_their_own_identities_differ(programs, tiny_params, prompts):
+def test_equal_prompts_with_different_uids_get_different_tokens(programs, tiny_params, prompts):
     same = np.repeat(prompts[:1], P, axis=0)
     rollout = programs()(tiny_params, same, np.repeat(LENGTHS[:1], P), UIDS, jax.random.key(0))
     assert len({tuple(row) for row in np.asarray(rollout.tokens).reshape(P * G, TC)}) > P * G * 0.8
 
 
-# ---- sampling it is computed
+# ---- how it is computed
 
 
 def test_each_prompt_is_prefilled_once(tiny, tiny_params, jaxpr_equations, mesh_1):
@@ -294,7 +295,7 @@ def test_each_prompt_is_prefilled_once(tiny, tiny_params, jaxpr_equations, mesh_
     assert not {s for s in logits if width in s}, "of a prompt only the last position needs logits"
 
 
-def test_one_compilation_a_shape(tiny, tiny_params, prompts, mesh_1):
+def test_each_shape_is_compiled_once(tiny, tiny_params, prompts, mesh_1):
     program = make_generate(tiny, Vocabulary(EOS, PAD, REAL), SamplingParams(), 1, 2, mesh_1)
     for key in range(3):
         run(program, tiny_params, (prompts + key) % REAL, key=key)

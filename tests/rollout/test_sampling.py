@@ -1,4 +1,4 @@
-"""Sampled tokens follow their distribution under every filter; filtered tokens never come."""
+"""Sampled tokens follow their distribution under every filter; filtered tokens are never sampled."""
 
 import functools
 
@@ -85,13 +85,13 @@ def logits_of(width):
 
 
 @pytest.mark.parametrize("sampling", FILTERS, ids=name_of)
-def test_a_small_vocabulary_is_sampled_in_proportion(sampling):
+def test_tokens_of_a_small_vocabulary_follow_their_probabilities(sampling):
     tokens, _ = drawn(logits_of(23), sampling)
     assert p_value(tokens, expected(logits_of(23), sampling)) > 1e-3
 
 
 @pytest.mark.parametrize("sampling", [FILTERS[0], FILTERS[1], FILTERS[6]], ids=name_of)
-def test_a_vocabulary_of_several_blocks_is_sampled_in_proportion(sampling):
+def test_tokens_of_several_vocabulary_blocks_follow_their_probabilities(sampling):
     tokens, _ = drawn(logits_of(1500), sampling, 10000)
     probabilities = expected(logits_of(1500), sampling)
     assert p_value(tokens, probabilities) > 1e-3
@@ -99,7 +99,7 @@ def test_a_vocabulary_of_several_blocks_is_sampled_in_proportion(sampling):
     assert p_value(tokens // 512, blocks) > 1e-3
 
 
-def test_the_chi_square_would_notice_a_wrong_temperature():
+def test_the_chi_square_test_detects_a_wrong_temperature():
     tokens, _ = drawn(logits_of(23), SamplingParams())
     assert p_value(tokens, expected(logits_of(23), SamplingParams(temperature=1.1))) < 1e-6
 
@@ -166,7 +166,7 @@ def test_rounding_in_the_cumulative_sum_never_selects_weight_zero():
 
 
 @pytest.mark.parametrize("uniform", [0.0, 2**-24, 0.5, 1 - 2**-23, 1 - 2**-24, 1.0])
-def test_extreme_uniforms_stay_inside(uniform):
+def test_extreme_uniforms_select_a_token_of_positive_weight(uniform):
     weights = jnp.asarray([[0, 0, 3, 0, 1e-3, 0], [0, 1e-30, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]], jnp.float32)
     chosen = np.asarray(_search(weights, jnp.full(3, uniform, jnp.float32)))
     assert (np.asarray(weights)[np.arange(3), chosen] > 0).all()
@@ -247,7 +247,7 @@ def test_filters_keep_what_transformers_keeps(sampling, logits):
         np.testing.assert_array_equal(kept, wanted)
 
 
-def test_equal_logits_at_a_threshold_stay_together():
+def test_equal_logits_at_a_threshold_are_all_kept():
     logits = jnp.asarray([2.0, 1.0, 1.0, 1.0, 0.0])
     assert (np.asarray(_filtered_weights(logits, SamplingParams(top_k=2))) > 0).tolist() == [True] * 4 + [
         False
@@ -293,15 +293,15 @@ def test_the_vocabulary_is_never_sorted(sampling, jaxpr_equations):
     assert {n for n in names if "sort" in n or "top_k" in n} == ({"top_k"} if sampling.top_k else set())
 
 
-BARRED = [
+BANNED = [
     SamplingParams(banned=(3, 20)),
     SamplingParams(0.8, top_k=5, banned=(3, 20)),
     SamplingParams(0.0, banned=(3, 20)),
 ]
 
 
-@pytest.mark.parametrize("sampling", BARRED, ids=name_of)
-def test_banned_tokens_never_come_and_change_no_logprob(sampling):
+@pytest.mark.parametrize("sampling", BANNED, ids=name_of)
+def test_banned_tokens_are_never_sampled_and_change_no_logprob(sampling):
     """The likeliest tokens are banned; the rest stays in proportion, scored under the full softmax."""
     logits = logits_of(23).copy()
     logits[[3, 20]] = logits.max() + 2
@@ -316,7 +316,7 @@ def test_banned_tokens_never_come_and_change_no_logprob(sampling):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_no_row_ends_before_its_minimum_length(temperature):
-    """Rows stand at positions of their own: each waits for its own."""
+    """Rows are at different positions, and each has its own minimum to reach."""
     keys = row_keys(jax.random.key(0), jnp.zeros(1, jnp.uint32), 400)
     positions = jnp.arange(400)[None] % 8
     logits = jnp.zeros((1, 400, 9)).at[..., 4].set(20.0)

@@ -206,7 +206,7 @@ def test_compilations_do_not_grow_with_the_number_of_rollouts(seed):
 
 
 @pytest.mark.parametrize("width", [1, 3, 100, 128, 700, 4096, 5000])
-def test_a_ring_holds_its_tokens_and_few_more(width, monkeypatch):
+def test_a_ring_has_few_more_slots_than_tokens(width, monkeypatch):
     monkeypatch.undo()  # the sizes that run
     slots = [row_table.ring_slots(tokens, width) for tokens in range(1, width + 1)]
     assert all(tokens <= s <= width for tokens, s in enumerate(slots, 1))

@@ -84,13 +84,13 @@ def assert_same(ours, theirs):
 
 LIMITS = {
     "skewed": np.where(np.arange(P * G) % 11 == 0, WIDTH + 5, np.arange(P * G) % 7 + 1).reshape(P, G),
-    "one row goes on": np.where(np.arange(P * G) == 13, WIDTH, 2).reshape(P, G),
-    "all at once": np.full((P, G), 9),
-    "each another": (np.arange(P * G) % WIDTH + 1).reshape(P, G),
+    "one long row": np.where(np.arange(P * G) == 13, WIDTH, 2).reshape(P, G),
+    "equal lengths": np.full((P, G), 9),
+    "different lengths": (np.arange(P * G) % WIDTH + 1).reshape(P, G),
 }
 
 
-@pytest.mark.parametrize("name", ["all at once", "each another"])
+@pytest.mark.parametrize("name", ["equal lengths", "different lengths"])
 def test_segments_sample_the_same_tokens_as_one_program(tiny, tiny_params, mesh_1, ends_at, name):
     ends_at(LIMITS[name])
     _, whole = sample(tiny, tiny_params, mesh_1, 0)
@@ -127,7 +127,7 @@ def test_segments_with_an_int8_cache_sample_the_same_tokens(tiny, tiny_params, m
 
 
 def test_a_prompts_own_seed_gives_the_same_tokens_on_any_mesh(tiny, tiny_params, mesh_1, ends_at):
-    ends_at(LIMITS["each another"])
+    ends_at(LIMITS["different lengths"])
     seeds = [7, 7, *range(P - 2)]
     _, here = sample(tiny, tiny_params, mesh_1, 4, seeds=seeds)
     _, there = sample(tiny, tiny_params, make_mesh({"data": 8}), 8, seeds=seeds)
@@ -161,8 +161,8 @@ def test_lengths_of_other_rows_change_no_token(engines, tiny_params, mesh_1, whi
     np.testing.assert_array_equal(ours.finished, longest.finished & (longest.lengths <= limits))
 
 
-def test_a_stopped_row_leaves_without_disturbing_others(engines, tiny_params, mesh_1):
-    """The devices know nothing of stop strings: such a row is left behind, and others take its place."""
+def test_stopping_a_row_changes_no_other_row(engines, tiny_params, mesh_1):
+    """The devices know nothing of stop strings: the host drops such a row, and others take its place."""
     (one, *_), longest = engines
     stop = Stop(("a", "bc"), lambda ids: "".join(chr(97 + i % 4) for i in ids))
     rows_of = zip(longest.tokens.reshape(-1, WIDTH), longest.lengths.flat)
@@ -212,10 +212,10 @@ class Counted:
         return self.program(*given)
 
 
-def test_rows_that_have_ended_leave_the_table(tiny, tiny_params, mesh_1, ends_at, monkeypatch):
+def test_rows_that_have_ended_are_no_longer_computed(tiny, tiny_params, mesh_1, ends_at, monkeypatch):
     """Rows through the model, segment by segment: they fall as rows leave, one segment late."""
     rows = rows_computed(monkeypatch)
-    ends_at(LIMITS["one row goes on"])
+    ends_at(LIMITS["one long row"])
     one, _ = sample(tiny, tiny_params, mesh_1, 4)
     jax.effects_barrier()
     assert rows == [32] * 8 + [1] * (WIDTH - 9)
@@ -224,7 +224,7 @@ def test_rows_that_have_ended_leave_the_table(tiny, tiny_params, mesh_1, ends_at
     )  # empty_state, prefill, five sizes of the ring, two programs for each move between them
 
 
-def test_a_long_sample_of_each_prompt_frees_the_others_rows(tiny, tiny_params, mesh_1, ends_at, monkeypatch):
+def test_compaction_keeps_only_the_live_rows_of_each_prompt(tiny, tiny_params, mesh_1, ends_at, monkeypatch):
     rows = rows_computed(monkeypatch)
     ends_at(np.where(np.arange(P * G) % G == np.arange(P * G) // G % G, WIDTH, 2).reshape(P, G))
     sample(tiny, tiny_params, mesh_1, 4)
@@ -232,7 +232,7 @@ def test_a_long_sample_of_each_prompt_frees_the_others_rows(tiny, tiny_params, m
     assert rows == [32] * 8 + [8] * (WIDTH - 9)
 
 
-def test_waiting_prompts_take_free_places(tiny, tiny_params, mesh_1, monkeypatch):
+def test_waiting_prompts_take_the_places_of_ended_ones(tiny, tiny_params, mesh_1, monkeypatch):
     """Of eight rows at a time, seven prompts of one token and one of forty: no more steps than the long one takes."""
     rows = rows_computed(monkeypatch)
     limits = np.full((P, G), 2, np.int32)

@@ -52,7 +52,7 @@ def _on_the_host():
 
 @given(tokens, strings, st.data())
 @settings(max_examples=300, deadline=None)
-def test_a_stop_string_across_a_cut_is_found(ids, strings, data):
+def test_a_stop_string_across_segments_is_found(ids, strings, data):
     """Looked for in pieces of any length, it ends the row where a search through each prefix says."""
     stop, seen, end = Stop(tuple(strings), decode), 0, None
     while end is None and seen < len(ids):
@@ -99,7 +99,7 @@ def test_a_stopped_completion_does_not_depend_on_the_segments(ids, strings, segm
         assert reported[g] == (kept, True)
 
 
-def test_nothing_is_decoded_without_stop_strings():
+def test_a_completion_keeps_its_length_without_stop_strings():
     rows = read([[0, 1, 0]], 4)
     assert rows.lengths.tolist() == [[3]]
 
