@@ -65,7 +65,7 @@ def test_mesh_is_described_as_it_is_written():
     assert describe({"tensor": 4, "data": 2}) == "data=2,fsdp=1,tensor=4"
 
 
-def test_rows_lie_over_data_and_fsdp():
+def test_rows_are_sharded_over_data_and_fsdp():
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     assert by_rows(mesh).shard_shape((8, 3)) == (2, 3)
     assert everywhere(mesh).shard_shape((8, 3)) == (8, 3)
@@ -94,7 +94,7 @@ def test_every_parameter_of_every_published_size_has_one_rule(size, tied, form, 
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-def test_every_rule_serves_some_parameter(tiny, table):
+def test_every_rule_matches_some_parameter(tiny, table):
     """A rule that nothing matches is a typing error, or a parameter that has been renamed."""
     both = [in_form(tiny, form) for form in FORMS]
     for left_out in range(len(table)):
@@ -127,7 +127,7 @@ def test_an_unknown_parameter_is_caught(tiny):
         )
 
 
-def test_training_splits_every_matrix_both_ways_and_the_rollout_never_over_fsdp(tiny):
+def test_rollouts_shard_matrices_over_tensor_and_training_over_fsdp_too(tiny):
     params = abstract_params(tiny)
     axes = lambda table: {
         "/".join(key.key for key in path): {axis for axis in spec if axis}
@@ -141,7 +141,7 @@ def test_training_splits_every_matrix_both_ways_and_the_rollout_never_over_fsdp(
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-def test_a_quantised_matrix_lies_as_the_matrix_and_its_scales_as_its_outputs(tiny, table):
+def test_quantised_values_are_sharded_as_the_matrix_and_scales_as_outputs(tiny, table):
     """So that a device has the scales of the channels that it computes, and no product needs another's."""
     plain, found = specs(abstract_params(tiny), table), specs(in_form(tiny, "int8"), table)
     shapes = in_form(tiny, "int8")

@@ -21,7 +21,7 @@ from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
 P, G, TP, TC, REAL = 8, 2, 5, 6, 37
 ONE = {"data": 1}
 EIGHT = [{"data": 8}, {"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
-HOW = Scoring(num_tokens=REAL, chunk=48)
+SCORING = Scoring(num_tokens=REAL, chunk=48)
 BONUS = EntropyBonus(0.01, adaptive=True, target=100.0)
 OBJECTIVE = GRPO("dapo", beta=0.1, max_length=TC, bonus=BONUS)
 
@@ -84,9 +84,9 @@ def updated(tiny, params, mesh, batch):
     """Gradients, then parameters and metrics after two updates of two micro-batches each."""
     sharding = state_shardings(params, OPTIMIZER, mesh, BONUS)
     state = jax.device_put(init_state(jax.tree.map(jnp.copy, params), OPTIMIZER, BONUS), sharding)
-    backward = jax.jit(functools.partial(accumulate, tiny, OBJECTIVE, HOW, 2))
+    backward = jax.jit(functools.partial(accumulate, tiny, OBJECTIVE, SCORING, 2))
     grads, *_ = jax.tree.map(np.asarray, backward(state.params, batch, state.entropy))
-    update = make_update(tiny, OBJECTIVE, HOW, OPTIMIZER, 2, sharding, mesh)
+    update = make_update(tiny, OBJECTIVE, SCORING, OPTIMIZER, 2, sharding, mesh)
     state, first = update(state, batch)
     state, second = update(state, batch)
     assert update.compilations == 1
@@ -105,7 +105,7 @@ def assert_close(ours, theirs):
 
 
 @pytest.mark.parametrize("sizes", EIGHT, ids=lambda sizes: ",".join(f"{k}={v}" for k, v in sizes.items()))
-def test_eight_devices_do_what_one_does(on_mesh, sizes, tiny_params):
+def test_eight_devices_compute_the_same_as_one(on_mesh, sizes, tiny_params):
     rollout, grads, params, metrics = on_mesh(sizes)
     wanted_rollout, wanted_grads, wanted_params, wanted_metrics = on_mesh(ONE)
     np.testing.assert_array_equal(rollout.tokens, wanted_rollout.tokens)
@@ -125,7 +125,7 @@ def test_eight_devices_do_what_one_does(on_mesh, sizes, tiny_params):
     assert metrics[1]["entropy_coef"] == pytest.approx(0.02)
 
 
-def test_weights_are_really_split(tiny, tiny_params):
+def test_weights_are_split_over_the_devices(tiny, tiny_params):
     """Eight copies would agree too."""
     mesh = make_mesh({"fsdp": 2, "tensor": 4})
     laid = jax.device_put(tiny_params, shardings(tiny_params, TRAIN_RULES, mesh))

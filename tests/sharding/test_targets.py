@@ -50,7 +50,7 @@ def target(request):
 def compiled(target, name, cfg, dtype="bfloat16"):
     """The program called `name` for a rollout of P x G rows on a mesh of SIZES."""
     mesh = topology_mesh(target, SIZES)
-    how = Scoring(dtype=dtype, num_tokens=cfg.vocab_size - 3, chunk=64)
+    scoring = Scoring(dtype=dtype, num_tokens=cfg.vocab_size - 3, chunk=64)
     if name == "generate":
         program = make_generate(cfg, Vocabulary((3, 5), 0, cfg.vocab_size - 3), SamplingParams(), G, TC, mesh)
         arguments = (
@@ -58,12 +58,12 @@ def compiled(target, name, cfg, dtype="bfloat16"):
             *abstract_arguments.prompts(mesh, P, TP),
         )
     elif name == "score":
-        program = make_score(cfg, how, 2, mesh)
+        program = make_score(cfg, scoring, 2, mesh)
         master = abstract_arguments.weights(cfg, mesh, "float32")
         arguments = master, abstract_arguments.rows(mesh, P * G, TP, TC)
     else:
         state = state_shardings(abstract_params(cfg), OPTIMIZER, mesh)
-        program = make_update(cfg, GRPO(beta=0.1), how, OPTIMIZER, 2, state, mesh)
+        program = make_update(cfg, GRPO(beta=0.1), scoring, OPTIMIZER, 2, state, mesh)
         batch = abstract_arguments.batch(mesh, P * G, TP, TC, old=True, reference=True, ends=1)
         arguments = abstract_arguments.train_state(cfg, OPTIMIZER, mesh), batch
     return abstract_arguments.compile_for(target, mesh, program, *arguments)
@@ -74,7 +74,7 @@ def test_tiny_programs_compile_without_the_hardware(target, name, tiny):
     assert compiled(target, name, tiny).memory_analysis().temp_size_in_bytes > 0
 
 
-def test_a_published_shape_updates_without_the_hardware(target):
+def test_the_update_of_a_published_shape_compiles_without_the_hardware(target):
     two_layers = dataclasses.replace(PUBLISHED["0.5b"], num_layers=2)
     assert compiled(target, "update", two_layers).memory_analysis().temp_size_in_bytes > 0
 
@@ -115,7 +115,7 @@ def test_generate_holds_its_cache_once(target, form):
     assert form == "int8" or cache <= memory.temp_size_in_bytes  # one in int8 may fit into a TPU's own memory
 
 
-def test_int8_weights_are_written_out_in_bfloat16(target):
+def test_int8_weights_are_never_written_out_in_bfloat16(target):
     """Half the bytes to hold; and while it decodes no matrix exists in bfloat16, be it a layer's or the head."""
     cfg, mesh = PUBLISHED["1.5b"], topology_mesh(target)
     program = make_generate(cfg, Vocabulary((151645, 151643), 0, 151665), SamplingParams(), G, 128, mesh)
@@ -139,7 +139,7 @@ def test_half_precision_attention_is_cudnn_on_gpus_only(target, tiny):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_cudnn_is_asked_for_half_precision_only(target, dtype):
+def test_cudnn_is_used_for_half_precision_on_gpus_only(target, dtype):
     attend = lambda x: causal(0, x, x, x, None)[0]
     with jax.set_mesh(topology_mesh(target)):
         traced = str(jax.make_jaxpr(attend)(jax.ShapeDtypeStruct((8, 4, 2, 8), dtype)))
@@ -147,8 +147,8 @@ def test_cudnn_is_asked_for_half_precision_only(target, dtype):
 
 
 @pytest.mark.parametrize(("sizes", "fused"), [({"fsdp": 8}, True), (SIZES, False)], ids=str)
-def test_a_rollout_reads_its_prompts_without_cudnn(target, sizes, fused, tiny):
-    """With a split `tensor` it must: there cuDNN's attention does not compile."""
+def test_a_rollout_prefills_with_cudnn_unless_tensor_is_split(target, sizes, fused, tiny):
+    """cuDNN's attention does not compile there."""
     if not target.startswith("h"):
         pytest.skip("cuDNN is for GPUs")
     mesh = topology_mesh(target, sizes)
@@ -181,8 +181,8 @@ def test_every_head_layout_has_its_kernel_and_gradient(target, size, kernel):
     assert not re.findall("all-gather|all-to-all|collective-permute", text)
 
 
-def test_packed_rows_have_the_kernels_too(target):
-    """With their gradients, rows split over the mesh: a device needs nobody else's segments."""
+def test_packed_rows_use_the_same_kernels(target):
+    """With their gradients, rows split over the mesh: no device needs another's segments."""
     mesh = topology_mesh(target, SIZES)
     on = lambda *axes: NamedSharding(mesh, PartitionSpec(ROWS, None, *axes))
     array = lambda n: jax.ShapeDtypeStruct((8, 300, n, 64), jnp.bfloat16, sharding=on("tensor"))
@@ -197,7 +197,7 @@ def test_packed_rows_have_the_kernels_too(target):
     assert not re.findall("all-gather|all-to-all|collective-permute", text)
 
 
-def test_a_rollout_reads_long_prompts_with_splash_where_tensor_is_split(tiny):
+def test_a_rollout_prefills_long_prompts_with_splash_where_tensor_is_split(tiny):
     """Rows are split by `jax.shard_map` already there, and the heads by another one within."""
     try:
         mesh = topology_mesh("v5e:2x4", SIZES)
@@ -242,7 +242,7 @@ def test_a_target_has_as_many_devices_as_jax_shows_there(target, devices):
 
 
 @pytest.mark.parametrize(
-    ("target", "sizes", "said"),
+    ("target", "sizes", "message"),
     [
         ("v5:2x4", None, "did you mean 'v5"),
         ("h100", None, "such as h100:8"),
@@ -252,12 +252,12 @@ def test_a_target_has_as_many_devices_as_jax_shows_there(target, devices):
         ("h100:2x2x2", None, "hosts x devices"),
     ],
 )
-def test_impossible_targets_are_refused_in_a_sentence(target, sizes, said):
+def test_impossible_targets_are_refused_in_a_sentence(target, sizes, message):
     with pytest.raises(UserError) as refused:
         topology_mesh(target, sizes)
     if isinstance(refused.value, MissingExtra):
         pytest.skip(str(refused.value))
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
