@@ -81,12 +81,12 @@ def tested():
     return {name.removeprefix("test_").split("__")[0].replace("_", "-") for name in globals() if "__" in name}
 
 
-def test_a_recipe_that_nobody_runs():
+def test_every_recipe_is_run_by_a_test():
     elsewhere = {"demo", "gsm8k", "r1"}  # test_demo.py; one without a small form; test_pipeline.py
     assert set(recipes.names()) - elsewhere == tested() - {""}
 
 
-def test_simple_grpo__has_four_totals_and_a_reference(run):
+def test_simple_grpo__has_four_reward_totals_and_a_reference(run):
     ended = run("simple-grpo", max_steps=3)
     assert ended.totals("simple_grpo_correct", "simple_grpo_format") <= {2.25, 0.25, 0.0, -2.0}
     assert len(ended.totals("simple_grpo_correct", "simple_grpo_format")) > 1
@@ -99,20 +99,20 @@ def test_simple_grpo__has_four_totals_and_a_reference(run):
         np.testing.assert_allclose([row["advantage"] for row in group], wanted, atol=1e-4)
 
 
-def test_tinyzero__gives_a_tenth_for_the_tag(run):
+def test_tinyzero__gives_a_tenth_for_the_answer_tag(run):
     ended = run("tinyzero", max_steps=2)
     assert {0.1, 1.0} <= ended.totals("tinyzero") <= {0.0, 0.1, 1.0}
 
 
 @pytest.fixture
-def learned(monkeypatch):
+def update_batches(monkeypatch):
     """The rows that updates are made of, batch by batch."""
     seen, make = [], batches._rows
     monkeypatch.setattr(batches, "_rows", lambda *given: seen.append(make(*given)) or seen[-1])
     return seen
 
 
-def test_reinforce_lite__learns_from_the_first_of_ten(run, learned):
+def test_reinforce_lite__learns_from_the_first_of_ten_completions(run, update_batches):
     ended = run("reinforce-lite", max_steps=2)
     assert ended.totals("reinforce_lite") == {1.0, -1.0}
     for group in ended.groups():
@@ -123,13 +123,15 @@ def test_reinforce_lite__learns_from_the_first_of_ten(run, learned):
     assert "kl" not in ended.lines[0]
     firsts = {tuple(group[0]["token_ids"]) for group in ended.groups()}
     trained = [
-        tuple(row[: int(mask.sum())]) for batch in learned for row, mask in zip(batch.tokens, batch.mask)
+        tuple(row[: int(mask.sum())])
+        for batch in update_batches
+        for row, mask in zip(batch.tokens, batch.mask)
     ]
     assert len(trained) == 2 * 16
     assert set(trained) <= firsts
 
 
-def test_srpo__mixes_in_the_other_domain_and_leaves_out_what_is_solved(run):
+def test_srpo__mixes_in_the_other_domain_and_leaves_out_solved_prompts(run):
     stages = "[{mixture: {math: 1}, until_plateau: 9, window: 1}, {}]"
     data = '{math: "tiny_math:levels=1,size=16", code: "tiny_countdown:size=16"}'
     ended = run("srpo", max_steps=5, curriculum=stages, dataset=data, num_generations=2)
@@ -141,7 +143,7 @@ def test_srpo__mixes_in_the_other_domain_and_leaves_out_what_is_solved(run):
     assert ended.column("reflection/any") != [None] * 5
 
 
-def test_dapo__trains_on_groups_that_differ_only(run, learned):
+def test_dapo__trains_only_on_groups_whose_rewards_differ(run, update_batches):
     ended = run("dapo", max_steps=2, max_completion_length=14)  # many are longer
     assert ended.column("dynamic_sampling/rollouts") != [None] * 2
     short = ended.column("dynamic_sampling/groups_short")
@@ -152,11 +154,11 @@ def test_dapo__trains_on_groups_that_differ_only(run, learned):
     rows = [row for group in ended.groups() for row in group]
     cut = [row["truncated"] for row in rows]
     assert any(cut)
-    empty = [not mask.any() for batch in learned for mask in batch.mask]
-    assert sum(empty) == sum(cut), "those that were cut teach nothing"
+    empty = [not mask.any() for batch in update_batches for mask in batch.mask]
+    assert sum(empty) == sum(cut), "truncated completions are masked out"
 
 
-def test_dr_grpo__divides_by_nothing(run):
+def test_dr_grpo__divides_advantages_by_no_standard_deviation(run):
     ended = run("dr-grpo", max_steps=2)
     for group in ended.groups():
         rewards = np.array([row["boxed_math"] for row in group])
@@ -167,7 +169,9 @@ def test_dr_grpo__divides_by_nothing(run):
 def test_gspo__clips_whole_completions_within_ten_thousandths(run):
     ended = run("gspo", max_steps=3)
     assert ended.config["importance_sampling_level"] == "sequence"
-    assert max(ended.column("clip_ratio/region_mean")) > 0.2, "a token's clip range would hardly be left"
+    assert max(ended.column("clip_ratio/region_mean")) > 0.2, (
+        "hardly any ratio would leave the clip range of tokens"
+    )
 
 
 def test_deepscaler__lengthens_its_context_twice(run):
@@ -186,7 +190,7 @@ def test_deepscaler__lengthens_its_context_twice(run):
     ]
 
 
-def test_qlora_long__trains_adapters_beside_four_bits(run):
+def test_qlora_long__trains_adapters_beside_four_bit_weights(run):
     ended = run("qlora-long", max_steps=2)
     assert (ended.config["base_weights"], ended.config["share_prompts"]) == ("nf4", True)
     adapter = json.loads((ended.folder / "adapter" / "adapter_config.json").read_text())
@@ -209,7 +213,7 @@ def test_open_r1__adds_weighted_rewards(run):
             np.testing.assert_allclose([row["advantage"] for row in group], wanted, atol=2e-3)
 
 
-def test_mini_r1__writes_samples_and_judges_the_equation(run):
+def test_mini_r1__writes_samples_and_scores_the_equation(run):
     ended = run("mini-r1", max_steps=3)
     assert ended.totals("mini_r1_equation", "mini_r1_format") == {0.0, 1.0, 2.0}
     assert (ended.folder / "completion_samples.txt").read_text().count("==== step") > 0
@@ -218,7 +222,7 @@ def test_mini_r1__writes_samples_and_judges_the_equation(run):
     assert load_settings(GRPOConfig, "mini-r1").prefill.endswith("<think>")
 
 
-def test_logic_rl__goes_from_size_to_size(run):
+def test_logic_rl__moves_on_to_puzzles_with_more_people(run):
     ended = run("logic-rl", max_steps=3, dataset="tiny_knights:people=2-3,size=48")
     assert ended.totals("logic_rl") <= {3.0, -0.5, -1.0, -3.0}
     assert ended.column("curriculum/stage") == [1, 1, 2]
@@ -235,13 +239,13 @@ def test_distill__packs_traces(run):
     assert summary["after"]["perplexity"] < summary["before"]["perplexity"]
 
 
-def test_limo__goes_over_few_rows_fifteen_times(run):
+def test_limo__trains_on_few_rows_for_fifteen_epochs(run):
     ended = run("limo", verb="sft", dataset="tiny_countdown_traces:size=32")
     assert len(ended.lines) == 15 * 32 // 16
     assert ended.column("learning_rate")[-1] < ended.column("learning_rate")[0] / 50, "a cosine"
 
 
-def test_r1_zero__has_rewards_that_are_rules(run):
+def test_r1_zero__adds_weighted_rule_based_rewards(run):
     ended = run("r1-zero", max_steps=2)
     assert ended.config["rewards"] == ["simple_grpo_correct", "think_answer_format"]
     for group in ended.groups():
