@@ -1,4 +1,4 @@
-"""Callbacks: every kind of object is called, what it asks for arrives, and a resumed run stops where it would have."""
+"""Callbacks: every kind of object is called, its requests take effect, and a resumed run stops where it would have."""
 
 import json
 
@@ -35,7 +35,7 @@ def call(callbacks, event, control=None, **given):
     return control
 
 
-def test_an_object_without_a_base_class_is_not_called():
+def test_an_object_without_a_base_class_is_called():
     plain = Plain()
     assert not call([plain], "on_step_end", model="m").should_save
     assert call([plain], "on_log", logs={"loss": 1.0}).should_save
@@ -43,18 +43,18 @@ def test_an_object_without_a_base_class_is_not_called():
     assert plain.seen == [("args", 3, {"model": "m"}), {"loss": 1.0}]
 
 
-def test_our_base_class_lacks_an_event():
+def test_the_base_class_has_a_method_for_every_event():
     for event in EVENTS:
         assert getattr(TrainerCallback(), event)(None, TrainerState(), TrainerControl(), metrics={}) is None
 
 
-def test_one_callback_hides_the_next():
+def test_every_callback_is_called():
     first, second = Plain(), Plain()
     call([first, second], "on_step_end")
     assert len(first.seen) == len(second.seen) == 1
 
 
-def test_a_control_of_ones_own_is_dropped():
+def test_a_returned_control_takes_effect():
     class Returns:
         def on_step_end(self, args, state, control, **kwargs):
             return TrainerControl(should_training_stop=True)
@@ -62,7 +62,7 @@ def test_a_control_of_ones_own_is_dropped():
     assert call([Returns()], "on_step_end").should_training_stop
 
 
-def test_a_callback_of_transformers_is_refused():
+def test_a_callback_of_transformers_is_called():
     transformers = pytest.importorskip("transformers")
 
     class Theirs(transformers.TrainerCallback):
@@ -87,13 +87,13 @@ class OnlyEpochs:
         (OnlyEpochs(), "OnlyEpochs: on_epoch_end is never called here; the methods are"),
     ],
 )
-def test_what_is_never_called_is_accepted(callback, words):
+def test_a_callback_that_is_never_called_is_refused(callback, words):
     with pytest.raises(UserError) as fault:
         Callbacks([Plain(), callback])
     assert words in str(fault.value)
 
 
-def test_idle_callbacks_of_transformers_are_accepted():
+def test_unusable_callbacks_of_transformers_are_refused():
     transformers = pytest.importorskip("transformers")
     with pytest.raises(UserError, match=r"it has no on_\.\.\. method of its own"):
         Callbacks([transformers.TrainerCallback()])
@@ -101,7 +101,7 @@ def test_idle_callbacks_of_transformers_are_accepted():
         Callbacks([transformers.EarlyStoppingCallback()])
 
 
-def test_a_method_that_is_never_called_is_not_told_of(capsys):
+def test_a_method_that_is_never_called_is_named_in_a_warning(capsys):
     class Both(Plain):
         def on_epoch_end(self, args, state, control, **kwargs): ...
 
@@ -111,7 +111,7 @@ def test_a_method_that_is_never_called_is_not_told_of(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_request_outlives_its_step():
+def test_a_new_step_clears_every_request_except_to_stop():
     control = TrainerControl(True, True, True)
     control.new_step()
     assert control == TrainerControl(should_training_stop=True)
@@ -148,11 +148,11 @@ NAN = float("nan")
         ({"patience": 1}, [0.1, None, 0.2, 0.2], 4),  # a line without the metric counts as nothing
     ],
 )
-def test_it_stops_too_soon_or_too_late(settings, values, stops):
+def test_early_stopping_stops_once_patience_runs_out(settings, values, stops):
     assert feed(EarlyStopping(**settings), values) == stops
 
 
-def test_evaluations_and_steps_are_mixed_up():
+def test_an_evaluation_metric_counts_at_evaluations_only():
     evaluated = EarlyStopping("eval/avg", patience=1)
     control = TrainerControl()
     callbacks = Callbacks([evaluated])
@@ -164,7 +164,7 @@ def test_evaluations_and_steps_are_mixed_up():
     assert control.should_training_stop
 
 
-def test_a_metric_that_does_not_exist_never_stops():
+def test_an_unknown_metric_is_refused():
     with pytest.raises(
         UserError, match=r"metric = 'rewrd': the run has no such metric \(did you mean 'reward'\?\)"
     ):
@@ -176,7 +176,7 @@ def test_a_metric_that_does_not_exist_never_stops():
 @pytest.mark.parametrize(
     "settings", [{"patience": 0}, {"patience": 1.5}, {"threshold": -1}, {"threshold": NAN}]
 )
-def test_senseless_settings_are_accepted(settings):
+def test_senseless_early_stopping_settings_are_refused(settings):
     with pytest.raises(UserError, match=f"EarlyStopping: {next(iter(settings))} = "):
         EarlyStopping(**settings)
 
@@ -185,7 +185,7 @@ VALUES = [0.1, 0.4, 0.3, 0.35, 0.41, 0.2, 0.3, 0.4, 0.9]
 
 
 @pytest.mark.parametrize("killed_after", range(len(VALUES)))
-def test_a_resumed_run_stops_elsewhere(killed_after):
+def test_a_resumed_run_stops_at_the_same_step(killed_after):
     whole = feed(EarlyStopping(patience=3), VALUES)
     assert whole == 8
     first = Callbacks([Plain(), EarlyStopping(patience=3)])
@@ -202,7 +202,7 @@ def test_a_resumed_run_stops_elsewhere(killed_after):
         assert killed_after + rest == whole
 
 
-def test_states_are_mixed_up_between_callbacks():
+def test_each_callback_gets_its_own_state_back():
     first = Callbacks([EarlyStopping("a", patience=2), Plain(), EarlyStopping("b", patience=2)])
     feed(first.callbacks[0], [0.5, 0.1])
     assert list(first.state_dict()) == ["0:EarlyStopping", "2:EarlyStopping"]
@@ -215,5 +215,5 @@ def test_states_are_mixed_up_between_callbacks():
     Callbacks([Plain()]).load_state_dict(first.state_dict())  # fewer than before
 
 
-def test_no_callbacks_at_all():
+def test_an_empty_list_of_callbacks_has_an_empty_state():
     assert Callbacks().state_dict() == Callbacks([]).state_dict() == {}

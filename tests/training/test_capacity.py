@@ -1,4 +1,4 @@
-"""A run in little memory: prompts wait, and what is sampled and learned is the same; too little is told at once."""
+"""A run in little memory: prompts wait, and the same is sampled and learned; too little is refused at the start."""
 
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ def settings(tiny_settings, tmp_path):
     }
 
 
-def test_little_memory_changes_what_is_sampled(settings, tmp_path, capsys):
+def test_little_memory_changes_no_sampled_token(settings, tmp_path, capsys):
     found = []
     for name, memory in (("all", None), ("few", SMALL)):
         trainer = GRPOTrainer(
@@ -46,7 +46,7 @@ def test_little_memory_changes_what_is_sampled(settings, tmp_path, capsys):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_hosts_with_other_memory_take_other_tables(settings, monkeypatch):
+def test_every_host_plans_with_the_smallest_device_of_all(settings, monkeypatch):
     """Each host plans the table of all: they must plan with the smallest device of any of them."""
     monkeypatch.setattr(memory_budget.hosts, "min_over_processes", lambda mebibytes: min(mebibytes, 20 << 10))
     trainer = GRPOTrainer(settings["model"], args=GRPOConfig(**settings))
@@ -93,7 +93,7 @@ def test_a_run_computes_as_many_rows_at_a_time_as_fit(settings, monkeypatch, cap
         with_micro_batch(asked, policy, 1000)
 
 
-def test_too_little_memory_fails_in_the_middle_of_a_run(settings, options, capsys):
+def test_too_little_memory_is_refused_before_the_run(settings, options, capsys):
     with pytest.raises(UserError, match="rollout_memory = 1e-05"):
         GRPOTrainer(settings["model"], args=GRPOConfig(**settings | {"rollout_memory": TINY}))
     assert main(["train", *options(settings | {"rollout_memory": TINY})]) == 2

@@ -1,4 +1,4 @@
-"""Collecting: no group that can teach is lost, used twice, or kept past a step; and a resumed run is the same one."""
+"""Collecting: no group with spread is lost, used twice, or kept past a step; and a resumed run is the same one."""
 
 import dataclasses
 import gc
@@ -26,14 +26,14 @@ from grpo_jax.training.run_state import RunState
 
 WIDTH = 7  # of a completion, in tokens
 NAN = float("nan")
-# What two functions say about a group's completions, and whether the sum of both differs within it.
+# How two functions score a group's completions, and whether the sum of both differs within it.
 KINDS = {
     "rising": (lambda g: (g, 0.25), True),
     "two of them known": (lambda g: (NAN if g > 1 else g, NAN), True),
     "all equal": (lambda g: (0.1, 0.7), False),
     "equal in sum": (lambda g: (g, -g), False),
     "equal where known": (lambda g: (NAN if g else 1.0, NAN if g else 2.0), False),
-    "nobody knows": (lambda g: (NAN, NAN), False),
+    "none known": (lambda g: (NAN, NAN), False),
 }
 
 
@@ -158,7 +158,7 @@ class World:
         given = self.curriculum(), FakeSampler(self.G), scorer, self.P
         return DynamicCollector(*given, self.budget) if dynamic else Collector(*given)
 
-    def can_teach(self, indices):
+    def has_spread(self, indices):
         uids = self.prompts().at(indices).uids if len(indices) else []
         return np.array([KINDS[self.kinds[uid % len(self.kinds)]][1] for uid in uids], bool)
 
@@ -202,29 +202,29 @@ def carried(saved):
 
 @given(world=worlds, count=st.integers(1, 7))
 @settings(max_examples=60, deadline=None)
-def test_a_group_that_can_teach_is_lost_or_trained_on_twice_or_out_of_turn(world, count):
+def test_every_group_with_spread_is_trained_on_once_and_in_order(world, count):
     taken = steps_of(world, count)
     indices = np.concatenate([trained.indices for trained, _, _ in taken])
     everything = np.array(world.indices(0, json.loads(taken[-1][2])["course"]["total"]))
-    useful = indices[world.can_teach(indices)].tolist() + carried(taken[-1][2])
-    assert useful == everything[world.can_teach(everything)].tolist()
+    useful = indices[world.has_spread(indices)].tolist() + carried(taken[-1][2])
+    assert useful == everything[world.has_spread(everything)].tolist()
     assert [len(trained) for trained, _, _ in taken] == [world.P] * count
 
 
 @given(world=worlds, count=st.integers(1, 7))
 @settings(max_examples=60, deadline=None)
-def test_a_step_draws_past_its_budget_or_its_need(world, count):
+def test_a_step_stops_sampling_once_it_has_enough_or_its_budget_is_spent(world, count):
     before = []
     for trained, sampled, saved in steps_of(world, count):
         rounds, rest = divmod(len(sampled), world.P)
         assert rest == 0
         assert 1 <= rounds <= world.budget
-        useful = world.can_teach(sampled.indices).reshape(rounds, world.P).sum(1)
+        useful = world.has_spread(sampled.indices).reshape(rounds, world.P).sum(1)
         assert len(before) + useful[:-1].sum() < world.P, "the rollout before the last was enough"
         enough = len(before) + useful.sum() >= world.P
         assert enough or rounds == world.budget
-        idle = trained.indices[~world.can_teach(trained.indices)]
-        of_step = sampled.indices[~world.can_teach(sampled.indices)]
+        idle = trained.indices[~world.has_spread(trained.indices)]
+        of_step = sampled.indices[~world.has_spread(sampled.indices)]
         assert idle.tolist() == of_step[: len(idle)].tolist(), "what fills a step is of this step, in order"
         assert not (enough and len(idle))
         before = carried(saved)
@@ -233,7 +233,7 @@ def test_a_step_draws_past_its_budget_or_its_need(world, count):
 
 @given(world=worlds, count=st.integers(1, 7))
 @settings(max_examples=60, deadline=None)
-def test_a_group_is_older_than_a_step_or_says_so_wrongly(world, count):
+def test_a_group_is_at_most_one_step_old_and_then_off_policy(world, count):
     for step, (trained, sampled, _) in enumerate(steps_of(world, count)):
         age = step - trained.rollout.tokens[:, 0, 2]
         assert age.tolist() == (~trained.on_policy).astype(int).tolist()
@@ -246,7 +246,7 @@ def test_a_group_is_older_than_a_step_or_says_so_wrongly(world, count):
 
 @given(world=worlds, count=st.integers(1, 6))
 @settings(max_examples=40, deadline=None)
-def test_a_groups_parts_are_those_of_another(world, count):
+def test_all_parts_of_a_group_belong_together(world, count):
     """Everything about a group is what sampling and scoring it alone would have said, bit by bit."""
     sampler, pool, decode = FakeSampler(world.G), FakePool(world.kinds, world.G), Characters().batch_decode
     for trained, sampled, _ in steps_of(world, count):
@@ -268,10 +268,10 @@ def test_a_groups_parts_are_those_of_another(world, count):
                 logged = alone.scored.extras.get("tokens", [None] * world.G)
                 assert logged == [pool.logged(row) for row in ids]
         kinds = with_spread(trained.scored.base)
-        assert kinds.tolist() == world.can_teach(trained.indices).tolist()
+        assert kinds.tolist() == world.has_spread(trained.indices).tolist()
 
 
-def test_groups_of_unlike_width_are_joined_as_one_batch_of_them_would_be():
+def test_groups_of_different_widths_are_joined_as_if_batched_together():
     """Prompts have 1 or 28 tokens: rollouts of a step come 16 and 30 wide."""
     world = World(kinds=("rising", "all equal", "all equal"), rows=9, P=2, budget=4)
     taken = steps_of(world, 9)
@@ -280,8 +280,8 @@ def test_groups_of_unlike_width_are_joined_as_one_batch_of_them_would_be():
         assert_same(trained.batch, world.prompts().at(trained.indices))
 
 
-@pytest.mark.parametrize("kind", ["all equal", "nobody knows", "equal where known"])
-def test_prompts_that_teach_nothing_stop_the_run(kind, capsys):
+@pytest.mark.parametrize("kind", ["all equal", "none known", "equal where known"])
+def test_groups_without_spread_fill_the_step_and_a_warning_is_printed_once(kind, capsys):
     world = World(kinds=(kind,), budget=2)
     taken = steps_of(world, 3)
     for step, (trained, sampled, saved) in enumerate(taken):
@@ -289,17 +289,17 @@ def test_prompts_that_teach_nothing_stop_the_run(kind, capsys):
         assert sampled.scored.metrics["dynamic_sampling/groups_short"] == 2
         assert carried(saved) == []
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1, "told once"
+    assert len(said) == 1, "one warning"
     assert "2 rollouts gave 0 of the 2 groups" in said[0]
     assert "max_rollouts_per_step" in said[0]
 
 
-def test_nothing_is_said_where_the_budget_is_enough(capsys):
+def test_no_warning_is_printed_if_the_budget_is_enough(capsys):
     steps_of(World(kinds=("all equal", "rising"), rows=6), 4)
     assert capsys.readouterr().err == ""
 
 
-def test_over_long_shaping_makes_a_group_look_as_if_it_could_teach():
+def test_overlong_penalties_do_not_count_as_spread():
     world = World(kinds=("all equal",), overlong=(WIDTH, 4), budget=3)
     trained, sampled, _ = steps_of(world, 1)[0]
     assert with_spread(trained.scored.rewards).any(), "its completions differ in length"
@@ -307,7 +307,7 @@ def test_over_long_shaping_makes_a_group_look_as_if_it_could_teach():
     assert sampled.scored.metrics["dynamic_sampling/rollouts"] == 3
 
 
-def test_the_figures_of_a_step_are_not_of_that_step():
+def test_dynamic_sampling_metrics_are_those_of_their_step():
     world = World(kinds=("rising", "all equal", "rising", "rising"), rows=4, P=3, budget=2)
     for (trained, sampled, saved), expected in zip(steps_of(world, 3), [(2, 6), (1, 3), (1, 3)]):
         figures = {
@@ -318,7 +318,7 @@ def test_the_figures_of_a_step_are_not_of_that_step():
         assert figures == {
             "rollouts": expected[0],
             "groups_sampled": expected[1],
-            "groups_with_spread": world.can_teach(sampled.indices).sum(),
+            "groups_with_spread": world.has_spread(sampled.indices).sum(),
             "groups_carried": len(carried(saved)),
             "groups_short": 0,
         }
@@ -333,7 +333,7 @@ def test_the_figures_of_a_step_are_not_of_that_step():
 
 @given(world=worlds, cut=st.integers(1, 5), count=st.integers(2, 7))
 @settings(max_examples=60, deadline=None)
-def test_a_resumed_run_goes_another_way(world, cut, count):
+def test_a_resumed_run_trains_on_the_same_groups(world, cut, count):
     whole = steps_of(world, count)
     head = steps_of(world, min(cut, count))
     tail = steps_of(world, count, state=RunState.from_json(json.loads(head[-1][2])), first=len(head))
@@ -389,7 +389,7 @@ class Weights:
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_the_rollouts_weights_outlive_it(dynamic):
+def test_the_rollouts_weights_are_freed_after_it(dynamic):
     collector, weights = World(kinds=("rising", "all equal")).collector(dynamic), Weights()
     *kept, _ = collector(weights, 0, Stopwatch(), start(collector))
     gone = weakref.ref(weights)
@@ -402,7 +402,7 @@ def test_the_rollouts_weights_outlive_it(dynamic):
 # ---- without dynamic sampling ----
 
 
-def test_a_plain_step_is_not_its_one_rollout():
+def test_a_step_without_dynamic_sampling_trains_on_its_one_rollout():
     world = World(kinds=("all equal", "rising"), P=4)
     collector = world.collector(dynamic=False)
     state = first = start(collector).replace(num_tokens=1)
@@ -419,7 +419,7 @@ def test_a_plain_step_is_not_its_one_rollout():
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_the_trainers_state_does_not_reach_the_rewards(dynamic):
+def test_the_trainers_state_reaches_the_rewards(dynamic):
     collector = World().collector(dynamic)
     collector(np.int32(0), 0, Stopwatch(), start(collector), "the state")
     assert collector.scorer.pool.states == ["the state"]
@@ -428,7 +428,7 @@ def test_the_trainers_state_does_not_reach_the_rewards(dynamic):
 # ---- the stopwatch, and scoring ----
 
 
-def test_a_second_rollout_of_a_step_hides_the_first_ones_seconds(monkeypatch):
+def test_the_stopwatch_adds_up_the_rollouts_of_a_step(monkeypatch):
     now = iter([0.0, 1.0, 3.0, 10.0, 15.0, 20.0, 21.0])
     monkeypatch.setattr(run.time, "perf_counter", lambda: next(now))
     clock = Stopwatch()
@@ -438,21 +438,21 @@ def test_a_second_rollout_of_a_step_hides_the_first_ones_seconds(monkeypatch):
     assert clock.times == {"time/rollout": 2.0 + 5.0, "time/reward": 1.0}
 
 
-def test_the_over_long_shaping_is_not_in_the_rewards():
-    world = World(kinds=("rising", "nobody knows"), overlong=(WIDTH, 4), rows=6, P=6)
+def test_the_overlong_penalty_is_part_of_the_rewards():
+    world = World(kinds=("rising", "none known"), overlong=(WIDTH, 4), rows=6, P=6)
     collector = world.collector(dynamic=False)
     groups, *_ = collector(np.int32(0), 0, Stopwatch(), start(collector))
     shaping = -np.clip((groups.rollout.lengths - (WIDTH - 4)) / 4, 0, 1)
     expected = np.nansum(groups.scored.values, -1) + shaping
     expected[np.isnan(groups.scored.values).all(-1)] = np.nan
-    assert np.isnan(expected).any(), "a reward that nobody knows stays unknown"
+    assert np.isnan(expected).any(), "an unknown reward stays unknown"
     np.testing.assert_allclose(groups.scored.rewards, expected, rtol=1e-6)
     assert groups.scored.metrics["rewards/overlong/mean"] == pytest.approx(shaping.mean())
     assert groups.scored.rewards.dtype == groups.scored.base.dtype == np.float32
 
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
-def test_hosts_know_different_rewards_or_logs(processes, monkeypatch):
+def test_all_hosts_have_the_same_groups_rewards_and_metrics(processes, monkeypatch):
     """Each host scores its share (of 5 hosts one has none); all must decide by the same bits."""
     world = World(kinds=tuple(KINDS), rows=8, P=4, budget=2)
     alone = steps_of(world, 4)

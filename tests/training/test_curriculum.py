@@ -44,7 +44,7 @@ def lengthened(train):
     return train(curriculum=STAGES, max_steps=6, dynamic_sampling=True, beta=0.1)
 
 
-def test_a_stage_has_the_lengths_of_another_or_is_compiled_twice(lengthened):
+def test_each_stage_has_its_own_lengths_and_is_compiled_once(lengthened):
     assert column(lengthened, "curriculum/stage") == [1, 1, 2, 2, 3, 3]
     assert column(lengthened, "compilations/update") == [1, 1, 2, 2, 3, 3]
     rows = [len(table(lengthened, step)["length"]) for step in range(1, 7)]
@@ -53,18 +53,18 @@ def test_a_stage_has_the_lengths_of_another_or_is_compiled_twice(lengthened):
     assert max(longest[:2] + longest[4:]) <= 8 < max(longest[2:4]) <= 16
 
 
-def test_stages_of_one_length_are_compiled_once_each(train):
+def test_stages_with_equal_settings_share_their_programs(train):
     run = train(curriculum=[{"until_step": 1}, {"until_step": 2, "temperature": 1.0}, {}], max_steps=3)
     assert column(run, "compilations/update") == [1, 2, 2], "the third has the programs of the first"
 
 
-def test_a_run_that_dies_at_the_edge_of_a_stage_goes_another_way(lengthened, train):
+def test_a_run_resumed_at_the_edge_of_a_stage_ends_the_same(lengthened, train):
     other = train(dies_after=(2, 3, 4, 5), curriculum=STAGES, max_steps=6, dynamic_sampling=True, beta=0.1)
     assert lines(other) == lines(lengthened)
     assert tensors(other, 6) == tensors(lengthened, 6)
 
 
-def test_the_end_of_the_last_stage_does_not_end_the_run(train, capsys):
+def test_the_end_of_the_last_stage_ends_the_run(train, capsys):
     run = train(curriculum=[{"until_epochs": 0.4}], max_steps=9)
     assert column(run, "step") == [1, 2], "16 of 40 prompts"
     assert "stopped after step 2 of 9: the curriculum has ended" in capsys.readouterr().err
@@ -97,7 +97,7 @@ def mixed(train):
     return train(given=given, mixture={"letters": 3, "digits": 1}, max_steps=3)
 
 
-def test_a_reward_is_asked_about_a_domain_without_its_column(mixed):
+def test_a_reward_scores_only_domains_that_have_its_column(mixed):
     for step in (1, 2, 3):
         rows = table(mixed, step)
         known = {name: [value is not None for value in rows[name]] for name in ("first", "second", "prolix")}
@@ -106,21 +106,21 @@ def test_a_reward_is_asked_about_a_domain_without_its_column(mixed):
         assert all(known["prolix"])
 
 
-def test_domains_do_not_come_by_their_weights(mixed):
+def test_domains_are_drawn_by_their_weights(mixed):
     assert column(mixed, "domains/letters/share") == [0.75] * 3
     assert column(mixed, "domains/digits/share") == [0.25] * 3
 
 
-def test_a_domains_figures_are_of_another(mixed):
+def test_a_domains_metrics_are_those_of_its_rows(mixed):
     rows = table(mixed, 1)
-    for name, word, judge in (("letters", "say a", "first"), ("digits", "say 1", "second")):
+    for name, word, reward in (("letters", "say a", "first"), ("digits", "say 1", "second")):
         among = [i for i, prompt in enumerate(rows["prompt"]) if word in prompt]
-        total = [rows[judge][i] + rows["prolix"][i] for i in among]
+        total = [rows[reward][i] + rows["prolix"][i] for i in among]
         assert column(mixed, f"domains/{name}/reward")[0] == pytest.approx(np.mean(total), rel=1e-5)
-        assert column(mixed, f"domains/{name}/success")[0] == np.mean([rows[judge][i] >= 1 for i in among])
+        assert column(mixed, f"domains/{name}/success")[0] == np.mean([rows[reward][i] >= 1 for i in among])
 
 
-def test_a_stage_draws_rows_of_another_domain_or_level(train):
+def test_a_stage_draws_only_rows_of_its_domains_and_levels(train):
     stages = [
         {"until_step": 2, "mixture": {"digits": 1}, "where": {"level": 0}},
         {"where": {"level": [1]}},
@@ -141,7 +141,7 @@ def solved(completions, level, **columns):
     return [1.0 if each == 0 else len(text) / 1000 for text, each in zip(completions, level)]
 
 
-def test_history_resampling_draws_a_solved_prompt_again(train):
+def test_history_resampling_leaves_out_solved_prompts(train):
     given = {"train_dataset": DOMAINS["digits"], "reward_funcs": solved}
     run = train(
         given=given,
@@ -154,13 +154,13 @@ def test_history_resampling_draws_a_solved_prompt_again(train):
     drawn = [
         int(prompt.partition(":")[0]) for step in (1, 2, 3, 4) for prompt in table(run, step)["prompt"][::2]
     ]
-    # Those drawn in the step in which the epoch ends are not judged yet when the next one begins.
+    # Those drawn in the step in which the epoch ends are not scored yet when the next one begins.
     assert drawn == [*range(12), 1, 3, 5, 7, *[8, 9, 10, 11], *[1, 3, 5, 7], *[9, 11, 1, 3, 5, 7, 9, 11]]
     assert column(run, "curriculum/prompts") == [12] * 4
     assert column(run, "curriculum/left_out") == [0, 4, 6, 6]
 
 
-def test_what_the_data_say_of_their_difficulty_is_not_heard(train):
+def test_prompts_outside_the_pass_rate_window_are_left_out(train):
     rows = [{"prompt": f"{i}: say a", "pass_rate": i / 10} for i in range(11)]
     given = {"train_dataset": rows, "reward_funcs": prolix}
     run = train(given=given, pass_rate_window=[0.2, 0.5], max_steps=1)
@@ -194,7 +194,7 @@ def test_what_the_data_say_of_their_difficulty_is_not_heard(train):
         ),
     ],
 )
-def test_what_cannot_be_is_not_refused(tiny_settings, rows, changes, message):
+def test_impossible_mixtures_and_curricula_are_refused(tiny_settings, rows, changes, message):
     settings = {name: tiny_settings[name] for name in ("prompts_per_step", "max_prompt_length")}
     functions = [second] if changes.pop("rewards", 1) is None else [prolix]
     args = GRPOConfig(**settings | changes, output_dir=None)

@@ -1,4 +1,4 @@
-"""SamplingParams from int8 weights: the copy that a rollout uses, a run that trains with it, and the verbs."""
+"""Sampling from int8 weights: the copy that a rollout uses, a run that trains with it, and the verbs."""
 
 import functools
 import json
@@ -60,7 +60,7 @@ def assert_laid(copy, wanted):
 
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_copy_depends_on_the_mesh(policy, mesh, dtype):
+def test_the_sampler_copy_is_the_same_on_every_mesh(policy, mesh, dtype):
     """Maxima and roundings: not a bit may differ, wherever the channels are split."""
     opened = policy(mesh, dtype)
     with jax.set_mesh(opened.mesh):
@@ -70,7 +70,7 @@ def test_the_copy_depends_on_the_mesh(policy, mesh, dtype):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_weights_that_are_quantised_while_they_load_are_others(policy, mesh):
+def test_weights_quantised_while_loading_equal_the_quantised_copy(policy, mesh):
     opened = policy(mesh)
     with jax.set_mesh(opened.mesh):
         loaded = load_sampler(opened)
@@ -78,7 +78,7 @@ def test_weights_that_are_quantised_while_they_load_are_others(policy, mesh):
     assert_laid(loaded, opened.rollout_shardings())
 
 
-def test_loading_holds_the_wide_model(policy, monkeypatch):
+def test_loading_holds_one_unquantised_leaf_at_a_time(policy, monkeypatch):
     """What is on the devices while a leaf is quantised: what is done, and that leaf."""
     opened, real, seen = policy("data=1"), weights._quantized, []
     before = {id(x) for x in jax.live_arrays()}
@@ -123,14 +123,14 @@ def on_mesh(tiny, tiny_params):
 @pytest.mark.parametrize(
     "sizes", [{"fsdp": 8}, {"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
 )
-def test_a_mesh_draws_other_tokens_from_int8(on_mesh, sizes):
+def test_int8_weights_sample_the_same_tokens_on_every_mesh(on_mesh, sizes):
     ours, one = on_mesh(**sizes), on_mesh(data=1)
     np.testing.assert_array_equal(ours.tokens, one.tokens)
     np.testing.assert_array_equal(ours.lengths, one.lengths)
     np.testing.assert_allclose(ours.logprobs, one.logprobs, atol=3e-6)
 
 
-def test_int8_draws_nearly_what_the_weights_do(on_mesh):
+def test_int8_weights_sample_nearly_the_same_first_tokens(on_mesh):
     """The same random numbers: first tokens, before the rows part, are mostly the same, with nearly their log-probs."""
     ours, theirs = on_mesh(data=1), on_mesh(int8=False, data=1)
     same = ours.tokens[..., 0] == theirs.tokens[..., 0]
@@ -171,14 +171,14 @@ def run(tiny_settings, options, tmp_path_factory):
     return folder, start(tiny_settings, options, folder, **INT8)
 
 
-def test_a_run_from_int8_does_not_learn(run):
+def test_a_run_that_samples_from_int8_learns(run):
     rewards = [row["reward"] for row in run[1]]
     assert len(rewards) == 12
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.3
     assert all(math.isfinite(value) for row in run[1] for value in row.values())
 
 
-def test_the_gap_is_not_told_or_not_bounded(run, tiny_settings, options, tmp_path):
+def test_the_gap_of_int8_weights_is_logged_and_its_ratio_bounded(run, tiny_settings, options, tmp_path):
     gap, ratio = "sampling/sampling_logp_difference/", "sampling/importance_sampling_ratio/"
     for row in run[1]:
         assert 1e-5 < row[gap + "mean"] < row[gap + "max"] < 1
@@ -188,7 +188,7 @@ def test_the_gap_is_not_told_or_not_bounded(run, tiny_settings, options, tmp_pat
     assert plain[0][gap + "max"] < 1e-5 < run[1][0][gap + "mean"]
 
 
-def test_an_int8_cache_has_no_gap_or_a_large_one(run, tiny_settings, options, tmp_path):
+def test_an_int8_cache_has_a_smaller_gap_than_int8_weights(run, tiny_settings, options, tmp_path):
     (row,) = start(
         tiny_settings, options, tmp_path / "run", max_steps=1, eval_prompts=0, rollout_cache="int8"
     )
@@ -197,20 +197,20 @@ def test_an_int8_cache_has_no_gap_or_a_large_one(run, tiny_settings, options, tm
     assert "sampler_correction: token_truncate" in (tmp_path / "run/config.yaml").read_text()
 
 
-def test_the_settings_do_not_say_how_it_was_corrected(run):
+def test_the_saved_settings_name_the_sampler_correction(run):
     text = (run[0] / "config.yaml").read_text()
     assert "rollout_weights: int8" in text
     assert "sampler_correction: token_truncate" in text
 
 
-def test_another_sampler_resumes_a_run(run, tiny_settings, options, capsys):
+def test_a_run_is_not_resumed_with_other_rollout_weights(run, tiny_settings, options, capsys):
     assert "rollout_weights" not in MAY_DIFFER
     assert main(words_of(tiny_settings, options, run[0])) == 2
-    said = capsys.readouterr().err
-    assert "rollout_weights is 'int8' there and 'auto' here" in said
+    message = capsys.readouterr().err
+    assert "rollout_weights is 'int8' there and 'auto' here" in message
 
 
-def test_what_is_exported_is_quantised(run):
+def test_the_exported_weights_are_not_quantised(run):
     """The master weights: float32, and not on a grid of 255 values a channel."""
     tensors = open_folder(run[0] / "hf")
     gate = np.asarray(tensors["model.layers.0.mlp.gate_proj.weight"].open())
@@ -221,7 +221,7 @@ def test_what_is_exported_is_quantised(run):
 # ---- the verbs
 
 
-def test_the_verbs_sample_from_int8(tiny_model, tiny_settings, options, capsys, tmp_path):
+def test_generate_and_eval_sample_from_int8(tiny_model, tiny_settings, options, capsys, tmp_path):
     prompt = {"model": tiny_model, "prompt": "say a", "max_completion_length": 8, "rollout_weights": "int8"}
     assert main(["generate", *options(prompt | {"rollout_cache": "int8"})]) == 0
     assert capsys.readouterr().out.strip()
@@ -243,7 +243,7 @@ def test_the_verbs_sample_from_int8(tiny_model, tiny_settings, options, capsys, 
         assert found[0]["reward"] == pytest.approx(other["reward"], abs=0.5), "and a small one"
 
 
-def test_a_form_that_is_none_is_refused():
+def test_an_unknown_form_is_refused():
     for field in ("rollout_weights", "rollout_cache"):
         with pytest.raises(UserError, match=f"{field} = 'int4': must be 'auto' or 'int8'"):
             EvalConfig(model="m", **{field: "int4"})

@@ -73,7 +73,7 @@ def test_the_sampler_draws_from_the_quantised_base_itself(trained):
     assert max(row["sampling/sampling_logp_difference/max"] for row in rows) < 1e-4
 
 
-def test_moments_are_the_adapters_alone(trained, tiny_model):
+def test_optimizer_moments_exist_for_adapters_only(trained, tiny_model):
     run = trained("auto")
     notes = json.loads((run / "checkpoints" / "5" / "notes" / "metadata").read_text())["tensors"]
     assert not [
@@ -100,7 +100,7 @@ def test_peft_opens_the_adapter_with_the_same_logits(trained, tiny_model):
     assert (theirs - start).abs().max() > 0.01
 
 
-def test_an_adapter_of_peft_is_trained_further(trained, tiny_model, tiny_settings, tmp_path):
+def test_an_adapter_made_by_peft_can_be_trained_further(trained, tiny_model, tiny_settings, tmp_path):
     """One that PEFT made and saved, of some layers, with a scale of its own."""
     peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
@@ -130,7 +130,7 @@ def _plain(folder):
     return load_params(folder, load_config(folder))
 
 
-def test_pefts_own_configuration_is_taken(tiny_settings, tiny_model):
+def test_a_lora_config_of_peft_is_accepted(tiny_settings, tiny_model):
     peft = pytest.importorskip("peft")
     given = peft.LoraConfig(r=3, lora_alpha=12, target_modules=["up_proj", "o_proj"], use_rslora=True)
     args = GRPOConfig(**tiny_settings | {"output_dir": None})
@@ -190,7 +190,7 @@ def test_a_resumed_run_ends_with_the_same_bits(trained, base, tiny_settings, opt
 
 
 @pytest.mark.parametrize("base", ["auto", "nf4"])
-def test_meshes_agree(trained, base):
+def test_adapters_train_the_same_on_every_mesh(trained, base):
     """Rows over all devices, and the weights over two axes: the same training."""
     whole = metrics_of(trained(base, base_weights=base))
     split = metrics_of(trained(f"{base} split", base_weights=base, mesh="data=2,fsdp=2,tensor=2"))
@@ -222,7 +222,7 @@ def test_sft_trains_adapters_too(tiny_model, options, tmp_path):
 
 
 @pytest.mark.parametrize(("base", "most"), [("int8", 0.02), ("nf4", 0.12)])
-def test_the_error_of_the_base_is_said(base, most, tiny_settings, tiny_model, capsys):
+def test_the_quantisation_error_of_the_base_is_printed(base, most, tiny_settings, tiny_model, capsys):
     from grpo_jax.models.families import summed_axes
     from grpo_jax.models.matrices import Matrix
     from grpo_jax.setup.policy import open_policy
@@ -265,7 +265,7 @@ def test_the_error_of_the_base_is_said(base, most, tiny_settings, tiny_model, ca
         ({"load_in_4bit": "true"}, "write base_weights: nf4"),
     ],
 )
-def test_what_does_not_go_together(settings, says, tiny_settings, options, capsys):
+def test_conflicting_adapter_settings_are_refused(settings, says, tiny_settings, options, capsys):
     assert main(["train", *options(tiny_settings | settings)]) == 2
     assert re.search(says, capsys.readouterr().err)
 
@@ -279,7 +279,9 @@ def test_what_does_not_go_together(settings, says, tiny_settings, options, capsy
         ({"r": "four"}, "r and lora_alpha must be numbers"),
     ],
 )
-def test_adapters_that_are_not_understood(change, says, trained, tiny_model, options, tmp_path, capsys):
+def test_unsupported_adapter_configs_are_refused(
+    change, says, trained, tiny_model, options, tmp_path, capsys
+):
     shutil.copytree(trained("auto") / "adapter", tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))

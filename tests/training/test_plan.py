@@ -128,15 +128,15 @@ LINES = [
 
 
 @pytest.mark.parametrize(("title", "settings", "says"), LINES)
-def test_the_plan_has_another_number(components, title, settings, says):
+def test_the_plan_states_the_numbers_of_its_settings(components, title, settings, says):
     assert says in plan_of(components(**settings))[title]
 
 
-def test_a_reward_by_itself_has_a_weight_or_other_terms(components):
+def test_a_single_reward_is_listed_without_weight_or_other_terms(components):
     assert plan_of(components())["rewards"] == "exact"
 
 
-def test_an_objective_that_shows_progress_is_said_not_to(components):
+def test_an_objective_that_shows_progress_gets_no_note_on_the_ratio(components):
     for changes in (
         {"beta": 0.1},
         {"num_iterations": 2},
@@ -176,7 +176,7 @@ def cache_of(components, prompts, samples):
         {"rollout_weights": "int8", "mesh": "fsdp=4,tensor=2", "dtype": "bfloat16"},
     ],
 )
-def test_a_device_holds_more_than_the_plan_says(components, settings):
+def test_planned_bytes_equal_those_of_the_real_arrays(components, settings):
     made = components(eval_rows=ROWS[:5], **settings)
     with jax.set_mesh(made.policy.mesh):
         weights = load_trained(made.policy, 0)
@@ -208,7 +208,7 @@ def test_a_device_holds_more_than_the_plan_says(components, settings):
         (5e12, "4,657 GiB"),
     ],
 )
-def test_a_size_is_hard_to_read(size, text):
+def test_sizes_are_printed_in_readable_units(size, text):
     assert sized(size) == text
 
 
@@ -223,7 +223,7 @@ def shown(components, capsys, monkeypatch, width=80):
     return capsys.readouterr()
 
 
-def test_a_line_of_the_plan_is_wider_than_the_terminal(components, capsys, monkeypatch):
+def test_the_plan_is_wrapped_to_the_width_of_the_terminal(components, capsys, monkeypatch):
     made = components(eval_rows=ROWS[:5], beta=0.1, num_iterations=2, micro_batch_size=8, overlong_buffer=4)
     lines = shown(made, capsys, monkeypatch).out.splitlines()
     assert lines[0] == "The plan of this run"
@@ -234,17 +234,17 @@ def test_a_line_of_the_plan_is_wider_than_the_terminal(components, capsys, monke
     assert " ".join(plan_of(made)["update"].split()) in words, "nothing is cut off"
 
 
-def test_names_are_taken_for_markup(components, capsys, monkeypatch):
+def test_names_are_printed_as_they_are_and_not_as_markup(components, capsys, monkeypatch):
     made = components(output_dir="runs/[red]x:smile:")
     assert "in runs/[red]x:smile:" in shown(made, capsys, monkeypatch).out
 
 
-def test_every_host_prints_the_plan(components, capsys, monkeypatch):
+def test_only_the_writing_host_prints_the_plan(components, capsys, monkeypatch):
     monkeypatch.setattr(hosts, "is_writer", lambda: False)
     assert shown(components(**IDLE_PENALTY), capsys, monkeypatch) == ("", "")
 
 
-def test_what_is_rarely_meant_is_not_told(components, capsys, monkeypatch):
+def test_a_penalty_without_effect_is_noted_on_stderr(components, capsys, monkeypatch):
     """On stderr, in one line, in words that are no markup."""
     found = shown(components(**IDLE_PENALTY), capsys, monkeypatch)
     assert found.err.startswith("note: kl_estimator = k1: in the loss its expected gradient is zero; write ")
@@ -266,7 +266,7 @@ GRPOTrainer(MODEL, vowels, args, rows).train()
 """
 
 
-def test_the_plan_comes_late_or_twice(tiny_model, tmp_path, process_environment):
+def test_the_plan_is_printed_once_and_before_the_first_step(tiny_model, tmp_path, process_environment):
     """Both streams in one file, as in a job's log."""
     (tmp_path / "train.py").write_text(SCRIPT.replace("MODEL", repr(str(tiny_model))))
     environment = process_environment(COLUMNS="80")

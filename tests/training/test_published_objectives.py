@@ -85,7 +85,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_trains(train, name):
+def test_every_published_variant_trains(train, name):
     lines, trainer = train(**VARIANTS[name])
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["grad_norm"] > 0 for line in lines)
@@ -110,7 +110,7 @@ def test_a_variant_trains(train, name):
         assert {"off_policy_dropped", "sampling/importance_sampling_ratio/mean"} <= set(first)
 
 
-def test_the_settings_in_the_docs_are_settings():
+def test_settings_named_in_the_docs_exist():
     text = (TESTS.parent / "docs" / "objectives.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert len(blocks) > 12
@@ -142,7 +142,7 @@ def test_settings_reach_the_objective():
     assert objective_of(GRPOConfig(beta=0.2, kl_in="reward", kl_estimator="k1")).beta == 0
 
 
-def test_the_penalty_is_in_the_reward_and_over_long_completions_are_punished(train, tiny_settings):
+def test_divergence_and_overlong_penalties_are_subtracted_from_the_reward(train, tiny_settings):
     """Advantages by hand from what a step collected."""
     _, trainer = train(beta=0.5, kl_in="reward", kl_estimator="k2", overlong_buffer=6, scale_rewards="none")
     components = trainer.components

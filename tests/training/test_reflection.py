@@ -25,11 +25,11 @@ from grpo_jax.training.reflection import load_reflection
         ("That\u2019s not right. Let\u2019s try", ["hesitation", "exploration"]),
     ],
 )
-def test_a_phrase_is_missed_or_imagined(text, categories):
+def test_a_text_has_the_categories_of_its_phrases(text, categories):
     assert load_reflection("words").categories(text) == categories
 
 
-def test_shares_and_lengths_are_of_other_responses(tmp_path):
+def test_shares_and_lengths_are_those_of_the_matching_responses(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("doubt: [hm, maybe not]\njoy: [hooray]\n", encoding="utf-8")
     texts = ["hm", "maybe  not, hooray", "no", "Hm!"]
@@ -47,7 +47,7 @@ def test_shares_and_lengths_are_of_other_responses(tmp_path):
     assert "reflection/joy/mean_length" not in load_reflection(str(file)).metrics(["no"], np.array([3]))
 
 
-def test_a_phrase_that_ends_with_a_sign_is_missed(tmp_path):
+def test_phrases_with_punctuation_are_found(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("doubt: ['wait,', hmm..., 'what if?']\nnay: [don\u2019t]\n", encoding="utf-8")
     found = load_reflection(str(file)).categories
@@ -58,7 +58,7 @@ def test_a_phrase_that_ends_with_a_sign_is_missed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "No such file"),
         ("- a\n- b\n", "must map each category to a list"),
@@ -68,15 +68,15 @@ def test_a_phrase_that_ends_with_a_sign_is_missed(tmp_path):
         ("any: [hm]\n", "the category any is counted already"),
     ],
 )
-def test_a_wrong_list_is_taken(tmp_path, content, said):
+def test_a_malformed_phrase_list_is_refused(tmp_path, content, message):
     file = tmp_path / "mine.yaml"
     if content is not None:
         file.write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_reflection(str(file))
 
 
-def test_a_run_logs_none_of_it(tiny_settings, options, tmp_path):
+def test_a_run_logs_its_reflection_metrics(tiny_settings, options, tmp_path):
     """The tiny model says nothing but `a`s and `b`s: every response with an a is counted."""
     (tmp_path / "mine.yaml").write_text(
         "has: [.]\nlacks: [no such words]\n".replace(".", "a"), encoding="utf-8"

@@ -1,4 +1,4 @@
-"""The run's state: frozen, whole after JSON, and readable from the checkpoints of earlier versions."""
+"""The run's state: frozen, the same after JSON, and readable from the checkpoints of earlier versions."""
 
 import dataclasses
 import json
@@ -27,14 +27,14 @@ def through_json(state):
 
 
 @pytest.mark.parametrize("state", [STATE, RunState(SAMPLER)])
-def test_a_state_is_whole_after_json(state):
+def test_a_run_state_is_the_same_after_json(state):
     assert through_json(state).to_json() == json.loads(json.dumps(state.to_json()))
     for field in dataclasses.fields(RunState):
         assert getattr(through_json(state), field.name) == getattr(state, field.name), field.name
 
 
-def test_no_field_of_a_state_keeps_its_default_in_this_test():
-    """Or the test above would not see that a field is forgotten."""
+def test_the_example_state_differs_from_the_default_in_every_field():
+    """Otherwise the test above would not notice a forgotten field."""
     for field in dataclasses.fields(RunState):
         assert getattr(STATE, field.name) != getattr(RunState(SamplerState([], [], [])), field.name), (
             field.name
@@ -50,14 +50,14 @@ def test_the_keys_of_a_checkpoint_are_those_of_earlier_versions():
     assert saved["carried"]["tickets"] == [5, 6]
 
 
-def test_what_an_earlier_version_did_not_write_has_its_default():
+def test_fields_missing_from_an_older_checkpoint_have_their_defaults():
     course = {"places": [[0, 8]], "out": [[]], "drawn": [8], "total": 8, "stage": 0, "over": False}
     state = RunState.from_json({"num_tokens": 3, "seconds": 2.0, "before": None, "course": course})
     assert (state.num_tokens, state.sampler.total, state.sampler.carried_over) == (3, 8, ())
     assert state == RunState(state.sampler, num_tokens=3, seconds=2.0)
 
 
-def test_a_state_is_not_changed_in_place():
+def test_a_run_state_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         STATE.num_tokens = 0
     assert (STATE.counted(10, 0.5).num_tokens, STATE.num_tokens) == (15, 5)
@@ -68,7 +68,7 @@ def test_packed_arrays_keep_their_bits():
     assert unpacked(packed({"odd": odd}))["odd"].tobytes() == odd.tobytes()
 
 
-def test_a_supervised_runs_state_is_whole_after_json():
+def test_a_supervised_runs_state_is_the_same_after_json():
     state = SFTRunState(7, 2.5, {"summary": {}}, 0.5, {"summary": {"nll": 1.0}})
     assert SFTRunState.from_json(json.loads(json.dumps(state.to_json()))) == state
     earlier = {"num_tokens": 7, "seconds": 2.5, "before": None, "nll": 0.5}

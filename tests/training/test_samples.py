@@ -21,7 +21,7 @@ def entries(run, name):
     return (run / name).read_bytes().decode().split("\n\n==== ")[1:]
 
 
-def test_a_completion_is_in_neither_or_in_the_wrong_file(run):
+def test_sample_files_hold_every_success_and_half_of_all_completions(run):
     rows = []
     for step in range(1, 5):
         table = pq.read_table(run / "completions" / f"completions_{step:05d}.parquet").to_pylist()
@@ -41,19 +41,19 @@ def test_a_completion_is_in_neither_or_in_the_wrong_file(run):
     assert set(some) <= texts
 
 
-def test_a_run_that_goes_on_writes_samples_twice_or_never(run, train):
+def test_a_resumed_run_writes_each_sample_once(run, train):
     other = train(dies_after=(2,), **RATES)
     for name in (ALL, SUCCESSES):
         assert (other / name).read_bytes() == (run / name).read_bytes()
 
 
-def test_a_run_that_wants_no_samples_has_files_of_them(train):
+def test_a_run_without_sample_rates_writes_no_sample_files(train):
     run = train(max_steps=1)
     assert not (run / ALL).exists()
     assert not (run / SUCCESSES).exists()
 
 
-def test_a_cut_within_a_letter_or_a_file_of_a_reader_is_written(tmp_path):
+def test_only_the_writer_truncates_sample_files_and_to_the_recorded_size(tmp_path):
     (tmp_path / "run").mkdir()
     samples = Samples(RunFolder(tmp_path / "run"))
     samples.append(ALL, ["é", "è"])
@@ -67,15 +67,15 @@ def test_a_cut_within_a_letter_or_a_file_of_a_reader_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
-def test_a_rate_is_another_one(rate):
+def test_samples_are_chosen_at_their_rate(rate):
     picks = np.concatenate([chosen(3, step, 500, rate, 0) for step in range(20)])
     assert picks.mean() == pytest.approx(rate, abs=0.01)
     if rate == 0.1:
         other = np.concatenate([chosen(3, step, 500, rate, 1) for step in range(20)])
-        assert 0 < (picks & other).mean() < 0.03, "the two files choose for themselves"
+        assert 0 < (picks & other).mean() < 0.03, "the two files choose independently"
 
 
-def test_samples_on_the_terminal_do_not_tell_of_reflection(tmp_path, capsys):
+def test_samples_on_the_terminal_show_their_reflection(tmp_path, capsys):
     sample = {"prompt": "p", "completion": "Wait, let me check", "reward": 1.0}
     end = {"summary": {"success": 1.0}, "samples": [sample]}
     summary = {"before": end["summary"], "after": end["summary"], "steps": 1, "num_tokens": 1, "seconds": 1.0}

@@ -61,7 +61,7 @@ def log_probs(policy, params, row):
     return logprobs[len(prompt) - 1 :]
 
 
-def test_loss_of_other_tokens_than_the_completions(settings):
+def test_the_loss_is_the_mean_over_completion_tokens(settings):
     """Over all rows at once, with micro-batches: every completion token counts the same, no prompt token does."""
     config = SFTConfig(**settings | {"shuffle_dataset": False, "micro_batch_size": 8, "mesh": "data=1"})
     policy = open_policy(config)
@@ -82,15 +82,15 @@ def gradients(settings, rows, **changes):
     config = SFTConfig(**settings | defaults | changes)
     policy = open_policy(config)
     tuner = FineTuner(config, policy, rows)
-    how = Scoring(num_tokens=policy.vocabulary.num_tokens, chunk=8, remat="full")
+    scoring = Scoring(num_tokens=policy.vocabulary.num_tokens, chunk=8, remat="full")
     with jax.set_mesh(policy.mesh):
         batch = tuner.batch(*tuner._on_devices(tuner.examples(0)))
-        work = jax.jit(partial(accumulate, policy.cfg, SFT(), how, 1))
+        work = jax.jit(partial(accumulate, policy.cfg, SFT(), scoring, 1))
         grads, metrics, _ = work(load_trained(policy, 0), batch)
     return jax.tree.map(np.asarray, grads), metrics, tuner.examples(0)
 
 
-def test_packed_rows_teach_what_rows_of_their_own_teach(settings):
+def test_packing_changes_neither_loss_nor_gradient(settings):
     """The same rows, six sequences or two: the same loss and gradient, up to rounding in float32."""
     apart, one, _ = gradients(settings, ROWS, rows_per_step=6)
     together, other, batch = gradients(settings, ROWS, rows_per_step=2, packing=True)
@@ -103,10 +103,10 @@ def test_packed_rows_teach_what_rows_of_their_own_teach(settings):
         np.testing.assert_allclose(mine, wanted, atol=2e-6 * largest)
 
 
-@pytest.mark.parametrize("how", [{"rows_per_step": 6}, {"rows_per_step": 2, "packing": True}])
-def test_a_prompt_that_is_learned(settings, how):
-    """The gradient is that of the completions' log-probs by hand: tokens of prompts are predicted for nothing."""
-    found, _, _ = gradients(settings, ROWS, **how)
+@pytest.mark.parametrize("batching", [{"rows_per_step": 6}, {"rows_per_step": 2, "packing": True}])
+def test_prompt_tokens_give_no_gradient(settings, batching):
+    """The gradient is that of the completions' log-probs by hand: prompt tokens are not in the loss."""
+    found, _, _ = gradients(settings, ROWS, **batching)
     policy = open_policy(SFTConfig(**settings | {"mesh": "data=1"}))
 
     def wanted(params):
@@ -119,7 +119,7 @@ def test_a_prompt_that_is_learned(settings, how):
         np.testing.assert_allclose(mine, other, atol=5e-6 * largest)
 
 
-def test_a_run_that_learns_nothing_or_leaves_no_model(settings, tmp_path, capsys):
+def test_a_run_lowers_the_loss_and_exports_a_model(settings, tmp_path, capsys):
     assert run(settings, max_steps=12) == 0
     nll = [line["nll"] for line in lines(tmp_path / "run")]
     assert len(nll) == 12
@@ -130,7 +130,7 @@ def test_a_run_that_learns_nothing_or_leaves_no_model(settings, tmp_path, capsys
     assert main(["generate", "--model", str(tmp_path / "run" / "hf"), "--prompt", "say ab"]) == 0
 
 
-def test_resumed_run_that_ends_elsewhere(settings, tmp_path):
+def test_a_resumed_run_ends_with_the_same_weights(settings, tmp_path):
     folder, other = tmp_path / "run", tmp_path / "other"
     assert run(settings) == 0
     shutil.copytree(folder, other)
@@ -147,8 +147,8 @@ HELD_OUT = [{"prompt": f"say {word}", "completion": word * 2} for word in ("xy",
 
 
 @pytest.fixture
-def looked_at(settings, tmp_path):
-    """Settings of a packed run with held-out rows; three of them, of which a batch has more."""
+def with_held_out(settings, tmp_path):
+    """Settings of a packed run with three held-out rows, fewer than a batch has."""
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HELD_OUT))
     return settings | {
         "eval_dataset": tmp_path / "held.jsonl",
@@ -161,9 +161,11 @@ def looked_at(settings, tmp_path):
     }
 
 
-def test_held_out_rows_are_measured_and_answered(looked_at, tmp_path, capsys):
-    assert run(looked_at) == 0
-    policy = open_policy(SFTConfig(**looked_at | {"eval_dataset": "x", "output_dir": None, "mesh": "data=1"}))
+def test_held_out_perplexity_is_measured_and_samples_are_written(with_held_out, tmp_path, capsys):
+    assert run(with_held_out) == 0
+    policy = open_policy(
+        SFTConfig(**with_held_out | {"eval_dataset": "x", "output_dir": None, "mesh": "data=1"})
+    )
     with jax.set_mesh(policy.mesh):
         params = load_trained(policy, 0)
         wanted = -np.concatenate([log_probs(policy, params, row) for row in HELD_OUT]).mean()
@@ -185,13 +187,13 @@ def test_held_out_rows_are_measured_and_answered(looked_at, tmp_path, capsys):
     assert summary["fill_rate"] == 63 / 80
 
 
-def test_a_resumed_packed_run_that_ends_elsewhere(looked_at, tmp_path):
+def test_a_resumed_packed_run_ends_with_the_same_weights_and_evaluations(with_held_out, tmp_path):
     folder, other = tmp_path / "run", tmp_path / "other"
-    assert run(looked_at) == 0
+    assert run(with_held_out) == 0
     shutil.copytree(folder, other)
     for name in ("checkpoints/4", "hf", "samples"):
         shutil.rmtree(other / name)
-    assert run(looked_at, output_dir=other) == 0
+    assert run(with_held_out, output_dir=other) == 0
     assert weights(folder) == weights(other)
     ends = [json.loads((place / "summary.json").read_text()) for place in (folder, other)]
     assert [end["before"] for end in ends] == [ends[0]["before"]] * 2
@@ -201,7 +203,7 @@ def test_a_resumed_packed_run_that_ends_elsewhere(looked_at, tmp_path):
     ).read_text()
 
 
-def test_passes_over_the_rows_of_several_data_sets(settings, tmp_path):
+def test_an_epoch_goes_over_the_weighted_rows_of_all_data_sets(settings, tmp_path):
     """6 rows and, of the others, each twice: 12 rows, 8 a step, two passes: three steps."""
     more = tmp_path / "more.csv"
     more.write_text("question,reply\na,b\nc,d\ne,f\n")
@@ -212,11 +214,11 @@ def test_passes_over_the_rows_of_several_data_sets(settings, tmp_path):
     assert (summary["rows"], summary["steps"]) == (12, 3)
 
 
-def test_held_out_rows_left_out_without_a_word(looked_at, settings, tmp_path, capsys):
+def test_held_out_rows_that_are_too_long_are_left_out_and_counted(with_held_out, settings, tmp_path, capsys):
     """The first row is too long to be measured and to be answered; the next two are."""
     long = {"prompt": "say " + "x" * 60, "completion": "xx"}
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [long, *HELD_OUT]))
-    assert run(looked_at, max_steps=1, eval_steps=0) == 0
+    assert run(with_held_out, max_steps=1, eval_steps=0) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["after"]["rows"], summary["after"]["rows_dropped"]) == (3, 1)
     assert "over 3 rows, 1 too long, left out" in capsys.readouterr().err
@@ -224,7 +226,7 @@ def test_held_out_rows_left_out_without_a_word(looked_at, settings, tmp_path, ca
     assert [json.loads(line)["prompt"] for line in lines] == ["say xy", "say yz"]
 
 
-def test_rows_left_out_without_a_word(settings, tmp_path, capsys):
+def test_rows_that_are_too_long_are_left_out_and_counted(settings, tmp_path, capsys):
     assert run(settings, max_length=11, max_steps=1) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rows_dropped"] == 1
     assert "(1 too long, left out)" in capsys.readouterr().out
@@ -249,7 +251,7 @@ def test_rows_left_out_without_a_word(settings, tmp_path, capsys):
         ({"extra_datasets": "[{dataset: absent.jsonl}]"}, "no such file or folder"),
     ],
 )
-def test_bad_input_that_leaves_a_folder(settings, tmp_path, capsys, changes, why):
+def test_bad_input_is_refused_and_leaves_no_folder(settings, tmp_path, capsys, changes, why):
     assert run(settings, **changes) == 2
     assert why in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
