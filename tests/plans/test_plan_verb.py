@@ -58,7 +58,7 @@ def plan(processors, tiny_model, options, tmp_path):
     return run
 
 
-def test_a_reward_model_takes_nothing(plan, reward_model):
+def test_a_reward_models_memory_is_counted(plan, reward_model):
     _, without = plan()
     _, found = plan(rewards=f"countdown,model:{reward_model}")
     stage = found["stages"]["reward judge"]
@@ -69,17 +69,17 @@ def test_a_reward_model_takes_nothing(plan, reward_model):
     assert found["stages"]["update"]["beside"] == without["stages"]["update"]["beside"] + held
 
 
-def test_a_judge_that_no_run_would_take(plan, tiny_model, capsys, tmp_path):
-    for name, said in (
+def test_an_unusable_reward_model_is_refused(plan, tiny_model, capsys, tmp_path):
+    for name, message in (
         (tiny_model, "a reward model is a Qwen2ForSequenceClassification"),
         ("nowhere", "rewards: model 'nowhere': no such folder"),
     ):
         with pytest.raises(FileNotFoundError):
             plan(rewards=f"model:{name}")
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_a_run_fits_or_not_by_what_its_programs_need(plan, capsys):
+def test_a_run_fits_if_its_largest_program_fits(plan, capsys):
     code, found = plan()
     assert (code, found["fits"]) == (0, True)
     assert set(found["stages"]) == {"copy", "prompts", "rollout", "score", "update"}
@@ -91,7 +91,7 @@ def test_a_run_fits_or_not_by_what_its_programs_need(plan, capsys):
     assert "does not fit" in capsys.readouterr().out
 
 
-def test_what_was_compiled_is_not_compiled_again(plan, monkeypatch):
+def test_compiled_programs_are_reused_by_the_next_plan(plan, monkeypatch):
     plan()
     monkeypatch.setattr(compiled, "_compile", lambda *_: pytest.fail("compiled again"))
     assert plan()[0] == 0
@@ -99,7 +99,7 @@ def test_what_was_compiled_is_not_compiled_again(plan, monkeypatch):
         plan(max_completion_length=25)
 
 
-def test_more_widths_are_asked_for_than_there_are(plan):
+def test_more_length_buckets_than_widths_are_accepted(plan):
     """24 tokens have five: 24, 12, 6, 3 and 1."""
     assert plan(length_buckets=9, micro_batch_size=16)[0] == 0
 
@@ -114,7 +114,7 @@ def test_memory_falls_as_devices_double(plan):
 @pytest.mark.parametrize(
     "settings", [{}, {"lora_r": 2}, {"lora_r": 2, "base_weights": "nf4", "mesh": "fsdp=2"}]
 )
-def test_arguments_are_what_the_plan_says_is_held(plan, settings):
+def test_planned_bytes_equal_the_arguments_of_the_update(plan, settings):
     """The compiler's count of the update's arguments is the sum of what is held for it, and the batch."""
     _, found = plan(**settings)
     held = {
@@ -125,8 +125,8 @@ def test_arguments_are_what_the_plan_says_is_held(plan, settings):
     assert found["stages"]["update"]["beside"] == found["bytes"]["reference"]
 
 
-def test_a_search_takes_the_fastest_that_fits(plan, capsys):
-    """With much memory all is computed at once and nothing twice; with less, in parts; and what it says is what was
+def test_a_search_chooses_the_fastest_settings_that_fit(plan, capsys):
+    """With much memory all is computed at once and nothing twice; with less, in parts. It prints the settings that it
     planned."""
     code, roomy = plan(1 << 30, "--search")
     assert (code, roomy["micro_batch_size"], roomy["gradient_checkpointing"]) == (0, 32, "none")
@@ -149,7 +149,7 @@ def test_the_micro_batch_is_the_largest_that_fits(plan):
 
 
 @pytest.mark.parametrize(
-    ("said", "bytes_"),
+    ("error", "bytes_"),
     [
         (
             "RESOURCE_EXHAUSTED: XLA:TPU ... Ran out of memory. Used 17.05G of 15.75G hbm. Exceeded",
@@ -162,8 +162,8 @@ def test_the_micro_batch_is_the_largest_that_fits(plan):
         ("INTERNAL: RET_CHECK failure", None),
     ],
 )
-def test_what_a_compiler_wanted_is_read_from_its_words(said, bytes_):
-    assert compiled.needed(said, 7) == (None if bytes_ is None else int(bytes_))
+def test_the_memory_a_program_needs_is_read_from_the_compilers_error(error, bytes_):
+    assert compiled.needed(error, 7) == (None if bytes_ is None else int(bytes_))
 
 
 # ---- formulas ----
@@ -181,7 +181,7 @@ def test_operations_are_two_for_each_weight(name):
     assert per_layer == 4 * 100 * cfg.num_layers * cfg.num_heads * cfg.head_dim
 
 
-def test_checkpointing_costs_a_third_and_adapters_save_one(processors):
+def test_checkpointing_costs_a_third_more_and_adapters_save_a_third(processors):
     processors["memory"] = 1 << 40
     seconds = lambda **more: (
         roofline.bound(
@@ -207,7 +207,7 @@ def test_collectives_in_loops_count_as_often_as_they_run():
     assert collective_bytes(text, [7]) == {"all-reduce": 4000 * (5 + 7)}
 
 
-# ---- what is said ----
+# ---- messages ----
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_collectives_in_loops_count_as_often_as_they_run():
         ("72B", "72b"),
     ],
 )
-def test_published_shapes_go_by_their_names(name, size):
+def test_published_shapes_are_found_by_name(name, size):
     assert shape_of(name) == PUBLISHED[size]
 
 
@@ -232,12 +232,12 @@ def test_published_shapes_go_by_their_names(name, size):
         (["--model", "8b", "--target", "v5e:2x4"], "no published size 8b; there are 0.5b, 1.5b"),
     ],
 )
-def test_what_cannot_be_planned(words, says, capsys):
+def test_unknown_and_missing_arguments_are_named(words, says, capsys):
     assert main(["plan", *words]) == 2
     assert says in capsys.readouterr().err
 
 
-def test_a_compiler_that_is_absent_is_asked_for(monkeypatch, capsys):
+def test_an_absent_compiler_is_refused_with_the_command_that_installs_it(monkeypatch, capsys):
     monkeypatch.setattr("grpo_jax.sharding.targets._exists", lambda module: False)
     for target in ("v5e:2x4", "h100:8"):
         assert main(["plan", "--model", "7b", "--target", target]) == 2
@@ -269,7 +269,7 @@ PROOFS = [
 
 
 @pytest.mark.parametrize(("target", "model", "settings", "most"), PROOFS)
-def test_large_models_need_much_memory(target, model, settings, most, monkeypatch, tmp_path):
+def test_adapters_on_large_models_fit_the_memory_given(target, model, settings, most, monkeypatch, tmp_path):
     try:
         topology_mesh(target)
     except MissingExtra as absent:
