@@ -4,7 +4,7 @@ All start from one tiny model that was taught the tiny tasks for some steps: eno
 """
 
 import json
-import shutil
+import pathlib
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,25 +14,10 @@ import yaml
 from grpo_jax import recipes
 from grpo_jax.cli import main
 from grpo_jax.config import GRPOConfig, load_settings
-from grpo_jax.demo import cold_start
 from grpo_jax.learner import batches
 
-TASKS = ("tiny_countdown", "tiny_countdown:opened", "tiny_knights", "tiny_math", "tiny_math:form=answer")
-
-
 ONE = "data=1,fsdp=1,tensor=1"
-
-
-@pytest.fixture(scope="module")
-def start(optimized_programs, tmp_path_factory):
-    """The folder of the starting model."""
-    home = tmp_path_factory.mktemp("recipes")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cold_start, "STEPS", dict.fromkeys(cold_start.STEPS, (90, 30)))
-        config = GRPOConfig(dataset={task: task for task in TASKS}, output_dir=str(home / "run"), mesh=ONE)
-        with cold_start.starting_model(config) as folder:
-            shutil.copytree(folder, home / "start")
-    return home / "start"
+START = pathlib.Path(__file__).parent / "taught_model"  # by teach_model.py
 
 
 class Ended:
@@ -62,11 +47,11 @@ class Ended:
 
 
 @pytest.fixture
-def run(start, tmp_path):
+def run(tmp_path):
     """`run(name, **changes)` the small form of a recipe, for fewer steps than it says."""
 
     def go(name, verb="train", **changes):
-        given = {"output_dir": tmp_path / name, "model": start, "save_steps": 0, "mesh": ONE} | changes
+        given = {"output_dir": tmp_path / name, "model": START, "save_steps": 0, "mesh": ONE} | changes
         if verb == "train":
             given = {"eval_prompts": 8, "log_completions_steps": 1} | given
         words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
