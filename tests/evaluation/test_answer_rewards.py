@@ -61,11 +61,12 @@ def test_thinking_that_the_prompt_opens_holds_no_answer(scores):
     assert found.values.tolist() == [[0, 1], [1, 1]]
 
 
-def test_an_endless_formula_leaves_the_other_rows_scored(scores):
+def test_an_endless_formula_leaves_the_other_rows_scored():
     tower = r"\boxed{9^{9^{9^{9^{9}}}}+x}"
     with RewardPool(both("math", "box"), workers=1, timeout=3) as pool:
         found = pool.score([ASK] * 2, [reply(tower), reply(r"\boxed{x+1}")], {"answer": ["1+x"] * 2})
     assert found.values[1].tolist() == [1, 1]
+    assert 1 not in found.values[0].tolist()
 
 
 def test_columns_of_the_judge_are_required():

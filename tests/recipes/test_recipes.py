@@ -148,6 +148,7 @@ def test_dr_grpo__divides_advantages_by_no_standard_deviation(run):
     for group in ended.groups():
         rewards = np.array([row["boxed_math"] for row in group])
         np.testing.assert_allclose([row["advantage"] for row in group], rewards - rewards.mean(), atol=1e-6)
+    assert any(row["advantage"] for row in ended.rows())
     assert ended.config["loss_type"] == "dr_grpo"
 
 
@@ -193,9 +194,9 @@ def test_open_r1__adds_weighted_rewards(run):
     weights = np.array(ended.config["reward_weights"])
     for group in ended.groups():
         total = np.array([[row[name] for name in names] for row in group], float) @ weights
-        if total.std():
-            wanted = (total - total.mean()) / (total.std(ddof=1) + 1e-4)
-            np.testing.assert_allclose([row["advantage"] for row in group], wanted, atol=2e-3)
+        wanted = (total - total.mean()) / (total.std(ddof=1) + 1e-4)
+        np.testing.assert_allclose([row["advantage"] for row in group], wanted, atol=2e-3)
+    assert any(row["advantage"] for row in ended.rows())
 
 
 def test_mini_r1__writes_samples_and_scores_the_equation(run):
@@ -237,4 +238,5 @@ def test_r1_zero__adds_weighted_rule_based_rewards(run):
         rewards = np.array([row["simple_grpo_correct"] + 0.5 * row["think_answer_format"] for row in group])
         wanted = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
         np.testing.assert_allclose([row["advantage"] for row in group], wanted, atol=1e-4)
+    assert any(row["advantage"] for row in ended.rows())
     assert ended.column("reflection/none")[0] is not None

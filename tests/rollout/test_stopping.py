@@ -99,11 +99,6 @@ def test_a_stopped_completion_does_not_depend_on_the_segments(ids, strings, segm
         assert reported[g] == (kept, True)
 
 
-def test_a_completion_keeps_its_length_without_stop_strings():
-    rows = read([[0, 1, 0]], 4)
-    assert rows.lengths.tolist() == [[3]]
-
-
 def test_only_the_end_of_a_long_completion_is_decoded():
     longest = []
     counted = lambda ids: longest.append(len(ids)) or decode(ids)

@@ -160,7 +160,10 @@ def test_a_program_that_kills_all_that_it_can_reach_kills_nothing_outside():
             pass
         print("alone")
     """
-    for confinement in [confinement for confinement in CONFINEMENTS if "namespaces" in confinement.walls]:
+    apart = [confinement for confinement in CONFINEMENTS if "namespaces" in confinement.walls]
+    if not apart:
+        pytest.skip("this machine gives programs no namespaces")
+    for confinement in apart:
         assert attack(confinement, program(code))["stdout"] == "alone\n"
 
 
@@ -298,9 +301,10 @@ def test_pythons_files_cannot_be_written_even_by_their_owner():
                 if fault.errno != errno.EROFS:
                     print(path, fault)
     """
-    if "root" in _PROBE.walls:
-        # Without a user of its own it is the user of the tests: perhaps root, perhaps Python's owner.
-        assert attack(FULL, program(code), walls=["namespaces", "root"])["stdout"] == ""
+    if "root" not in _PROBE.walls:
+        pytest.skip("this machine gives programs no file system of their own")
+    # Without a user of its own it is the user of the tests: perhaps root, perhaps Python's owner.
+    assert attack(FULL, program(code), walls=["namespaces", "root"])["stdout"] == ""
 
 
 def test_files_outside_cannot_be_read(confinement):
@@ -326,7 +330,10 @@ def test_the_supervisors_environment_cannot_be_read_even_by_the_same_user():
         except OSError:
             print("refused")
     """
-    for confinement in [confinement for confinement in CONFINEMENTS if confinement.user or not IS_ROOT]:
+    able = [confinement for confinement in CONFINEMENTS if confinement.user or not IS_ROOT]
+    if not able:
+        pytest.skip("this machine gives programs no user of their own")
+    for confinement in able:
         assert attack(confinement, program(code), walls=())["stdout"] == "refused\n"
 
 
@@ -415,8 +422,9 @@ def test_the_size_of_all_files_is_limited_on_a_file_system_of_its_own():
             print(number)
     """
     found = attack(FULL, program(code), files=8 * MIB)
-    if "root" in found["walls"]:
-        assert int(found["stdout"]) <= 8
+    if "root" not in found["walls"]:
+        pytest.skip("this machine gives programs no file system of their own")
+    assert int(found["stdout"]) <= 8
 
 
 INSIDE = {"landlock", "seccomp"}

@@ -114,8 +114,14 @@ def test_of_94_gsm8k_rows_that_share_a_phrase_four_are_leaks(shared_data):
 
 def test_every_chinese_character_is_a_word():
     assert words("已知x=3,求 Y。") == ["已", "知", "x", "3", "求", "y"]
-    assert words("ﬁnd ½ Größe") == ["find", "1⁄2", "grösse"] or words("ﬁnd")[0] == "find"
-    assert len(ngrams(words("one two three"), 2)) == 2
+
+
+def test_ligatures_and_case_make_no_difference_to_words():
+    assert words("ﬁnd Größe") == words("FIND GRÖSSE") == ["find", "grösse"]
+
+
+def test_a_text_of_three_words_has_two_pairs():
+    assert list(ngrams(words("one two three"), 2)) == ["one two", "two three"]
 
 
 short = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=9).map(" ".join)
