@@ -111,7 +111,11 @@ REFUSED = [
     ("callbacks", lambda: [TrainerCallback], "callbacks: TrainerCallback is a class; give an instance"),
     ("callbacks", lambda: EarlyStopping(), r"callbacks: .* is no list; write callbacks=\[\.\.\.\]"),
     ("peft_config", object, "peft_config: .* has no rank r; give peft.LoraConfig"),
-    ("peft_config", lambda: {"r": 4, "use_dora": True}, "peft_config: use_dora = True is not followed here"),
+    (
+        "peft_config",
+        lambda: {"r": 4, "use_dora": True},
+        "peft_config: use_dora = True is not supported; use False",
+    ),
     ("peft_config", lambda: {"r": 4, "lora_dropout": 0.1}, "peft_config: lora_dropout = 0.1 is not followed"),
     (
         "peft_config",
@@ -430,7 +434,9 @@ def test_what_scripts_call_around_train_works_as_in_trl(make, tmp_path, capsys):
     trainer.save_model(folder)
     assert capsys.readouterr().out == f"model: {folder / 'hf'}\n"
     assert (folder / "hf" / "model.safetensors").exists()
-    with pytest.raises(UserError, match=r"resume_from_checkpoint = False: .* give another one to start anew"):
+    with pytest.raises(
+        UserError, match=r"resume_from_checkpoint = False: .* give another one to start a new run"
+    ):
         trainer.train(resume_from_checkpoint=False)
     with pytest.raises(UserError, match=r"resume_from_checkpoint = 'a/checkpoint-5': .* leave it out"):
         trainer.train(resume_from_checkpoint="a/checkpoint-5")

@@ -105,7 +105,7 @@ class SavedGrades:
             names = [name for name, value in self.identity.items() if before.get(name) != value]
             raise UserError(
                 f"{self.path}: an interrupted grading with another {', '.join(names[:3])}; repeat its command "
-                "to go on, or give --overwrite to begin anew"
+                "to go on, or give --overwrite to start again"
             )
 
     def add(self, numbers: Sequence[int], successes: np.ndarray) -> None:

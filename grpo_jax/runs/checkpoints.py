@@ -128,7 +128,7 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"{self._folder}: nothing to restore, as {_listed(steps)} damaged; "
-                "bring a checkpoint back from a copy, or give another output_dir to start anew"
+                "bring a checkpoint back from a copy, or give another output_dir to start a new run"
             )
         return None
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.config.curriculum import StageSettings
-from grpo_jax.data.curriculum.pass_rate_filter import Screen
+from grpo_jax.data.curriculum.pass_rate_filter import PassRateFilter
 from grpo_jax.data.curriculum.sampler import CurriculumSampler
 from grpo_jax.data.curriculum.stages import Stage, Trigger
 from grpo_jax.data.prompts import Prompts
@@ -21,8 +21,8 @@ def curriculum_sampler_of(config: GRPOConfig, prompts: Prompts) -> CurriculumSam
     """The curriculum sampler of `prompts`. UserError for a stage without prompts, or a column that no row has."""
     given = config.curriculum or [StageSettings()]
     stages = [_stage(config, prompts, stage, f"curriculum[{i}]") for i, stage in enumerate(given)]
-    screens = _screens(config, prompts)
-    return CurriculumSampler(prompts, stages, screens, seed=config.seed, shuffle=config.shuffle_dataset)
+    filters = _filters(config, prompts)
+    return CurriculumSampler(prompts, stages, filters, seed=config.seed, shuffle=config.shuffle_dataset)
 
 
 def _stage(config: GRPOConfig, prompts: Prompts, stage: StageSettings, place: str) -> Stage:
@@ -74,14 +74,14 @@ def _where(prompts: Prompts, where: Mapping[str, Any], place: str) -> np.ndarray
     return rows
 
 
-def _screens(config: GRPOConfig, prompts: Prompts) -> list[Screen]:
-    screens = []
+def _filters(config: GRPOConfig, prompts: Prompts) -> list[PassRateFilter]:
+    filters = []
     if config.history_resampling:
-        screens.append(Screen(high=1.0, retry=config.pass_rate_retry))
+        filters.append(PassRateFilter(high=1.0, retry=config.pass_rate_retry))
     if config.pass_rate_window:
         low, high = config.pass_rate_window
-        screens.append(Screen(low, high, config.pass_rate_retry, _known_rates(prompts)))
-    return screens
+        filters.append(PassRateFilter(low, high, config.pass_rate_retry, _known_rates(prompts)))
+    return filters
 
 
 def _known_rates(prompts: Prompts) -> dict[int, float]:

@@ -77,7 +77,7 @@ def check_resume(wish: Any, config: GRPOConfig) -> None:
     if wish is False and config.output_dir and (epath.Path(config.output_dir) / "checkpoints").exists():
         raise UserError(
             f"resume_from_checkpoint = False: {config.output_dir} holds a run, and the same output_dir resumes; "
-            "give another one to start anew"
+            "give another one to start a new run"
         )
 
 
@@ -191,7 +191,7 @@ def adapters_of(peft_config: Any) -> dict[str, Any]:
     given = {name: getattr(value, "value", value) for name, value in given.items()}
     for name, value in (ONLY | {"lora_dropout": 0.0, "init_lora_weights": True}).items():
         if given.get(name, value) not in (value, None):
-            raise UserError(f"peft_config: {name} = {given[name]!r} is not followed here, only {value!r}")
+            raise UserError(f"peft_config: {name} = {given[name]!r} is not supported; use {value!r}")
     if "r" not in given:
         raise UserError(f"peft_config: {peft_config!r:.60} has no rank r; give peft.LoraConfig(r=16, ...)")
     targets = given.get("target_modules") or ["q_proj", "v_proj"]  # PEFT's own choice for Qwen2

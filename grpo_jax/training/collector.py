@@ -107,7 +107,7 @@ class Collector:
         known = scored.base[~np.isnan(scored.base)]
         reward = float(known.mean(dtype=np.float64)) if len(known) else float("nan")
         clipped = 1 - float(np.mean(sampled.rollout.finished))
-        successes = scored.successes if self.curriculum.screens else np.empty((0, 0))
+        successes = scored.successes if self.curriculum.filters else np.empty((0, 0))
         return self.curriculum.learn(state, step + 1, sampled.indices.tolist(), successes, (reward, clipped))
 
 

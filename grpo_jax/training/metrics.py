@@ -56,11 +56,11 @@ def step_metrics(
 
 
 def _curriculum(curriculum: CurriculumSampler, stage: int, run_state: RunState) -> dict[str, float]:
-    """The stage, if there are several, and the prompts that take part in it, if some sit out."""
+    """The stage, if there are several, and the prompts that take part in it, if some are left out."""
     found: dict[str, float] = {}
     if len(curriculum.stages) > 1:
         found["curriculum/stage"] = stage + 1
-    if curriculum.screens:
+    if curriculum.filters:
         found["curriculum/prompts"], found["curriculum/left_out"] = curriculum.pool(run_state.sampler)
     return found
 

@@ -1,4 +1,4 @@
-"""The curriculum sampler: its order, its screens, the ends of its stages; and its state is all that it keeps."""
+"""The curriculum sampler: its order, its filters, the ends of its stages; and its state is all that it keeps."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo_jax.data.curriculum.pass_rate_filter import Screen
+from grpo_jax.data.curriculum.pass_rate_filter import PassRateFilter
 from grpo_jax.data.curriculum.sampler import CurriculumSampler, SamplerState
 from grpo_jax.data.curriculum.stages import Stage, Trigger
 from grpo_jax.data.prompts import Prompts
@@ -109,7 +109,7 @@ def test_domains_of_the_same_size_are_shuffled_differently():
     assert [row for row in order if row < 40] != [row - 40 for row in order if row >= 40]
 
 
-# ---- screens ----
+# ---- filters ----
 
 
 def epochs(curriculum, rates, count):
@@ -128,44 +128,44 @@ def epochs(curriculum, rates, count):
 
 def test_history_resampling_drops_only_the_prompts_that_are_solved():
     """All right: it never comes back. Mixed, all wrong, or unknown: it stays."""
-    curriculum = CurriculumSampler(prompts_of(4), screens=[Screen(high=1.0)])
+    curriculum = CurriculumSampler(prompts_of(4), filters=[PassRateFilter(high=1.0)])
     assert epochs(curriculum, {0: 1.0, 1: 0.5, 2: 0.0, 3: NAN}, 3) == [[0, 1, 2, 3], [1, 2, 3], [1, 2, 3]]
 
 
 def test_a_prompt_solved_in_a_later_epoch_is_dropped_too():
-    curriculum = CurriculumSampler(prompts_of(3), screens=[Screen(high=1.0)])
+    curriculum = CurriculumSampler(prompts_of(3), filters=[PassRateFilter(high=1.0)])
     rates = lambda row, number: float(row == number)
     assert epochs(curriculum, rates, 3) == [[0, 1, 2], [1, 2], [2]]
 
 
-def test_once_every_prompt_is_screened_out_all_come_back():
-    curriculum = CurriculumSampler(prompts_of(2), screens=[Screen(high=1.0)])
+def test_once_every_prompt_is_left_out_all_come_back():
+    curriculum = CurriculumSampler(prompts_of(2), filters=[PassRateFilter(high=1.0)])
     assert epochs(curriculum, {0: 1.0, 1: 1.0}, 3) == [[0, 1], [0, 1], [0, 1]]
 
 
-def test_the_bounds_of_a_screen_are_exclusive():
-    curriculum = CurriculumSampler(prompts_of(5), screens=[Screen(0.25, 0.75)])
+def test_the_bounds_of_a_pass_rate_filter_are_exclusive():
+    curriculum = CurriculumSampler(prompts_of(5), filters=[PassRateFilter(0.25, 0.75)])
     assert epochs(curriculum, {0: 0.0, 1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0}, 2) == [[0, 1, 2, 3, 4], [2]]
 
 
 def test_pass_rates_of_the_data_hold_until_a_row_is_sampled():
     """From the first epoch on, until the row has a rate of this run."""
     known = {0: 0.0, 1: 0.5, 2: 1.0}
-    curriculum = CurriculumSampler(prompts_of(4), screens=[Screen(0.1, 0.9, known=known)])
+    curriculum = CurriculumSampler(prompts_of(4), filters=[PassRateFilter(0.1, 0.9, known=known)])
     assert epochs(curriculum, lambda row, number: {1: 1.0, 3: 0.5}[row], 2) == [[1, 3], [3]]
 
 
 @pytest.mark.parametrize("retry", [1, 2])
-def test_a_screened_prompt_comes_back_after_retry_epochs(retry):
-    curriculum = CurriculumSampler(prompts_of(2), screens=[Screen(high=1.0, retry=retry)])
+def test_a_prompt_that_was_left_out_comes_back_after_retry_epochs(retry):
+    curriculum = CurriculumSampler(prompts_of(2), filters=[PassRateFilter(high=1.0, retry=retry)])
     found = epochs(curriculum, {0: 1.0, 1: 0.5}, 2 * retry + 3)
     back = [number for number, part in enumerate(found) if 0 in part]
     assert back == list(range(0, 2 * retry + 3, retry + 1))
 
 
-def test_screens_do_not_change_an_epoch_under_way():
-    """Screens are applied when an epoch begins."""
-    curriculum = CurriculumSampler(prompts_of(6), screens=[Screen(high=1.0)], seed=5)
+def test_filters_do_not_change_an_epoch_under_way():
+    """Filters are applied when an epoch begins."""
+    curriculum = CurriculumSampler(prompts_of(6), filters=[PassRateFilter(high=1.0)], seed=5)
     order = curriculum.draw(curriculum.begin(), 6)[0]
     state, seen = curriculum.begin(), []
     for _ in range(6):

@@ -1,4 +1,4 @@
-"""Stages, mixtures and prompts that sit out, in whole runs: what changes with a stage, and that a run which stops at
+"""Stages, mixtures and prompts that are left out, in whole runs: what changes with a stage, and that a run which stops at
 any step goes on as if it had not."""
 
 import json
@@ -133,7 +133,7 @@ def test_a_stage_draws_only_rows_of_its_domains_and_levels(train):
     assert column(run, "domains/letters/share")[2] is not None
 
 
-# ---- prompts that sit out ----
+# ---- prompts that are left out ----
 
 
 def solved(completions, level, **columns):

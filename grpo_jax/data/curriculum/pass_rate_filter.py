@@ -1,4 +1,4 @@
-"""Which rows sit out of an epoch, by the share of their completions that succeeded when they were last seen."""
+"""Which rows an epoch leaves out, by the share of their completions that succeeded when they were last sampled."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ Rates = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Screen:
+class PassRateFilter:
     """Rows take part while low < rate < high; those never seen always do.
 
-    History resampling (SRPO, arXiv:2504.14286, section 3.4) is `high` = 1: what was always solved teaches nothing any
-    more, and what was never solved may yet become solvable. Open-R1 and others keep the rates between two bounds.
+    History resampling (SRPO, arXiv:2504.14286, section 3.4) is `high` = 1: rows that were always solved have no
+    gradient any more, and those that were never solved may yet be. Open-R1 and others keep rates between two bounds.
 
     Args:
-        retry: a row sits out of so many epochs, then it is tried again; 0: it never comes back.
-        known: rates that the data set brings along, row -> rate; a rate that was seen since then counts instead.
+        retry: a row is left out of so many epochs, then it is tried again; 0: it never comes back.
+        known: rates from a column of the data set, row -> rate; a rate measured in the run counts instead.
     """
 
     low: float = -math.inf
@@ -27,8 +27,8 @@ class Screen:
     retry: int = 0
     known: Mapping[int, float] = field(default_factory=dict)
 
-    def sits_out(self, row: int, epoch: int, rates: Rates) -> bool:
-        """Whether `row` has no part in this epoch of its domain."""
+    def leaves_out(self, row: int, epoch: int, rates: Rates) -> bool:
+        """Whether this epoch of the domain leaves out `row`."""
         rate, seen = rates.get(str(row)) or (self.known.get(row), -1)
         if rate is None or self.low < rate < self.high:
             return False
@@ -36,7 +36,7 @@ class Screen:
 
 
 def seen(rates: Rates, rows: Sequence[int], epochs: Sequence[int], successes: np.ndarray) -> Rates:
-    """`rates` with what was seen of n rows, [n,G] successes; NaN where unknown."""
+    """`rates` updated by the successes [n,G] of n rows; NaN where unknown."""
     found = dict(rates)
     for row, epoch, group in zip(rows, epochs, successes):
         judged = group[~np.isnan(group)]

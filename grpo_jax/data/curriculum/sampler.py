@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from grpo_jax.data.curriculum.epoch_order import epoch_order
-from grpo_jax.data.curriculum.pass_rate_filter import Rates, Screen, seen
+from grpo_jax.data.curriculum.pass_rate_filter import PassRateFilter, Rates, seen
 from grpo_jax.data.curriculum.stages import Stage, Step
 from grpo_jax.data.prompts import Prompts
 
@@ -51,7 +51,7 @@ class CurriculumSampler:
 
     Args:
         stages: in their order; without any, one with all prompts.
-        screens: rows that one of them says sit out of an epoch. Where all would, all take part again.
+        filters: an epoch leaves out the rows that one of them says; none, if it would leave out all.
         shuffle: an order drawn anew each epoch; otherwise the data's own.
     """
 
@@ -59,19 +59,19 @@ class CurriculumSampler:
         self,
         prompts: Prompts,
         stages: Sequence[Stage] = (),
-        screens: Sequence[Screen] = (),
+        filters: Sequence[PassRateFilter] = (),
         *,
         seed: int = 0,
         shuffle: bool = True,
     ):
-        self.prompts, self.screens = prompts, tuple(screens)
+        self.prompts, self.filters = prompts, tuple(filters)
         self.stages = tuple(stages) or (whole(prompts),)
         self.seed, self.shuffle = seed, shuffle
 
     def begin(self) -> SamplerState:
         """The state before the first step."""
         n = len(self.prompts.domains)
-        out = [self.sitting_out(self.stages[0].rows[d], 0, {}) for d in range(n)]
+        out = [self.left_out(self.stages[0].rows[d], 0, {}) for d in range(n)]
         return SamplerState(places=[(0, 0)] * n, out=out, drawn=[0] * n)
 
     def draw(self, state: SamplerState, count: int) -> tuple[list[int], SamplerState]:
@@ -90,7 +90,7 @@ class CurriculumSampler:
             step: its mean reward, and the share of completions that were cut.
         """
         rates = state.rates
-        if self.screens:
+        if self.filters:
             epochs, rows = zip(*(divmod(index, self.prompts.rows) for index in indices))
             rates = seen(rates, rows, epochs, successes)
         stage = self.stages[state.stage]
@@ -101,7 +101,7 @@ class CurriculumSampler:
         return self._next_stage(state) if ends else state
 
     def pool(self, state: SamplerState) -> tuple[int, int]:
-        """(prompts of the stage, how many of them sit out now)."""
+        """(prompts of the stage, how many of them are left out now)."""
         stage = self.stages[state.stage]
         out = sum(len(rows) for rows, weight in zip(state.out, stage.weights) if weight)
         return stage.prompts, out
@@ -115,13 +115,13 @@ class CurriculumSampler:
         for d, (before, now) in enumerate(zip(old, new)):
             if not np.array_equal(before, now):
                 epoch = places[d][0] + (places[d][1] > 0)
-                places[d], out[d] = (epoch, 0), self.sitting_out(now, epoch, state.rates)
+                places[d], out[d] = (epoch, 0), self.left_out(now, epoch, state.rates)
         drawn = [0] * len(places)
         return replace(state, stage=state.stage + 1, places=places, out=out, drawn=drawn, recent=())
 
-    def sitting_out(self, rows: np.ndarray, epoch: int, rates: Rates) -> list[int]:
-        """Those of `rows` that sit out the epoch; none, if all of them would."""
-        out = [int(row) for row in rows if any(s.sits_out(int(row), epoch, rates) for s in self.screens)]
+    def left_out(self, rows: np.ndarray, epoch: int, rates: Rates) -> list[int]:
+        """Those of `rows` that the epoch leaves out; none, if it would leave out all."""
+        out = [int(row) for row in rows if any(f.leaves_out(int(row), epoch, rates) for f in self.filters)]
         return out if len(out) < len(rows) else []
 
     def order(self, stage: int, domain: int, epoch: int, out: Sequence[int]) -> np.ndarray:
@@ -185,7 +185,7 @@ class _Draws:
             epoch = self.places[domain][0] + 1
             rows = self.sampler.stages[self.state.stage].rows[domain]
             self.places[domain] = [epoch, 0]
-            self.out[domain] = self.sampler.sitting_out(rows, epoch, self.state.rates)
+            self.out[domain] = self.sampler.left_out(rows, epoch, self.state.rates)
             self.orders[domain] = self._rows(domain)
         return self.orders[domain]
 
