@@ -1,5 +1,5 @@
-"""Stages, mixtures and prompts that are left out, in whole runs: what changes with a stage, and that a run which stops at
-any step goes on as if it had not."""
+"""Stages, mixtures and prompts that are left out, in whole runs: what changes with a stage, and that a run which stops
+at any step goes on as if it had not."""
 
 import json
 
