@@ -1,6 +1,7 @@
 """The learner as the trainer uses it: how many passes over the model a rollout costs, and which rows they see."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ P, G, TP, TC, REAL = 4, 4, 5, 20, 37
 # A large epsilon: Adam otherwise takes whole steps in the direction of rounding noise where gradients are nearly 0.
 OPTIMIZER = make_optimizer(Schedule(1e-2, "constant", 0, 10), epsilon=1e-2)
 DEFAULT, ONE_PASS = GRPO(max_length=TC), Passes()
+WITH_REFERENCE, REINFORCE = GRPO(beta=0.1, max_length=TC), GRPO("reinforce")
 SCORING = Scoring(num_tokens=REAL, chunk=64)
 
 
@@ -64,24 +66,40 @@ def advantages():
     return np.random.default_rng(1).normal(size=(P, G)).astype(np.float32) * np.array([[1], [0], [0], [1]])
 
 
-@pytest.fixture
-def forwards(monkeypatch):
-    """A list that grows by the rows of every pass over the model that is really run."""
+@pytest.fixture(scope="module")
+def all_passes():
+    """A list that gets the shape [B,T] of every pass over the model that is really run."""
     seen, original = [], logprobs.hidden_states
 
     def counted(cfg, params, tokens, *given, **named):
-        jax.debug.callback(lambda: seen.append(tokens.shape[0]))
+        jax.debug.callback(lambda: seen.append(tokens.shape))
         return original(cfg, params, tokens, *given, **named)
 
-    monkeypatch.setattr(logprobs, "hidden_states", counted)
-    return seen
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logprobs, "hidden_states", counted)
+        yield seen
 
 
 @pytest.fixture
-def learn(tiny, tiny_params, mesh_1):
-    """`learn(objective, passes)`: a learner with a reference where it needs one, and its first state."""
+def passes_over_model(all_passes):
+    """`passes_over_model()`: the shapes of this test's passes."""
+    jax.effects_barrier()
+    all_passes.clear()
 
-    def make(objective=DEFAULT, passes=ONE_PASS, scoring=SCORING, optimizer=OPTIMIZER, **places):
+    def seen():
+        jax.effects_barrier()
+        return list(all_passes)
+
+    return seen
+
+
+@pytest.fixture(scope="module")
+def learn(all_passes, tiny, tiny_params, mesh_1):
+    """`learn(objective, passes)`: a learner with a reference where it needs one, and its first state. Equal arguments
+    give the same learner, so that its programs compile once; `new` gives another."""
+    fresh = lambda: jax.tree.map(jax.numpy.copy, tiny_params)
+
+    def make(objective, passes, scoring, optimizer, reference_on_host):
         learner = Learner(
             cfg=tiny,
             objective=objective,
@@ -90,74 +108,83 @@ def learn(tiny, tiny_params, mesh_1):
             passes=passes,
             shape=(P, G),
             mesh=mesh_1,
-            **places,
+            reference_on_host=reference_on_host,
         )
-        fresh = lambda: jax.tree.map(jax.numpy.copy, tiny_params)
         if objective.beta > 0:
             learner.set_reference(fresh())
+        return learner
+
+    shared = functools.cache(make)
+
+    def get(
+        objective=DEFAULT,
+        passes=ONE_PASS,
+        scoring=SCORING,
+        optimizer=OPTIMIZER,
+        reference_on_host=False,
+        new=False,
+    ):
+        learner = (make if new else shared)(objective, passes, scoring, optimizer, reference_on_host)
         return learner, learner.init(fresh())
 
-    return make
+    return get
 
 
 @pytest.mark.parametrize(
     ("objective", "passes", "rows"),
     [
-        (GRPO(), Passes(), [16]),  # the default: one pass, forward and backward
-        (GRPO(), Passes(micro_batch_size=4), [4, 4]),  # half of the micro-batches have nothing to learn
-        (GRPO(), Passes(micro_batch_size=4, skip_zero_advantages=False), [4] * 4),
-        (GRPO(beta=0.1), Passes(), [16, 16]),  # the reference
-        (GRPO(beta=0.1), Passes(micro_batch_size=8), [8] * 4),  # whose divergence acts on all rows
-        (GRPO(), Passes(num_iterations=2), [16, 16, 16]),  # old log-probs, and two updates
-        (GRPO(), Passes(num_minibatches=2), [8] * 4),
-        (
-            GRPO(),
-            Passes(num_iterations=2, micro_batch_size=4),
-            [4] * 6,
-        ),  # skipped rows need no old log-probs either
+        (DEFAULT, Passes(), [16]),  # the default: one pass, forward and backward
+        (DEFAULT, Passes(micro_batch_size=4), [4, 4]),  # half of the micro-batches have nothing to learn
+        (DEFAULT, Passes(micro_batch_size=4, skip_zero_advantages=False), [4] * 4),
+        (WITH_REFERENCE, Passes(), [16, 16]),
+        (WITH_REFERENCE, Passes(micro_batch_size=8), [8] * 4),  # the divergence acts on all rows
+        (DEFAULT, Passes(num_iterations=2), [16, 16, 16]),  # old log-probs, and two updates
+        (DEFAULT, Passes(num_minibatches=2), [8] * 4),
+        (DEFAULT, Passes(num_iterations=2, micro_batch_size=4), [4] * 6),  # nor old log-probs of skipped rows
         (GRPO(bonus=EntropyBonus(0.1)), Passes(micro_batch_size=8), [8, 8]),  # from the same pass
         (GRPO(top_entropy_quantile=0.3), Passes(), [16]),
         (
             GRPO(top_entropy_quantile=0.3),
             Passes(micro_batch_size=8),
             [8] * 3,
-        ),  # all entropies first, then one
-        (GRPO("reinforce"), Passes(gradient_samples=1), [4]),  # the others are only its baseline
+        ),  # all entropies, then one update
+        (REINFORCE, Passes(gradient_samples=1), [4]),  # the others are only its baseline
         (GRPO(sampler_mode="token_truncate", off_policy_threshold=0.1), Passes(), [16]),
     ],
     ids=lambda value: str(value)[:60],
 )
 def test_a_rollout_costs_only_the_passes_that_its_settings_need(
-    learn, forwards, groups, advantages, objective, passes, rows
+    learn, passes_over_model, groups, advantages, objective, passes, rows
 ):
     learner, state = learn(objective, passes)
     _, metrics = learner(state, groups, advantages)
-    jax.effects_barrier()
-    assert forwards == rows
+    assert [shape[0] for shape in passes_over_model()] == rows
     assert metrics["grad_norm"] > 0
 
 
-def test_a_rollout_without_any_advantage_costs_no_pass(learn, forwards, groups):
+def test_a_rollout_without_any_advantage_costs_no_pass(learn, passes_over_model, groups):
     learner, state = learn(passes=Passes(micro_batch_size=4))
     _, metrics = learner(state, groups, np.zeros((P, G), np.float32))
-    jax.effects_barrier()
-    assert forwards == []
+    assert passes_over_model() == []
     assert metrics["grad_norm"] == metrics["loss"] == 0
     assert metrics["clip_ratio/region_mean"] == 0
     assert np.isnan(metrics["sampling/importance_sampling_ratio/mean"])  # 0 would look like a mismatch
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "bnpo", "dr_grpo", "luspo"])
-def test_skipping_rows_without_advantage_changes_no_parameter(learn, groups, advantages, loss_type):
+@pytest.mark.parametrize(
+    ("loss_type", "passes"),
+    [  # the means that differ if skipped rows are forgotten: of rows, of the rollout's tokens, of the mini-batch's
+        ("grpo", [Passes(micro_batch_size=4)]),
+        ("dapo", [Passes(micro_batch_size=4), Passes(micro_batch_size=4, skip_zero_advantages=False)]),
+        ("bnpo", [Passes(micro_batch_size=4)]),
+    ],
+)
+def test_skipping_rows_without_advantage_changes_no_parameter(learn, groups, advantages, loss_type, passes):
     """The same normaliser: rows that are not computed still count in every mean."""
     objective = GRPO(loss_type, max_length=TC)
     after = []
-    for passes in (
-        Passes(),
-        Passes(micro_batch_size=4),
-        Passes(micro_batch_size=2, skip_zero_advantages=False),
-    ):
-        learner, state = learn(objective, passes)
+    for each in (Passes(), *passes):
+        learner, state = learn(objective, each)
         after.append(learner(state, groups, advantages))
     for state, metrics in after[1:]:
         assert metrics["loss"] == pytest.approx(after[0][1]["loss"], abs=1e-6)
@@ -191,13 +218,10 @@ def _named(value):
 
 @pytest.mark.parametrize(
     ("beta", "passes"),
-    [  # beta decides whether rows without advantage are left out; each way of packing meets it and its contrary
+    [  # without beta rows that have no advantage are skipped
         (0.0, Passes(share_prompts=True)),
-        (0.1, Passes(share_prompts=True, micro_batch_size=4)),
         (0.0, Passes(share_prompts=True, micro_batch_size=2)),  # a group over two micro-batches
         (0.0, Passes(share_prompts=True, num_minibatches=2, micro_batch_size=4, num_iterations=2)),
-        (0.1, Passes(length_buckets=3, micro_batch_size=2)),
-        (0.0, Passes(length_buckets=3, share_prompts=True, micro_batch_size=4)),
         (0.1, Passes(length_buckets=3, share_prompts=True, micro_batch_size=4)),
         (0.0, Passes(length_buckets=2, micro_batch_size=4, num_iterations=2, skip_zero_advantages=False)),
         (0.0, Passes(length_buckets=3, micro_batch_size=4)),
@@ -221,28 +245,20 @@ def test_shared_prompts_and_length_buckets_change_no_update(learn, groups, advan
 
 
 def test_a_shared_prompt_is_computed_once_and_short_rows_in_short_programs(
-    learn, monkeypatch, groups, advantages
+    learn, passes_over_model, groups, advantages
 ):
     """Tokens that the model sees: P + G C of a prompt in place of G (P + C), with C as long as the rows are."""
-    seen, original = [], logprobs.hidden_states
-
-    def counted(cfg, params, tokens, *given, **named):
-        jax.debug.callback(lambda: seen.append(tokens.shape))
-        return original(cfg, params, tokens, *given, **named)
-
-    monkeypatch.setattr(logprobs, "hidden_states", counted)
     lengths = np.where(np.arange(P)[:, None] < 2, 4, 9) * np.ones((P, G), int)
     short = with_rollout(groups, lengths=lengths, action_mask=np.arange(TC) < lengths[..., None])
     passes = Passes(length_buckets=3, share_prompts=True, micro_batch_size=4, skip_zero_advantages=False)
     learner, state = learn(passes=passes)
     learner._checked = True  # the check is a pass of its own
     learner(state, short, advantages)
-    jax.effects_barrier()
-    assert seen == [(1, 5 + 4 * 4)] * 2 + [(1, 5 + 4 * 16)] * 2
+    assert passes_over_model() == [(1, 5 + 4 * 4)] * 2 + [(1, 5 + 4 * 16)] * 2
 
 
 def test_a_wrongly_shared_prompt_is_refused_before_the_first_update(learn, monkeypatch, groups, advantages):
-    learner, state = learn(passes=Passes(share_prompts=True))
+    learner, state = learn(passes=Passes(share_prompts=True), new=True)
     wrong = lambda width, samples, lengths, kernel: shared_prompt(width, samples, lengths + 1, kernel)
     monkeypatch.setattr(logprobs, "shared_prompt", wrong)
     with pytest.raises(UserError, match="share_prompts = true: log-probs differ by"):
@@ -259,11 +275,11 @@ def test_truncated_completions_are_masked_and_left_out_of_the_normaliser(groups,
 
 def test_only_the_first_samples_carry_gradient(learn, groups, advantages):
     """With gradient_samples = 1 neither tokens nor advantages of the other samples change the update."""
-    learner, state = learn(GRPO("reinforce"), Passes(gradient_samples=1))
+    learner, state = learn(REINFORCE, Passes(gradient_samples=1))
     other = with_rollout(groups, tokens=np.where(np.arange(G)[:, None] > 0, 1, groups.rollout.tokens))
     noise = advantages + np.where(np.arange(G) > 0, 5.0, 0.0)
     first, _ = learner(state, groups, advantages)
-    learner, state = learn(GRPO("reinforce"), Passes(gradient_samples=1))
+    learner, state = learn(REINFORCE, Passes(gradient_samples=1))
     second, _ = learner(state, other, noise)
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
 
@@ -290,7 +306,7 @@ def test_carried_over_groups_take_their_ratio_to_the_samplers_logprobs(learn, gr
     ids=lambda saving: next(iter(saving)),
 )
 def test_offloading_to_the_host_gives_the_same_weights(learn, groups, advantages, saving):
-    objective, passes = GRPO(beta=0.1), Passes(micro_batch_size=8, num_iterations=2)
+    objective, passes = WITH_REFERENCE, Passes(micro_batch_size=8, num_iterations=2)
     (plain, one), (sparing, other) = learn(objective, passes), learn(objective, passes, **saving)
     one, usual = plain(one, groups, advantages)
     other, metrics = sparing(other, groups, advantages)
@@ -303,7 +319,7 @@ def test_offloading_to_the_host_gives_the_same_weights(learn, groups, advantages
 
 def test_moments_in_bfloat16_take_half_the_memory_and_nearly_the_same_steps(learn, groups, advantages):
     compact = make_optimizer(Schedule(1e-2, "constant", 0, 10), epsilon=1e-2, compact=True)
-    passes = Passes(num_iterations=4)
+    passes = Passes(num_iterations=2)
     (plain, one), (sparing, other) = learn(passes=passes), learn(passes=passes, optimizer=compact)
     before = jax.tree.map(np.asarray, one.params)
     size = lambda state: sum(x.nbytes for x in jax.tree.leaves(state.opt_state) if x.ndim)
@@ -366,7 +382,7 @@ EVERYTHING = GRPO(
 )
 
 
-@pytest.mark.parametrize("objective", [GRPO(beta=0.1, max_length=TC), EVERYTHING], ids=["dapo", "everything"])
+@pytest.mark.parametrize("objective", [WITH_REFERENCE, EVERYTHING], ids=["dapo", "everything"])
 def test_logprobs_and_advantages_of_environment_tokens_are_ignored(learn, environment_groups, objective):
     """They change neither the weights nor a metric."""
     rng, mask = np.random.default_rng(4), environment_groups.rollout.action_mask
@@ -392,9 +408,9 @@ def test_environment_tokens_are_context_for_later_tokens_of_the_policy(learn, en
         tokens = np.where(
             where, (environment_groups.rollout.tokens + 1) % REAL, environment_groups.rollout.tokens
         )
-        learner, state = learn(GRPO("reinforce"))
+        learner, state = learn(REINFORCE)
         losses.append(learner(state, with_rollout(environment_groups, tokens=tokens), advantages)[1]["loss"])
-    learner, state = learn(GRPO("reinforce"))
+    learner, state = learn(REINFORCE)
     assert losses[0] != learner(state, environment_groups, advantages)[1]["loss"] == losses[1]
 
 
