@@ -17,6 +17,8 @@ from grpo_jax.config import GRPOConfig, load_settings
 from grpo_jax.learner import batches
 
 ONE = "data=1,fsdp=1,tensor=1"
+FEW = {"prompts_per_step": 8, "num_generations": 8, "max_completion_length": 48, "max_prompt_length": 32}
+"""Less than most small forms have, and equal, so that recipes share the compiled sampler."""
 START = pathlib.Path(__file__).parent / "taught_model"  # by teach_model.py
 
 
@@ -53,7 +55,7 @@ def run(tmp_path):
     def go(name, verb="train", **changes):
         given = {"output_dir": tmp_path / name, "model": START, "save_steps": 0, "mesh": ONE} | changes
         if verb == "train":
-            given = {"eval_prompts": 8, "log_completions_steps": 1} | given
+            given = FEW | {"eval_prompts": 0, "log_completions_steps": 1} | given
         words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
         assert main([verb, name, "--tiny", *words]) == 0
         return Ended(tmp_path / name)
@@ -98,7 +100,7 @@ def update_batches(monkeypatch):
 
 
 def test_reinforce_lite__learns_from_the_first_of_ten_completions(run, update_batches):
-    ended = run("reinforce-lite", max_steps=2)
+    ended = run("reinforce-lite", max_steps=2, num_generations=10)
     assert ended.totals("reinforce_lite") == {1.0, -1.0}
     for group in ended.groups():
         assert len(group) == 10
@@ -112,7 +114,7 @@ def test_reinforce_lite__learns_from_the_first_of_ten_completions(run, update_ba
         for batch in update_batches
         for row, mask in zip(batch.tokens, batch.mask)
     ]
-    assert len(trained) == 2 * 16
+    assert len(trained) == 2 * 8
     assert set(trained) <= firsts
 
 
@@ -209,8 +211,8 @@ def test_mini_r1__writes_samples_and_scores_the_equation(run):
 
 
 def test_logic_rl__moves_on_to_puzzles_with_more_people(run):
-    ended = run("logic-rl", max_steps=3, dataset="tiny_knights:people=2-3,size=48")
-    assert ended.totals("logic_rl") <= {3.0, -0.5, -1.0, -3.0}
+    ended = run("logic-rl", max_steps=3, dataset="tiny_knights:people=2-3,size=24", max_completion_length=80)
+    assert {3.0, -0.5} < ended.totals("logic_rl") <= {3.0, -0.5, -1.0, -3.0}
     assert ended.column("curriculum/stage") == [1, 1, 2]
     people = [
         {row["prompt"].count("says:") for row in ended.rows() if row["step"] == step} for step in (1, 3)
