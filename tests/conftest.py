@@ -73,16 +73,6 @@ def clear_compiled_programs():
         gc.collect()
 
 
-@pytest.fixture(scope="module")
-def optimized_programs():
-    """For modules whose programs run so often that optimizing them takes less time than it saves."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", bool(QUICK_FLAG))
-
-
 @pytest.fixture(scope="session")
 def process_environment():
     """`process_environment(devices=1, **more)`: the environment of a process that a test starts."""
