@@ -4,7 +4,10 @@ import gc
 import json
 import os
 import pathlib
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -86,6 +89,75 @@ def process_environment():
         }
 
     return make
+
+
+class Command:
+    """A command line in a process of its own, much as subprocess.Popen has it."""
+
+    def __init__(self, ask, words, point, cwd, files, environment):
+        self.files = {name: pathlib.Path(f"{files}.{name}") for name in ("out", "err")}
+        where = {name: str(file) for name, file in self.files.items()} | {"cwd": str(cwd)}
+        words = list(map(str, words))
+        self.ask, self.returncode = ask, None
+        self.pid = ask({"words": words, "point": point, "environment": environment} | where)
+
+    def poll(self):
+        """The exit status; None while it runs."""
+        if self.returncode is None:
+            self.returncode = self.ask({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, seconds=300):
+        """Itself, ended; killed, if it does not end in time."""
+        end = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > end:
+                self.send_signal(signal.SIGKILL)
+            time.sleep(0.02)
+        return self
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    @property
+    def stdout(self):
+        return self.files["out"].read_text()
+
+    @property
+    def stderr(self):
+        return self.files["err"].read_text()
+
+
+@pytest.fixture(scope="session")
+def command(process_environment, tmp_path_factory):
+    """`command(words, point="never", cwd=".", devices=1, **environment)`: the command line as a process that was forked
+    from one that has imported everything (`killed_run.py`), and is killed when it comes to the point. It keeps all
+    that it compiles."""
+    home, started = tmp_path_factory.mktemp("commands"), []
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "killed_run.py")],
+        env=process_environment(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def ask(request):
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    def start(words, point="never", cwd=".", devices=1, **environment):
+        environment["XLA_FLAGS"] = process_environment(devices)["XLA_FLAGS"]
+        files = home / str(len(started))
+        started.append(Command(ask, words, point, cwd, files, environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.poll() is None:
+            one.send_signal(signal.SIGKILL)
+    server.communicate()
 
 
 @pytest.fixture(scope="session")

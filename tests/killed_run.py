@@ -1,8 +1,18 @@
-"""`python killed_run.py POINT WORDS...`: the command line WORDS, killed without notice when it comes to POINT."""
+"""A process that imports what the verbs need, and forks for each command line: importing takes longer than most of
+these run. `python killed_run.py` reads requests, a line of JSON each, and answers each with a line (fixture `command`):
 
+- `{"words", "point", "cwd", "environment", "out", "err"}` starts the command line `words`, which is killed without
+  notice when it comes to `point`; the answer is its process id;
+- `{"poll": id}`: the exit status of that process, as subprocess.Popen gives it; null while it runs.
+"""
+
+import importlib
+import json
 import os
 import signal
 import sys
+
+VERBS = ("train", "sft", "reject", "evaluate", "generate", "export", "pipeline")
 
 
 def die():
@@ -30,15 +40,15 @@ def while_weights_load():
 
 
 def in_the_middle_of_a_line():
-    """The second step's line of metrics gets to the disk in part."""
+    """The fourth step's line of metrics gets to the disk in part."""
     from grpo_jax.runs.loggers import JsonlLogger
 
     write = JsonlLogger.log
 
     def half(self, step, metrics):
-        if step == 2:
+        if step == 4:
             with open(self._file, "a") as file:
-                file.write('{"step": 2, "loss": 0.1')
+                file.write('{"step": 4, "loss": 0.1')
             die()
         write(self, step, metrics)
 
@@ -89,14 +99,49 @@ POINTS = {
     "while weights load": while_weights_load,
     "in the middle of a line": in_the_middle_of_a_line,
     "while saving the first checkpoint": lambda: while_saving(2),
-    "after the rollout of step 4": lambda: after_the_rollout(4),  # of the fourth step of this process
     "between steps, after a save": lambda: between_steps(3),
     "while exporting": while_exporting,
     "never": lambda: None,
 }
 
+
+def answer(value):
+    print(json.dumps(value), flush=True)
+
+
+def serve():
+    """Answer requests until there are no more. In each process that is forked: return its request."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "poll" in request:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer(os.waitstatus_to_exitcode(status) if pid else None)
+        elif pid := os.fork():
+            answer(pid)
+        else:
+            return request
+    sys.exit()
+
+
+def become(request):
+    """Make this process one that was started as requested."""
+    os.chdir(request["cwd"])
+    os.environ.update(request["environment"])
+    for descriptor, path, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, request["out"], os.O_WRONLY | os.O_CREAT),
+        (2, request["err"], os.O_WRONLY | os.O_CREAT),
+    ):
+        os.dup2(os.open(path, flags, 0o600), descriptor)
+    POINTS[request["point"]]()
+
+
 if __name__ == "__main__":
+    from transformers import AutoTokenizer  # noqa: F401
+
     from grpo_jax.cli import main
 
-    POINTS[sys.argv[1]]()
-    sys.exit(main(sys.argv[2:]))
+    for name in (*(f"commands.{verb}" for verb in VERBS), "trainer", "training.sft_trainer"):
+        importlib.import_module(f"grpo_jax.{name}")
+    become(request := serve())
+    sys.exit(main(request["words"]))

@@ -3,11 +3,8 @@
 import asyncio
 import json
 import os
-import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import orbax.checkpoint
@@ -17,12 +14,10 @@ from grpo_jax.cli import main
 from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.runs.run import TERMINATED
 
-HERE = pathlib.Path(__file__).parent
 POINTS = (
     "while weights load",
-    "in the middle of a line",
     "while saving the first checkpoint",
-    "after the rollout of step 4",
+    "in the middle of a line",
     "between steps, after a save",
     "while exporting",
     "never",
@@ -85,22 +80,11 @@ def assert_same_end(run, other):
 
 
 @pytest.fixture(scope="module")
-def start(options, process_environment):
-    """`start(point, settings)`: one process of the command, on one device, killed at the point."""
-    environment = process_environment(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
-
-    def run(point, settings):
-        words = [sys.executable, str(HERE / "killed_run.py"), point, "train", *options(settings)]
-        return subprocess.run(words, env=environment, capture_output=True, text=True)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def killed(start, tiny_settings, tmp_path_factory):
+def killed(command, options, tiny_settings, tmp_path_factory):
     """(an uninterrupted run, one that was killed at every point in turn, that one's processes)."""
     home = tmp_path_factory.mktemp("killed")
     settings = tiny_settings | EVERY_PART
+    start = lambda point, given: command(["train", *options(given)], point).wait()
     whole = start("never", settings | {"output_dir": home / "whole"})
     assert whole.returncode == 0, whole.stderr
     starts = []
@@ -154,60 +138,89 @@ def test_no_temporary_file_is_left(killed):
 
 # ---- in this process ----
 
+# Adam divides by the gradient's size: a large epsilon keeps rounding noise small where there is none.
+CALM = {"mesh": "data=1", "adam_epsilon": 1e-2, "eval_prompts": 0}
+
 
 @pytest.fixture(scope="module")
 def train(tiny_settings, options):
     """`train(folder, **changes)`: the command on one device, or another mesh."""
     return lambda folder, **changes: main(
-        ["train", *options(tiny_settings | {"mesh": "data=1", "output_dir": folder} | changes)]
+        ["train", *options(tiny_settings | CALM | {"output_dir": folder} | changes)]
     )
 
 
 @pytest.fixture(scope="module")
 def whole(train, tmp_path_factory):
-    """A run from beginning to end; read only."""
+    """A run from beginning to end that keeps all its checkpoints, each of which is slow to write; read only."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert train(folder) == 0
+    write = orbax.checkpoint.JsonCheckpointHandler._save_fn
+
+    async def slow(*given):
+        await asyncio.sleep(0.3)
+        await write(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orbax.checkpoint.JsonCheckpointHandler, "_save_fn", slow)
+        assert train(folder, save_total_limit=0) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def terminated(train, tmp_path_factory):
+    """(a run that got SIGTERM in the middle of step 3, its exit status); read only."""
+    from grpo_jax.training.advantages import GroupAdvantages
+
+    folder = tmp_path_factory.mktemp("terminated") / "run"
+    calls, compute = [], GroupAdvantages.__call__
+
+    def terminating(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GroupAdvantages, "__call__", terminating)
+        with pytest.raises(SystemExit) as end:
+            train(folder)
+    return folder, end.value.code
 
 
 @pytest.fixture
 def copy(whole, tmp_path):
-    """The same, to be changed."""
+    """The whole run, to be changed."""
     return shutil.copytree(whole, tmp_path / "run")
 
 
-@pytest.fixture
-def terminated_at(monkeypatch):
-    """`terminated_at(step)`: SIGTERM comes in the middle of this step."""
-    from grpo_jax.training.advantages import GroupAdvantages
-
-    def terminate(step):
-        calls, compute = [], GroupAdvantages.__call__
-
-        def terminated(*given):
-            calls.append(given)
-            if len(calls) == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return compute(*given)
-
-        monkeypatch.setattr(GroupAdvantages, "__call__", terminated)
-
-    return terminate
+def test_sigterm_saves_after_the_step_and_ends(terminated):
+    folder, code = terminated
+    assert code == TERMINATED == 143
+    assert (folder / "checkpoints/3").is_dir(), "the step under way ends and is saved, due or not"
+    assert [row["step"] for row in metrics_of(folder)] == [1, 2, 3]
+    assert not (folder / "hf").exists()
 
 
-def test_sigterm_saves_after_the_step_and_the_same_command_resumes(train, whole, terminated_at, tmp_path):
-    terminated_at(3)
-    with pytest.raises(SystemExit) as end:
-        train(tmp_path / "run")
-    assert end.value.code == TERMINATED == 143
-    assert (tmp_path / "run/checkpoints/3").is_dir(), "the step under way ends and is saved, due or not"
-    assert not (tmp_path / "run/hf").exists()
-    assert train(tmp_path / "run") == 0
-    assert_same_end(tmp_path / "run", whole)
+def test_a_run_resumes_after_sigterm_and_may_save_more_often(train, whole, terminated, tmp_path):
+    run = shutil.copytree(terminated[0], tmp_path / "run")
+    assert train(run, save_steps=1, save_total_limit=0) == 0
+    assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == [2, 3, 4, 5]
+    assert_same_end(run, whole)
 
 
-def test_the_callers_signal_handler_is_restored_after_the_run(train, tmp_path, copy):
+def test_a_run_resumes_on_another_mesh_to_the_same_weights_up_to_rounding(train, whole, terminated, tmp_path):
+    run = shutil.copytree(terminated[0], tmp_path / "run")
+    assert train(run, mesh="data=2,fsdp=2,tensor=2") == 0
+    one, two = (open_folder(folder / "hf") for folder in (whole, run))
+    for name in one:
+        np.testing.assert_allclose(two[name].open(), one[name].open(), rtol=1e-5, atol=1e-6, err_msg=name)
+    same = ("reward", "num_tokens", "completions/mean_length")
+    picked = [[[row[n] for n in same] for row in metrics_of(folder)] for folder in (whole, run)]
+    assert picked[0] == picked[1], "the same completions on either mesh"
+
+
+def test_a_finished_run_started_again_changes_nothing(train, whole, copy, capsys):
+    """Nor the signal handler of the caller."""
     mine = lambda *_: None
     before = signal.signal(signal.SIGTERM, mine)
     try:
@@ -215,26 +228,6 @@ def test_the_callers_signal_handler_is_restored_after_the_run(train, tmp_path, c
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def test_a_run_resumes_on_another_mesh_to_the_same_weights_up_to_rounding(train, terminated_at, tmp_path):
-    """Adam divides by the gradient's size: a large epsilon keeps rounding noise small where there is none."""
-    calm = {"adam_epsilon": 1e-2, "eval_prompts": 0}
-    assert train(tmp_path / "one", **calm) == 0
-    terminated_at(2)
-    with pytest.raises(SystemExit):
-        train(tmp_path / "two", **calm)
-    assert train(tmp_path / "two", **calm, mesh="data=2,fsdp=2,tensor=2") == 0
-    one, two = (open_folder(tmp_path / name / "hf") for name in ("one", "two"))
-    for name in one:
-        np.testing.assert_allclose(two[name].open(), one[name].open(), rtol=1e-5, atol=1e-6, err_msg=name)
-    same = ("reward", "num_tokens", "completions/mean_length")
-    picked = [[[row[n] for n in same] for row in metrics_of(tmp_path / name)] for name in ("one", "two")]
-    assert picked[0] == picked[1], "the same completions on either mesh"
-
-
-def test_a_finished_run_started_again_changes_nothing(train, whole, copy, capsys):
-    assert train(copy) == 0
     assert_same_end(copy, whole)
     assert (copy / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     shown = capsys.readouterr().out
@@ -242,10 +235,10 @@ def test_a_finished_run_started_again_changes_nothing(train, whole, copy, capsys
     assert "5 steps, " in shown
 
 
-@pytest.mark.parametrize("kind", ["flipped", "truncated", "notes"])
-def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before(train, whole, copy, kind, capsys):
+def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before(train, whole, copy, capsys):
+    """Each kind of damage: tests/runs/test_checkpoints.py."""
     newest = copy / "checkpoints" / "5"
-    damage(newest, kind)
+    flip_a_bit_of(newest)
     shutil.rmtree(copy / "hf")
     assert train(copy) == 0
     said = capsys.readouterr().err
@@ -254,21 +247,17 @@ def test_a_damaged_newest_checkpoint_is_skipped_for_the_one_before(train, whole,
     assert_same_end(copy, whole)
 
 
-def damage(checkpoint, kind):
-    if kind == "notes":
-        (checkpoint / "notes" / "metadata").write_text("{")
-        return
-    biggest = max(
-        (f for f in (checkpoint / "state").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size
-    )
+def flip_a_bit_of(checkpoint):
+    files = [file for file in (checkpoint / "state").rglob("*") if file.is_file()]
+    biggest = max(files, key=lambda file: file.stat().st_size)
     content = bytearray(biggest.read_bytes())
     content[len(content) // 2] ^= 16
-    biggest.write_bytes(content if kind == "flipped" else content[: len(content) // 2])
+    biggest.write_bytes(content)
 
 
 def test_a_run_without_a_whole_checkpoint_is_refused_and_left_alone(train, copy, capsys):
     for checkpoint in (copy / "checkpoints").iterdir():
-        damage(checkpoint, "notes")
+        (checkpoint / "notes" / "metadata").write_text("{")
     before = files_of(copy)
     assert train(copy) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -307,25 +296,9 @@ def test_a_folder_of_another_model_is_refused(train, copy, tiny_model, capsys, m
     assert files_of(copy) == before
 
 
-def test_a_slow_save_writes_the_state_when_it_began(train, whole, tmp_path, monkeypatch):
+def test_a_slow_save_writes_the_state_when_it_began(whole):
     """The loop goes on while the files are written; what it changes meanwhile belongs to the next save."""
-    write = orbax.checkpoint.JsonCheckpointHandler._save_fn
-
-    async def slow(*given):
-        await asyncio.sleep(0.3)
-        await write(*given)
-
-    monkeypatch.setattr(orbax.checkpoint.JsonCheckpointHandler, "_save_fn", slow)
-    assert train(tmp_path / "run", save_total_limit=0) == 0
+    rows = metrics_of(whole)
     for step in (2, 4):
-        saved = json.loads((tmp_path / "run/checkpoints" / str(step) / "notes/metadata").read_text())["extra"]
-        assert saved["num_tokens"] == metrics_of(whole)[step - 1]["num_tokens"]
-
-
-def test_save_steps_and_save_total_limit_may_change_on_resume(train, whole, terminated_at, tmp_path):
-    terminated_at(1)
-    with pytest.raises(SystemExit):
-        train(tmp_path / "run")
-    assert train(tmp_path / "run", save_steps=1, save_total_limit=0) == 0
-    assert sorted(int(p.name) for p in (tmp_path / "run/checkpoints").iterdir()) == [1, 2, 3, 4, 5]
-    assert_same_end(tmp_path / "run", whole)
+        saved = json.loads((whole / "checkpoints" / str(step) / "notes/metadata").read_text())["extra"]
+        assert saved["num_tokens"] == rows[step - 1]["num_tokens"]

@@ -1,18 +1,22 @@
-"""A pipeline that was killed in several of its steps ends with the bits of one never killed; and a whole R1."""
+"""A pipeline that was killed in several of its steps ends with the bits of one never killed; and R1's, made small."""
 
 import json
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 
+import jax
+import numpy as np
 import pytest
 import yaml
 
+import grpo_jax.recipes
 from grpo_jax.cli import main
+from grpo_jax.models.config import SHAPE
+from grpo_jax.models.hf_config import load_config
+from grpo_jax.models.load import load_params
+from grpo_jax.models.safetensors_io import open_folder
 
-TESTS = pathlib.Path(__file__).parents[1]
 POINTS = (
     "while exporting",
     "before a step is noted",
@@ -34,7 +38,7 @@ def steps(tiny_settings, home):
         "num_generations": 2,
         "max_steps": 3,
         "save_steps": 1,
-        "eval_prompts": 4,
+        "eval_prompts": 0,
         "learning_rate": 1e-2,
     }
     pick = {
@@ -43,7 +47,7 @@ def steps(tiny_settings, home):
         "samples": 4,
         "prompts_per_step": 4,
         "stop_strings": ["a", "e", "i"],
-        "max_completion_length": 32,
+        "max_completion_length": 16,
     }
     listed = [
         ("cold", "sft", learn | {"model": "${inputs.base}", "dataset": "${inputs.traces}"}),
@@ -59,21 +63,10 @@ def steps(tiny_settings, home):
 
 
 @pytest.fixture(scope="module")
-def start(process_environment):
-    """`start(point, home)`: one process of the command in the folder `home`, on one device, killed at the point."""
-    environment = process_environment(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
-
-    def run(point, home):
-        words = [sys.executable, str(TESTS / "killed_run.py"), point, "pipeline", "mine.yaml"]
-        return subprocess.run(words, env=environment, capture_output=True, text=True, cwd=home)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def killed(start, tiny_settings, tmp_path_factory):
+def killed(command, tiny_settings, tmp_path_factory):
     """(an uninterrupted pipeline, one that was killed at every point in turn, that one's processes)."""
     homes = []
+    start = lambda point, home: command(["pipeline", "mine.yaml"], point, cwd=home).wait()
     for name in ("whole", "killed"):
         home = tmp_path_factory.mktemp(name)
         traces = [{"prompt": f"say {i}", "completion": "aeiou"[i % 5] * 3} for i in range(12)]
@@ -200,19 +193,39 @@ def test_a_step_that_fails_is_named(finished, capsys):
     assert "error: step cold: dataset 'absent.jsonl': no such file" in capsys.readouterr().err
 
 
-# ---- DeepSeek-R1's, made tiny ----
+# ---- DeepSeek-R1's, made small ----
+
+TAUGHT = pathlib.Path(__file__).parents[1] / "recipes" / "taught_model"
+# On top of the recipe's own small form: few and short steps from a model that was taught the task before.
+GROUPS = {"prompts_per_step": 4, "num_generations": 4}
+SMALLER = {
+    "cold-start": {"max_steps": 4, "learning_rate": 1e-3, "eval_samples": 0},
+    "reasoning": GROUPS | {"max_steps": 2, "eval_prompts": 16},
+    "rejection": {"prompts": 32, "prompts_per_step": 4},
+    "from-the-base": {"num_train_epochs": None, "max_steps": 4, "learning_rate": 1e-3, "eval_samples": 0},
+    "all-scenarios": GROUPS | {"max_steps": 1, "eval_prompts": 0},
+}
 
 
 @pytest.fixture(scope="module")
-def r1(tmp_path_factory, process_environment):
-    """The recipe's tiny form, on one device."""
-    home = tmp_path_factory.mktemp("r1") / "out"
-    words = [sys.executable, "-m", "grpo_jax", "pipeline", "r1", "--tiny", "--output_dir", str(home)]
-    done = subprocess.run(
-        words, env=process_environment(JAX_DISABLE_MOST_OPTIMIZATIONS="0"), capture_output=True, text=True
-    )
+def r1(command, tmp_path_factory):
+    """The recipe's small form, made smaller, in a process of one device; a model with random weights lies unused."""
+    home = tmp_path_factory.mktemp("r1")
+    content = yaml.safe_load((pathlib.Path(grpo_jax.recipes.__file__).parent / "r1.yaml").read_text())
+    del content["recipe"]
+    tiny = content["tiny"]
+    tiny["inputs"] |= {"base": str(TAUGHT), "unused": "demo"}
+    for name, changes in SMALLER.items():
+        tiny[name] |= changes
+    (home / "r1.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    done = command(["pipeline", "r1.yaml", "--tiny", "--output_dir", home / "out"], cwd=home).wait()
     assert done.returncode == 0, done.stderr
-    return home, done
+    return home / "out", done
+
+
+def test_the_recipe_itself_is_ready_to_run(tmp_path, capsys):
+    assert main(["pipeline", "r1", "--tiny", "--dry-run", "--output_dir", str(tmp_path / "out")]) == 0
+    assert "200 steps" in capsys.readouterr().out
 
 
 def test_r1_runs_to_the_end(r1):
@@ -220,17 +233,24 @@ def test_r1_runs_to_the_end(r1):
     there = json.loads((home / "pipeline.json").read_text())["stages"]
     assert [entry["verb"] for entry in there.values()] == ["sft", "train", "reject", "sft", "train"]
     assert "what was done" in done.stdout
-    before, after = (
-        json.loads((home / "01-cold-start/summary.json").read_text())[w] for w in ("before", "after")
-    )
-    assert after["perplexity"] < 2 < before["perplexity"]
+    summary = json.loads((home / "01-cold-start/summary.json").read_text())
+    assert summary["after"]["perplexity"] < summary["before"]["perplexity"]
+    words = ["perplexity ", "success ", "kept ", "perplexity ", "1 steps"]
+    assert [entry["result"].startswith(word) for entry, word in zip(there.values(), words)] == [True] * 5
+
+
+def test_the_input_demo_is_a_model_with_random_weights_in_the_pipelines_folder(r1):
+    blank = r1[0] / "start"
+    name = "model.embed_tokens.weight"
+    assert open_folder(blank).keys() == open_folder(TAUGHT).keys()
+    assert open_folder(blank)[name].open().shape == (SHAPE.vocab_size, SHAPE.hidden_size)
 
 
 def test_r1s_second_fine_tuning_starts_from_the_base(r1):
     """Its second fine-tuning begins where the first one did, and reads what was verified."""
     first, second = (r1[0] / name for name in ("01-cold-start", "04-from-the-base"))
     settings = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, second)]
-    assert settings[0]["model"] == settings[1]["model"] == str(r1[0] / "start")
+    assert settings[0]["model"] == settings[1]["model"] == str(TAUGHT)
     assert settings[1]["dataset"] == str(r1[0] / "03-rejection/rows.jsonl")
     assert (first / "run.json").read_text() == (second / "run.json").read_text(), "the same weights"
 
@@ -246,11 +266,10 @@ def test_r1_keeps_only_correct_completions(r1):
         given = {"numbers": [list(map(int, numbers.split()))], "target": [int(target)]}
         assert countdown([row["prompt"]], [row["completion"]], **given) == [1.0]
         assert row["provenance"]["run"] == str(home / "02-reasoning")
-        assert row["provenance"]["step"] == 4
+        assert row["provenance"]["step"] == 2
 
 
-def test_r1_ends_with_a_model_that_loads(r1, capsys):
-    home, _ = r1
-    words = ["--prompt", "3 5 9=7:", "--chat", "false", "--max_completion_length", "48", "--temperature", "0"]
-    assert main(["generate", "--model", str(home / "05-all-scenarios/hf"), *words]) == 0
-    assert capsys.readouterr().out.strip()
+def test_r1_ends_with_a_model_that_loads(r1):
+    ended = r1[0] / "05-all-scenarios/hf"
+    params = load_params(ended, load_config(ended))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
