@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 
 import pytest
 
@@ -15,12 +16,14 @@ from grpo_jax.demo import cold_start
 from grpo_jax.models.config import SHAPE
 
 STEPS = dict(cold_start.STEPS)
+ONE = "data=1,fsdp=1,tensor=1"  # as users run it
 SMALL = [
-    "--max_steps=3",
+    f"--mesh={ONE}",
+    "--max_steps=2",
     "--prompts_per_step=8",
     "--num_generations=2",
     "--micro_batch_size=0",
-    "--max_completion_length=16",
+    "--max_completion_length=8",
     "--eval_prompts=8",
     "--log_completions_steps=1",
 ]
@@ -31,6 +34,8 @@ def brief():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cold_start, "STEPS", dict.fromkeys(cold_start.STEPS, (2, 2)))
         patch.setattr(cold_start, "EXAMPLES", 100)
+        brief = cold_start.COLD_START.model_copy(update={"rows_per_step": 16})
+        patch.setattr(cold_start, "COLD_START", brief)
         yield
 
 
@@ -54,7 +59,7 @@ def test_the_demo_runs_to_its_end(finished):
     assert names >= files | {"start", "completions", "checkpoints", "hf"}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["before"]["prompts"] == summary["after"]["prompts"] == 8
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     for words in ("random parameters", "Cold start: 4 steps", "success", "Held-out samples after", "model: "):
         assert words in said
 
@@ -95,14 +100,16 @@ def test_transformers_reads_the_demos_model_and_tokenizer_alike(finished):
         assert model(torch.tensor([ids])).logits.shape == (1, 42, SHAPE.vocab_size)
 
 
-@pytest.mark.parametrize("dataset", ["tiny_knights:people=2", "tiny_math:levels=1"])
-def test_another_task_gets_a_starting_model_of_its_own(dataset, tmp_path):
-    folder, task = tmp_path / "run", dataset.partition(":")[0]
-    reward = {"tiny_knights": "logic_rl", "tiny_math": "gsm8k"}[task]
-    words = ["--max_steps=1", "--max_completion_length=32", "--max_prompt_length=32"]
-    assert run(folder, "--dataset", dataset, "--rewards", reward, *words) == 0
-    made_of = json.loads((folder / "start" / "config.json").read_text())["grpo_jax_demo"]
-    assert made_of == {"seed": 0, "tasks": [dataset], "steps": [2, 2]}
+def test_another_mixture_of_tasks_gets_a_starting_model_of_its_own(tmp_path):
+    tasks = {"knights": "tiny_knights:people=2", "sums": "tiny_math:levels=1"}
+    words = ["--max_steps=1", "--max_prompt_length=32", "--eval_prompts=0", "--rewards=think_format_reward"]
+    assert run(tmp_path / "run", "--dataset", json.dumps(tasks), *words) == 0
+    made_of = _made_of(tmp_path / "run" / "start")
+    assert made_of == {"seed": 0, "tasks": list(tasks.values()), "steps": [2 * 2, 2 * 2]}
+
+
+def _made_of(start):
+    return json.loads((start / "config.json").read_text())["grpo_jax_demo"]
 
 
 def test_every_part_of_a_mixture_is_taught():
@@ -114,21 +121,23 @@ def test_every_part_of_a_mixture_is_taught():
     assert cold_start._steps_for(tasks) == [4, 4]
 
 
-def test_a_starting_model_is_reused_only_for_the_same_seed(tmp_path, capsys):
+def test_a_starting_model_is_reused_only_for_the_same_seed(finished, tmp_path, capsys):
     """A run that was killed leaves `start`; the same command keeps it, another seed makes another one."""
+    shutil.copytree(finished[0] / "start", tmp_path / "start")
     made = {}
-    for name, seed, before in (("a", 0, False), ("a", 0, True), ("a", 1, False), ("b", 1, False)):
-        config = _config(tmp_path / name, seed)
-        with cold_start.starting_model(config) as start:
-            made[name, seed] = (start / "model.safetensors").read_bytes()
-        assert ("made before" in capsys.readouterr().out) == before
-    assert made["a", 0] != made["a", 1] == made["b", 1]
+    for seed in (0, 1):
+        with cold_start.starting_model(_config(tmp_path, seed)) as start:
+            made[seed] = (start / "model.safetensors").read_bytes()
+            assert _made_of(start) == {"seed": seed, "tasks": ["tiny_countdown"], "steps": [2, 2]}
+        assert ("made before" in capsys.readouterr().out) == (seed == 0)
+    assert made[0] != made[1]
 
 
-def test_a_run_without_a_folder_leaves_none(tmp_path, monkeypatch):
+def test_a_run_without_a_folder_leaves_none_and_starts_from_the_same_model(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with cold_start.starting_model(_config("none", 0)) as start:
-        assert (start / "model.safetensors").exists()
+        made = (start / "model.safetensors").read_bytes()
+    assert made == (finished[0] / "start" / "model.safetensors").read_bytes()
     assert not start.exists()
     assert not list(tmp_path.iterdir())
 
@@ -173,4 +182,4 @@ def test_what_the_demo_cannot_do_is_refused_before_it_starts(tmp_path, monkeypat
 def _config(folder, seed):
     from grpo_jax.config import GRPOConfig, load_settings
 
-    return load_settings(GRPOConfig, "demo", {"output_dir": str(folder), "seed": str(seed)})
+    return load_settings(GRPOConfig, "demo", {"output_dir": str(folder), "seed": str(seed), "mesh": ONE})
