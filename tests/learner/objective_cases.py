@@ -90,27 +90,11 @@ class Outcome:
     metrics: dict[str, float]
 
 
-def ours(objective: GRPO, case: Case, parts: int = 1, control=None):
-    """(Outcome, the entropy bonus's next state) of our objective over `parts` micro-batches, put together as
-    learner/update.py does."""
-    batch = batch_of(case, objective)
-    if objective.masks_entropy and parts > 1:
-        batch = objective.with_entropy_mask(batch, jnp.asarray(case.entropy))
-    batch = objective.weigh(batch, control)
+def ours(objective: GRPO, case: Case, control=None):
+    """(Outcome, the entropy bonus's next state) of our objective, in one micro-batch: test_update.py splits."""
+    batch = objective.weigh(batch_of(case, objective), control)
     entropy = jnp.asarray(case.entropy) if objective.needs_entropy else None
-
-    def total(logprobs, entropy):
-        loss, found = 0.0, []
-        for part in range(parts):
-            pick = lambda x, part=part: x[part::parts] if x.ndim and parts > 1 else x
-            of_part = jax.tree.map(pick, batch)
-            value, rows = objective.loss(pick(logprobs), None if entropy is None else pick(entropy), of_part)
-            loss, found = loss + value, [*found, rows]
-        if parts == 1:
-            return loss, rows
-        order = np.argsort(np.concatenate([np.arange(B)[part::parts] for part in range(parts)]))
-        return loss, jax.tree.map(lambda *xs: jnp.concatenate(xs)[order], *found)
-
+    total = lambda logprobs, entropy: objective.loss(logprobs, entropy, batch)
     wanted = (0,) if entropy is None else (0, 1)
     (loss, rows), grads = jax.value_and_grad(total, wanted, has_aux=True)(jnp.asarray(case.logprobs), entropy)
     metrics = {name: float(value) for name, value in objective.metrics(rows, batch).items()}

@@ -26,6 +26,7 @@ from grpo_jax.learner.normalization import KINDS, row_weights
 from grpo_jax.learner.objective import GRPO, SFT
 
 ALL = (*LOSSES, "reinforce")
+LEVELS = ("token", "sequence", "trajectory")
 EVERYTHING = {
     "level": "sequence",
     "delta": 2.0,
@@ -217,36 +218,42 @@ def test_weights_of_a_batch_without_tokens_are_finite(kind):
 # ---- masked places
 
 
-def poisoned(case, poison):
-    """The case with `poison` wherever the mask is 0, and as the advantage of rows without a token."""
-    under = lambda x: np.where(case.mask == 0, np.float32(poison), x)
+POISONS = np.array([np.nan, 1e4, np.inf, -1e4, -np.inf], np.float32)
+
+
+def poisoned(case, first=0):
+    """The case with all poisons in turn wherever the mask is 0, another one in each array, and with poison `first` as
+    the advantage of rows without a token."""
+    turn = first + np.arange(B * TC).reshape(B, TC)
+    under = lambda x, shift=0: np.where(case.mask == 0, POISONS[(turn + shift) % len(POISONS)], x)
+    by_row = lambda x: np.where(case.mask.any(1), x, POISONS[first])
+    advantages = (under if case.advantages.ndim == 2 else by_row)(case.advantages)
     names = ("logprobs", "old", "ref", "sampler", "entropy")
-    of_tokens = case.advantages.ndim == 2
-    advantages = (
-        under(case.advantages)
-        if of_tokens
-        else np.where(case.mask.any(1), case.advantages, np.float32(poison))
-    )
-    return replace(case, advantages=advantages, **{name: under(getattr(case, name)) for name in names})
+    arrays = {name: under(getattr(case, name), shift) for shift, name in enumerate(names)}
+    return replace(case, advantages=advantages, **arrays)
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING, TRAJECTORY], ids=["plain", "everything", "trajectory"])
+SETTINGS = {"plain": {}, "everything": EVERYTHING, "trajectory": TRAJECTORY}
+
+
+@pytest.mark.parametrize("which", SETTINGS)
 @pytest.mark.parametrize("loss_type", ALL)
-def test_nothing_under_the_mask_reaches_value_gradient_or_metric(loss_type, settings):
-    """Padding scored as minus infinity, stale log-probs, an empty row: none of it changes anything."""
-    objective, case = objective_of(loss_type, **settings), random_case(4)
-    of_tokens = replace(case, advantages=np.random.default_rng(0).normal(0, 1, (B, TC)).astype(np.float32))
-    for clean in (case, of_tokens):
-        wanted, _ = ours(objective, clean)
-        assert wanted.by_logprobs[clean.mask > 0].any()
-        assert np.isfinite(list(wanted.metrics.values())).all()
-        for poison in (np.nan, np.inf, -np.inf, 1e4, -1e4):
-            found, _ = ours(objective, poisoned(clean, poison))
-            assert found.loss == wanted.loss
-            assert found.metrics == wanted.metrics
-            for name in ("by_logprobs", "by_entropy"):
-                np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
-                assert not getattr(found, name)[clean.mask == 0].any()
+def test_nothing_under_the_mask_reaches_value_gradient_or_metric(loss_type, which):
+    """Padding scored as minus infinity, stale log-probs, an empty row: none of it changes anything. Advantages are of
+    rows and of tokens in turn."""
+    objective, clean = objective_of(loss_type, **SETTINGS[which]), random_case(4)
+    if (ALL.index(loss_type) + list(SETTINGS).index(which)) % 2:
+        clean = replace(clean, advantages=np.random.default_rng(0).normal(0, 1, (B, TC)).astype(np.float32))
+    wanted, _ = ours(objective, clean)
+    assert wanted.by_logprobs[clean.mask > 0].any()
+    assert np.isfinite(list(wanted.metrics.values())).all()
+    for first in (0, 1):
+        found, _ = ours(objective, poisoned(clean, first))
+        assert found.loss == wanted.loss
+        assert found.metrics == wanted.metrics
+        for name in ("by_logprobs", "by_entropy"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+            assert not getattr(found, name)[clean.mask == 0].any()
 
 
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
@@ -254,7 +261,7 @@ def test_nothing_under_the_mask_reaches_value_gradient_or_metric(loss_type, sett
 def test_a_wholly_masked_batch_is_zero_and_not_nan(loss_type, settings):
     """Its metrics are finite too: a log cannot hold infinity."""
     case = replace(random_case(0), mask=np.zeros((B, TC), np.float32))
-    for which in (case, poisoned(case, np.nan)):
+    for which in (case, poisoned(case)):
         found, _ = ours(objective_of(loss_type, **settings), which)
         assert found.loss == 0
         assert not found.by_logprobs.any()
@@ -265,10 +272,18 @@ def test_a_wholly_masked_batch_is_zero_and_not_nan(loss_type, settings):
 # ---- extremes, where TRL overflows
 
 
-@pytest.mark.parametrize("corrects", [False, True], ids=["plain", "everything_corrected"])
-@pytest.mark.parametrize("level", ["token", "sequence", "trajectory"])
-@pytest.mark.parametrize("loss_type", ALL)
-def test_log_ratios_of_a_thousand_give_finite_losses_and_gradients(loss_type, level, corrects):
+def extremes():
+    """Every loss at every level; and every divergence, corrected, with every correction of the sampler at every level,
+    and with losses that change so fast that each meets each of the three."""
+    plain = [(loss, level, "none", "k3") for loss, level in itertools.product(ALL, LEVELS)]
+    corrections = [mode for mode in MODES if mode != "none"]
+    corrected = itertools.product(LEVELS, ESTIMATORS, corrections)
+    turns = itertools.cycle(ALL)
+    return plain + [(loss, level, mode, name) for loss, (level, name, mode) in zip(turns, corrected)]
+
+
+@pytest.mark.parametrize(("loss_type", "level", "mode", "estimator"), extremes())
+def test_log_ratios_of_a_thousand_give_finite_losses_and_gradients(loss_type, level, mode, estimator):
     """Policy, old, reference and sampler apart by 1000 in every direction, advantages of every sign."""
     signs = np.array(list(itertools.product((-1, 0, 1), repeat=3)), np.float32)  # 27 tokens
     rows = np.resize(signs, (B, TC, 3))
@@ -282,21 +297,18 @@ def test_log_ratios_of_a_thousand_give_finite_losses_and_gradients(loss_type, le
         mask=np.ones((B, TC), np.float32),
         advantages=np.array([1.5, -1.5, 0, 0, -1.5, 1.5], np.float32),
     )
-    modes = [mode for mode in MODES if mode != "none"] if corrects else ["none"]
-    estimators = ESTIMATORS if corrects else ["k3"]
-    for mode, estimator in itertools.product(modes, estimators):
-        objective = objective_of(
-            loss_type,
-            level=level,
-            kl_estimator=estimator,
-            use_bias_correction_kl=corrects,
-            sampler_mode=mode,
-            sampler_bounds=(None, None),
-        )
-        found, _ = ours(objective, case)
-        assert np.isfinite(found.loss), (mode, estimator)
-        assert np.isfinite(found.by_logprobs).all(), (mode, estimator)
-        assert np.isfinite(list(found.metrics.values())).all(), (mode, estimator, found.metrics)
+    objective = objective_of(
+        loss_type,
+        level=level,
+        kl_estimator=estimator,
+        use_bias_correction_kl=mode != "none",
+        sampler_mode=mode,
+        sampler_bounds=(None, None),
+    )
+    found, _ = ours(objective, case)
+    assert np.isfinite(found.loss)
+    assert np.isfinite(found.by_logprobs).all()
+    assert np.isfinite(list(found.metrics.values())).all(), found.metrics
 
 
 @pytest.mark.parametrize("loss_type", [kind for kind in ALL if kind not in ("cispo", "reinforce", "vespo")])
@@ -312,7 +324,7 @@ def test_an_advantage_of_zero_gives_zero_loss_whatever_the_ratio(loss_type):
 # ---- the whole
 
 
-@pytest.mark.parametrize("level", ["token", "sequence", "trajectory"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("loss_type", ALL)
 def test_first_update_has_ratio_one_and_the_policy_gradient(loss_type, level):
     """Without old log-probs the ratio is exactly 1, its gradient that of the log-prob; of a row's ratio it is spread
@@ -327,6 +339,21 @@ def test_first_update_has_ratio_one_and_the_policy_gradient(loss_type, level):
     if level == "trajectory" and uses_ratio_of_rows:
         wanted = wanted * case.mask.sum(1, keepdims=True)  # each token moves the ratio of all
     np.testing.assert_allclose(found.by_logprobs, wanted, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss_type", ALL)
+def test_a_rows_gradient_is_its_own_and_zero_without_advantage(loss_type):
+    """So a micro-batch may take any rows, and those without advantage can be left out."""
+    objective = objective_of(loss_type, beta=0.0)
+    case, other = random_case(11), random_case(1)
+    half = lambda name: np.concatenate([getattr(case, name)[:3], getattr(other, name)[3:]])
+    mixed = replace(case, **{name: half(name) for name in ("logprobs", "old", "sampler", "advantages")})
+    (found, _), (again, _) = ours(objective, case), ours(objective, mixed)
+    assert found.by_logprobs[:3].any()
+    np.testing.assert_array_equal(found.by_logprobs[:3], again.by_logprobs[:3])
+    without = case.advantages == 0
+    assert case.mask[without].any()
+    assert not found.by_logprobs[without].any()
 
 
 @pytest.mark.parametrize("loss_type", ALL)
