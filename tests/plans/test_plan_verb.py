@@ -1,7 +1,11 @@
 """The verb `plan`, on processors that stand for the target: the same programs and tables without its compilers."""
 
+import contextlib
+import functools
+import io
 import json
 import math
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +17,8 @@ from grpo_jax.commands import plan as command
 from grpo_jax.config import GRPOConfig
 from grpo_jax.models.config import PUBLISHED
 from grpo_jax.models.transformer import abstract_params
-from grpo_jax.plans import compiled, planned_run, report, roofline
+from grpo_jax.plans import compiled, planned_run, report, roofline, search
+from grpo_jax.plans.fitting import fitted
 from grpo_jax.plans.hlo import collective_bytes
 from grpo_jax.plans.planned_run import PlannedRun, shape_of
 from grpo_jax.sharding.mesh import make_mesh
@@ -26,87 +31,130 @@ SETTINGS = {
     "max_completion_length": 24,
     "rollout_segment": 8,
     "beta": 0.1,
+    "mesh": "fsdp=8,tensor=1",
+    "gradient_checkpointing": "none",
 }
+"""What a search finds too, so that its programs are compiled once."""
 
 
-@pytest.fixture
-def processors(monkeypatch, tmp_path):
-    """Targets `v5e:...` are eight processors with so much memory; what is found is kept in a folder of its own."""
-    chips = {"memory": 1 << 30}
+MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the verb did: its exit code, its JSON, and what it printed."""
+
+    code: int
+    json: dict
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def processors(tmp_path_factory):
+    """`with processors(memory)`: targets `v5e:...` are eight processors with so much memory each; what is found is kept
+    in a folder of this module's own."""
+    cache = tmp_path_factory.mktemp("cache")
     made = lambda target, sizes=None: make_mesh(sizes or {"fsdp": 8})
-    monkeypatch.setattr(planned_run, "topology_mesh", made)
-    monkeypatch.setattr("grpo_jax.plans.search.topology_mesh", made)
-    for module in (planned_run, report, roofline):
-        monkeypatch.setattr(module, "chip_of", lambda target: Chip(chips["memory"], 1e12, 1e14, 1e11))
-    monkeypatch.setattr(compiled, "compiler_options", lambda target: {})
-    monkeypatch.setattr(command, "prepare", lambda: None)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return chips
+
+    @contextlib.contextmanager
+    def patched(memory=MEMORY):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(planned_run, "topology_mesh", made)
+            patch.setattr(search, "topology_mesh", made)
+            for module in (planned_run, report, roofline):
+                patch.setattr(module, "chip_of", lambda target: Chip(memory, 1e12, 1e14, 1e11))
+            patch.setattr(compiled, "compiler_options", lambda target: {})
+            patch.setattr(command, "prepare", lambda: None)
+            patch.setenv("XDG_CACHE_HOME", str(cache))
+            yield
+
+    return patched
 
 
-@pytest.fixture
-def plan(processors, tiny_model, options, tmp_path):
-    """`plan(memory, **settings)`: exit code and JSON of the verb."""
+@pytest.fixture(scope="module")
+def plan(processors, tiny_model, options, tmp_path_factory):
+    """`plan(memory, **settings)`: the verb."""
+    file = tmp_path_factory.mktemp("plan") / "plan.json"
 
-    def run(memory=1 << 30, *words, **settings):
-        processors["memory"] = memory
-        given = SETTINGS | {"model": tiny_model} | settings
-        file = tmp_path / "plan.json"
-        code = main(["plan", *options(given), "--target", "v5e:2x4", "--json", str(file), *words])
-        return code, json.loads(file.read_text())
+    def run(memory=MEMORY, *words, **settings):
+        given, printed = SETTINGS | {"model": tiny_model} | settings, io.StringIO()
+        with processors(memory), contextlib.redirect_stdout(printed):
+            code = main(["plan", *options(given), "--target", "v5e:2x4", "--json", str(file), *words])
+        return Found(code, json.loads(file.read_text()), printed.getvalue())
 
     return run
 
 
-def test_a_reward_models_memory_is_counted(plan, reward_model):
-    _, without = plan()
-    _, found = plan(rewards=f"countdown,model:{reward_model}")
+@pytest.fixture(scope="module")
+def planned(plan, reward_model):
+    """A plan with a reward model."""
+    return plan(rewards=f"countdown,model:{reward_model}")
+
+
+@pytest.fixture(scope="module")
+def update(processors, tiny_model):
+    """`update(**settings)`: (the planned run, its update's phase). Nothing else of the plan is compiled."""
+
+    @functools.cache
+    def compile_(settings):
+        config = GRPOConfig(model=str(tiny_model), **SETTINGS | dict(settings))
+        run = PlannedRun(config, "v5e:2x4", shape_of(config.model))
+        with processors():
+            job = run.update()
+            return run, report.Phase("update", compiled.compiled(job, run.target, run.mesh), job.beside)
+
+    return lambda **settings: compile_(tuple(settings.items()))
+
+
+def test_a_reward_models_memory_is_counted(planned, update):
+    found, (run, without) = planned.json, update()
     stage = found["stages"]["reward judge"]
-    assert stage["beside"] > without["bytes"]["weights"], "the policy's state, and the sampler's copy"
+    assert stage["beside"] > run.held["weights"], "the policy's state, and the sampler's copy"
     assert stage["temporary"] > 0
     held = found["bytes"]["reward models"]
     assert 0 < held < stage["arguments"]
-    assert found["stages"]["update"]["beside"] == without["stages"]["update"]["beside"] + held
+    assert found["stages"]["update"]["beside"] == without.beside + held
 
 
-def test_an_unusable_reward_model_is_refused(plan, tiny_model, capsys, tmp_path):
+def test_an_unusable_reward_model_is_refused(processors, tiny_model, options, capsys):
     for name, message in (
         (tiny_model, "a reward model is a Qwen2ForSequenceClassification"),
         ("nowhere", "rewards: model 'nowhere': no such folder"),
     ):
-        with pytest.raises(FileNotFoundError):
-            plan(rewards=f"model:{name}")
+        given = SETTINGS | {"model": tiny_model, "rewards": f"model:{name}"}
+        with processors():
+            assert main(["plan", *options(given), "--target", "v5e:2x4"]) == 2
         assert message in capsys.readouterr().err
 
 
-def test_a_run_fits_if_its_largest_program_fits(plan, capsys):
-    code, found = plan()
-    assert (code, found["fits"]) == (0, True)
-    assert set(found["stages"]) == {"copy", "prompts", "rollout", "score", "update"}
-    assert found["peak_bytes"] == max(stage["peak_with_beside"] for stage in found["stages"].values())
-    assert "fits: at most" in capsys.readouterr().out
-    tight = int(found["peak_bytes"] / 0.9 * 0.97)
-    code, less = plan(tight)
-    assert (code, less["fits"]) == (1, False)
-    assert "does not fit" in capsys.readouterr().out
+def test_a_run_fits_if_its_largest_program_fits(plan, planned, reward_model):
+    stages = planned.json["stages"]
+    assert (planned.code, planned.json["fits"]) == (0, True)
+    assert set(stages) == {"copy", "prompts", "rollout", "reward judge", "score", "update"}
+    assert planned.json["peak_bytes"] == max(stage["peak_with_beside"] for stage in stages.values())
+    assert "fits: at most" in planned.printed
+    less = plan(int(planned.json["peak_bytes"] / 0.9 * 0.97), rewards=f"countdown,model:{reward_model}")
+    assert (less.code, less.json["fits"]) == (1, False)
+    assert "does not fit" in less.printed
 
 
-def test_compiled_programs_are_reused_by_the_next_plan(plan, monkeypatch):
-    plan()
+def test_compiled_programs_are_reused_by_the_next_plan(plan, planned, monkeypatch):
     monkeypatch.setattr(compiled, "_compile", lambda *_: pytest.fail("compiled again"))
-    assert plan()[0] == 0
+    assert plan().code == 0
     with pytest.raises(BaseException, match="compiled again"):
         plan(max_completion_length=25)
 
 
-def test_more_length_buckets_than_widths_are_accepted(plan):
-    """24 tokens have five: 24, 12, 6, 3 and 1."""
-    assert plan(length_buckets=9, micro_batch_size=16)[0] == 0
+def test_more_length_buckets_than_widths_are_accepted(update):
+    """One token has one."""
+    run, phase = update(max_completion_length=1, length_buckets=9, micro_batch_size=16)
+    assert run.learner.widths == 9
+    assert phase.compilation.whole
 
 
-def test_memory_falls_as_devices_double(plan):
+def test_memory_falls_as_devices_double(update):
     """Weights, moments and activations of the update, on one, two and eight devices."""
-    peaks = [plan(mesh=f"fsdp={n}")[1]["stages"]["update"]["peak_with_beside"] for n in (1, 2, 8)]
+    peaks = [update(**mesh)[1].peak for mesh in ({"mesh": "fsdp=1"}, {"mesh": "fsdp=2"}, {})]
     assert peaks == sorted(peaks, reverse=True)
     assert peaks[-1] < 0.5 * peaks[0]
 
@@ -114,38 +162,39 @@ def test_memory_falls_as_devices_double(plan):
 @pytest.mark.parametrize(
     "settings", [{}, {"lora_r": 2}, {"lora_r": 2, "base_weights": "nf4", "mesh": "fsdp=2"}]
 )
-def test_planned_bytes_equal_the_arguments_of_the_update(plan, settings):
+def test_planned_bytes_equal_the_arguments_of_the_update(update, processors, settings):
     """The compiler's count of the update's arguments is the sum of what is held for it, and the batch."""
-    _, found = plan(**settings)
-    held = {
-        name: found["bytes"].get(name, 0) for name in ("weights", "adapters", "frozen weights", "optimizer")
-    }
-    batch = found["stages"]["update"]["arguments"] - sum(held.values())
-    assert 0 < batch < 20_000
-    assert found["stages"]["update"]["beside"] == found["bytes"]["reference"]
+    run, phase = update(**settings)
+    with processors():
+        parts = report.parts_of(run, [phase])
+    held = [parts.get(name, 0) for name in ("weights", "adapters", "frozen weights", "optimizer")]
+    assert 0 < phase.compilation.arguments - sum(held) < 20_000
+    assert phase.beside == parts["reference"]
 
 
-def test_a_search_chooses_the_fastest_settings_that_fit(plan, capsys):
+def test_a_search_chooses_the_fastest_settings_that_fit(plan, monkeypatch):
     """With much memory all is computed at once and nothing twice; with less, in parts. It prints the settings that it
     planned."""
-    code, roomy = plan(1 << 30, "--search")
-    assert (code, roomy["micro_batch_size"], roomy["gradient_checkpointing"]) == (0, 32, "none")
-    capsys.readouterr()
-    code, tight = plan(int(roomy["peak_bytes"] / 0.9 * 0.8), "--search")
-    assert code == 0
+    found = plan(MEMORY, "--search")
+    roomy = found.json
+    assert (found.code, roomy["micro_batch_size"], roomy["gradient_checkpointing"]) == (0, 32, "none")
+    found = plan(int(roomy["peak_bytes"] / 0.9 * 0.95), "--search")
+    tight = found.json
+    assert found.code == 0
     assert tight["peak_bytes"] < roomy["peak_bytes"]
-    said = capsys.readouterr().out
-    assert f"micro_batch_size: {tight['micro_batch_size']}" in said
-    assert f"gradient_checkpointing: {tight['gradient_checkpointing']}" in said
-    assert plan(int(roomy["peak_bytes"] * 0.1), "--search")[0] == 1
+    assert f"micro_batch_size: {tight['micro_batch_size']}" in found.printed
+    assert f"gradient_checkpointing: {tight['gradient_checkpointing']}" in found.printed
+    monkeypatch.setattr(search, "_TRIES", 2)
+    assert plan(int(roomy["peak_bytes"] * 0.1), "--search").code == 1
 
 
-def test_the_micro_batch_is_the_largest_that_fits(plan):
-    peak = lambda rows: plan(micro_batch_size=rows)[1]["stages"]["update"]["peak_with_beside"]
-    whole, half = peak(32), peak(16)
-    between = int((whole + half) / 2 / 0.9)
-    found = [plan(m, auto_micro_batch=True)[1]["micro_batch_size"] for m in (1 << 30, between)]
-    assert found == [32, 16]
+def test_the_micro_batch_is_the_largest_that_fits(plan, update, processors):
+    assert plan(auto_micro_batch=True).json["micro_batch_size"] == 32
+    (run, whole), (_, half) = (update(micro_batch_size=rows) for rows in (32, 16))
+    run = replace(run, config=run.config.replace(micro_batch_size=0, auto_micro_batch=True))
+    with processors(int((whole.peak + half.peak) / 2 / 0.9)):
+        found = fitted(run, lambda tried, job: compiled.compiled(job, tried.target, tried.mesh))
+    assert found.config.micro_batch_size == 16
 
 
 @pytest.mark.parametrize(
@@ -182,15 +231,14 @@ def test_operations_are_two_for_each_weight(name):
 
 
 def test_checkpointing_costs_a_third_more_and_adapters_save_a_third(processors):
-    processors["memory"] = 1 << 40
-    seconds = lambda **more: (
-        roofline.bound(
-            PlannedRun(GRPOConfig(model="1.5b", **SETTINGS | more), "v5e:2x4", PUBLISHED["1.5b"])
-        ).update
-    )
-    kept = seconds(gradient_checkpointing="none")
+    def seconds(**more):
+        config = GRPOConfig(model="1.5b", **SETTINGS | more)
+        with processors(1 << 40):
+            return roofline.bound(PlannedRun(config, "v5e:2x4", PUBLISHED["1.5b"])).update
+
+    kept = seconds()
     assert seconds(gradient_checkpointing="full") == pytest.approx(kept * 4 / 3)
-    assert seconds(gradient_checkpointing="none", lora_r=4) == pytest.approx(kept * 2 / 3)
+    assert seconds(lora_r=4) == pytest.approx(kept * 2 / 3)
 
 
 def test_collectives_in_loops_count_as_often_as_they_run():
@@ -244,9 +292,10 @@ def test_an_absent_compiler_is_refused_with_the_command_that_installs_it(monkeyp
         assert "run: pip install 'grpo-jax[plan]'" in capsys.readouterr().err
 
 
-def test_rows_that_do_not_divide_are_named(plan, capsys, tiny_model, options):
+def test_rows_that_do_not_divide_are_named(processors, capsys, tiny_model, options):
     given = SETTINGS | {"model": tiny_model, "prompts_per_step": 6}
-    assert main(["plan", *options(given), "--target", "v5e:2x4"]) == 2
+    with processors():
+        assert main(["plan", *options(given), "--target", "v5e:2x4"]) == 2
     assert "prompts_per_step = 6 does not divide over the mesh's 8 row shards" in capsys.readouterr().err
 
 
