@@ -21,6 +21,11 @@ def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@jax.jit
+def whole_rows(q, k, v):
+    return causal(jnp.int32(0), q, k, v, None)
+
+
 def explicit(q, k, v):
     """Causal attention in float64, a query head at a time: head n reads key head n // (N/K)."""
     B, T, N, H = q.shape
@@ -37,27 +42,26 @@ def explicit(q, k, v):
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=str)
 def test_query_heads_read_their_own_key_head(heads):
     q, k, v = random(2, 7, heads[0], 8), random(2, 7, heads[1], 8, seed=1), random(2, 7, heads[1], 8, seed=2)
-    out, cache = causal(jnp.int32(0), q, k, v, None)
+    out, cache = whole_rows(q, k, v)
     np.testing.assert_allclose(out, explicit(q, k, v), atol=1e-5)
     assert cache is None
 
 
+@partial(jax.jit, static_argnums=(0, 5))
 def decoded(tiny, q, k, v, garbage, slots=TC, start=0):
     """Outputs [P,G,TC,N,H] of decoding rows q, k, v [P,G,TP+TC,..] in which the prompt part is shared, in a ring that
-    begins at `start`."""
+    begins at `start`, and the cache."""
     cache = replace(empty_cache(tiny, P, G, TP, slots, jnp.float32), prompt_lengths=jnp.asarray(LENGTHS))
-    prompt = lambda x: np.where((np.arange(TP) < LENGTHS[:, None])[..., None, None], x[:, 0, :TP], garbage)
-    cache = prefill(jnp.arange(P))(jnp.int32(1), prompt(q), prompt(k), prompt(v), cache)[1]
+    real = (np.arange(TP) < LENGTHS[:, None])[..., None, None]
+    prompt = lambda x: jnp.where(real, x[:, 0, :TP], garbage)
+    cache = prefill(jnp.arange(P))(1, prompt(q), prompt(k), prompt(v), cache)[1]
     outputs = []
     for step in range(TC):
-        token = [
-            np.stack([x[p, :, n + step] for p, n in enumerate(LENGTHS)]).reshape(P * G, 1, *x.shape[3:])
-            for x in (q, k, v)
-        ]
-        at, lengths = jnp.int32((start + step) % slots), jnp.full((P, G), step + 1)
-        out, cache = decode(at, lengths)(jnp.int32(1), *token, cache)
-        outputs.append(np.asarray(out).reshape(P, G, *out.shape[2:]))
-    return np.stack(outputs, 2), cache
+        token = [x[np.arange(P), :, LENGTHS + step].reshape(P * G, 1, *x.shape[3:]) for x in (q, k, v)]
+        at, lengths = (start + step) % slots, jnp.full((P, G), step + 1)
+        out, cache = decode(at, lengths)(1, *token, cache)
+        outputs.append(out.reshape(P, G, *out.shape[2:]))
+    return jnp.stack(outputs, 2), cache
 
 
 @pytest.fixture
@@ -72,34 +76,34 @@ def rows(tiny):
 
 
 def test_prefill_and_decode_equal_attention_over_whole_rows(tiny, rows):
-    out, _ = decoded(tiny, *rows, garbage=0)
+    out, _ = decoded(tiny, *rows, 0.0)
     flat = [x.reshape(P * G, *x.shape[2:]) for x in rows]
-    whole = np.asarray(causal(jnp.int32(0), *flat, None)[0]).reshape(P, G, TP + TC, *out.shape[3:])
+    whole = np.asarray(whole_rows(*flat)[0]).reshape(P, G, TP + TC, *out.shape[3:])
     for p, n in enumerate(LENGTHS):
         np.testing.assert_allclose(out[p], whole[p, :, n : n + TC], atol=1e-6)
 
 
 def test_prompt_padding_and_positions_not_yet_written_are_invisible(tiny, rows):
-    clean, _ = decoded(tiny, *rows, garbage=0)
-    dirty, _ = decoded(tiny, *rows, garbage=1e4)
+    clean, _ = decoded(tiny, *rows, 0.0)
+    dirty, _ = decoded(tiny, *rows, 1e4)
     np.testing.assert_array_equal(clean, dirty)
 
 
 def test_the_start_of_the_ring_changes_no_output(tiny, rows):
-    straight, _ = decoded(tiny, *rows, garbage=0)
+    straight, _ = decoded(tiny, *rows, 0.0)
     for slots, start in ((TC, TC - 1), (TC + 3, 5)):
-        turned, _ = decoded(tiny, *rows, garbage=0, slots=slots, start=start)
+        turned, _ = decoded(tiny, *rows, 0.0, slots, start)
         np.testing.assert_allclose(turned, straight, atol=1e-6)
 
 
 def test_scores_too_large_for_exp_stay_finite(tiny, rows):
     q, k, v = rows
-    out, _ = decoded(tiny, q * 100, k * 100, v, garbage=0)
+    out, _ = decoded(tiny, q * 100, k * 100, v, 0.0)
     assert np.isfinite(out).all()
 
 
 def test_cache_holds_each_prompt_once_and_writes_one_layer(tiny, rows):
-    _, cache = decoded(tiny, *rows, garbage=0)
+    _, cache = decoded(tiny, *rows, 0.0)
     K, H = tiny.num_kv_heads, tiny.head_dim
     assert len(cache.layers) == tiny.num_layers
     assert cache.layers[0].prompt_k.shape == (P, K, TP, H)
@@ -112,15 +116,17 @@ def test_cache_holds_each_prompt_once_and_writes_one_layer(tiny, rows):
 def test_half_precision_decoding_sums_in_float32(tiny, rows):
     """A prompt of many equal keys: sums of 4,000 weights in bfloat16 would stop growing at 256."""
     wide = 4096
-    cache = empty_cache(tiny, 1, 1, wide, 1, jnp.bfloat16)
-    cache = replace(cache, prompt_lengths=jnp.full(1, wide))
     K, N, H = tiny.num_kv_heads, tiny.num_heads, tiny.head_dim
-    ones = jnp.ones((1, wide, K, H), jnp.bfloat16)
-    cache = cache.with_prompts(jnp.int32(0), jnp.arange(1), ones, ones)
-    one = jnp.ones((1, 1, K, H), jnp.bfloat16)
-    out, _ = decode(jnp.int32(0), jnp.ones((1, 1)))(
-        jnp.int32(0), jnp.ones((1, 1, N, H), jnp.bfloat16), one, one, cache
-    )
+    of_ones = lambda *shape: jnp.ones(shape, jnp.bfloat16)
+
+    @jax.jit
+    def last():
+        cache = replace(empty_cache(tiny, 1, 1, wide, 1, jnp.bfloat16), prompt_lengths=jnp.full(1, wide))
+        cache = cache.with_prompts(0, jnp.arange(1), *[of_ones(1, wide, K, H)] * 2)
+        one = of_ones(1, 1, K, H)
+        return decode(jnp.int32(0), jnp.ones((1, 1)))(0, of_ones(1, 1, N, H), one, one, cache)[0]
+
+    out = last()
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float32), 1.0, rtol=1e-2)
 
@@ -130,19 +136,21 @@ def test_half_precision_decoding_sums_in_float32(tiny, rows):
 )
 def test_splash_attention_equals_the_plain_one(heads, H, T):
     """Values and gradients, of rows that are no whole number of blocks as well; behind a row's end is garbage."""
-    q, k, v = (jnp.asarray(random(2, T, n, H, seed=n)) for n in (heads[0], heads[1], heads[1]))
-    length = jnp.array([T, T // 2])
-    real = (jnp.arange(T) < length[:, None])[..., None, None]
-    q, k, v = (jnp.where(real, x, 1e3) for x in (q, k, v))
-    weights = jnp.where(real, random(2, T, heads[0], H, seed=7), 0)
+    real = (np.arange(T) < np.array([[T], [T // 2]]))[..., None, None]
+    of = lambda n: np.where(real, random(2, T, n, H, seed=n), np.float32(1e3))
+    given = tuple(map(of, (heads[0], heads[1], heads[1])))
+    weights = np.where(real, random(2, T, heads[0], H, seed=7), 0)
 
     def total(kernel):
-        of = lambda *qkv: ((kernel(*qkv) * weights).sum(), kernel(*qkv))
-        return jax.value_and_grad(of, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+        def weighted(*qkv):
+            out = kernel(*qkv)
+            return (out * weights).sum(), out
+
+        return jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))(*given)
 
     (_, ours), gradients = total(partial(splash, interpret=True))
     (_, plain), expected = total(partial(causal_attention, kernel="xla"))
-    np.testing.assert_allclose(jnp.where(real, ours, 0), jnp.where(real, plain, 0), atol=1e-5)
+    np.testing.assert_allclose(np.where(real, ours, 0), np.where(real, plain, 0), atol=1e-5)
     for mine, theirs in zip(gradients, expected):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
@@ -153,8 +161,8 @@ SEGMENTS = np.array([[1] * 3 + [2] * 4 + [0] * 2, [1] * 8 + [0]], np.int32)
 @pytest.mark.parametrize("kernel", [partial(causal_attention, kernel="xla"), partial(splash, interpret=True)])
 def test_packed_rows_attend_only_to_themselves(kernel):
     """Values and gradients are those of each row by itself."""
-    q, k, v = (jnp.asarray(random(2, 9, n, 16, seed=n)) for n in (4, 2, 2))
-    weights = jnp.asarray(random(2, 9, 4, 16, seed=7))
+    given = tuple(random(2, 9, n, 16, seed=n) for n in (4, 2, 2))
+    weights = random(2, 9, 4, 16, seed=7)
     spans = [(b, SEGMENTS[b] == number) for b in (0, 1) for number in (1, 2) if (SEGMENTS[b] == number).any()]
 
     def together(q, k, v):
@@ -165,7 +173,7 @@ def test_packed_rows_attend_only_to_themselves(kernel):
         one = lambda b, real: causal_attention(*(x[b, real][None] for x in (q, k, v)), kernel="xla")[0]
         return sum((one(b, real) * weights[b, real]).sum() for b, real in spans)
 
-    ours, theirs = (jax.value_and_grad(f, argnums=(0, 1, 2))(q, k, v) for f in (together, apart))
+    ours, theirs = (jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(*given) for f in (together, apart))
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
     for mine, wanted in zip(ours[1], theirs[1]):
         np.testing.assert_allclose(mine, wanted, atol=2e-5)
