@@ -203,24 +203,9 @@ def theirs(folder, out, objective, passes, steps, accumulation, environment=Fals
 
 CASES = {
     "default": (GRPO(max_length=TC), Passes(micro_batch_size=4), 2),
-    "divergence": (GRPO("grpo", beta=0.2, max_length=TC), Passes(), 1),
-    "two_updates": (GRPO("grpo", 0.05, 0.1, beta=0.1, max_length=TC), Passes(num_iterations=2), 1),
-    "sequence_level_bonus_and_masks": (
-        GRPO(
-            "luspo",
-            0.05,
-            0.1,
-            level="sequence",
-            bonus=EntropyBonus(0.1, adaptive=True, target=3.5, step=0.02),
-            off_policy_threshold=0.5,
-        ),
-        Passes(num_iterations=2, mask_truncated=True),
-        1,
-    ),
-    "vespo": (GRPO("vespo", max_length=TC), Passes(num_iterations=2), 1),
     "environment_tokens": (
         GRPO(beta=0.1, max_length=TC),
-        Passes(num_iterations=2, length_buckets=3, micro_batch_size=4),
+        Passes(num_iterations=2, length_buckets=2, micro_batch_size=4),
         1,
     ),
     "environment_tokens_sequence_level": (
@@ -236,6 +221,7 @@ CASES = {
         1,
     ),
 }
+"""Model, optimizer, schedule and passes in as few runs as hold them; each loss is in test_objectives_equal_trl.py."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -243,7 +229,7 @@ def test_weights_and_metrics_follow_trls(tiny_model, tmp_path, mesh_1, case):
     """Every tensor moves by thousandths, and is within millionths of TRL's; so is what both log on the way."""
     objective, passes, accumulation = CASES[case]
     environment = case.startswith("environment_tokens")
-    steps = 5 if passes.num_iterations == 1 else 3
+    steps = 3
     found, history = ours(tiny_model, tmp_path / "ours", objective, passes, steps, mesh_1, environment)
     wanted, logs = theirs(
         tiny_model, tmp_path / "theirs", objective, passes, steps, accumulation, environment
