@@ -2,14 +2,23 @@
 
 import json
 import re
+import sys
+import types
+from pathlib import Path
 
+import cloudpickle
 import optax
 import pytest
+import yaml
 
 from grpo_jax import EarlyStopping, GRPOConfig, GRPOTrainer, TrainerCallback, UserError
 from grpo_jax.cli import main
+from grpo_jax.setup.run import open_run
 from grpo_jax.sharding import hosts
 from grpo_jax.training.callback_handler import CallbackHandler
+
+# Reward workers get functions of this file themselves, and need not import it, with all that it imports.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 ROWS = [{"prompt": f"{i}: say a"} for i in range(16)]
 CLOCKS = ("time/", "compilations/", "step_time", "tokens_per_second", "rollout_tokens", "peak_memory")
@@ -116,7 +125,11 @@ REFUSED = [
         lambda: {"r": 4, "use_dora": True},
         "peft_config: use_dora = True is not supported; use False",
     ),
-    ("peft_config", lambda: {"r": 4, "lora_dropout": 0.1}, "peft_config: lora_dropout = 0.1 is not followed"),
+    (
+        "peft_config",
+        lambda: {"r": 4, "lora_dropout": 0.1},
+        "peft_config: lora_dropout = 0.1 is not supported",
+    ),
     (
         "peft_config",
         lambda: {"r": 4, "target_modules": ["lm_head"]},
@@ -202,12 +215,33 @@ class Recorder:
         self.record("train_end", args, state)
 
 
+def timed(completions, trainer_state, log_metric, **columns):
+    log_metric("seen", float(trainer_state.global_step))
+    return [float(trainer_state.global_step) for _ in completions]
+
+
 @pytest.fixture(scope="module")
-def recorded(make, tmp_path_factory):
-    """(the recorder, the folder, the summary) of a run of four steps."""
-    folder, recorder = tmp_path_factory.mktemp("recorded") / "run", Recorder()
-    args = arguments(output_dir=folder, eval_steps=2, save_steps=0)
-    return recorder, folder, make(args, eval_dataset=ROWS[:4], callbacks=[recorder]).train()
+def again(make, tmp_path_factory):
+    """`again()`: a trainer of the run of four steps that `recorded` has made, or makes."""
+    folder = tmp_path_factory.mktemp("recorded") / "run"
+    args = arguments(output_dir=folder, eval_steps=2, save_steps=0, reward_weights=[1.0, 100.0])
+    return lambda: make(args, reward_funcs=[vowels, timed], eval_dataset=ROWS[:4])
+
+
+@pytest.fixture(scope="module")
+def recorded(again):
+    """A run of four steps as scripts do it: recorder, trainer, folder, summary, and the evaluation before."""
+    trainer, recorder = again(), Recorder()
+    before = trainer.evaluate()
+    trainer.add_callback(recorder)
+    summary = trainer.train(resume_from_checkpoint=True)
+    return types.SimpleNamespace(
+        recorder=recorder,
+        trainer=trainer,
+        folder=Path(trainer.args.output_dir),
+        summary=summary,
+        before=before,
+    )
 
 
 def test_callbacks_get_the_events_in_order(recorded):
@@ -219,22 +253,21 @@ def test_callbacks_get_the_events_in_order(recorded):
         step_begin 3, step_end 4, log 4, save 4,
         evaluate 4, train_end 4"""
     events = re.findall(r"(\w+) (\d)", expected)
-    assert recorded[0].events == [(event, int(step)) for event, step in events]
+    assert recorded.recorder.events == [(event, int(step)) for event, step in events]
 
 
 def test_a_checkpoint_that_a_callback_asks_for_is_written(recorded):
     """After step 1, and by on_evaluate after step 2; the last one is due anyway."""
-    assert checkpoints_of(recorded[1]) == [1, 2, 4]
+    assert checkpoints_of(recorded.folder) == [1, 2, 4]
 
 
 def test_an_evaluation_that_a_callback_asks_for_is_done(recorded):
-    assert ["eval/reward" in row for row in metrics_of(recorded[1])] == [False, True, True, False]
+    assert ["eval/reward" in row for row in metrics_of(recorded.folder)] == [False, True, True, False]
 
 
 def test_callbacks_see_the_metrics_that_are_written(recorded):
-    recorder, folder, summary = recorded
-    rows = metrics_of(folder)
-    assert recorder.metrics == {f"eval/{name}": value for name, value in summary["after"].items()}
+    recorder, rows = recorded.recorder, metrics_of(recorded.folder)
+    assert recorder.metrics == {f"eval/{name}": value for name, value in recorded.summary["after"].items()}
     assert {"step": 4, **recorder.logs} == recorder.history[-1] == rows[-1]
     assert recorder.history == rows
     assert recorder.epoch == 4 * 8 / 16
@@ -249,60 +282,20 @@ def test_only_the_writing_host_is_process_zero_to_callbacks(monkeypatch):
     assert not state().is_local_process_zero
 
 
-class Stop(TrainerCallback):
-    def __init__(self, after):
-        self.after = after
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.after
-
-
-@pytest.fixture(scope="module")
-def stopped(make, tmp_path_factory):
-    """(the folder, the summary) of a run that was stopped after two of its four steps."""
-    folder = tmp_path_factory.mktemp("stopped") / "run"
-    return folder, make(arguments(output_dir=folder, save_steps=0), callbacks=[Stop(after=2)]).train()
-
-
-def test_a_stopped_run_leaves_metrics_checkpoint_export_and_summary(stopped):
-    folder, summary = stopped
-    assert summary["steps"] == len(metrics_of(folder)) == 2
-    assert checkpoints_of(folder) == [2]
-    assert (folder / "hf" / "model.safetensors").is_file()
-    assert json.loads((folder / "summary.json").read_text()) == summary
-
-
-def test_a_stopped_run_stays_stopped_when_it_is_started_again(stopped, make, capsys):
-    folder, summary = stopped
-    before = (folder / "metrics.jsonl").read_bytes()
-    for callbacks in ([Stop(after=2)], None):
-        again = make(arguments(output_dir=folder, save_steps=0), callbacks=callbacks).train()
-        assert (again["steps"], again["num_tokens"]) == (2, summary["num_tokens"])
-        assert "stopped after step 2 of 4, as a callback asked" in capsys.readouterr().err
-    assert (folder / "metrics.jsonl").read_bytes() == before
-
-
 def test_training_twice_with_early_stopping_stops_at_the_same_step(make):
-    """Without a folder, training again is a new run: the request to stop and the state of the callback are cleared."""
-    stopping = EarlyStopping("grad_norm", patience=2, threshold=1e9)
-    trainer = make(callbacks=[stopping])
-    first, second = trainer.train(), trainer.train()
-    assert first["steps"] == second["steps"] == 3, "the best, and two that are not better"
-    assert first["num_tokens"] == second["num_tokens"]
-
-
-def test_early_stopping_counts_evaluations(make):
-    """The first comes before training; the two after it are not better by the threshold and end the run."""
+    """Without a folder, training again is a new run: the request to stop and the state of the callback are cleared.
+    The first evaluation comes before training; the two after it are not better by the threshold and end the run."""
     stopping = EarlyStopping("eval/reward", patience=2, threshold=1e9)
     trainer = make(arguments(eval_steps=1), eval_dataset=ROWS[:4], callbacks=[stopping])
-    assert trainer.train()["steps"] == 2
+    first, second = trainer.train(), trainer.train()
+    assert first["steps"] == second["steps"] == 2
+    assert first["num_tokens"] == second["num_tokens"]
 
-
-def test_early_stopping_refuses_an_unknown_metric(make):
+    trainer.add_callback(EarlyStopping("rewards"))
     with pytest.raises(
         UserError, match=r"metric = 'rewards': the run has no such metric \(did you mean 'reward"
     ):
-        make(callbacks=[EarlyStopping("rewards")]).train()
+        trainer.train()
 
 
 # ---- a run that ends early, killed on its way there ----
@@ -320,27 +313,60 @@ class Kill(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def interrupted(make, tmp_path_factory):
-    """(an uninterrupted run, one that was killed and started again), of six steps if nothing stopped them, with
-    a momentum to carry along."""
+def start(make, tmp_path_factory):
+    """`start(name, *callbacks)`: (the folder, the summary) of a run of six steps, which early stopping ends after five,
+    with a momentum to carry along."""
     home = tmp_path_factory.mktemp("interrupted")
 
-    def start(name, *others):
-        stopping = EarlyStopping(patience=3, threshold=1e9)
+    def run(name, *callbacks):
         args = arguments(output_dir=home / name, max_steps=6, save_steps=2)
-        return make(args, optimizers=optax.sgd(0.1, momentum=0.9), callbacks=[stopping, *others]).train()
+        trainer = make(args, optimizers=optax.sgd(0.1, momentum=0.9), callbacks=callbacks)
+        return home / name, trainer.train()
 
-    start("whole")
+    return run
+
+
+def after_five_steps():
+    return EarlyStopping(patience=4, threshold=1e9)
+
+
+@pytest.fixture(scope="module")
+def stopped(start):
+    """(the folder, the summary) of a run that a callback stops."""
+    return start("whole", after_five_steps())
+
+
+@pytest.fixture(scope="module")
+def interrupted(start, stopped):
+    """The folders of that run and of one that was killed and started again."""
     with pytest.raises(Kill.Killed):
-        start("killed", Kill())
-    assert checkpoints_of(home / "killed") == [2]
-    start("killed")
-    return home / "whole", home / "killed"
+        start("killed", after_five_steps(), Kill())
+    killed = stopped[0].with_name("killed")
+    assert checkpoints_of(killed) == [2]
+    return stopped[0], start("killed", after_five_steps())[0]
+
+
+def test_a_stopped_run_leaves_metrics_checkpoint_export_and_summary(stopped):
+    folder, summary = stopped
+    assert summary["steps"] == len(metrics_of(folder)) == 5
+    assert checkpoints_of(folder) == [2, 4, 5], "the last one because it stopped"
+    assert (folder / "hf" / "model.safetensors").is_file()
+    assert json.loads((folder / "summary.json").read_text()) == summary
+
+
+def test_a_stopped_run_stays_stopped_when_it_is_started_again(stopped, start, capsys):
+    folder, summary = stopped
+    before = (folder / "metrics.jsonl").read_bytes()
+    for callbacks in ([after_five_steps()], []):
+        _, again = start("whole", *callbacks)
+        assert (again["steps"], again["num_tokens"]) == (5, summary["num_tokens"])
+        assert "stopped after step 5 of 6, as a callback asked" in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_early_stopping_keeps_its_count_when_a_run_is_resumed(interrupted):
     """If the count began anew at the checkpoint after step 2, the run would last longer."""
-    assert [len(metrics_of(folder)) for folder in interrupted] == [4, 4]
+    assert [len(metrics_of(folder)) for folder in interrupted] == [5, 5]
 
 
 def test_a_custom_optimizer_resumes_bit_by_bit(interrupted):
@@ -362,23 +388,24 @@ def test_a_run_does_not_resume_with_another_optimizer(interrupted, make):
 # ---- train(), again ----
 
 
-def test_training_a_finished_run_again_returns_its_summary(recorded, make):
-    _, folder, summary = recorded
-    before, args = without_clocks(folder), arguments(output_dir=folder, eval_steps=2, save_steps=0)
-    trainer = make(args, eval_dataset=ROWS[:4])
-    for _ in range(2):
-        again = trainer.train()
+@pytest.fixture(scope="module")
+def finished(recorded, again):
+    """(a trainer of the finished run, what it returns when it trains twice, the metrics before that)."""
+    before, trainer = without_clocks(recorded.folder), again()
+    return trainer, [trainer.train(), trainer.train()], before
+
+
+def test_training_a_finished_run_again_returns_its_summary(finished, recorded):
+    _, summaries, before = finished
+    for summary in summaries:
         same = ("before", "after", "steps", "num_tokens", "seconds")
-        assert [again[name] for name in same] == [summary[name] for name in same]
-    assert without_clocks(folder) == before
+        assert [summary[name] for name in same] == [recorded.summary[name] for name in same]
+    assert without_clocks(recorded.folder) == before
 
 
-def test_the_model_of_a_finished_run_can_be_saved(recorded, make, tmp_path):
-    _, folder, _ = recorded
-    trainer = make(arguments(output_dir=folder, eval_steps=2, save_steps=0), eval_dataset=ROWS[:4])
-    trainer.train()
-    trainer.save_model(tmp_path / "model")
-    saved, exported = (place / "model.safetensors" for place in (tmp_path / "model", folder / "hf"))
+def test_the_model_of_a_finished_run_can_be_saved(finished, recorded, tmp_path):
+    finished[0].save_model(tmp_path / "model")
+    saved, exported = (place / "model.safetensors" for place in (tmp_path / "model", recorded.folder / "hf"))
     assert saved.read_bytes() == exported.read_bytes()
 
 
@@ -403,33 +430,25 @@ def test_the_settings_file_of_a_run_by_epochs_repeats_it(tiny_settings, tmp_path
         "eval_prompts": 0,
     }
     settings = {name: value for name, value in tiny_settings.items() if name != "max_steps"} | changes
-    given = settings.pop("rewards"), GRPOConfig(**settings, lr_scheduler_type="constant")
-    GRPOTrainer(settings["model"], *given).train()
-    assert main(["train", str(tmp_path / "run/config.yaml"), "--output_dir", str(tmp_path / "other")]) == 0
-    assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2]
-    assert without_clocks(tmp_path / "run") == without_clocks(tmp_path / "other")
+    trainer = GRPOTrainer(settings["model"], args=GRPOConfig(**settings, lr_scheduler_type="constant"))
+    components, files = trainer.components, [tmp_path / name / "config.yaml" for name in ("run", "other")]
+    with open_run(components.config, components.policy, components.stages[0].scorer.fingerprint):
+        pass
+    assert main(["train", str(files[0]), "--output_dir", str(tmp_path / "other")]) == 0
+    assert [row["step"] for row in metrics_of(tmp_path / "other")] == [1, 2]
+    settings, repeated = (yaml.safe_load(file.read_text()) for file in files)
+    assert settings | {"output_dir": str(tmp_path / "other")} == repeated
 
 
 # ---- what scripts do around train() ----
 
 
-def test_what_scripts_call_around_train_works_as_in_trl(make, tmp_path, capsys):
+def test_what_scripts_call_around_train_works_as_in_trl(recorded, capsys):
     """resume_from_checkpoint, evaluate, state.log_history, add_callback, save_model(output_dir)."""
-    seen = []
-
-    class Late(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            seen.append(state.global_step)
-
-    folder = tmp_path / "run"
-    trainer = make(arguments(output_dir=folder, max_steps=2, eval_prompts=8), eval_dataset=ROWS[:8])
-    trainer.add_callback(Late())
-    before = trainer.evaluate()
-    trainer.train(resume_from_checkpoint=True)
-    assert seen == [1, 2]
-    assert [line["step"] for line in trainer.state.log_history] == [1, 2]
+    trainer, folder = recorded.trainer, recorded.folder
+    assert [line["step"] for line in trainer.state.log_history] == [1, 2, 3, 4]
     assert trainer.evaluate()["eval/length"] > 0
-    assert before.keys() == trainer.evaluate().keys()
+    assert recorded.before.keys() == trainer.evaluate().keys()
     capsys.readouterr()
     trainer.save_model(folder)
     assert capsys.readouterr().out == f"model: {folder / 'hf'}\n"
@@ -442,14 +461,8 @@ def test_what_scripts_call_around_train_works_as_in_trl(make, tmp_path, capsys):
         trainer.train(resume_from_checkpoint="a/checkpoint-5")
 
 
-def timed(completions, trainer_state, log_metric, **columns):
-    log_metric("seen", float(trainer_state.global_step))
-    return [float(trainer_state.global_step) for _ in completions]
-
-
-def test_a_reward_is_given_the_step_on_held_out_prompts_too(make):
-    trainer = make(arguments(max_steps=2, eval_prompts=8), reward_funcs=timed, eval_dataset=ROWS[:8])
-    summary = trainer.train()
-    assert [summary[when]["reward"] for when in ("before", "after")] == [0.0, 2.0]
-    assert [summary[when]["seen"] for when in ("before", "after")] == [0.0, 2.0]
-    assert not [name for name in summary["after"] if name.endswith("errors")]
+def test_a_reward_is_given_the_step_on_held_out_prompts_too(recorded):
+    before, after = (recorded.summary[when] for when in ("before", "after"))
+    assert (before["reward"] // 100, after["reward"] // 100) == (0, 4), "and fewer than 100 vowels"
+    assert (before["seen"], after["seen"]) == (0.0, 4.0)
+    assert not [name for name in after if name.endswith("errors")]
