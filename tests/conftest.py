@@ -1,5 +1,6 @@
 """Shared fixtures. Eight virtual CPU devices, a compilation cache, and data beyond the shipped ones."""
 
+import functools
 import gc
 import json
 import os
@@ -74,6 +75,17 @@ def clear_compiled_programs():
     if jax and MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module")
+def shared_programs():
+    """For modules of many runs with equal samplers: their programs are traced once. What a run says of compilations of
+    its rollouts is then not its own."""
+    from grpo_jax.rollout import sampler
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "Programs", functools.cache(sampler.Programs))
+        yield
 
 
 @pytest.fixture(scope="session")
