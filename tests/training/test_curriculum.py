@@ -1,8 +1,14 @@
 """Stages, mixtures and prompts that are left out, in whole runs: what changes with a stage, and that a run which stops
 at any step goes on as if it had not."""
 
+import contextlib
+import functools
+import io
 import json
+import shutil
+import sys
 
+import cloudpickle
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +16,16 @@ import pytest
 from grpo_jax import GRPOConfig, GRPOTrainer
 from grpo_jax.errors import UserError
 
+# Reward workers get functions of this file themselves, and need not import it, with all that it imports.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
 CLOCKS = ("time/", "compilations/", "step_time", "tokens_per_second", "rollout_tokens", "peak_memory")
+
+
+@pytest.fixture(scope="module")
+def train(train, shared_programs):
+    """What is decided here is decided on the host; one device compiles soonest."""
+    return functools.partial(train, mesh="data=1")
 
 
 def lines(run):
@@ -35,39 +50,33 @@ def table(run, step):
 STAGES = [
     {"until_step": 2},
     {"until_step": 4, "max_completion_length": 16, "num_generations": 4},
-    {"max_completion_length": 8},  # as it began
+    {},  # as it began
 ]
+LENGTHENED = {"curriculum": STAGES, "max_steps": 6, "dynamic_sampling": True, "beta": 0.1}
 
 
 @pytest.fixture(scope="module")
 def lengthened(train):
-    return train(curriculum=STAGES, max_steps=6, dynamic_sampling=True, beta=0.1)
+    return train(**LENGTHENED)
 
 
 def test_each_stage_has_its_own_lengths_and_is_compiled_once(lengthened):
+    """Stages with equal settings share their programs."""
     assert column(lengthened, "curriculum/stage") == [1, 1, 2, 2, 3, 3]
-    assert column(lengthened, "compilations/update") == [1, 1, 2, 2, 3, 3]
+    assert column(lengthened, "compilations/update") == [1, 1, 2, 2, 2, 2]
     rows = [len(table(lengthened, step)["length"]) for step in range(1, 7)]
     assert rows == [16, 16, 32, 32, 16, 16]
     longest = [max(table(lengthened, step)["length"]) for step in range(1, 7)]
     assert max(longest[:2] + longest[4:]) <= 8 < max(longest[2:4]) <= 16
 
 
-def test_stages_with_equal_settings_share_their_programs(train):
-    run = train(curriculum=[{"until_step": 1}, {"until_step": 2, "temperature": 1.0}, {}], max_steps=3)
-    assert column(run, "compilations/update") == [1, 2, 2], "the third has the programs of the first"
-
-
-def test_a_run_resumed_at_the_edge_of_a_stage_ends_the_same(lengthened, train):
-    other = train(dies_after=(2, 3, 4, 5), curriculum=STAGES, max_steps=6, dynamic_sampling=True, beta=0.1)
+def test_a_run_resumed_at_the_edge_of_a_stage_ends_the_same(lengthened, train, tmp_path):
+    """A run as it was when it died after step 2; it dies again after step 4."""
+    later = shutil.ignore_patterns("[3-6]", "hf", "summary.json", "*_0000[3-6].parquet")
+    other = shutil.copytree(lengthened, tmp_path / "run", ignore=later)
+    train(dies_after=(4,), output_dir=str(other), **LENGTHENED)
     assert lines(other) == lines(lengthened)
     assert tensors(other, 6) == tensors(lengthened, 6)
-
-
-def test_the_end_of_the_last_stage_ends_the_run(train, capsys):
-    run = train(curriculum=[{"until_epochs": 0.4}], max_steps=9)
-    assert column(run, "step") == [1, 2], "16 of 40 prompts"
-    assert "stopped after step 2 of 9: the curriculum has ended" in capsys.readouterr().err
 
 
 # ---- mixtures ----
@@ -93,12 +102,31 @@ DOMAINS = {
 
 @pytest.fixture(scope="module")
 def mixed(train):
+    """Two steps on even digits, one on odd rows of both domains, two on all rows. Its stderr is in a file beside it."""
+    stages = [
+        {"until_epochs": 1.4, "mixture": {"digits": 1}, "where": {"level": 0}},
+        {"until_step": 3, "where": {"level": [1]}},
+        {"until_step": 5},
+    ]
     given = {"train_dataset": DOMAINS, "reward_funcs": [first, second, prolix]}
-    return train(given=given, mixture={"letters": 3, "digits": 1}, max_steps=3)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        run = train(given=given, curriculum=stages, mixture={"letters": 3, "digits": 1}, max_steps=9)
+    (run / "stderr").write_text(said.getvalue())
+    return run
+
+
+def test_a_stage_ends_when_its_prompts_are_drawn_so_often(mixed):
+    """1.4 epochs of 6 even digits take two steps of 8."""
+    assert column(mixed, "curriculum/stage") == [1, 1, 2, 3, 3]
+
+
+def test_the_end_of_the_last_stage_ends_the_run(mixed):
+    assert column(mixed, "step") == [1, 2, 3, 4, 5]
+    assert "stopped after step 5 of 9: the curriculum has ended" in (mixed / "stderr").read_text()
 
 
 def test_a_reward_scores_only_domains_that_have_its_column(mixed):
-    for step in (1, 2, 3):
+    for step in (1, 3, 4, 5):
         rows = table(mixed, step)
         known = {name: [value is not None for value in rows[name]] for name in ("first", "second", "prolix")}
         assert known["first"] == ["say a" in prompt for prompt in rows["prompt"]]
@@ -107,30 +135,22 @@ def test_a_reward_scores_only_domains_that_have_its_column(mixed):
 
 
 def test_domains_are_drawn_by_their_weights(mixed):
-    assert column(mixed, "domains/letters/share") == [0.75] * 3
-    assert column(mixed, "domains/digits/share") == [0.25] * 3
+    assert column(mixed, "domains/letters/share") == [None, None, 0.75, 0.75, 0.75]
+    assert column(mixed, "domains/digits/share") == [1.0, 1.0, 0.25, 0.25, 0.25]
 
 
 def test_a_domains_metrics_are_those_of_its_rows(mixed):
-    rows = table(mixed, 1)
+    rows = table(mixed, 4)
     for name, word, reward in (("letters", "say a", "first"), ("digits", "say 1", "second")):
         among = [i for i, prompt in enumerate(rows["prompt"]) if word in prompt]
         total = [rows[reward][i] + rows["prolix"][i] for i in among]
-        assert column(mixed, f"domains/{name}/reward")[0] == pytest.approx(np.mean(total), rel=1e-5)
-        assert column(mixed, f"domains/{name}/success")[0] == np.mean([rows[reward][i] >= 1 for i in among])
+        assert column(mixed, f"domains/{name}/reward")[3] == pytest.approx(np.mean(total), rel=1e-5)
+        assert column(mixed, f"domains/{name}/success")[3] == np.mean([rows[reward][i] >= 1 for i in among])
 
 
-def test_a_stage_draws_only_rows_of_its_domains_and_levels(train):
-    stages = [
-        {"until_step": 2, "mixture": {"digits": 1}, "where": {"level": 0}},
-        {"where": {"level": [1]}},
-    ]
-    given = {"train_dataset": DOMAINS, "reward_funcs": prolix}
-    run = train(given=given, curriculum=stages, max_steps=3)
-    numbers = lambda step: {int(prompt.partition(":")[0]) % 2 for prompt in table(run, step)["prompt"]}
-    assert [numbers(step) for step in (1, 2, 3)] == [{0}, {0}, {1}]
-    assert column(run, "domains/letters/share")[:2] == [None, None]
-    assert column(run, "domains/letters/share")[2] is not None
+def test_a_stage_draws_only_rows_of_its_domains_and_levels(mixed):
+    numbers = lambda step: {int(prompt.partition(":")[0]) % 2 for prompt in table(mixed, step)["prompt"]}
+    assert [numbers(step) for step in (1, 2, 3, 4)] == [{0}, {0}, {1}, {0, 1}]
 
 
 # ---- prompts that are left out ----
