@@ -1,5 +1,6 @@
 """Reward models in runs: scores equal TRL's, in any batch and on any mesh; and what is refused."""
 
+import functools
 import json
 import shutil
 
@@ -26,11 +27,12 @@ ANSWERS = ["aaa", "", "Because of the longest of all reasons, which is this", "N
 
 @pytest.fixture(scope="module")
 def opened(tiny_model, reward_model):
-    """`opened(mesh, **settings)`: the reward model beside `tiny_model`."""
+    """`opened(mesh, **settings)`: the reward model beside `tiny_model`, opened once for the same settings."""
 
+    @functools.cache
     def make(mesh="data=1", tokenizers=None, **settings):
         config = EvalConfig(model=str(tiny_model), mesh=mesh, **settings)
-        found = find_reward_models([f"model:{reward_model}"], tokenizers)
+        found = find_reward_models([f"model:{reward_model}"], tokenizers and list(tokenizers))
         return open_reward_models(found, open_policy(config), config)[0]
 
     return make
@@ -67,11 +69,10 @@ def test_scores_equal_trls(opened, reward_model):
     assert np.ptp(expected) > 0.5
 
 
-@pytest.mark.parametrize("mesh", ["data=8", "data=2,fsdp=2,tensor=2"])
-def test_a_score_depends_neither_on_the_batch_nor_on_the_mesh(opened, mesh):
+def test_a_score_depends_neither_on_the_batch_nor_on_the_mesh(opened):
     alone = opened()
     expected = [ask(alone, [p], [a]).scores[0] for p, a in zip(PROMPTS, ANSWERS)]
-    many = opened(mesh)
+    many = opened("data=2,fsdp=2,tensor=2")
     found = ask(many, PROMPTS * 30, ANSWERS * 30).scores
     np.testing.assert_allclose(found, np.tile(expected, 30), rtol=2e-5, atol=2e-5)
     again = ask(many, PROMPTS * 30, ANSWERS * 30).scores
@@ -79,7 +80,7 @@ def test_a_score_depends_neither_on_the_batch_nor_on_the_mesh(opened, mesh):
 
 
 def test_lengths_share_programs_in_powers_of_two(opened):
-    model = opened()
+    model = opened(max_completion_length=64)  # its own
     for length in range(1, 60):
         ask(model, ["p"] * 3, ["a" * length, "a", "a" * (length // 2)])
     assert model.program.compilations == 3, "16, 32 and 64 tokens"
@@ -97,7 +98,7 @@ def test_a_given_tokenizer_replaces_the_models_own(opened, reward_model):
     other = hf.load_tokenizer(reward_model)
     other.chat_template = "{% for m in messages %}{{ m.content }};{% endfor %}"
     expected = by_trl(reward_model, ["Why?;Yes;"], [""])
-    found = ask(opened(tokenizers=[other]), [[TALK[1]]], ["Yes"])
+    found = ask(opened(tokenizers=(other,)), [[TALK[1]]], ["Yes"])
     np.testing.assert_allclose(found.scores, expected, rtol=2e-5, atol=2e-5)
 
 
@@ -110,8 +111,10 @@ def test_a_row_beyond_the_models_positions_is_a_fault(opened):
 
 def test_a_score_that_is_not_finite_is_a_fault(opened):
     model = opened()
-    model.params["score"]["kernel"] *= np.inf
+    kernel = model.params["score"]["kernel"]
+    model.params["score"]["kernel"] = kernel * np.inf
     verdicts = ask(model, ["p"], ["a"])
+    model.params["score"]["kernel"] = kernel
     assert np.isnan(verdicts.scores[0])
     assert " gave " in verdicts.faults[0]
 
@@ -134,18 +137,19 @@ def test_a_reward_model_is_named_after_its_folder(reward_model, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def weighted(tiny_settings, reward_model):
+def weighted(tiny_settings, reward_model, shared_programs):
     """A function, a model, and the model's weight."""
     return {
         "rewards": [tiny_settings["rewards"], f"model:{reward_model}"],
         "reward_weights": [1.0, 0.5],
         "max_steps": 3,
+        "mesh": "data=1",
     }
 
 
 @pytest.fixture(scope="module")
 def trained(train, weighted):
-    return train(**weighted, eval_prompts=4)
+    return train(**weighted)
 
 
 def test_advantages_are_those_of_the_weighted_function_and_model(trained, reward_model):
@@ -160,8 +164,11 @@ def test_advantages_are_those_of_the_weighted_function_and_model(trained, reward
     assert lines[-1]["rewards/judge/std"] > 0.1
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train, trained, weighted):
-    resumed = train(dies_after=(1, 2), **weighted, eval_prompts=4)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(train, trained, weighted, tmp_path):
+    """A run as it was when it died after step 2."""
+    later = shutil.ignore_patterns("3", "hf", "summary.json", "*_00003.parquet")
+    resumed = shutil.copytree(trained, tmp_path / "run", ignore=later)
+    train(output_dir=str(resumed), **weighted)
     tensors = [open_folder(run / "hf") for run in (trained, resumed)]
     for name in tensors[0]:
         assert (tensors[0][name].open() == tensors[1][name].open()).all(), name
@@ -220,7 +227,7 @@ def test_eval_scores_completions_by_a_reward_model(tiny_settings, reward_model, 
         "max_prompt_length": 32,
         "max_completion_length": 8,
         "output": tmp_path / "out.json",
-        "mesh": "data=4",
+        "mesh": "data=1",
         "prompts_per_step": 4,
         "prompts": 6,
     }
@@ -413,19 +420,20 @@ TOKENIZERS = [
 
 
 @pytest.mark.parametrize(("given", "said"), TOKENIZERS)
-def test_only_reward_models_have_tokenizers_one_for_each_reward(
+def test_a_list_of_tokenizers_that_does_not_fit_the_rewards_is_refused(
     given, said, tiny_settings, weighted, reward_model
 ):
-    tokenizer = hf.load_tokenizer(reward_model)
-    settings = tiny_settings | weighted | {"output_dir": None}
+    args = GRPOConfig(**tiny_settings | weighted | {"output_dir": None})
+    given = given(hf.load_tokenizer(reward_model))
     with pytest.raises(UserError, match=said):
-        GRPOTrainer(
-            settings["model"], args=GRPOConfig(**settings), reward_processing_classes=given(tokenizer)
-        )
-    made = GRPOTrainer(
-        settings["model"], args=GRPOConfig(**settings), reward_processing_classes=[None, tokenizer]
-    )
-    assert made.components.stages[0].scorer.models[1].tokenizer is tokenizer
+        GRPOTrainer(tiny_settings["model"], args=args, reward_processing_classes=given)
+
+
+def test_each_reward_model_has_the_tokenizer_given_for_it(tiny_settings, weighted, reward_model):
+    args = GRPOConfig(**tiny_settings | weighted | {"output_dir": None})
+    given = [None, hf.load_tokenizer(reward_model)]
+    made = GRPOTrainer(tiny_settings["model"], args=args, reward_processing_classes=given)
+    assert made.components.stages[0].scorer.models[1].tokenizer is given[1]
 
 
 def test_a_pytorch_model_is_refused(tiny_settings, reward_model):
