@@ -48,9 +48,9 @@ def table(run, step):
 # ---- stages ----
 
 STAGES = [
-    {"until_step": 2},
+    {"until_step": 2, "num_generations": 2},
     {"until_step": 4, "max_completion_length": 16, "num_generations": 4},
-    {},  # as it began
+    {"num_generations": 2},  # as it began
 ]
 LENGTHENED = {"curriculum": STAGES, "max_steps": 6, "dynamic_sampling": True, "beta": 0.1}
 
