@@ -61,9 +61,7 @@ def read_lora(folder: Path) -> LoRA:
     config = read_json(folder / CONFIG)
     for key, value in ONLY.items():
         if config.get(key, value) not in (value, None):
-            raise UserError(
-                f"{folder / CONFIG}: {key} = {config[key]!r} is not followed here, only {value!r}"
-            )
+            raise UserError(f"{folder / CONFIG}: {key} = {config[key]!r} is not supported; use {value!r}")
     sizes = config.get("r"), config.get("lora_alpha")
     if not (isinstance(sizes[0], int) and sizes[0] > 0 and isinstance(sizes[1], int | float)):
         raise UserError(
