@@ -40,15 +40,15 @@ def while_weights_load():
 
 
 def in_the_middle_of_a_line():
-    """The fourth step's line of metrics gets to the disk in part."""
+    """The fifth step's line of metrics gets to the disk in part."""
     from grpo_jax.runs.loggers import JsonlLogger
 
     write = JsonlLogger.log
 
     def half(self, step, metrics):
-        if step == 4:
+        if step == 5:
             with open(self._file, "a") as file:
-                file.write('{"step": 4, "loss": 0.1')
+                file.write('{"step": 5, "loss": 0.1')
             die()
         write(self, step, metrics)
 
@@ -67,7 +67,7 @@ def after_the_rollout(nth):
 
 
 def between_steps(nth):
-    """A save may be under way: it is whole afterwards, or not there."""
+    """All that these steps changed is gone, as no save was due."""
     from grpo_jax.runs.run import Stopwatch
 
     kill_before(Stopwatch, "__init__", nth)
@@ -98,8 +98,8 @@ POINTS = {
     "before a step is noted": lambda: before_the_record_of(1),
     "while weights load": while_weights_load,
     "in the middle of a line": in_the_middle_of_a_line,
-    "while saving the first checkpoint": lambda: while_saving(2),
-    "between steps, after a save": lambda: between_steps(3),
+    "while saving the first checkpoint": lambda: while_saving(3),
+    "between steps": lambda: between_steps(2),
     "while exporting": while_exporting,
     "never": lambda: None,
 }

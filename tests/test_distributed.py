@@ -45,7 +45,8 @@ def pair(command):
 
 def wait_for(processes):
     """[(exit status, stdout, stderr), ...]; none is left behind."""
-    ends = [process.wait(seconds=240) for process in processes]
+    end = time.monotonic() + 240  # for all: if one of them hangs, so do the others
+    ends = [process.wait(seconds=end - time.monotonic()) for process in processes]
     return [(end.returncode, end.stdout, end.stderr) for end in ends]
 
 
