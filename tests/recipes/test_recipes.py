@@ -100,7 +100,7 @@ def update_batches(monkeypatch):
 
 
 def test_reinforce_lite__learns_from_the_first_of_ten_completions(run, update_batches):
-    ended = run("reinforce-lite", max_steps=2, num_generations=10)
+    ended = run("reinforce-lite", max_steps=2, num_generations=10, micro_batch_size=8)
     assert ended.totals("reinforce_lite") == {1.0, -1.0}
     for group in ended.groups():
         assert len(group) == 10
@@ -120,7 +120,7 @@ def test_reinforce_lite__learns_from_the_first_of_ten_completions(run, update_ba
 
 def test_srpo__mixes_in_the_other_domain_and_leaves_out_solved_prompts(run):
     stages = "[{mixture: {math: 1}, until_plateau: 9, window: 1}, {}]"
-    data = '{math: "tiny_math:levels=1,size=16", code: "tiny_countdown:size=16"}'
+    data = '{math: "tiny_math:levels=1,size=8", code: "tiny_countdown:size=8"}'
     ended = run("srpo", max_steps=5, curriculum=stages, dataset=data, num_generations=2)
     assert ended.column("curriculum/stage") == [1, 1, 2, 2, 2]
     assert ended.column("domains/code/share") == [None, None, 0.5, 0.5, 0.5]

@@ -128,11 +128,16 @@ def test_segments_sample_the_same_tokens_as_one_program(ended, segment, rows, si
 
 
 def test_segments_with_an_int8_cache_sample_the_same_tokens(ended):
-    """A row's keys and values are rounded by themselves: whatever table it stands in, to the same numbers."""
+    """A row's keys and values are rounded by themselves, whatever table it stands in."""
     int8 = ended(0, cache_dtype="int8")
-    assert_same(ended(7, 8, cache_dtype="int8"), int8)
-    # `tensor` sums in another order, and a value may round to the next of 255 steps.
-    assert_same(ended(8, 0, {"data": 2, "fsdp": 2, "tensor": 2}, "int8"), int8, atol=3e-4)
+    for other in (
+        ended(7, 8, cache_dtype="int8"),
+        ended(8, 0, {"data": 2, "fsdp": 2, "tensor": 2}, "int8"),
+    ):
+        # Products of other shapes sum in another order: now and then a value rounds to the next of 255 steps.
+        assert_same(other, int8, atol=3e-4)
+        gaps = np.abs(other.logprobs - int8.logprobs).max(-1)
+        assert np.mean(gaps < 3e-6) > 0.9
     plain = ended(0)
     # The first token is read before anything is rounded.
     np.testing.assert_allclose(int8.logprobs[..., 0], plain.logprobs[..., 0], atol=1e-6)
