@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -11,6 +13,9 @@ from grpo_jax.cli import main
 from grpo_jax.errors import UserError
 from grpo_jax.models import hf
 from grpo_jax.models.safetensors_io import open_folder
+
+# Reward workers get functions of this file themselves, and need not import it, with all that it imports.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 SAME_AS_IN_TRL = {
     "clip_ratio/high_mean",

@@ -1,11 +1,16 @@
 """Rewards that fail inside a run: counted, reported, and survived, unless the settings say stop."""
 
 import json
+import sys
 import time
 
+import cloudpickle
 import pytest
 
 from grpo_jax import GRPOConfig, GRPOTrainer, UserError
+
+# Reward workers get functions of this file themselves, and need not import it, with all that it imports.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def vowels(completions, **columns):
