@@ -1,5 +1,6 @@
 """Adapters beside frozen weights compute what the merged weights compute, and only they get a gradient."""
 
+import functools
 import math
 
 import jax
@@ -11,9 +12,12 @@ from grpo_jax.models.lora import TARGETS, Base, LoRA, init_adapters, joined, mer
 from grpo_jax.models.quantized import quantize
 from grpo_jax.models.transformer import head_logits, hidden_states, sampler_weights
 
+new_adapters = jax.jit(init_adapters, static_argnums=(0, 1))
+quantized = jax.jit(quantize, static_argnums=(1, 2))
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 40, (3, 9)))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def logits(cfg, params):
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
     return head_logits(cfg, params, hidden_states(cfg, params, TOKENS, positions)[0])
@@ -21,7 +25,7 @@ def logits(cfg, params):
 
 def adapters(cfg, lora, seed=0):
     """Adapters whose B is not zero."""
-    fresh, rng = init_adapters(cfg, lora, jax.random.key(seed)), np.random.default_rng(seed)
+    fresh, rng = new_adapters(cfg, lora, jax.random.key(seed)), np.random.default_rng(seed)
     is_b = lambda path: path[-1].key == "lora_b"
     fill = lambda path, x: jnp.asarray(rng.normal(size=x.shape) * 0.1, x.dtype) if is_b(path) else x
     return jax.tree_util.tree_map_with_path(fill, fresh)
@@ -54,8 +58,8 @@ def test_a_merged_matrix_is_the_sum_in_float64(tiny, random_params):
 def test_new_adapters_leave_the_logits_unchanged(tiny, random_params, form):
     """B = 0 adds zeros: to the bit, but that compilers may add zero before they round a scaled sum."""
     lora = LoRA(rank=2, alpha=4)
-    base = random_params(tiny) if form == "auto" else quantize(random_params(tiny), "float32", form)
-    beside = joined(init_adapters(tiny, lora, jax.random.key(0)), Base(base, lora.scale))
+    base = random_params(tiny) if form == "auto" else quantized(random_params(tiny), "float32", form)
+    beside = joined(new_adapters(tiny, lora, jax.random.key(0)), Base(base, lora.scale))
     np.testing.assert_allclose(logits(tiny, beside), logits(tiny, base), atol=0 if form == "auto" else 1e-5)
 
 
@@ -63,13 +67,13 @@ def test_new_adapters_leave_the_logits_unchanged(tiny, random_params, form):
 def test_gradients_of_adapters_equal_those_through_merged_weights(tiny, random_params, form):
     lora = LoRA(rank=2, alpha=4)
     base = random_params(tiny)
-    frozen = base if form == "auto" else quantize(base, "float32", form)
+    frozen = base if form == "auto" else quantized(base, "float32", form)
     plain = base if form == "auto" else _wide(frozen)
     trained = adapters(tiny, lora)
     value = lambda tree, form_of: (logits(tiny, form_of(tree)) ** 2).mean()
     beside = lambda tree: joined(tree, Base(frozen, lora.scale))
     summed = lambda tree: merged(joined(tree, Base(plain, lora.scale)))
-    found, expected = (jax.grad(value)(trained, of) for of in (beside, summed))
+    found, expected = (jax.jit(jax.grad(value), static_argnums=1)(trained, of) for of in (beside, summed))
     same = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3 * float(jnp.abs(b).max()))
     jax.tree.map(same, found, expected)
 
@@ -89,7 +93,7 @@ def test_the_sampler_gets_merged_weights_unless_the_base_is_quantised(tiny, rand
     trained = adapters(tiny, lora)
     plain = sampler_weights(joined(trained, Base(base, 2.0)), jnp.dtype("float32"))
     assert jax.tree.structure(plain) == jax.tree.structure(base)
-    small = quantize(base, "float32", "nf4")
+    small = quantized(base, "float32", "nf4")
     kept = sampler_weights(joined(trained, Base(small, 2.0)), jnp.dtype("float32"))
     assert kept["layers"]["q"]["kernel"].base.codes is small["layers"]["q"]["kernel"].codes
 
