@@ -13,16 +13,16 @@ import json
 
 import numpy as np
 
-from grpo_jax.data.curriculum.pass_rate_filter import Screen
+from grpo_jax.data.curriculum.pass_rate_filter import PassRateFilter
 from grpo_jax.data.curriculum.sampler import CurriculumSampler
 from grpo_jax.data.prompts import Prompts
 from grpo_jax.training.collector import with_spread
 
 WAYS = {
     "uniform": (),
-    "history resampling": (Screen(high=1.0),),
-    "history resampling, again after 4 epochs": (Screen(high=1.0, retry=4),),
-    "pass rate between 0 and 1, again after 4 epochs": (Screen(0.0, 1.0, retry=4),),
+    "history resampling": (PassRateFilter(high=1.0),),
+    "history resampling, again after 4 epochs": (PassRateFilter(high=1.0, retry=4),),
+    "pass rate between 0 and 1, again after 4 epochs": (PassRateFilter(0.0, 1.0, retry=4),),
 }
 
 
@@ -36,13 +36,13 @@ class Characters:
         return {"input_ids": [[1] for _ in texts]}
 
 
-def simulate(given, screens, dynamic):
+def simulate(given, filters, dynamic):
     """(share of sampled groups with spread, share of trained groups with it, rollouts a step), by tenth of the run."""
     rng = np.random.default_rng(given.seed)
     rates = rng.beta(given.a, given.b, given.prompts).clip(1e-6, 1 - 1e-6)
     odds = np.log(rates) - np.log1p(-rates)
     prompts = Prompts([{"prompt": str(i)} for i in range(given.prompts)], Characters(), max_prompt_length=4)
-    curriculum = CurriculumSampler(prompts, screens=screens, seed=given.seed)
+    curriculum = CurriculumSampler(prompts, filters=filters, seed=given.seed)
     at, rows, carried = curriculum.begin(), [], 0
     for step in range(given.steps):
         sampled = useful = rounds = 0
@@ -64,9 +64,9 @@ def simulate(given, screens, dynamic):
     return np.array(rows)
 
 
-def figures(given, screens, dynamic):
+def figures(given, filters, dynamic):
     """{what: [its mean over the first tenth of the steps, over the last]}."""
-    found, tenth = simulate(given, screens, dynamic), max(given.steps // 10, 1)
+    found, tenth = simulate(given, filters, dynamic), max(given.steps // 10, 1)
     ends = zip(found[:tenth].mean(0), found[-tenth:].mean(0))
     return {what: [round(float(x), 3) for x in pair] for what, pair in zip(WHAT, ends)}
 
@@ -81,8 +81,8 @@ def main():
         for given.learn in (False, True):
             case = f"{mix}, {'growing easier' if given.learn else 'rates stay'}"
             results[case] = {
-                way + (" + dynamic sampling" if dynamic else ""): figures(given, screens, dynamic)
-                for way, screens in WAYS.items()
+                way + (" + dynamic sampling" if dynamic else ""): figures(given, filters, dynamic)
+                for way, filters in WAYS.items()
                 for dynamic in (False, True)
             }
     print(json.dumps({"settings": settings, "mixes": MIXES, "results": results}, indent=1))

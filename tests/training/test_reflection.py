@@ -1,6 +1,8 @@
 """Reflection: phrases are found where they are, shares and lengths are of the right responses, and a run logs them."""
 
 import json
+import re
+import string
 
 import numpy as np
 import pyarrow.parquet
@@ -77,9 +79,10 @@ def test_a_malformed_phrase_list_is_refused(tmp_path, content, message):
 
 
 def test_a_run_logs_its_reflection_metrics(tiny_settings, options, tmp_path):
-    """The tiny model says nothing but `a`s and `b`s: every response with an a is counted."""
+    """The tiny model says any characters: responses with a letter by itself are counted."""
+    letters = string.ascii_lowercase
     (tmp_path / "mine.yaml").write_text(
-        "has: [.]\nlacks: [no such words]\n".replace(".", "a"), encoding="utf-8"
+        f"has: [{', '.join(map(repr, letters))}]\nlacks: [no such words]\n", encoding="utf-8"
     )
     settings = tiny_settings | {
         "max_steps": 1,
@@ -95,6 +98,8 @@ def test_a_run_logs_its_reflection_metrics(tiny_settings, options, tmp_path):
     shown = ["has" in row["reflection"] for row in rows]
     assert logged["reflection/has"] == np.mean(shown)
     assert logged["reflection/lacks"] == 0
-    assert shown == ["a" in row["completion"] for row in rows]
+    alone = re.compile(r"(?<!\w)[a-z](?!\w)", re.IGNORECASE)
+    assert shown == [bool(alone.search(row["completion"])) for row in rows]
     assert any(shown)
+    assert not all(shown)
     assert main(["train", *options(settings | {"reflection": "nowhere.yaml"})]) == 2
