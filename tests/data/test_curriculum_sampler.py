@@ -244,7 +244,7 @@ def test_a_stage_ends_on_a_plateau_and_not_while_the_reward_rises(rewards, ends)
 def test_a_high_share_of_clipped_completions_ends_a_stage():
     curriculum = staged(prompts_of(1), ([0], Trigger(clipped=0.5, window=3)), ([0], Trigger()))
     state, stages = curriculum.begin(), []
-    for done, clipped in enumerate([0.9, 0.0, 0.0, 0.9, 0.9], start=1):
+    for done, clipped in enumerate([0.0, 0.0, 0.0, 0.9, 0.9], start=1):
         _, state = take_step(curriculum, through_json(state), 1, done=done, step=(0.0, clipped))
         stages.append(state.stage)
     assert stages == [0, 0, 0, 0, 1]

@@ -64,6 +64,12 @@ def test_long_rows_are_dropped_and_counted_never_cut(tokenizer):
         make(ROWS, tokenizer, max_length=11)
 
 
+def test_a_row_whose_prompt_leaves_no_room_is_not_cut_to_an_empty_completion(tokenizer):
+    with pytest.raises(UserError, match=r"max_length = 6: all 7 rows are longer"):
+        make(ROWS, tokenizer, max_length=6, long_rows="cut")
+    assert len(make(ROWS, tokenizer, max_length=7, long_rows="cut")) == 7
+
+
 def test_missing_columns_are_refused(tokenizer):
     with pytest.raises(
         UserError, match=r"no column 'completions' \(did you mean 'completion'\?\) among prompt"

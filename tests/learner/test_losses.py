@@ -170,7 +170,7 @@ def test_the_sampler_correction_truncates_or_masks_ratios_outside_its_bounds():
 def test_only_bad_completions_far_from_the_policy_are_dropped():
     logprobs, sampler = jnp.full((4, 2), -2.0), jnp.asarray([[-1.0, -1.0], [-2.0, -2.0]] * 2)
     kept = off_policy_mask(
-        jnp.asarray([[1.0], [1.0], [-1.0], [-1.0]]), logprobs, sampler, jnp.ones((4, 2)), 0.5
+        jnp.asarray([[0.0], [1.0], [-1.0], [-1.0]]), logprobs, sampler, jnp.ones((4, 2)), 0.5
     )
     np.testing.assert_array_equal(kept[:, 0], [1, 1, 0, 1])
 

@@ -92,6 +92,15 @@ def test_output_dir_that_is_a_file_or_cannot_be_made_is_a_user_error(tmp_path):
         start(tmp_path / "file" / "run")
 
 
+def test_a_reader_sees_the_old_file_whole_while_it_is_replaced(tmp_path):
+    files.write_atomically(tmp_path / "summary.json", "old")
+    with open(tmp_path / "summary.json") as reader:
+        files.write_atomically(tmp_path / "summary.json", "new and longer")
+        assert reader.read() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+    assert (tmp_path / "summary.json").read_text() == "new and longer"
+
+
 def test_start_killed_before_its_configuration_was_written_can_be_repeated(tmp_path):
     start(tmp_path / "run")
     (tmp_path / "run" / "config.yaml").unlink()
