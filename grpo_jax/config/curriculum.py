@@ -131,8 +131,8 @@ class CurriculumSettings(Settings):
     history_resampling: bool = False
     """Leave a prompt out of later epochs once all of its completions succeeded (SRPO)."""
     pass_rate_window: Annotated[list[float], BeforeValidator(read_mapping)] | None = None
-    """[low, high]: train only on prompts whose success rate lies strictly between the two. The rate is that of the last
-    rollout, or the column pass_rate before; prompts without one are always kept; none: all prompts."""
+    """[low, high]: train only on prompts whose success rate lies strictly between the two. The rate is the one last
+    measured in the run or, before that, the column pass_rate; prompts without a rate are kept; none: all prompts."""
     pass_rate_retry: Count = 0
     """Number of epochs after which a prompt that was left out is tried again; 0: never."""
 
@@ -167,7 +167,7 @@ class CurriculumSettings(Settings):
 def problems(c: Any) -> list[str | None]:
     """Checks of these settings against the others."""
     epochs = (
-        f"num_train_epochs = {c.num_train_epochs}: with a curriculum, write max_steps, the longest run"
+        f"num_train_epochs = {c.num_train_epochs}: not with a curriculum; write max_steps, its most steps"
         if c.curriculum and c.num_train_epochs is not None
         else None
     )

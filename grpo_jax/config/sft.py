@@ -91,7 +91,7 @@ class SFTConfig(
     AdapterSettings,
     MemorySettings,
 ):
-    """Columns."""
+    """Supervised fine-tuning."""
 
     output_dir: Name | None = "runs/sft"
     """The run folder, local or cloud (gs://...); the same command resumes the run; none: write nothing."""

@@ -125,8 +125,8 @@ def accumulate(
         batch = objective.with_entropy_mask(batch, entropies)
     batch = objective.weigh(batch, control)
     parts, Tc = split(replace(batch, ends=None), micro_batches), batch.rows.mask.shape[1]
-    of_part = partial(_loss, cfg, objective, scoring, whole)
-    gradient = jax.value_and_grad(of_part, has_aux=True)
+    part_loss = partial(_loss, cfg, objective, scoring, whole)
+    gradient = jax.value_and_grad(part_loss, has_aux=True)
 
     def add(width: int, i: Array, total: Any) -> Any:
         grads, loss, rows = total
@@ -138,7 +138,7 @@ def accumulate(
             jax.tree.map(lambda all_, one: all_.at[i].set(one), rows, found),
         )
 
-    loss, rows = jax.eval_shape(of_part, params, jax.tree.map(lambda x: x[0], parts))
+    loss, rows = jax.eval_shape(part_loss, params, jax.tree.map(lambda x: x[0], parts))
     start = _zeros(params), _zeros(loss), _no_rows(rows, micro_batches)
     grads, loss, rows = gone_through(add, start, micro_batches, Tc, batch.ends)
     rows = jax.tree.map(joined, rows)

@@ -1,7 +1,7 @@
 """Makes the model in taught_model/: `python tests/recipes/teach_model.py` replaces it.
 
-The demo's model, taught all tiny tasks, but for a tenth of the steps: some of its completions succeed and some fail, so
-that groups have rewards that differ. Teaching it takes minutes, so the result is kept (in bfloat16).
+The demo's model, taught all tiny tasks, but for fewer steps: some of its completions succeed and some fail, so that
+groups have rewards that differ. Teaching it took a minute and a half, so the result is kept (in bfloat16).
 """
 
 import pathlib
