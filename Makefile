@@ -1,6 +1,9 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both make their own environment in .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
+# pip would compile every module of every package (50 s); Python compiles those that are imported, once.
+PIP := $(BIN)/pip install -q --no-compile
+export PYTHONDONTWRITEBYTECODE =
 
 # The rooms that compile little or nothing, without their slow files, and files of other rooms that are done in seconds.
 FAST := test_rooms.py test_docs.py config data runs rewards \
@@ -39,11 +42,11 @@ check: .venv/test.stamp
 	$(PYTHON) -m venv .venv
 
 .venv/demo.stamp: .venv/bin/pip pyproject.toml
-	$(BIN)/pip install -q -e .
+	$(PIP) -e .
 	touch $@
 
 .venv/test.stamp: .venv/bin/pip pyproject.toml
-	$(BIN)/pip install -q -e '.[test]'
+	$(PIP) -e '.[test]'
 	touch $@ .venv/demo.stamp
 
 clean:

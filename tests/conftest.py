@@ -13,13 +13,16 @@ import time
 import pytest
 
 # Nearly all time of the suite is compiling. LLVM without optimizations, and XLA's older generator of loops, compile the
-# update of the demo's model in a seventh of the time. The formulas are the same, and most programs run a few times.
-# TESTS_COMPILE_AS_USERS_DO=1 leaves the compiler alone.
-QUICK_FLAG = "" if os.environ.get("TESTS_COMPILE_AS_USERS_DO") else "--xla_cpu_use_fusion_emitters=false"
-OUR_FLAGS = f"--xla_force_host_platform_device_count=8 {QUICK_FLAG}".strip()
+# update of the demo's model in a seventh of the time; a program that is not split for many threads costs a seventh less
+# again. The formulas are the same, and most programs run a few times. TESTS_COMPILE_AS_USERS_DO=1 leaves the compiler
+# alone.
+QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+if os.environ.get("TESTS_COMPILE_AS_USERS_DO"):
+    QUICK_FLAGS = ""
+OUR_FLAGS = f"--xla_force_host_platform_device_count=8 {QUICK_FLAGS}".strip()
 if OUR_FLAGS not in os.environ.get("XLA_FLAGS", ""):  # xdist's workers have it from their parent
     os.environ["XLA_FLAGS"] = f"{OUR_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
-if QUICK_FLAG:
+if QUICK_FLAGS:
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The plan extra brings TPU and CUDA compilers without their hardware: JAX must not look for that everywhere.
@@ -52,6 +55,13 @@ LONGEST_FIRST = (
     "sharding/test_meshes_agree.py",
 )
 """Workers take whole files. A long one that starts last would leave the other worker without work."""
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects, and each pass of the collector over PyTorch's and JAX's own costs a fifth of a second:
+    those of the imports are left out, and passes are fewer."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def pytest_collection_modifyitems(items):
@@ -100,7 +110,7 @@ def process_environment():
 
     def make(devices=1, **more):
         return os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_FLAG}".strip(),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK_FLAGS}".strip(),
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
             "PYTHONPATH": str(ROOT),
             **more,
