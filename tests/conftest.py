@@ -58,8 +58,8 @@ LONGEST_FIRST = (
 
 
 def pytest_collection_finish():
-    """Tracing makes many objects, and each pass of the collector over PyTorch's and JAX's own costs a fifth of a second:
-    those of the imports are left out, and passes are fewer."""
+    """Tracing makes many objects, and a pass of the collector over those of PyTorch and JAX takes a fifth of a second:
+    what the imports made is left out, and passes are fewer."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 

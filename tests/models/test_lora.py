@@ -14,6 +14,7 @@ from grpo_jax.models.transformer import head_logits, hidden_states, sampler_weig
 
 new_adapters = jax.jit(init_adapters, static_argnums=(0, 1))
 quantized = jax.jit(quantize, static_argnums=(1, 2))
+merged_once = jax.jit(merged)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 40, (3, 9)))
 
 
@@ -37,7 +38,7 @@ def test_adapters_compute_the_same_as_the_merged_weights(tiny, random_params, ta
     trained = adapters(tiny, lora)
     assert set(trained["layers"]) == set(targets)
     beside = joined(trained, Base(random_params(tiny), lora.scale))
-    np.testing.assert_allclose(logits(tiny, beside), logits(tiny, merged(beside)), atol=2e-5)
+    np.testing.assert_allclose(logits(tiny, beside), logits(tiny, merged_once(beside)), atol=2e-5)
     moved = np.abs(logits(tiny, beside) - logits(tiny, random_params(tiny))).max()
     assert moved > 0.05
 
@@ -45,7 +46,7 @@ def test_adapters_compute_the_same_as_the_merged_weights(tiny, random_params, ta
 def test_a_merged_matrix_is_the_sum_in_float64(tiny, random_params):
     lora = LoRA(rank=3, alpha=6)
     trained, base = adapters(tiny, lora), random_params(tiny)
-    whole = merged(joined(trained, Base(base, lora.scale)))
+    whole = merged_once(joined(trained, Base(base, lora.scale)))
     wide = lambda x: np.asarray(x, np.float64)
     for name, spec in [("q", "dr,rnh->dnh"), ("o", "nhr,rd->nhd"), ("down", "fr,rd->fd")]:
         a, b = (wide(trained["layers"][name]["kernel"][half]) for half in ("lora_a", "lora_b"))
@@ -78,6 +79,7 @@ def test_gradients_of_adapters_equal_those_through_merged_weights(tiny, random_p
     jax.tree.map(same, found, expected)
 
 
+@jax.jit
 def _wide(tree):
     from grpo_jax.models.families import summed_axes
     from grpo_jax.models.matrices import Matrix

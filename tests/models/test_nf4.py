@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grpo_jax.models import nf4 as rule
 from grpo_jax.models.matrices import product
-from grpo_jax.models.nf4 import LEVELS, NF4, nf4
-from grpo_jax.models.quantized import Quantized, quantize
+from grpo_jax.models.nf4 import LEVELS, NF4
+from grpo_jax.models.quantized import Quantized, quantize, rounded
+
+nf4 = jax.jit(rule.nf4, static_argnums=(1, 2))
+int8 = jax.jit(lambda w, axes: Quantized(*rounded(w, axes, "float32")), static_argnums=1)
+plain = jax.jit(lambda matrix, axes: matrix.plain(axes), static_argnums=1)
 
 # (shape, axes that a product sums over): of a gate [D,F], of q [D,N,H], of o [N,H,D]
 LAYOUTS = [((128, 5), (0,)), ((192, 2, 3), (0,)), ((3, 64, 4), (0, 1)), ((2, 24, 5), (0, 1))]
@@ -39,7 +44,7 @@ def test_nf4_rounds_every_weight_to_the_nearest_level_of_its_block(layout, seed,
     absmax = np.asarray(jnp.asarray(np.abs(blocks).max(1)).astype(dtype), np.float64)
     levels = np.asarray(LEVELS) * absmax[:, None, ..., None]
     error = np.abs(blocks[..., None] - levels).min(-1)
-    found = np.moveaxis(np.asarray(q.plain(axes), np.float64), axis, 0).reshape(blocks.shape)
+    found = np.moveaxis(np.asarray(plain(q, axes), np.float64), axis, 0).reshape(blocks.shape)
     np.testing.assert_allclose(np.abs(found - blocks), error, atol=1e-6 * absmax.max())
 
 
@@ -53,13 +58,13 @@ def test_levels_and_zeros_are_exact():
     x = np.zeros((64, 17), np.float32)
     x[:, 1:] = LEVELS
     x[0, 1:] = 1.0  # each block's largest
-    np.testing.assert_array_equal(nf4(jnp.asarray(x), (0,), "float32").plain((0,)), x)
+    np.testing.assert_array_equal(plain(nf4(jnp.asarray(x), (0,), "float32"), (0,)), x)
 
 
 def test_a_nan_makes_its_whole_block_nan():
     x = weights((128, 3))
     x[70, 1] = np.nan
-    bad = np.isnan(np.asarray(nf4(jnp.asarray(x), (0,), "float32").plain((0,))))
+    bad = np.isnan(np.asarray(plain(nf4(jnp.asarray(x), (0,), "float32"), (0,))))
     assert bad[64:, 1].all()
     assert bad.sum() == 64
 
@@ -69,21 +74,14 @@ def test_a_nan_makes_its_whole_block_nan():
 def test_quantised_products_and_gradients_equal_those_of_plain_weights(shape, axes, form):
     x = weights((7, *(shape[a] for a in axes)), 1)
     w = jnp.asarray(weights(shape))
-    q = nf4(w, axes, "float32") if form == "nf4" else _int8(w, axes)
-    plain = q.plain(axes)
-    value = lambda w: lambda x: (product(x, w, axes) ** 2).sum()
-    of_q, of_plain = (jax.value_and_grad(value(m))(jnp.asarray(x)) for m in (q, plain))
+    q = nf4(w, axes, "float32") if form == "nf4" else int8(w, axes)
+    value = jax.jit(jax.value_and_grad(lambda x, w: (product(x, w, axes) ** 2).sum()))
+    of_q, of_plain = (value(jnp.asarray(x), m) for m in (q, plain(q, axes)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), of_q, of_plain)
 
 
-def _int8(w, axes):
-    from grpo_jax.models.quantized import rounded
-
-    return Quantized(*rounded(w, axes, "float32"))
-
-
 def test_a_tree_has_nf4_in_its_layers_and_int8_in_embedding_and_head(tiny, random_params):
-    tree = quantize(random_params(tiny), "bfloat16", "nf4")
+    tree = jax.jit(quantize, static_argnums=(1, 2))(random_params(tiny), "bfloat16", "nf4")
     kinds = {
         "/".join(key.key for key in path): type(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
