@@ -60,23 +60,28 @@ def quantize(params: Params, dtype: Any, form: str = "int8") -> Params:
     int8 rounds symmetrically to the nearest value: |w - values * scale| <= scale / 2 for each w, whatever the range of
     its channel. A weight that is not finite makes its whole channel (nf4: block) NaN.
     """
-    leaf = lambda path, x: quantize_leaf(tuple(key.key for key in path), x, dtype, form)
+    def leaf(path: Any, x: Array) -> Array | Frozen:
+        return quantize_leaf(x, *axes_and_form(tuple(key.key for key in path), form), dtype)
+
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def quantize_leaf(path: tuple[str, ...], x: Array, dtype: Any, form: str = "int8") -> Array | Frozen:
-    """One leaf of the tree, quantized as by `quantize`."""
-    axes = summed_axes().get(path)
+def axes_and_form(path: tuple[str, ...], form: str) -> tuple[Axes | None, str]:
+    """The axes that a product with the leaf at `path` sums over (None: no matrix), and its form in a tree of `form`."""
+    return summed_axes().get(path), form if path[0] == "layers" else "int8"
+
+
+def quantize_leaf(x: Array, axes: Axes | None, form: str, dtype: Any) -> Array | Frozen:
+    """One leaf of the tree, quantized as by `quantize`. It depends on no name, so that leaves of equal shapes share a
+    compiled program."""
     if axes is None:
         return x.astype(dtype)
-    return (
-        nf4(x, axes, dtype) if form == "nf4" and path[0] == "layers" else Quantized(*rounded(x, axes, dtype))
-    )
+    return nf4(x, axes, dtype) if form == "nf4" else Quantized(*rounded(x, axes, dtype))
 
 
-def errors(path: tuple[str, ...], x: Array, q: Array | Frozen) -> tuple[Array, Array]:
+def errors(x: Array, q: Array | Frozen, axes: Axes | None) -> tuple[Array, Array]:
     """Sums of squares in float32: of the error of a leaf `q` that was made from `x`, and of x."""
-    plain = q.plain(summed_axes()[path]) if isinstance(q, Frozen) else q
+    plain = q.plain(axes or ()) if isinstance(q, Frozen) else q
     squares = lambda x: jnp.square(x.astype(jnp.float32)).sum()
     return squares(x.astype(jnp.float32) - plain.astype(jnp.float32)), squares(x)
 

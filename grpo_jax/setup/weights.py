@@ -15,7 +15,7 @@ from grpo_jax.models import hf
 from grpo_jax.models.load import leaf_at
 from grpo_jax.models.lora import Adapted, Base, init_adapters, merge
 from grpo_jax.models.peft import load_adapters, save_adapters, save_merged
-from grpo_jax.models.quantized import errors, quantize_leaf
+from grpo_jax.models.quantized import axes_and_form, errors, quantize_leaf
 from grpo_jax.models.transformer import Params, abstract_params
 from grpo_jax.rollout.programs import decoding_program
 from grpo_jax.runs.run import Run
@@ -48,7 +48,8 @@ def load_base(policy: Policy) -> Base | None:
         if policy.base_weights == "auto":
             return x
         leaf = _quantized(path, x, policy.base_weights, policy.dtype, leaf_at(policy.base_shardings(), path))
-        found.append(jax.jit(errors, static_argnums=0)(path, x, leaf))
+        axes, _ = axes_and_form(path, policy.base_weights)
+        found.append(jax.jit(errors, static_argnums=2)(x, leaf, axes))
         return leaf
 
     params = _load(policy, TRAIN_RULES, finish)
@@ -110,8 +111,8 @@ def _load(policy: Policy, rules: Rules, finish: Any) -> Params:
 
 def _quantized(path: LeafPath, x: Array, form: str, dtype: str, sharding: Any) -> Any:
     """A leaf in quantised form. Blocks, so that its wide values are freed before the next leaf is read."""
-    program = jax.jit(quantize_leaf, static_argnums=(0, 2, 3), out_shardings=sharding)
-    return jax.block_until_ready(program(path, x, dtype, form))
+    program = jax.jit(quantize_leaf, static_argnums=(1, 2, 3), out_shardings=sharding)
+    return jax.block_until_ready(program(x, *axes_and_form(path, form), dtype))
 
 
 def _adapters(policy: Policy) -> Params:

@@ -12,10 +12,11 @@ from hypothesis.extra import numpy as arrays
 
 from grpo_jax.models.config import PUBLISHED
 from grpo_jax.models.matrices import product
-from grpo_jax.models.quantized import Quantized, dequantize, quantize, quantize_leaf
+from grpo_jax.models.quantized import Quantized, axes_and_form, dequantize, quantize, quantize_leaf
 from grpo_jax.models.transformer import abstract_params, cast, head_logits, hidden_states
 
-GATE = ("layers", "gate", "kernel")
+GATE = axes_and_form(("layers", "gate", "kernel"), "int8")
+gate_in_int8 = jax.jit(lambda x, dtype: quantize_leaf(x, *GATE, dtype), static_argnums=1)
 is_quantized = lambda x: isinstance(x, Quantized)
 plain = lambda tree: jax.tree.map(dequantize, tree, is_leaf=is_quantized)
 exact = lambda q: np.asarray(q.values, np.float64) * np.asarray(q.scale, np.float64)
@@ -58,7 +59,7 @@ ranges = arrays.arrays(np.float32, (2, 1, 3), elements=st.sampled_from([0, 1e-38
 def test_int8_moves_no_weight_by_more_than_half_a_step(x, size, source, dtype):
     """In channels of any range, of zeros, of denormals; whatever the scale is rounded to."""
     x = jnp.asarray(x * size).astype(source)
-    q = quantize_leaf(GATE, x, dtype)
+    q = gate_in_int8(x, dtype)
     assert (q.values.dtype, q.scale.dtype, q.values.shape, q.scale.shape) == (
         "int8",
         dtype,
@@ -74,15 +75,15 @@ def test_int8_moves_no_weight_by_more_than_half_a_step(x, size, source, dtype):
 
 def test_a_channel_of_zeros_stays_zero():
     x = jnp.zeros((1, 4, 2)).at[0, :, 1].set(1.0)
-    np.testing.assert_array_equal(dequantize(quantize_leaf(GATE, x, jnp.float32))[..., 0], 0.0)
-    np.testing.assert_allclose(dequantize(quantize_leaf(GATE, x, jnp.float32))[..., 1], 1.0)
+    np.testing.assert_array_equal(dequantize(gate_in_int8(x, jnp.float32))[..., 0], 0.0)
+    np.testing.assert_allclose(dequantize(gate_in_int8(x, jnp.float32))[..., 1], 1.0)
 
 
 def test_a_large_channel_does_not_reduce_the_resolution_of_others():
     x = np.random.default_rng(0).normal(size=(2, 16, 4)).astype(np.float32)
     other = x.copy()
     other[:, :, 2] *= 1e6
-    a, b = (quantize_leaf(GATE, jnp.asarray(w), jnp.float32) for w in (x, other))
+    a, b = (gate_in_int8(jnp.asarray(w), jnp.float32) for w in (x, other))
     np.testing.assert_array_equal(np.delete(a.values, 2, axis=2), np.delete(b.values, 2, axis=2))
 
 
@@ -90,11 +91,11 @@ def test_a_large_channel_does_not_reduce_the_resolution_of_others():
 def test_weights_that_are_not_finite_stay_so(broken):
     """A run that has diverged must not go on sampling from weights that look sound."""
     x = jnp.ones((1, 4, 2)).at[0, 1, 0].set(broken)
-    w = dequantize(quantize_leaf(GATE, x, jnp.float32))
+    w = dequantize(gate_in_int8(x, jnp.float32))
     assert np.isnan(w[..., 0]).any()
     assert np.isfinite(w[..., 1]).all()
     assert not np.isfinite(
-        product(jnp.ones((1, 4)), quantize_leaf(("head", "kernel"), x[0], "float32"), (0,))[0, 0]
+        product(jnp.ones((1, 4)), quantize_leaf(x[0], (0,), "int8", "float32"), (0,))[0, 0]
     )
 
 

@@ -130,14 +130,11 @@ def test_segments_sample_the_same_tokens_as_one_program(ended, segment, rows, si
 def test_segments_with_an_int8_cache_sample_the_same_tokens(ended):
     """A row's keys and values are rounded by themselves, whatever table it stands in."""
     int8 = ended(0, cache_dtype="int8")
-    for other in (
-        ended(7, 8, cache_dtype="int8"),
-        ended(8, 0, {"data": 2, "fsdp": 2, "tensor": 2}, "int8"),
-    ):
-        # Products of other shapes sum in another order: now and then a value rounds to the next of 255 steps.
-        assert_same(other, int8, atol=3e-4)
-        gaps = np.abs(other.logprobs - int8.logprobs).max(-1)
-        assert np.mean(gaps < 3e-6) > 0.9
+    other = ended(7, 8, {"data": 2, "fsdp": 2, "tensor": 2}, "int8")
+    # Products of other shapes sum in another order: now and then a value rounds to the next of 255 steps.
+    assert_same(other, int8, atol=3e-4)
+    gaps = np.abs(other.logprobs - int8.logprobs).max(-1)
+    assert np.mean(gaps < 3e-6) > 0.9
     plain = ended(0)
     # The first token is read before anything is rounded.
     np.testing.assert_allclose(int8.logprobs[..., 0], plain.logprobs[..., 0], atol=1e-6)
@@ -159,11 +156,11 @@ def test_a_prompts_own_seed_gives_the_same_tokens_on_any_mesh(tiny, tiny_params,
 def samplers(tiny, tiny_params):
     """Samplers that share their compiled programs among the examples, and the longest rollout."""
     longest = rollout_of(new_sampler(tiny, 0), tiny_params)
-    return [new_sampler(tiny, segment, rows) for segment, rows in ((3, 0), (8, 12), (16, 4))], longest
+    return [new_sampler(tiny, segment, rows) for segment, rows in ((3, 0), (8, 12))], longest
 
 
-@settings(max_examples=9, deadline=None)
-@given(strategies.integers(0, 2), strategies.integers(0, 2**32 - 1))
+@settings(max_examples=8, deadline=None)
+@given(strategies.integers(0, 1), strategies.integers(0, 2**32 - 1))
 def test_lengths_of_other_rows_change_no_token(samplers, tiny_params, which, seed):
     """Limits cut rows anywhere: what was drawn before is a prefix of the longest rollout, in any table."""
     several, longest = samplers
