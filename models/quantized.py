@@ -60,6 +60,7 @@ def quantize(params: Params, dtype: Any, form: str = "int8") -> Params:
     int8 rounds symmetrically to the nearest value: |w - values * scale| <= scale / 2 for each w, whatever the range of
     its channel. A weight that is not finite makes its whole channel (nf4: block) NaN.
     """
+
     def leaf(path: Any, x: Array) -> Array | Frozen:
         return quantize_leaf(x, *axes_and_form(tuple(key.key for key in path), form), dtype)
 
