@@ -6,6 +6,7 @@ these run. `python killed_run.py` reads requests, a line of JSON each, and answe
 - `{"poll": id}`: the exit status of that process, as subprocess.Popen gives it; null while it runs.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -143,5 +144,6 @@ if __name__ == "__main__":
 
     for name in (*(f"commands.{verb}" for verb in VERBS), "trainer", "training.sft_trainer"):
         importlib.import_module(f"grpo_jax.{name}")
+    gc.freeze()
     become(request := serve())
     sys.exit(main(request["words"]))

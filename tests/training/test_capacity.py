@@ -1,5 +1,6 @@
 """A run in little memory: prompts wait, and the same is sampled and learned; too little is refused at the start."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,6 +74,7 @@ def test_a_run_computes_as_many_rows_at_a_time_as_fit(settings, monkeypatch, cap
     policy = GRPOTrainer(settings["model"], args=GRPOConfig(**settings)).components.policy
     asked = GRPOConfig(**settings | {"auto_micro_batch": True, "micro_batch_size": 0})
 
+    @functools.cache
     def needs(rows):
         here = LocalRun(
             GRPOConfig(**settings | {"micro_batch_size": rows}), "here", policy.cfg, policy, 1 << 40

@@ -2,8 +2,7 @@
 
 import pathlib
 import re
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import jax
 import jax.numpy as jnp
@@ -253,27 +252,15 @@ def test_a_penalty_without_effect_is_noted_on_stderr(components, capsys, monkeyp
     assert shown(components(), capsys, monkeypatch).err == ""
 
 
-SCRIPT = """
-from grpo_jax import GRPOConfig, GRPOTrainer
-
-def vowels(completions, **columns):
-    return [float(sum(c in "aeiou" for c in text)) for text in completions]
-
-args = GRPOConfig(output_dir=None, max_steps=2, num_generations=2, max_completion_length=8, max_prompt_length=32,
-    learning_rate=1e-2, lr_scheduler_type="constant", reward_workers=1)
-rows = [{"prompt": f"{i}: say a"} for i in range(16)]
-GRPOTrainer(MODEL, vowels, args, rows).train()
-"""
-
-
-def test_the_plan_is_printed_once_and_before_the_first_step(tiny_model, tmp_path, process_environment):
-    """Both streams in one file, as in a job's log."""
-    (tmp_path / "train.py").write_text(SCRIPT.replace("MODEL", repr(str(tiny_model))))
-    environment = process_environment(COLUMNS="80")
-    with open(tmp_path / "log", "w") as log:
-        words = [sys.executable, "train.py"]
-        subprocess.run(words, cwd=tmp_path, env=environment, stdout=log, stderr=log, check=True)
-    text = (tmp_path / "log").read_text()
+def test_the_plan_is_printed_once_and_before_the_first_step(tiny_model, tmp_path, monkeypatch):
+    """Both streams in one file, as in a job's log: one is kept back until it is flushed, the other is not."""
+    monkeypatch.setenv("COLUMNS", "80")
+    settings = {"max_steps": 2, "prompts_per_step": 8, "num_generations": 2, "max_completion_length": 8}
+    settings |= {"max_prompt_length": 32, "reward_workers": 1, "mesh": "data=1", "output_dir": None}
+    log = tmp_path / "log"
+    with log.open("a") as out, log.open("a", buffering=1) as err, redirect_stdout(out), redirect_stderr(err):
+        GRPOTrainer(tiny_model, short, GRPOConfig(**settings), ROWS[:16]).train()
+    text = log.read_text()
     assert text.count("The plan of this run") == 1
     first = text.index("step 1/2")
     assert text.index("The plan of this run") < text.index("activations on top") < first
