@@ -77,8 +77,8 @@ def _decontaminate(config: Any, rows: list[Row]) -> CurationOutcome:
     _check_free(config, rows, [COLUMN], "rename it, or give all held-out sets at once, --against ONE,OTHER")
     held_out = [item for source in config.against for item in _held_out(config, source)]
     texts = asked(rows, config.prompt_column, config.layout)
-    how = config.ngram, config.boilerplate, config.share, config.drop
-    return decontaminate(rows, texts, held_out, *how)
+    rules = config.ngram, config.boilerplate, config.share, config.drop
+    return decontaminate(rows, texts, held_out, *rules)
 
 
 def _held_out(config: Any, source: str) -> list[HeldOutProblem]:
@@ -199,7 +199,7 @@ def write(verb: str, config: Any, outcome: CurationOutcome) -> None:
         "dropped": jsonl(_plain(item.written()) for item in outcome.dropped),
         "report": (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode(),
     }
-    # Rows of before must not stand beside an account of these, should the writing be interrupted.
+    # First of all, so that an interruption never leaves old rows beside the new report.
     epath.Path(config.out).unlink(missing_ok=True)
     for what, path in places(config.out).items():
         write_atomically(path, contents[what])

@@ -27,7 +27,7 @@ from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.prompts import make_prompts
 from grpo_jax.setup.run import fingerprint_of
-from grpo_jax.setup.sampling import RandomStream, make_sampler, sampling_params, stop_of
+from grpo_jax.setup.sampling import RandomStream, make_sampler
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
 
@@ -142,14 +142,12 @@ def _sample(evaluator: Evaluator, weights: Any, grades: SavedGrades) -> None:
 
 def _evaluator(config: GradeConfig, policy: Policy, prompts: Prompts, scorer: Scorer) -> Evaluator:
     sampler = make_sampler(
+        config,
         policy,
-        sampling_params(config, policy),
         num_generations=config.samples,
-        max_completion_length=config.max_completion_length,
         seed=config.seed,
         random_stream=RandomStream.EVALUATION,
         segment=SEGMENT,
-        stop=stop_of(config, policy),
     )
     return Evaluator(policy, prompts, scorer, sampler, prompts_per_step=config.prompts_per_step)
 

@@ -18,7 +18,7 @@ from grpo_jax.scoring.reward_models import CheckedModel, find_reward_models
 from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.prompts import make_prompts
-from grpo_jax.setup.sampling import RandomStream, greedy_params, make_sampler, sampling_params, stop_of
+from grpo_jax.setup.sampling import RandomStream, greedy_params, make_sampler, sampling_params
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
 
@@ -147,13 +147,12 @@ def _evaluator(
     num_generations: int,
 ) -> Evaluator:
     sampler = make_sampler(
+        config,
         policy,
-        sampling,
         num_generations=num_generations,
-        max_completion_length=config.max_completion_length,
+        sampling=sampling,
         seed=config.seed,
         random_stream=RandomStream.EVALUATION,
         segment=SEGMENT,
-        stop=stop_of(config, policy),
     )
     return Evaluator(policy, prompts, scorer, sampler, prompts_per_step=config.prompts_per_step)

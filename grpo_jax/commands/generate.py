@@ -14,7 +14,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.rollout.protocol import Sampler
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.prompts import make_prompts
-from grpo_jax.setup.sampling import decode_text, make_sampler, sampling_params, stop_of
+from grpo_jax.setup.sampling import decode_text, make_sampler
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
 
@@ -60,12 +60,5 @@ def _batch(config: GenerateConfig, requests: list[Request], policy: Policy) -> P
 
 def _sampler(config: GenerateConfig, policy: Policy) -> Sampler:
     return make_sampler(
-        policy,
-        sampling_params(config, policy),
-        num_generations=config.samples,
-        max_completion_length=config.max_completion_length,
-        seed=config.seed,
-        segment=_SEGMENT,
-        rows=_ROWS,
-        stop=stop_of(config, policy),
+        config, policy, num_generations=config.samples, seed=config.seed, segment=_SEGMENT, rows=_ROWS
     )

@@ -38,7 +38,7 @@ from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.prompts import make_prompts
 from grpo_jax.setup.rejection import standards_of
 from grpo_jax.setup.run import fingerprint_of
-from grpo_jax.setup.sampling import RandomStream, make_sampler, sampling_params, stop_of
+from grpo_jax.setup.sampling import RandomStream, make_sampler
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
 
@@ -92,13 +92,11 @@ def _sample(
 
 def _sampler(config: RejectConfig, policy: Policy) -> Sampler:
     return make_sampler(
+        config,
         policy,
-        sampling_params(config, policy),
         num_generations=config.samples,
-        max_completion_length=config.max_completion_length,
         seed=config.seed,
         random_stream=RandomStream.REJECTION,
-        stop=stop_of(config, policy),
     )
 
 
@@ -113,7 +111,7 @@ def _exists(folder: RunFolder, number: int) -> bool:
 def _metrics(rollout: Rollout, scored: Scored, real: int) -> dict[str, float]:
     base = scored.base[:real]
     mean = float(np.nanmean(base)) if not np.isnan(base).all() else float("nan")
-    return {"reward": mean, "completions/mean_length": float(rollout.lengths[:real].mean())}
+    return {"reward": mean, "completions/mean_length": float(rollout.chosen[:real].mean())}
 
 
 def _candidates(

@@ -54,7 +54,7 @@ class HeldOutSettings(Settings):
 
 
 class MixtureSettings(Settings):
-    """More data."""
+    """Further data sets, mixed into the training set."""
 
     extra_datasets: Mappings | None = None
     """Further data sets of prompts and completions, a YAML list of mappings: {dataset: ROWS, split: train, limit: 500,

@@ -20,7 +20,7 @@ class Setup:
     config: EvalConfig
     """The user's settings, and the task's for those that the user did not set."""
     task: Task | None
-    """None: the rewards in the settings judge the rows."""
+    """None: the rewards in the settings score the rows."""
     dataset: str
     """Where the rows come from."""
 

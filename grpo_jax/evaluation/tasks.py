@@ -82,19 +82,19 @@ class Task(Settings):
     published_samples: Positive | None = None
     """Completions of each prompt that published figures average over; another number needs --other_samples."""
     temperature: float | None = Field(None, ge=0)
-    """Of the samples."""
+    """Temperature at which completions are sampled."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Of the samples."""
+    """Nucleus sampling: the least probability mass that stays."""
     top_k: Count | None = None
-    """Of the samples."""
+    """How many of the likeliest tokens stay; 0: all."""
     min_p: float | None = Field(None, ge=0, lt=1)
-    """Of the samples."""
+    """Tokens stay that have at least this share of the likeliest token's probability."""
     greedy: bool | None = None
     """Whether to decode each prompt greedily as well."""
     max_prompt_length: Positive | None = None
-    """Tokens."""
+    """Longest prompt, in tokens."""
     max_completion_length: Positive | None = None
-    """Tokens."""
+    """Longest completion, in tokens."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

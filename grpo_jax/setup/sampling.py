@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
-from grpo_jax.config import GRPOConfig
+from grpo_jax.config import GRPOConfig, SFTConfig
 from grpo_jax.config.sampling import SamplingSettings
 from grpo_jax.errors import UserError
 from grpo_jax.rollout.sampler import ContinuousBatchingSampler
@@ -22,30 +22,34 @@ class RandomStream(IntEnum):
 
 
 def make_sampler(
+    config: SamplingSettings | SFTConfig,
     policy: Policy,
-    sampling: SamplingParams,
     *,
     num_generations: int,
-    max_completion_length: int,
     seed: int,
+    sampling: SamplingParams | None = None,
+    max_completion_length: int | None = None,
     random_stream: RandomStream = RandomStream.TRAINING,
     segment: int = 0,
     rows: int = 0,
-    stop: Stop | None = None,
 ) -> ContinuousBatchingSampler:
-    """A sampler of the policy's model on its mesh; the arguments are those of `ContinuousBatchingSampler`."""
+    """A sampler of the policy's model on its mesh. Stop strings, and unless given `sampling` and the length, are those
+    of `config`; the other arguments are those of `ContinuousBatchingSampler`."""
+    if sampling is None:
+        assert isinstance(config, SamplingSettings)
+        sampling = sampling_params(config, policy)
     return ContinuousBatchingSampler(
         policy.cfg,
         policy.vocabulary,
         sampling,
         num_generations=num_generations,
-        max_completion_length=max_completion_length,
+        max_completion_length=max_completion_length or config.max_completion_length,
         mesh=policy.mesh,
         seed=seed,
         random_stream=int(random_stream),
         segment=segment,
         rows=rows,
-        stop=stop,
+        stop=stop_of(config, policy) if isinstance(config, SamplingSettings) else None,
         cache_dtype=policy.rollout_cache,
         attention=policy.attention,
     )

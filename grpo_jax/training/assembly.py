@@ -22,7 +22,7 @@ from grpo_jax.setup.curriculum import curriculum_sampler_of
 from grpo_jax.setup.learner import lora_of, optimizer_of, passes_of, schedule_of, with_clipping
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.prompts import make_prompts
-from grpo_jax.setup.sampling import RandomStream, eval_sampling_params, make_sampler, stop_of
+from grpo_jax.setup.sampling import RandomStream, eval_sampling_params, make_sampler
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import check_rows
 from grpo_jax.training.components import StageComponents, components_of, configs_of
@@ -31,7 +31,7 @@ from grpo_jax.training.reflection import Reflection, load_reflection
 Rows = Sequence[dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Components:
     """The components of a run, in data-flow order."""
 
@@ -54,6 +54,7 @@ def assemble(
     config: GRPOConfig,
     model: str | Path,
     pool: RewardPool,
+    *,
     train_rows: Rows | Mapping[str, Rows] | None = None,
     eval_rows: Rows | Mapping[str, Rows] | None = None,
     tokenizer: Any = None,
@@ -165,14 +166,14 @@ def _evaluator(
     prompts = make_prompts(config, policy, held_out)
     stage.scorer.check(prompts)
     sampler = make_sampler(
+        config,
         policy,
-        eval_sampling_params(config, policy),
         num_generations=config.eval_samples,
+        sampling=eval_sampling_params(config, policy),
         max_completion_length=longest,
         seed=config.seed,
         random_stream=RandomStream.EVALUATION,
         segment=config.rollout_segment,
-        stop=stop_of(config, policy),
     )
     evaluator = Evaluator(policy, prompts, stage.scorer, sampler)
     sampler.rows = memory_budget.rows_at_a_time(evaluator.demand, stage.memory, config)

@@ -24,13 +24,13 @@ from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup import memory_budget
 from grpo_jax.setup.learner import advantages_of, learner_of
 from grpo_jax.setup.policy import Policy
-from grpo_jax.setup.sampling import make_sampler, sampling_params, stop_of
+from grpo_jax.setup.sampling import make_sampler
 from grpo_jax.sharding.mesh import check_rows
 from grpo_jax.training.advantages import GroupAdvantages
 from grpo_jax.training.collector import Collector, DynamicCollector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StageComponents:
     """What one stage of the curriculum works with, in data-flow order."""
 
@@ -138,14 +138,12 @@ def _collector(
 
 def _sampler(config: GRPOConfig, policy: Policy, rows: int) -> Sampler:
     return make_sampler(
+        config,
         policy,
-        sampling_params(config, policy),
         num_generations=config.num_generations,
-        max_completion_length=config.max_completion_length,
         seed=config.seed,
         segment=config.rollout_segment,
         rows=rows,
-        stop=stop_of(config, policy),
     )
 
 
