@@ -26,7 +26,7 @@ from shapes import SMALL
 
 from grpo_jax.learner.batches import Passes, minibatches
 from grpo_jax.learner.learner import Learner
-from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models import hf
@@ -107,13 +107,13 @@ class Bench:
             share_prompts=work.share_prompts,
             length_buckets=work.length_buckets,
         )
-        scoring = Scoring(dtype=dtype, remat=work.gradient_checkpointing)
+        logprob_settings = LogprobSettings(dtype=dtype, remat=work.gradient_checkpointing)
         optimizer = make_optimizer(Schedule(1e-6, "constant", 0, 1))
         shape = work.prompts, work.samples
         self.learner = Learner(
             cfg=cfg,
             objective=objective,
-            scoring=scoring,
+            logprob_settings=logprob_settings,
             optimizer=optimizer,
             passes=passes,
             shape=shape,

@@ -91,11 +91,11 @@ class GRPOTrainer:
             config,
             model,
             self.pool,
-            train_rows,
-            eval_rows,
-            processing_class,
-            arguments.optimizer_of(optimizers),
-            reward_tokenizers,
+            train_rows=train_rows,
+            eval_rows=eval_rows,
+            tokenizer=processing_class,
+            optimizer=arguments.optimizer_of(optimizers),
+            reward_tokenizers=reward_tokenizers,
         )
         self.args = self.components.config
         self.callback_handler = CallbackHandler(self.args, callbacks or (), len(self.components.prompts))
@@ -117,8 +117,8 @@ class GRPOTrainer:
         """
         arguments.check_resume(resume_from_checkpoint, self.args)
         policy = self.components.policy
-        judges = self.components.stages[0].scorer.fingerprint
-        with open_run(self.args, policy, judges) as run, jax.set_mesh(policy.mesh), self.pool:
+        reward_models = self.components.stages[0].scorer.fingerprint
+        with open_run(self.args, policy, reward_models) as run, jax.set_mesh(policy.mesh), self.pool:
             return self._train(run)
 
     def evaluate(self) -> dict[str, float]:
@@ -151,7 +151,7 @@ class GRPOTrainer:
         done, state, run_state = self.train_loop(run, done, state, run_state)
         self.trained = state
         after = self._evaluate(state.params, run, done)
-        self.callback_handler.end(run_state.sampler.over)
+        self.callback_handler.end(run_state.curriculum.over)
         return self._finish(run, done, run_state, after)
 
     def train_loop(
@@ -162,7 +162,7 @@ class GRPOTrainer:
         while done < self.args.max_steps and not run_state.stopped:
             clock = Stopwatch()
             callbacks.step_begins()
-            number = run_state.sampler.stage  # of the curriculum
+            number = run_state.curriculum.stage
             stage = components.stages[number]
             # The copy of the weights lives no longer than this call: the update needs its memory.
             groups, sampled, run_state = stage.collect(
@@ -173,7 +173,9 @@ class GRPOTrainer:
                 state, learned = stage.learner(state, groups, advantages)
             done, seconds = done + 1, clock.total()
             run_state = run_state.counted(sampled.num_tokens, seconds)
-            metrics |= learned | step_metrics(components, number, sampled, clock, seconds, run_state, done)
+            metrics |= learned | step_metrics(
+                components, number, sampled, run_state, clock=clock, seconds=seconds, done=done
+            )
             callbacks.step_ends(done, run_state)
             if callbacks.evaluation_is_due(done):
                 metrics |= evaluation_metrics(self._evaluate(state.params, run, done))
@@ -184,10 +186,10 @@ class GRPOTrainer:
         return done, state, run_state
 
     def _end_step(self, run: Run, done: int, state: TrainState, run_state: RunState) -> RunState:
-        """Save a checkpoint, and note whether to stop: because a callback asks, or where the curriculum has ended."""
+        """Save a checkpoint, and note whether to stop: because a callback asks, or because the curriculum has ended."""
         callbacks = self.callback_handler
         run_state = run_state.replace(
-            stopped=callbacks.asks("training_stop") or run_state.sampler.over,
+            stopped=callbacks.asks("training_stop") or run_state.curriculum.over,
             callbacks=callbacks.callbacks.state_dict(),
             samples=run.samples.sizes() if keeps_samples(self.args) else {},
         )

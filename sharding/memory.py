@@ -8,12 +8,12 @@ import jax
 _HOST = "pinned_host"
 
 
-def matrices_on_host(where: Any) -> Any:
+def matrices_on_host(layout: Any) -> Any:
     """A model's shardings with its matrices in host memory, split as before. Biases and norms stay on the device: they
     are small, and the compiler for TPUs cannot slice a half-precision row out of such flat arrays (libtpu 0.0.42)."""
     large = "kernel", "embedding"
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: x.with_memory_kind(_HOST) if path[-1].key in large else x, where
+        lambda path, x: x.with_memory_kind(_HOST) if path[-1].key in large else x, layout
     )
 
 

@@ -131,13 +131,13 @@ def _tpu_devices(chip: str, topology: tuple[int, ...]) -> list:
     from jax.experimental import topologies
 
     name = f"{chip}:{'x'.join(map(str, topology))}"
-    how: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if math.prod(topology) == 1:  # all larger topologies have hosts of 2x2
-        how["chips_per_host_bounds"] = [1, 1, 1]
+        options["chips_per_host_bounds"] = [1, 1, 1]
     if chip == "v4":  # JAX sees its two cores as one device, as on v5p, whose description states that itself
-        how["chip_config_name"] = "megacore"
+        options["chip_config_name"] = "megacore"
     try:
-        return topologies.get_topology_desc(name, "tpu", **how).devices
+        return topologies.get_topology_desc(name, "tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise UserError(f"target = {name}: {str(error).splitlines()[0]}") from None
 

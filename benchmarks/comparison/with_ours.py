@@ -17,7 +17,7 @@ from grpo_jax.config import GRPOConfig
 from grpo_jax.learner.advantages import group_advantages
 from grpo_jax.learner.batches import Passes, minibatches
 from grpo_jax.learner.learner import Learner
-from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models import hf
@@ -49,13 +49,15 @@ class Ours:
         """Entropy is computed, which this project leaves out unless asked: the others always compute it."""
         s = self.settings
         objective = GRPO("grpo", beta=s["beta"], use_bias_correction_kl=False)
-        scoring = Scoring(remat="full" if s["gradient_checkpointing"] else "dots", entropy=True)
+        logprob_settings = LogprobSettings(
+            remat="full" if s["gradient_checkpointing"] else "dots", entropy=True
+        )
         optimizer = make_optimizer(Schedule(s["learning_rate"], "constant", 0, 1))
         shape = self.work.prompts, self.work.samples
         return Learner(
             cfg=self.cfg,
             objective=objective,
-            scoring=scoring,
+            logprob_settings=logprob_settings,
             optimizer=optimizer,
             passes=self.passes,
             shape=shape,

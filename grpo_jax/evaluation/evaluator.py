@@ -125,7 +125,7 @@ class Evaluator:
             values=scored.values,
             rewards=scored.base,
             successes=scored.successes == 1,
-            lengths=np.concatenate([rollout.lengths for rollout in rollouts]),
+            lengths=np.concatenate([np.asarray(rollout.chosen) for rollout in rollouts]),
             finished=np.concatenate([rollout.finished for rollout in rollouts]),
             uids=uids,
             sets=[self.prompts.domains[self.prompts.domain_of(row)].name for row in uids.tolist()],

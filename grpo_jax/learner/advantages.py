@@ -42,8 +42,8 @@ class Advantages:
             found = gdpo(values, self.weights)
         else:
             taken = 0.0 if penalty is None else penalty.astype(np.float64).sum(-1)
-            of = leave_one_out if self.estimator == "leave_one_out" else group_advantages
-            found = of(rewards - taken, self.scale)
+            estimate = leave_one_out if self.estimator == "leave_one_out" else group_advantages
+            found = estimate(rewards - taken, self.scale)
         return found if self.largest is None else np.clip(found, -self.largest, self.largest)
 
 

@@ -11,7 +11,7 @@ from grpo_jax.learner.microbatches import widths
 _SHORTEST = 16  # smallest width: completions are cut to the least power of two that holds the longest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Passes:
     """How a rollout becomes optimizer updates."""
 
@@ -47,7 +47,7 @@ class Passes:
         return mini // (self.micro_batch_size or mini)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MiniBatch:
     """The rows of one update, in the order in which micro-batches take them."""
 
@@ -65,16 +65,19 @@ class MiniBatch:
 
 
 def minibatches(
-    groups: SampledGroups, advantages: np.ndarray, passes: Passes, *, skip: bool, unit: int = 1
+    groups: SampledGroups, advantages: np.ndarray, passes: Passes, *, skip: bool, rows_together: int = 1
 ) -> list[MiniBatch]:
     """The mini-batches of a rollout with advantages [P,G], [P,G,1] or [P,G,Tc]: row b in mini-batch
-    b % num_minibatches. `skip`: rows with advantage 0 come last, to be left out. `unit`: rows of one prompt that stay
-    together (`Passes.alike`)."""
+    b % num_minibatches. `skip`: rows with advantage 0 come last, to be left out. `rows_together`: how many
+    rows of one prompt stay together (`Passes.alike`)."""
     rows = _rows(groups, advantages, passes)
     n, micro_batches = passes.num_minibatches, passes.micro_batches(len(rows.tokens))
     mean_tokens = np.float32(rows.mask.sum(dtype=np.float64) / n)
-    of = lambda i: np.arange(i, len(rows.tokens), n)
-    return [_arranged(rows, of(i), mean_tokens, passes, micro_batches, unit, skip) for i in range(n)]
+    every_nth = lambda i: np.arange(i, len(rows.tokens), n)
+    return [
+        _arranged(rows, every_nth(i), mean_tokens, passes, micro_batches, rows_together, skip)
+        for i in range(n)
+    ]
 
 
 def _rows(groups: SampledGroups, advantages: np.ndarray, passes: Passes) -> MiniBatch:
@@ -116,27 +119,32 @@ def _arranged(
     mean_tokens: np.float32,
     passes: Passes,
     micro_batches: int,
-    unit: int,
+    rows_together: int,
     skip: bool,
 ) -> MiniBatch:
     """The mini-batch of the rows `which`, in the order in which micro-batches take them: micro-batch m the rows b with
-    b % micro_batches == m, so that it has rows of every shard of a mesh. `unit` rows after one another stay so."""
+    b % micro_batches == m, so that it has rows of every shard of a mesh. So
+    many `rows_together` follow one another as before."""
     mask, advantages = rows.mask[which], rows.advantages[which]
     widest = np.array(widths(mask.shape[1], passes.length_buckets))
-    ranks = _ranks(mask, advantages if skip else None, widest, unit)
+    ranks = _ranks(mask, advantages if skip else None, widest, rows_together)
     if skip or len(widest) > 1:
-        order = np.argsort(ranks, kind="stable").reshape(micro_batches, -1)  # [M,B/M/unit]
+        order = np.argsort(ranks, kind="stable").reshape(micro_batches, -1)  # [M,B/M/rows_together]
     else:
         order = np.arange(len(ranks)).reshape(-1, micro_batches).T
-    of_units = (order[..., None] * unit + np.arange(unit)).reshape(micro_batches, -1)  # [M,B/M]
+    of_rows = (order[..., None] * rows_together + np.arange(rows_together)).reshape(
+        micro_batches, -1
+    )  # [M,B/M]
     needed = np.where(ranks < len(widest), ranks, -1)[order].max(-1)  # [M], -1: not at all
     ends = [((needed >= 0) & (needed <= rank)).sum() for rank in range(len(widest))]
-    return _pick(rows, which[of_units.T.ravel()], mean_tokens, np.array(ends, np.int32))
+    return _pick(rows, which[of_rows.T.ravel()], mean_tokens, np.array(ends, np.int32))
 
 
-def _ranks(mask: np.ndarray, advantages: np.ndarray | None, widest: np.ndarray, unit: int) -> np.ndarray:
-    """[B/unit]: into which of the widths [K] each unit fits; K where `advantages` say that it changes nothing."""
-    ranks = np.searchsorted(widest, _ends(mask).reshape(-1, unit).max(-1))
+def _ranks(
+    mask: np.ndarray, advantages: np.ndarray | None, widest: np.ndarray, rows_together: int
+) -> np.ndarray:
+    """[B/rows_together]: the smallest of the widths [K] that the rows fit; K where their `advantages` are all 0."""
+    ranks = np.searchsorted(widest, _ends(mask).reshape(-1, rows_together).max(-1))
     if advantages is None:
         return ranks
     acts = (advantages != 0).reshape(len(mask), -1) & (mask != 0)

@@ -1,6 +1,6 @@
 """The entropy of the policy's next-token distributions as a mask and as a bonus."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,11 @@ def high_entropy_mask(entropy: Array, mask: Array, quantile: float) -> Array:
     arXiv:2506.01939, which keeps 0.2).
     """
     ordered = jnp.sort(jnp.where(mask > 0, entropy, jnp.inf), axis=None)
-    at = (1 - quantile) * jnp.maximum(mask.sum() - 1, 0.0)
-    low, high = (ordered[place(at).astype(jnp.int32)] for place in (jnp.floor, jnp.ceil))
+    position = (1 - quantile) * jnp.maximum(mask.sum() - 1, 0.0)
+    low, high = (ordered[place(position).astype(jnp.int32)] for place in (jnp.floor, jnp.ceil))
     # Between equal neighbours this gives exactly their value. A weighted sum may round up, and would then leave out
     # every token of that entropy. NaN, and so no token, if all are masked.
-    threshold = low + (at - jnp.floor(at)) * (high - low)
+    threshold = low + (position - jnp.floor(position)) * (high - low)
     return ((entropy >= threshold) & (mask > 0)).astype(jnp.float32)
 
 
@@ -41,6 +41,7 @@ class EntropyBonus:
     """
 
     coef: float = 0.0
+    _: KW_ONLY
     adaptive: bool = False
     lowest: float = 0.0
     largest: float = 1.0

@@ -14,7 +14,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.learner.batches import MiniBatch, Passes, bucket, minibatches
 from grpo_jax.learner.divergences import ESTIMATORS
 from grpo_jax.learner.groups import SampledGroups
-from grpo_jax.learner.logprobs import Rows, Scoring, make_rows
+from grpo_jax.learner.logprobs import LogprobSettings, Rows, make_rows
 from grpo_jax.learner.objective import GRPO, Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state, state_shardings
 from grpo_jax.learner.update import make_score, make_update, read, sharing_error
@@ -38,7 +38,7 @@ class Learner:
         *,
         cfg: ModelConfig,
         objective: GRPO,
-        scoring: Scoring,
+        logprob_settings: LogprobSettings,
         optimizer: optax.GradientTransformation,
         passes: Passes,
         shape: tuple[int, int],
@@ -60,16 +60,16 @@ class Learner:
         )
         self.rows = Program("rows", make_rows)
         rows = passes.rows(*shape) // passes.num_minibatches // self.micro_batches
-        self.unit = passes.alike(shape[1], rows, row_shards(mesh))
-        scoring = self.scoring = replace(scoring, group=self.unit)
+        self.rows_together = passes.alike(shape[1], rows, row_shards(mesh))
+        logprob_settings = self.logprob_settings = replace(logprob_settings, group=self.rows_together)
         self.update = make_update(
-            cfg, objective, scoring, optimizer, self.micro_batches, self.shardings, mesh
+            cfg, objective, logprob_settings, optimizer, self.micro_batches, self.shardings, mesh
         )
-        self.score = make_score(cfg, scoring, self.micro_batches, mesh)
+        self.score = make_score(cfg, logprob_settings, self.micro_batches, mesh)
         whole = _parts(shape[0] * shape[1], rows, row_shards(mesh))
-        plain = replace(scoring, group=1)
+        plain = replace(logprob_settings, group=1)
         self.score_rollout = make_score(cfg, plain, whole, mesh)  # the rows without gradient too
-        compare = partial(sharing_error, cfg, scoring, self.micro_batches)
+        compare = partial(sharing_error, cfg, logprob_settings, self.micro_batches)
         self.sharing_error = Program("check", compare, out_shardings=everywhere(mesh))
         self._checked = False
         self.base: Base | None = None  # the frozen weights beside adapters
@@ -79,7 +79,7 @@ class Learner:
     def skips(self) -> bool:
         """Whether micro-batches of rows with advantage 0 are left out."""
         wanted = self.passes.skip_zero_advantages and self.micro_batches > 1
-        seen = self.scoring.entropy  # what is logged is of every row
+        seen = self.logprob_settings.entropy  # what is logged is of every row
         return wanted and self.objective.ignores_zero_advantages and not seen
 
     @property
@@ -94,8 +94,8 @@ class Learner:
     def set_reference(self, params: Params) -> None:
         """Copy the trained `params` in the compute dtype as the reference of the divergence. With adapters the copy
         is small: the reference shares the frozen base."""
-        dtype, where = jnp.dtype(self.scoring.dtype), self.reference_shardings
-        copy = Program("reference", lambda p: cast(jax.tree.map(jnp.copy, p), dtype), out_shardings=where)
+        dtype, layout = jnp.dtype(self.logprob_settings.dtype), self.reference_shardings
+        copy = Program("reference", lambda p: cast(jax.tree.map(jnp.copy, p), dtype), out_shardings=layout)
         self.reference = copy(params)
 
     @property
@@ -111,9 +111,11 @@ class Learner:
 
         Returns the state and the step's metrics.
         """
-        parts = minibatches(groups, advantages, self.passes, skip=self.skips, unit=self.unit)
+        parts = minibatches(
+            groups, advantages, self.passes, skip=self.skips, rows_together=self.rows_together
+        )
         batches = [self.on_devices(part) for part in parts]
-        if self.unit > 1 and not self._checked:
+        if self.rows_together > 1 and not self._checked:
             self._check_sharing(self.whole(state.params), batches[0].rows)
         if self.reference is not None and self.objective.beta > 0:
             batches = self._with("ref_logprobs", self.whole(self.reference), batches)
@@ -129,7 +131,10 @@ class Learner:
     def _check_sharing(self, params: Params, rows: Rows) -> None:
         """UserError where a prompt computed once for its group gives other log-probs than the plain form."""
         self._checked = True
-        error, most = float(hosts.get(self.sharing_error(params, rows))), _SHARING_ERROR[self.scoring.dtype]
+        error, most = (
+            float(hosts.get(self.sharing_error(params, rows))),
+            _SHARING_ERROR[self.logprob_settings.dtype],
+        )
         if not error <= most:
             raise UserError(
                 f"share_prompts = true: log-probs differ by {error:.2g} nats a token from those of whole rows, more "

@@ -1,6 +1,6 @@
 """The objective: combines the pieces of `losses.py` and its neighbours as the settings say."""
 
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ class Batch:
 
     rows: Rows
     advantages: Array  # [B] float32, or [B,Tc] of single tokens
+    _: KW_ONLY
     sampler_logprobs: Array | None = None  # [B,Tc] as the sampler recorded them
     old_logprobs: Array | None = None  # [B,Tc]; None: this is the rollout's only update, so old = current
     ref_logprobs: Array | None = None  # [B,Tc]; None: no KL term
@@ -64,6 +65,7 @@ class GRPO:
     loss_type: str = "dapo"
     epsilon_low: float = 0.2
     epsilon_high: float = 0.2
+    _: KW_ONLY
     beta: float = 0.0
     use_bias_correction_kl: bool = True
     max_length: int = 0
@@ -163,13 +165,13 @@ class GRPO:
             old = jnp.where(batch.on_policy[:, None], old, sampler)
         log_ratio = masked_gap(logprobs, old, mask)
         return _Terms(
-            mask,
-            _seen_advantages(batch.advantages, mask),
-            logprobs,
-            sampler,
-            log_ratio,
-            importance_ratio(log_ratio, mask, self.level),
-            sampler_ratio(old, sampler, mask, self.sampler_mode, *self.sampler_bounds),
+            mask=mask,
+            A=_seen_advantages(batch.advantages, mask),
+            logprobs=logprobs,
+            sampler=sampler,
+            log_ratio=log_ratio,
+            ratio=importance_ratio(log_ratio, mask, self.level),
+            correction=sampler_ratio(old, sampler, mask, self.sampler_mode, *self.sampler_bounds),
         )
 
     def _policy_loss(self, t: "_Terms") -> Array:
@@ -227,14 +229,14 @@ class GRPO:
         batch: Batch,
     ) -> RowSums:
         """Rows' figures; those that are means in the end as sums over tokens."""
-        of = lambda x: sum_tokens(x, t.mask)
+        total = lambda x: sum_tokens(x, t.mask)
         sums = self._clip_counts(t)
         if divergence is not None:
-            sums["kl"] = of(divergence)
+            sums["kl"] = total(divergence)
         if kept is not None:
-            sums["dropped"] = of(1 - kept)
+            sums["dropped"] = total(1 - kept)
         if entropy is not None:
-            sums["entropy"] = of(entropy)
+            sums["entropy"] = total(entropy)
         if batch.bonus is not None:
             assert entropy is not None
             tokens = t.mask if chosen is None else chosen
@@ -244,19 +246,19 @@ class GRPO:
         )
 
     def _clip_counts(self, t: "_Terms") -> dict[str, Array]:
-        of = lambda x: sum_tokens(x, t.mask)
+        total = lambda x: sum_tokens(x, t.mask)
         if self.loss_type in CLIPPED:
             ratio = bounded_ratio(t.ratio, self.delta)
             return {
-                "clipped_low": of((ratio < 1 - self.epsilon_low) & (t.A < 0)),
-                "clipped_high": of((ratio > 1 + self.epsilon_high) & (t.A > 0)),
+                "clipped_low": total((ratio < 1 - self.epsilon_low) & (t.A < 0)),
+                "clipped_high": total((ratio > 1 + self.epsilon_high) & (t.A > 0)),
             }
         if self.loss_type == "cispo":
-            return {"cispo_clipped": of((t.ratio > self.epsilon_high) & (t.A > 0))}
+            return {"cispo_clipped": total((t.ratio > self.epsilon_high) & (t.A > 0))}
         if self.loss_type != "vespo":
             return {}
         phi = self._phi(t)  # [B,Tc] when tokens have advantages of their own
-        return {"phi": phi[:, 0] if phi.shape[-1] == 1 else row_means(of(phi), t.mask)}
+        return {"phi": phi[:, 0] if phi.shape[-1] == 1 else row_means(total(phi), t.mask)}
 
 
 def _seen_advantages(advantages: Array, mask: Array) -> Array:
@@ -266,7 +268,7 @@ def _seen_advantages(advantages: Array, mask: Array) -> Array:
     return jnp.where(mask > 0, advantages, 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Terms:
     """The terms that all parts of the loss share; letters as in `losses.py`."""
 

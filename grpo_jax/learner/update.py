@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from grpo_jax.errors import UserError
 from grpo_jax.learner.entropy import EntropyControl
-from grpo_jax.learner.logprobs import Rows, Scoring, completion_logprobs
+from grpo_jax.learner.logprobs import LogprobSettings, Rows, completion_logprobs
 from grpo_jax.learner.microbatches import gone_through, joined, narrowed, split
 from grpo_jax.learner.objective import GRPO, SFT, Batch
 from grpo_jax.learner.optimizer import TrainState
@@ -33,7 +33,7 @@ Metrics = dict[str, Array]  # scalars
 def make_update(
     cfg: ModelConfig,
     objective: GRPO | SFT,
-    scoring: Scoring,
+    logprob_settings: LogprobSettings,
     optimizer: optax.GradientTransformation,
     micro_batches: int,
     state_sharding: TrainState,
@@ -43,7 +43,7 @@ def make_update(
 
     def update(state: TrainState, batch: Batch, base: Base | None = None) -> tuple[TrainState, Metrics]:
         grads, metrics, control = accumulate(
-            cfg, objective, scoring, micro_batches, state.params, batch, state.entropy, base
+            cfg, objective, logprob_settings, micro_batches, state.params, batch, state.entropy, base
         )
         with jax.named_scope("optimizer"):
             changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -55,32 +55,34 @@ def make_update(
     return Program("update", update, donate_argnums=0, out_shardings=out)
 
 
-def make_score(cfg: ModelConfig, scoring: Scoring, micro_batches: int, mesh: Mesh) -> Program:
+def make_score(
+    cfg: ModelConfig, logprob_settings: LogprobSettings, micro_batches: int, mesh: Mesh
+) -> Program:
     """The program (params, rows, ends=None) -> log-probs [B,Tc]: for old policies and the reference, without
     gradients. Of the micro-batches before the last of `ends` only; 0 elsewhere."""
 
     def score(params: Params, rows: Rows, ends: Array | None = None) -> Array:
-        return forward(cfg, replace(scoring, entropy=False), micro_batches, params, rows, ends)[0]
+        return forward(cfg, replace(logprob_settings, entropy=False), micro_batches, params, rows, ends)[0]
 
     return Program("score", score, out_shardings=by_rows(mesh))
 
 
 def forward(
     cfg: ModelConfig,
-    scoring: Scoring,
+    logprob_settings: LogprobSettings,
     micro_batches: int,
     params: Params,
     rows: Rows,
     ends: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """Log-probs and entropies [B,Tc] of a mini-batch, a micro-batch at a time, as `gone_through` reads `ends`."""
-    params = cast(params, jnp.dtype(scoring.dtype))
+    params = cast(params, jnp.dtype(logprob_settings.dtype))
     parts = split(rows, micro_batches)
     Tc = rows.mask.shape[1]
 
     def one(width: int, i: Array | int) -> Any:
         return completion_logprobs(
-            cfg, params, narrowed(jax.tree.map(lambda x: x[i], parts), Tc, width), scoring
+            cfg, params, narrowed(jax.tree.map(lambda x: x[i], parts), Tc, width), logprob_settings
         )
 
     def put(width: int, i: Array, all_: Any) -> Any:
@@ -92,13 +94,17 @@ def forward(
 
 
 def sharing_error(
-    cfg: ModelConfig, scoring: Scoring, micro_batches: int, params: Params, rows: Rows
+    cfg: ModelConfig, logprob_settings: LogprobSettings, micro_batches: int, params: Params, rows: Rows
 ) -> Array:
     """Mean difference [] of the log-probs of the first micro-batch between prompts shared by a group and whole rows."""
     first = jax.tree.map(lambda x: x[0], split(rows, micro_batches))
-    params, scoring = cast(params, jnp.dtype(scoring.dtype)), replace(scoring, entropy=False)
+    params, logprob_settings = (
+        cast(params, jnp.dtype(logprob_settings.dtype)),
+        replace(logprob_settings, entropy=False),
+    )
     shared, plain = (
-        completion_logprobs(cfg, params, first, h)[0] for h in (scoring, replace(scoring, group=1))
+        completion_logprobs(cfg, params, first, h)[0]
+        for h in (logprob_settings, replace(logprob_settings, group=1))
     )
     return jnp.abs(shared - plain).sum() / jnp.maximum(first.mask.sum(), 1)
 
@@ -106,7 +112,7 @@ def sharing_error(
 def accumulate(
     cfg: ModelConfig,
     objective: GRPO | SFT,
-    scoring: Scoring,
+    logprob_settings: LogprobSettings,
     micro_batches: int,
     params: Params,
     batch: Batch,
@@ -118,14 +124,14 @@ def accumulate(
 
     Rows are weighted before the split, so the micro-batches' losses and gradients add up.
     """
-    scoring = replace(scoring, entropy=scoring.entropy or objective.needs_entropy)
+    logprob_settings = replace(logprob_settings, entropy=logprob_settings.entropy or objective.needs_entropy)
     whole = partial(whole_model, base=base)
     if isinstance(objective, GRPO) and objective.masks_entropy and micro_batches > 1:
-        entropies = _entropies(cfg, scoring, micro_batches, whole(params), batch.rows)
+        entropies = _entropies(cfg, logprob_settings, micro_batches, whole(params), batch.rows)
         batch = objective.with_entropy_mask(batch, entropies)
     batch = objective.weigh(batch, control)
     parts, Tc = split(replace(batch, ends=None), micro_batches), batch.rows.mask.shape[1]
-    part_loss = partial(_loss, cfg, objective, scoring, whole)
+    part_loss = partial(_loss, cfg, objective, logprob_settings, whole)
     gradient = jax.value_and_grad(part_loss, has_aux=True)
 
     def add(width: int, i: Array, total: Any) -> Any:
@@ -152,17 +158,19 @@ def accumulate(
 def _loss(
     cfg: ModelConfig,
     objective: GRPO | SFT,
-    scoring: Scoring,
+    logprob_settings: LogprobSettings,
     whole: Callable[[Params], Params],
     trained: Params,
     batch: Batch,
 ) -> tuple[Array, RowSums]:
-    return objective.loss(*completion_logprobs(cfg, whole(trained), batch.rows, scoring), batch)
+    return objective.loss(*completion_logprobs(cfg, whole(trained), batch.rows, logprob_settings), batch)
 
 
-def _entropies(cfg: ModelConfig, scoring: Scoring, micro_batches: int, params: Params, rows: Rows) -> Array:
+def _entropies(
+    cfg: ModelConfig, logprob_settings: LogprobSettings, micro_batches: int, params: Params, rows: Rows
+) -> Array:
     """Entropies [B,Tc] by a separate pass: the highest of a mini-batch are known only when all are computed."""
-    entropy = forward(cfg, scoring, micro_batches, params, rows)[1]
+    entropy = forward(cfg, logprob_settings, micro_batches, params, rows)[1]
     assert entropy is not None
     return entropy
 

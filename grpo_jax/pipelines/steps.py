@@ -15,7 +15,7 @@
       cold-start: {max_steps: 10}
 
 Steps run in the file's order, and may refer to the outputs of earlier ones. (The key stays `stages`, so
-that files of before are valid; everywhere else a pipeline has steps, and a stage is one of the curriculum.)
+that existing files stay valid; everywhere else a pipeline has steps, and a stage is one of the curriculum.)
 """
 
 import re

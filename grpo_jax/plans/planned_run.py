@@ -150,7 +150,13 @@ class PlannedRun:
 
     def jobs(self) -> list[Job]:
         """The programs of a step, in the order in which they run."""
-        return [*self._copying(), *self._rollout(), *self._judging(), *self._score(), self.update()]
+        return [
+            *self._weight_sync(),
+            *self._rollout(),
+            *self._reward_model_jobs(),
+            *self._score(),
+            self.update(),
+        ]
 
     @property
     def _whole(self) -> Any:
@@ -171,11 +177,11 @@ class PlannedRun:
         """Bytes that each device always holds, less those of these arguments."""
         return sum(self.held.values()) - bytes_of(arguments)
 
-    def _copying(self) -> list[Job]:
+    def _weight_sync(self) -> list[Job]:
         """The copy of the last layer to the sampler, when it has all the others."""
         of_layer, _ = arguments(self._whole)
         outside = self._beside(of_layer) + memory_budget.copy_bytes(self.policy)
-        return [Job("copy", self.policy.copying.layer, of_layer, outside, [])]
+        return [Job("copy", self.policy.weight_sync.layer, of_layer, outside, [])]
 
     def _rollout(self) -> list[Job]:
         c, mesh, dtype = self.config, self.mesh, jnp.dtype(self.policy.dtype)
@@ -201,11 +207,11 @@ class PlannedRun:
             Job("rollout", programs.decode, (copy, state), held, [count]),
         ]
 
-    def _judging(self) -> list[Job]:
+    def _reward_model_jobs(self) -> list[Job]:
         """A call of each reward model on its longest rows, while the sampler's copy still exists."""
-        return [self._judged_by(name, cfg) for name, cfg in self.reward_models.items()]
+        return [self._reward_model_job(name, cfg) for name, cfg in self.reward_models.items()]
 
-    def _judged_by(self, name: str, cfg: ModelConfig) -> Job:
+    def _reward_model_job(self, name: str, cfg: ModelConfig) -> Job:
         c, rows = self.config, ROWS_EACH * row_shards(self.mesh)
         array = partial(abstract_arguments.array, by_rows(self.mesh))
         width = bucket(c.max_prompt_length + c.max_completion_length, cfg.max_position_embeddings)

@@ -12,7 +12,7 @@ import yaml
 from grpo_jax.errors import UserError, nearest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What a recipe says about itself; every part is one line of text."""
 

@@ -27,6 +27,11 @@ class Rollout:
     finished: Array  # [P,G] bool, False where the length limit cut the completion
     action_mask: Array  # [P,G,Tc] bool, True for tokens that the policy chose: what it is trained on
 
+    @property
+    def chosen(self) -> Array:
+        """[P,G] int: how many tokens of each completion the policy chose. Figures count these, as TRL's do."""
+        return self.action_mask.sum(-1)
+
     @staticmethod
     def of_policy(tokens: Any, logprobs: Any, lengths: Any, finished: Any) -> "Rollout":
         """A rollout whose tokens were all chosen by the policy. NumPy arrays, or traced ones."""

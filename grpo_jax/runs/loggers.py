@@ -51,7 +51,7 @@ class JsonlLogger:
             write_atomically(self._file, before + line)
 
     def close(self) -> None:
-        """Every line is in the file already."""
+        """Nothing to do: each line is written at once."""
 
 
 def read_metrics(run: RunFolder) -> list[dict[str, Any]]:

@@ -20,13 +20,15 @@ class Scored:
     completions: list[str]  # P * G texts without special tokens
     failures: dict[str, int]  # rows lost to errors, timeouts and NaNs, by "rewards/{name}/{kind}"
     extras: Columns  # columns that functions logged, P * G values each; None for rows without a value
-    judges: np.ndarray  # [P] int, the first function that scores each prompt: it decides what a success is
+    success_functions: (
+        np.ndarray
+    )  # [P] int, the first function that scores each prompt: it decides what a success is
     metrics: dict[str, float]  # metrics that functions logged, and the mean of the overlong penalty
 
     @property
     def successes(self) -> np.ndarray:
         """[P,G] float32: 1 where the judging function gave 1 or more, 0 where less, NaN where it gave no score."""
-        verdicts = np.take_along_axis(self.values, self.judges[:, None, None], axis=2)[..., 0]
+        verdicts = np.take_along_axis(self.values, self.success_functions[:, None, None], axis=2)[..., 0]
         return np.where(np.isnan(verdicts), verdicts, (verdicts >= 1).astype(np.float32))
 
     def take(self, indices: np.ndarray) -> "Scored":
@@ -40,7 +42,7 @@ class Scored:
             completions=pick(self.completions),
             failures={},
             extras={name: pick(column) for name, column in self.extras.items()},
-            judges=self.judges[indices],
+            success_functions=self.success_functions[indices],
             metrics={},
         )
 
@@ -55,7 +57,7 @@ class Scored:
             completions=[text for part in parts for text in part.completions],
             failures=dict(sum((Counter(part.failures) for part in parts), Counter())),
             extras=stacked([part.extras for part in parts], rows),
-            judges=np.concatenate([part.judges for part in parts]),
+            success_functions=np.concatenate([part.success_functions for part in parts]),
             metrics=means([part.metrics for part in parts], rows),
         )
 

@@ -95,7 +95,7 @@ class Scorer:
         if self.overlong:
             metrics["rewards/overlong/mean"] = float(shaping.mean())
         failures = self._failures(scores, P * G)
-        extras, judges = _joined_columns(scores.extras, P, G), self.judges(batch)
+        extras, success_functions = _joined_columns(scores.extras, P, G), self.success_functions(batch)
         return Scored(
             rewards=base + shaping,
             base=base,
@@ -103,7 +103,7 @@ class Scorer:
             completions=texts,
             failures=failures,
             extras=extras,
-            judges=judges,
+            success_functions=success_functions,
             metrics=metrics,
         )
 
@@ -118,11 +118,11 @@ class Scorer:
             completions=self.texts(_ids(rollout)),
             failures={},
             extras=extras,
-            judges=self.judges(batch),
+            success_functions=self.success_functions(batch),
             metrics={},
         )
 
-    def judges(self, batch: PromptBatch) -> np.ndarray:
+    def success_functions(self, batch: PromptBatch) -> np.ndarray:
         """[P] int, the index of the first function that scores each prompt; a reward model only if there is no
         function, because its scores have no value that means success."""
         order = sorted(range(len(self.pool.names)), key=lambda n: n in self.models)

@@ -10,7 +10,7 @@ from grpo_jax.learner.advantages import Advantages
 from grpo_jax.learner.batches import Passes
 from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.learner import Learner
-from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.moments import in_bfloat16
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
@@ -20,7 +20,7 @@ from grpo_jax.setup.policy import Policy
 
 def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTransformation) -> Learner:
     """The learner of a run."""
-    scoring = Scoring(
+    logprob_settings = LogprobSettings(
         temperature=config.temperature,
         num_tokens=policy.vocabulary.num_tokens,
         dtype=policy.dtype,
@@ -32,7 +32,7 @@ def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTran
     return Learner(
         cfg=policy.cfg,
         objective=objective_of(config),
-        scoring=scoring,
+        logprob_settings=logprob_settings,
         optimizer=optimizer,
         passes=passes_of(config),
         shape=(config.prompts_per_step, config.num_generations),
@@ -77,11 +77,11 @@ def objective_of(config: GRPOConfig) -> GRPO:
 def _bonus(config: GRPOConfig) -> EntropyBonus:
     return EntropyBonus(
         config.entropy_coef,
-        config.use_adaptive_entropy,
-        config.entropy_coef_min,
-        config.entropy_coef_max,
-        config.entropy_coef_delta,
-        config.entropy_target,
+        adaptive=config.use_adaptive_entropy,
+        lowest=config.entropy_coef_min,
+        largest=config.entropy_coef_max,
+        step=config.entropy_coef_delta,
+        target=config.entropy_target,
     )
 
 

@@ -104,6 +104,6 @@ def _base(policy: Policy) -> int:
     return 0 if base is None else _laid(base.params, policy.base_shardings())
 
 
-def _laid(shapes: Any, places: Any) -> int:
-    each = lambda x, where: math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
-    return sum(jax.tree.leaves(jax.tree.map(each, shapes, places)))
+def _laid(shapes: Any, layout: Any) -> int:
+    each = lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return sum(jax.tree.leaves(jax.tree.map(each, shapes, layout)))

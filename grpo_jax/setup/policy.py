@@ -85,10 +85,10 @@ class Policy:
 
     def rollout_copy(self, params: Params) -> Params:
         """A copy of the whole model's weights in the sampler's form and layout, layers apart, made on the devices."""
-        return self.copying(params)
+        return self.weight_sync(params)
 
     @cached_property
-    def copying(self) -> SamplerCopy:
+    def weight_sync(self) -> SamplerCopy:
         """The programs that make this copy."""
         return SamplerCopy(self.dtype, self.rollout_weights, self.rollout_shardings(), self.mesh)
 

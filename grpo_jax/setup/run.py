@@ -12,10 +12,12 @@ from grpo_jax.setup.policy import Policy
 from grpo_jax.sharding import hosts
 
 
-def open_run(config: GRPOConfig | SFTConfig, policy: Policy, judges: Mapping[str, str] | None = None) -> Run:
-    """Start or resume the run with these settings, this model, and reward models with the fingerprints `judges`.
+def open_run(
+    config: GRPOConfig | SFTConfig, policy: Policy, reward_models: Mapping[str, str] | None = None
+) -> Run:
+    """Start or resume the run with these settings, this model, and reward models with the fingerprints `reward_models`.
     UserError when its folder holds another run."""
-    fingerprint = {**fingerprint_of(policy), **(judges or {})}
+    fingerprint = {**fingerprint_of(policy), **(reward_models or {})}
     return Run(config.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer())
 
 

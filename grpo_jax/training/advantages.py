@@ -36,5 +36,5 @@ class GroupAdvantages:
         if self.config.beta == 0 or self.config.kl_in != "reward":
             return None, {}
         divergence = self.learner.divergence(groups)
-        mean = float(divergence.sum(dtype=np.float64) / max(int(np.sum(groups.rollout.action_mask)), 1))
+        mean = float(divergence.sum(dtype=np.float64) / max(int(groups.rollout.chosen.sum()), 1))
         return self.config.beta * divergence, {"kl": mean}

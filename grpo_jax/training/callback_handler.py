@@ -82,7 +82,7 @@ class CallbackHandler:
         return wanted and done < self.config.max_steps
 
     def _count(self, done: int, run_state: RunState) -> None:
-        self.state.global_step, self.state.epoch = done, run_state.sampler.total / self.prompts
+        self.state.global_step, self.state.epoch = done, run_state.curriculum.total / self.prompts
 
     def _call(self, event: str, **given: Any) -> None:
         self.callbacks.call(event, self.config, self.state, self.control, **given)

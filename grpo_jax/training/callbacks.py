@@ -26,7 +26,7 @@ EVENTS = (
 )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainerState:
     """The progress of a run. A step is one rollout and its updates."""
 

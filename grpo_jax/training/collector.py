@@ -38,9 +38,9 @@ class Groups:
 
     @property
     def num_tokens(self) -> int:
-        """Of all rows: those of the prompts, and those that the policy chose."""
+        """Tokens of the prompts, once for each completion, and those that the policy chose."""
         rollout = self.rollout
-        return int(rollout.action_mask.sum()) + rollout.lengths.shape[1] * int(self.batch.lengths.sum())
+        return int(rollout.chosen.sum()) + rollout.lengths.shape[1] * int(self.batch.lengths.sum())
 
     def take(self, which: np.ndarray) -> "Groups":
         """Those that `which`, indices or a mask, says; without the failures and metrics of the whole."""
@@ -86,8 +86,8 @@ class Collector:
             state: of the run, after `step` steps.
             trainer_state: for reward functions that ask for it.
         """
-        groups, drawn = self._sample(params, state.sampler, step, clock, trainer_state)
-        return groups, groups, state.replace(sampler=self._learned(drawn, step, groups))
+        groups, drawn = self._sample(params, state.curriculum, step, clock, trainer_state)
+        return groups, groups, state.replace(curriculum=self._learned(drawn, step, groups))
 
     def _sample(
         self, params: Any, state: SamplerState, step: int, clock: Clock, trainer_state: Any
@@ -146,7 +146,7 @@ class DynamicCollector(Collector):
             missing -= int(with_spread(groups.scored.base).sum())
         chosen, surplus = _divide(Groups.join([*carried, *rounds]), P)
         sampled = Groups.join(rounds)
-        state = state.replace(sampler=self._learned(drawn, step, sampled), carried=_to_carry(surplus))
+        state = state.replace(curriculum=self._learned(drawn, step, sampled), carried=_to_carry(surplus))
         if missing > 0:
             self._warn(P - missing, P)
         return chosen, _with_figures(sampled, len(rounds), len(surplus), max(missing, 0)), state
@@ -156,15 +156,15 @@ class DynamicCollector(Collector):
         another shape, the prompts of those groups are drawn again instead."""
         carried = state.carried
         if carried is None:
-            return [], state.sampler
+            return [], state.curriculum
         indices, arrays = np.array(carried.indices, np.int64), unpacked(carried.arrays)
         rollout = _rollout_of(arrays)
         if rollout.tokens.shape[1:] != (self.sampler.num_generations, self.sampler.max_completion_length):
-            again = [*carried.indices, *state.sampler.carried_over]
-            return [], replace(state.sampler, carried_over=again)
+            to_redraw = [*carried.indices, *state.curriculum.to_redraw]
+            return [], replace(state.curriculum, to_redraw=to_redraw)
         batch = self.curriculum.prompts.at(indices.tolist())
         scored = self.scorer.restore(batch, rollout, arrays["base"], arrays["values"], carried.extras)
-        return [Groups(batch, rollout, scored, np.zeros(len(indices), bool), indices)], state.sampler
+        return [Groups(batch, rollout, scored, np.zeros(len(indices), bool), indices)], state.curriculum
 
     def _warn(self, found: int, P: int) -> None:
         if not self._warned and hosts.is_writer():

@@ -22,9 +22,10 @@ def step_metrics(
     components: Components,
     stage: int,
     sampled: Groups,
+    run_state: RunState,
+    *,
     clock: Stopwatch,
     seconds: float,
-    run_state: RunState,
     done: int,
 ) -> dict[str, Any]:
     """A step's metrics besides the learner's own, of everything that was sampled in it. `stage` is the
@@ -32,7 +33,7 @@ def step_metrics(
     scorer = components.stages[stage].scorer
     rollout, scored = sampled.rollout, sampled.scored
     P, G = rollout.lengths.shape
-    lengths = rollout.action_mask.sum(-1)  # as TRL counts: only what the policy chose
+    lengths = np.asarray(rollout.chosen)
     tokens = int(lengths.sum())
     names, weights = scorer.pool.names, scorer.weights
     return {
@@ -61,7 +62,7 @@ def _curriculum(curriculum: CurriculumSampler, stage: int, run_state: RunState) 
     if len(curriculum.stages) > 1:
         found["curriculum/stage"] = stage + 1
     if curriculum.filters:
-        found["curriculum/prompts"], found["curriculum/left_out"] = curriculum.pool(run_state.sampler)
+        found["curriculum/prompts"], found["curriculum/left_out"] = curriculum.pool(run_state.curriculum)
     return found
 
 
@@ -104,7 +105,7 @@ def summarize(
     steps: int, run_state: RunState, after: Mapping[str, Any] | None, prompts_dropped: int
 ) -> dict[str, Any]:
     """The content of `summary.json`."""
-    memory, where = peak_memory()
+    memory, source = peak_memory()
     return {
         "before": run_state.before and run_state.before["summary"],
         "after": after and after["summary"],
@@ -112,7 +113,7 @@ def summarize(
         "num_tokens": run_state.num_tokens,
         "seconds": run_state.seconds,
         "peak_memory": memory,
-        "peak_memory_of": where,
+        "peak_memory_of": source,
         "prompts_dropped": prompts_dropped,
     }
 

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ class RunState:
     """Goes into every checkpoint beside the weights. It is frozen: a step makes the next one with `replace`, so that a
     step that fails changes nothing."""
 
-    sampler: SamplerState
+    curriculum: SamplerState
+    _: KW_ONLY
     num_tokens: int = 0  # of prompts and completions, since the run began
     seconds: float = 0.0  # of all steps
     carried: CarriedGroups | None = None
@@ -50,14 +51,14 @@ class RunState:
             "extras": self.carried.extras,
         }
         plain = {name: getattr(self, name) for name in _PLAIN}
-        return plain | {"course": self.sampler.to_json(), "carried": carried}
+        return plain | {"course": self.curriculum.to_json(), "carried": carried}
 
     @staticmethod
     def from_json(saved: Mapping[str, Any]) -> "RunState":
         """What `to_json` wrote; a key that an earlier version did not write has its default."""
         carried = saved.get("carried")
         return RunState(
-            sampler=SamplerState.from_json(saved["course"]),
+            curriculum=SamplerState.from_json(saved["course"]),
             carried=carried and CarriedGroups(carried["tickets"], carried["arrays"], carried["extras"]),
             **{name: saved[name] for name in _PLAIN if name in saved},
         )

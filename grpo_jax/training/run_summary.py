@@ -80,10 +80,10 @@ def _rollout(components: Components) -> str:
     c = components.config
     rows = c.prompts_per_step * c.num_generations
     times = c.max_rollouts_per_step if c.dynamic_sampling else 1
-    again = f", and again until {c.prompts_per_step} groups have rewards that differ ({times} times at most)"
+    more = f", and again until {c.prompts_per_step} groups have rewards that differ ({times} times at most)"
     return (
         f"{_count(c.prompts_per_step, 'prompt')} x {c.num_generations} completions = {rows:,} rows a step"
-        f"{again if c.dynamic_sampling else ''}; a row has up to {c.max_prompt_length} prompt and "
+        f"{more if c.dynamic_sampling else ''}; a row has up to {c.max_prompt_length} prompt and "
         f"{c.max_completion_length} completion tokens: at most {times * rows * c.max_completion_length:,} tokens "
         f"are sampled a step{_at_a_time(components)}"
     )
@@ -169,17 +169,17 @@ def _evaluation(components: Components) -> str:
     c = components.config
     if components.evaluator is None:
         return "none (no held-out prompts)"
-    how = "greedy" if c.eval_temperature == 0 else f"at temperature {c.eval_temperature:g}"
+    manner = "greedy" if c.eval_temperature == 0 else f"at temperature {c.eval_temperature:g}"
     filters = (("top-p", c.eval_top_p, 1), ("top-k", c.eval_top_k, 0), ("min-p", c.eval_min_p, 0))
-    how += "".join(f", {name} {value:g}" for name, value, all_of_them in filters if value != all_of_them)
+    manner += "".join(f", {name} {value:g}" for name, value, all_of_them in filters if value != all_of_them)
     if c.eval_max_completion_length:
-        how += f", up to {c.eval_max_completion_length} tokens"
+        manner += f", up to {c.eval_max_completion_length} tokens"
     sets = [domain.name for domain in components.evaluator.prompts.domains if domain.name]
     among = f" ({', '.join(sets)})" if sets else ""
     every = f", and every {_count(c.eval_steps, 'step')}" if 0 < c.eval_steps < c.max_steps else ""
     return (
         f"{_count(len(components.evaluator.prompts), 'held-out prompt')}{among} x "
-        f"{_count(c.eval_samples, 'completion')}, {how}: before and after the training{every}"
+        f"{_count(c.eval_samples, 'completion')}, {manner}: before and after the training{every}"
     )
 
 

@@ -13,7 +13,7 @@ from grpo_jax.config import SFTConfig
 from grpo_jax.config.prompts import PromptSettings
 from grpo_jax.data.prompts import PromptBatch
 from grpo_jax.data.sft.examples import Examples
-from grpo_jax.learner.logprobs import Scoring, make_rows
+from grpo_jax.learner.logprobs import LogprobSettings, make_rows
 from grpo_jax.learner.update import make_score
 from grpo_jax.models.transformer import Params
 from grpo_jax.program import Program
@@ -35,13 +35,20 @@ class HeldOut:
     inside the policy's mesh. UserError for rows that cannot be used."""
 
     def __init__(
-        self, config: SFTConfig, policy: Policy, rows: Sequence[Row], examples: Examples, scoring: Scoring
+        self,
+        config: SFTConfig,
+        policy: Policy,
+        rows: Sequence[Row],
+        examples: Examples,
+        logprob_settings: LogprobSettings,
     ):
         self.config, self.policy, self.examples = config, policy, examples
         self._prompts = _prompts(config, policy, rows) if config.eval_samples else None
         micro_batches = config.rows_per_step // (config.micro_batch_size or config.rows_per_step)
         self._rows = Program("rows", make_rows)
-        self._score = make_score(policy.cfg, replace(scoring, entropy=False), micro_batches, policy.mesh)
+        self._score = make_score(
+            policy.cfg, replace(logprob_settings, entropy=False), micro_batches, policy.mesh
+        )
 
     def __call__(self, params: Params) -> dict[str, Any]:
         """Of the whole model: `summary` (nll in nats a token, perplexity, rows, rows_dropped and rows_cut for their
@@ -75,10 +82,10 @@ class HeldOut:
     @cached_property
     def _sampler(self) -> Sampler:
         return make_sampler(
+            self.config,
             self.policy,
-            SamplingParams(self.config.eval_temperature),
             num_generations=1,
-            max_completion_length=self.config.max_completion_length,
+            sampling=SamplingParams(self.config.eval_temperature),
             seed=self.config.seed,
             random_stream=RandomStream.EVALUATION,
         )

@@ -10,7 +10,7 @@ from jax import Array
 from grpo_jax.config import SFTConfig
 from grpo_jax.data.sft.examples import ExampleBatch, Examples, PackedBatch
 from grpo_jax.errors import UserError
-from grpo_jax.learner.logprobs import Rows, Scoring, make_rows
+from grpo_jax.learner.logprobs import LogprobSettings, Rows, make_rows
 from grpo_jax.learner.objective import SFT, Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state
 from grpo_jax.learner.update import make_update, read
@@ -47,12 +47,12 @@ class FineTuner:
         optimizer = optimizer_of(config, schedule)
         self.learning_rate = schedule.build()
         self.abstract_state = abstract_state(policy.abstract_trained(), optimizer, policy.mesh)
-        where = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        layout = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         self.init = Program(
-            "init", lambda params: init_state(params, optimizer), donate_argnums=0, out_shardings=where
+            "init", lambda params: init_state(params, optimizer), donate_argnums=0, out_shardings=layout
         )
         self.batch = Program("batches", _packed_batch if config.packing else _batch)
-        scoring = Scoring(
+        logprob_settings = LogprobSettings(
             num_tokens=policy.vocabulary.num_tokens,
             dtype=policy.dtype,
             chunk=config.logprob_chunk,
@@ -60,8 +60,10 @@ class FineTuner:
             attention=policy.attention,
         )
         micro_batches = config.rows_per_step // micro
-        self.update = make_update(policy.cfg, SFT(), scoring, optimizer, micro_batches, where, policy.mesh)
-        self.held_out = _held_out(config, policy, held_out, scoring) if held_out else None
+        self.update = make_update(
+            policy.cfg, SFT(), logprob_settings, optimizer, micro_batches, layout, policy.mesh
+        )
+        self.held_out = _held_out(config, policy, held_out, logprob_settings) if held_out else None
 
     def start(self) -> TrainState:
         """The state before the first update."""
@@ -116,11 +118,13 @@ def _examples(config: SFTConfig, policy: Policy, rows: list[Row], packing: bool 
     )
 
 
-def _held_out(config: SFTConfig, policy: Policy, rows: list[Row], scoring: Scoring) -> HeldOut:
+def _held_out(
+    config: SFTConfig, policy: Policy, rows: list[Row], logprob_settings: LogprobSettings
+) -> HeldOut:
     """One row each: every row is scored once, so packing would gain little."""
     rows = rows[: config.eval_rows or None]
     try:
-        return HeldOut(config, policy, rows, _examples(config, policy, rows, packing=False), scoring)
+        return HeldOut(config, policy, rows, _examples(config, policy, rows, packing=False), logprob_settings)
     except UserError as fault:
         raise UserError(f"eval_dataset: {fault}") from None
 
@@ -132,5 +136,5 @@ def _batch(completions: Array, mask: Array, prompts: Array, lengths: Array) -> B
 
 def _packed_batch(completions: Array, mask: Array, sequences: Array, segments: Array, before: Array) -> Batch:
     nothing = jnp.zeros(len(sequences), jnp.int32)
-    rows = Rows(sequences, nothing, completions, mask, segments, before)
+    rows = Rows(sequences, nothing, completions, mask, segments=segments, before=before)
     return Batch(rows, advantages=jnp.zeros(len(sequences)))

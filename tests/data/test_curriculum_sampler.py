@@ -250,9 +250,9 @@ def test_a_high_share_of_clipped_completions_ends_a_stage():
     assert stages == [0, 0, 0, 0, 1]
 
 
-def test_carried_over_prompts_are_drawn_first_and_not_counted_again():
+def test_prompts_to_redraw_come_first_and_not_counted_again():
     curriculum = CurriculumSampler(prompts_of(4), shuffle=False)
     _, state = curriculum.draw(curriculum.begin(), 2)
     indices, state = curriculum.draw(SamplerState.from_json({**state.to_json(), "again": [7, 6, 5]}), 4)
     assert indices == [7, 6, 5, 2]
-    assert (state.total, list(state.carried_over)) == (3, [])
+    assert (state.total, list(state.to_redraw)) == (3, [])

@@ -12,7 +12,8 @@ from grpo_jax.scoring.scorer import Scorer
 
 
 class Echo:
-    """A sampler that repeats each prompt's first token once for the first completion, twice for the second."""
+    """A sampler that repeats each prompt's first token once for the first completion, twice for the second, where an
+    environment wrote the second time."""
 
     num_generations, max_completion_length, rows, compilations = 2, 2, 0, 0
 
@@ -21,8 +22,9 @@ class Echo:
         tokens = np.where(np.arange(2) < lengths[..., None], prompts.tokens[:, :1, None], 0).astype(np.int32)
         for p, rows in enumerate(tokens):
             on_group(p, [rows[0, :1].tolist(), rows[1].tolist()])
-        return Rollout.of_policy(
-            tokens, np.zeros(tokens.shape, np.float32), lengths, np.ones(lengths.shape, bool)
+        chosen = np.broadcast_to(np.arange(2) < 1, tokens.shape)
+        return Rollout(
+            tokens, np.zeros(tokens.shape, np.float32), lengths, np.ones(lengths.shape, bool), chosen
         )
 
 
@@ -43,4 +45,4 @@ def test_any_sampler_of_the_protocol_can_be_evaluated(tiny_model, mesh_1):
     assert found.completions == ["a", "aa", "c", "cc", "b", "bb"]
     assert found.rewards.tolist() == [[0.0, 1.0]] * 3
     assert found.summary()["success"] == 0.5
-    assert found.summary()["length"] == 1.5
+    assert found.summary()["length"] == 1, "tokens that the policy chose"

@@ -13,7 +13,7 @@ from grpo_jax.learner import logprobs
 from grpo_jax.learner.batches import Passes, minibatches
 from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.learner import Learner
-from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models.attention import shared_prompt
@@ -26,7 +26,7 @@ P, G, TP, TC, REAL = 4, 4, 5, 20, 37
 OPTIMIZER = make_optimizer(Schedule(1e-2, "constant", 0, 10), epsilon=1e-2)
 DEFAULT, ONE_PASS = GRPO(max_length=TC), Passes()
 WITH_REFERENCE, REINFORCE = GRPO(beta=0.1, max_length=TC), GRPO("reinforce")
-SCORING = Scoring(num_tokens=REAL, chunk=64)
+LOGPROB_SETTINGS = LogprobSettings(num_tokens=REAL, chunk=64)
 
 
 class PromptBatchArrays(NamedTuple):
@@ -99,11 +99,11 @@ def learn(all_passes, tiny, tiny_params, mesh_1):
     give the same learner, so that its programs compile once; `new` gives another."""
     fresh = lambda: jax.tree.map(jax.numpy.copy, tiny_params)
 
-    def make(objective, passes, scoring, optimizer, reference_on_host):
+    def make(objective, passes, logprob_settings, optimizer, reference_on_host):
         learner = Learner(
             cfg=tiny,
             objective=objective,
-            scoring=scoring,
+            logprob_settings=logprob_settings,
             optimizer=optimizer,
             passes=passes,
             shape=(P, G),
@@ -119,12 +119,12 @@ def learn(all_passes, tiny, tiny_params, mesh_1):
     def get(
         objective=DEFAULT,
         passes=ONE_PASS,
-        scoring=SCORING,
+        logprob_settings=LOGPROB_SETTINGS,
         optimizer=OPTIMIZER,
         reference_on_host=False,
         new=False,
     ):
-        learner = (make if new else shared)(objective, passes, scoring, optimizer, reference_on_host)
+        learner = (make if new else shared)(objective, passes, logprob_settings, optimizer, reference_on_host)
         return learner, learner.init(fresh())
 
     return get
@@ -301,7 +301,7 @@ def test_carried_over_groups_take_their_ratio_to_the_samplers_logprobs(learn, gr
     "saving",
     [
         {"reference_on_host": True},
-        {"scoring": dataclasses.replace(SCORING, remat="offload")},
+        {"logprob_settings": dataclasses.replace(LOGPROB_SETTINGS, remat="offload")},
     ],
     ids=lambda saving: next(iter(saving)),
 )

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.learner.logprobs import Scoring, completion_logprobs, make_rows, restarted
+from grpo_jax.learner.logprobs import LogprobSettings, completion_logprobs, make_rows, restarted
 from grpo_jax.models.transformer import head_logits, hidden_states
 
 B, TP, TC, REAL = 3, 5, 11, 37
 PROMPTS, COMPLETIONS = np.array([5, 1, 4]), np.array([11, 3, 0])
-WHOLE = Scoring(temperature=0.7, num_tokens=REAL, chunk=10**6, entropy=True)
+WHOLE = LogprobSettings(temperature=0.7, num_tokens=REAL, chunk=10**6, entropy=True)
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +74,17 @@ def test_logprobs_and_entropies_equal_the_plain_formula(rows, plain_logits, unch
     assert not np.any(logprobs[np.asarray(rows.mask) == 0])
 
 
-def scored(tiny, params, rows, scoring, weights=None):
+def scored(tiny, params, rows, logprob_settings, weights=None):
     """The log-probs and entropies, and the gradient of a weighted sum of the log-probs; all compiled."""
     weights = np.random.default_rng(1).normal(size=(B, TC)) if weights is None else weights
-    (_, out), grads = compiled(tiny, scoring)(params, rows, np.asarray(weights, np.float32))
+    (_, out), grads = compiled(tiny, logprob_settings)(params, rows, np.asarray(weights, np.float32))
     return jax.tree.map(np.asarray, (out, grads))
 
 
 @functools.cache
-def compiled(cfg, scoring):
+def compiled(cfg, logprob_settings):
     def total(params, rows, weights):
-        logprobs, entropy = completion_logprobs(cfg, params, rows, scoring)
+        logprobs, entropy = completion_logprobs(cfg, params, rows, logprob_settings)
         return (logprobs * weights).sum(), (logprobs, entropy)
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -97,8 +97,8 @@ def unchunked(tiny, tiny_params, rows):
 
 def test_chunks_change_neither_values_nor_gradients(tiny, tiny_params, rows, unchunked):
     """Of a number of tokens that B does not divide, and of a width that does not divide TC."""
-    scoring = dataclasses.replace(WHOLE, chunk=5 * B + 1)
-    (logprobs, entropy), grads = scored(tiny, tiny_params, rows, scoring)
+    logprob_settings = dataclasses.replace(WHOLE, chunk=5 * B + 1)
+    (logprobs, entropy), grads = scored(tiny, tiny_params, rows, logprob_settings)
     np.testing.assert_allclose(logprobs, unchunked[0][0], atol=1e-6)
     np.testing.assert_allclose(entropy, unchunked[0][1], atol=1e-6)
     assert_close(grads, unchunked[1])
@@ -136,8 +136,8 @@ def test_no_array_holds_the_logits_of_all_tokens(tiny, tiny_params, rows, jaxpr_
     """Out of memory from [B,T,V] is the commonest complaint about GRPO trainers. Forward and backward."""
 
     def largest(chunk):
-        scoring = dataclasses.replace(WHOLE, chunk=chunk, entropy=entropy)
-        total = lambda params: completion_logprobs(tiny, params, rows, scoring)[0].sum()
+        logprob_settings = dataclasses.replace(WHOLE, chunk=chunk, entropy=entropy)
+        total = lambda params: completion_logprobs(tiny, params, rows, logprob_settings)[0].sum()
         equations = jaxpr_equations(jax.grad(total), tiny_params)
         shapes = [v.aval.shape for equation in equations for v in equation.outvars]
         weights = {x.shape for x in jax.tree.leaves(tiny_params)}
@@ -162,8 +162,8 @@ def test_the_heads_gradient_is_summed_over_chunks_in_float32(tiny, tiny_params, 
     """Added up in bfloat16, the parts of many chunks, here of one token each, would lose percents of it."""
 
     def of_chunks(chunk):
-        scoring = dataclasses.replace(HALF, chunk=chunk)
-        (logprobs, _), grads = scored(tiny, tiny_params, rows, scoring, np.ones((B, TC)))
+        logprob_settings = dataclasses.replace(HALF, chunk=chunk)
+        (logprobs, _), grads = scored(tiny, tiny_params, rows, logprob_settings, np.ones((B, TC)))
         return logprobs, grads["head"]["kernel"]
 
     (one_by_one, many), (together, one) = of_chunks(1), of_chunks(WHOLE.chunk)

@@ -12,7 +12,7 @@ from grpo_jax.learner.advantages import group_advantages
 from grpo_jax.learner.batches import Passes
 from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.learner import Learner
-from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer
 from grpo_jax.models.hf import load_config, load_params, save_model
@@ -105,7 +105,7 @@ def ours(folder, out, objective, passes, steps, mesh, environment=False):
     learner = Learner(
         cfg=cfg,
         objective=objective,
-        scoring=Scoring(TEMPERATURE, chunk=64),
+        logprob_settings=LogprobSettings(TEMPERATURE, chunk=64),
         optimizer=optimizer,
         passes=passes,
         shape=(P, G),

@@ -10,7 +10,7 @@ import pytest
 
 from grpo_jax.errors import UserError
 from grpo_jax.learner.entropy import EntropyBonus
-from grpo_jax.learner.logprobs import Scoring, make_rows
+from grpo_jax.learner.logprobs import LogprobSettings, make_rows
 from grpo_jax.learner.losses import CLIPPED
 from grpo_jax.learner.objective import GRPO, SFT, Batch
 from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
@@ -19,7 +19,7 @@ from grpo_jax.models.transformer import abstract_params
 
 B, TP, TC, REAL = 8, 4, 6, 37
 COMPLETIONS = np.array([6, 1, 3, 0, 6, 2, 5, 4])  # row 3 is wholly masked
-SCORING = Scoring(num_tokens=REAL, chunk=32)
+LOGPROB_SETTINGS = LogprobSettings(num_tokens=REAL, chunk=32)
 EVERYTHING = GRPO(
     "dapo",
     beta=0.1,
@@ -56,17 +56,17 @@ def batch(tiny, tiny_params, mesh_1):
     )
 
 
-def gradients(tiny, params, batch, objective, parts=1, scoring=SCORING):
+def gradients(tiny, params, batch, objective, parts=1, logprob_settings=LOGPROB_SETTINGS):
     """(gradients, metrics) of a whole mini-batch."""
-    return jax.tree.map(np.asarray, compiled(tiny, objective, scoring, parts)(params, batch)[:2])
+    return jax.tree.map(np.asarray, compiled(tiny, objective, logprob_settings, parts)(params, batch)[:2])
 
 
 @functools.cache
-def compiled(cfg, objective, scoring, parts):
-    return jax.jit(functools.partial(accumulate, cfg, objective, scoring, parts))
+def compiled(cfg, objective, logprob_settings, parts):
+    return jax.jit(functools.partial(accumulate, cfg, objective, logprob_settings, parts))
 
 
-score = functools.cache(lambda cfg, mesh, parts=1: make_score(cfg, SCORING, parts, mesh))
+score = functools.cache(lambda cfg, mesh, parts=1: make_score(cfg, LOGPROB_SETTINGS, parts, mesh))
 
 
 def objective_of(kind):
@@ -161,8 +161,8 @@ def test_padding_changes_no_gradient_or_metric(tiny, tiny_params, batch):
 
 def test_remat_and_entropy_change_no_gradient(tiny, tiny_params, batch):
     plain = gradients(tiny, tiny_params, batch, objective_of("dapo"))
-    scoring = dataclasses.replace(SCORING, remat="none", entropy=True)
-    other = gradients(tiny, tiny_params, batch, objective_of("dapo"), scoring=scoring)
+    logprob_settings = dataclasses.replace(LOGPROB_SETTINGS, remat="none", entropy=True)
+    other = gradients(tiny, tiny_params, batch, objective_of("dapo"), logprob_settings=logprob_settings)
     assert 1 < other[1].pop("entropy") < np.log(REAL)
     assert_same(other, plain)
 
@@ -181,7 +181,7 @@ def program(cfg, mesh, objective, rate):
     """Of the update over two micro-batches, with its optimizer and the state's shardings."""
     optimizer = make_optimizer(Schedule(rate, "constant", 0, 10))
     sharding = state_shardings(abstract_params(cfg), optimizer, mesh)
-    return optimizer, sharding, make_update(cfg, objective, SCORING, optimizer, 2, sharding, mesh)
+    return optimizer, sharding, make_update(cfg, objective, LOGPROB_SETTINGS, optimizer, 2, sharding, mesh)
 
 
 def test_state_is_donated_compiled_once_and_counted(tiny, tiny_params, batch, mesh_1):
@@ -262,8 +262,8 @@ def test_supervised_updates_lower_the_loss(tiny, tiny_params, batch, mesh_1):
 
 
 def test_half_precision_computes_in_half_and_gives_float32_gradients(tiny, tiny_params, batch, mesh_1):
-    scoring = dataclasses.replace(SCORING, dtype="bfloat16")
-    half = gradients(tiny, tiny_params, batch, objective_of("dapo"), scoring=scoring)
+    logprob_settings = dataclasses.replace(LOGPROB_SETTINGS, dtype="bfloat16")
+    half = gradients(tiny, tiny_params, batch, objective_of("dapo"), logprob_settings=logprob_settings)
     full = gradients(tiny, tiny_params, batch, objective_of("dapo"))
     assert {x.dtype for x in jax.tree.leaves(half[0])} == {np.dtype("float32")}
     norm = lambda tree: np.sqrt(sum(float((x.astype(np.float64) ** 2).sum()) for x in jax.tree.leaves(tree)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.learner.logprobs import Scoring, make_rows
+from grpo_jax.learner.logprobs import LogprobSettings, make_rows
 from grpo_jax.learner.update import make_score
 from grpo_jax.models.hf import load_config, load_params
 from grpo_jax.rollout import decoding as module
@@ -131,8 +131,8 @@ def test_sampled_logprobs_equal_teacher_forcing(sampling, programs, tiny, tiny_p
     mask = in_completion(rollout).reshape(P * G, TC).astype(np.float32)
     spread = lambda x: jnp.repeat(jnp.asarray(x), G, axis=0)
     rows = make_rows(spread(prompts), spread(LENGTHS), jnp.asarray(rollout.tokens.reshape(P * G, TC)), mask)
-    scoring = Scoring(temperature=sampling.temperature or 1.0, num_tokens=REAL, chunk=64)
-    scored = make_score(tiny, scoring, 2, mesh_1)(tiny_params, rows)
+    logprob_settings = LogprobSettings(temperature=sampling.temperature or 1.0, num_tokens=REAL, chunk=64)
+    scored = make_score(tiny, logprob_settings, 2, mesh_1)(tiny_params, rows)
     np.testing.assert_allclose(rollout.logprobs.reshape(P * G, TC), scored, atol=1e-5)
     assert rollout.logprobs[in_completion(rollout)].max() < 0
 

@@ -45,7 +45,7 @@ def test_a_run_of_an_earlier_commit_resumes_to_the_same_figures(tmp_path, monkey
     assert main(["train", *options(SETTINGS)]) == 0
     expected, found = lines(tmp_path / "expected.jsonl"), lines(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in found] == [1, 2, 3, 4]
-    for old, new in zip(expected, found[2:]):
+    for old, new in zip(expected, found[2:], strict=True):
         assert new.keys() >= {name for name in old if not name.startswith("compilations/")}
         for name in FIGURES:  # other processors round differently
             assert new[name] == pytest.approx(old[name], rel=1e-3, abs=1e-5), name

@@ -181,7 +181,10 @@ def test_a_reward_model_decides_on_success_only_where_there_is_no_function(train
     for rewards, judge in ((weighted["rewards"][::-1], 1), (weighted["rewards"][1:], 0)):
         settings = tiny_settings | {"rewards": rewards, "output_dir": None}
         components = GRPOTrainer(settings["model"], args=GRPOConfig(**settings)).components
-        assert components.stages[0].scorer.judges(components.prompts.at([0, 1])).tolist() == [judge] * 2
+        assert (
+            components.stages[0].scorer.success_functions(components.prompts.at([0, 1])).tolist()
+            == [judge] * 2
+        )
 
 
 def test_the_plan_has_the_memory_and_the_passes_of_reward_models(tiny_settings, weighted, tmp_path, capsys):

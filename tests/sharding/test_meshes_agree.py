@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.learner.entropy import EntropyBonus
-from grpo_jax.learner.logprobs import Scoring, make_rows
+from grpo_jax.learner.logprobs import LogprobSettings, make_rows
 from grpo_jax.learner.objective import GRPO, Batch
 from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
 from grpo_jax.learner.update import make_update
@@ -21,7 +21,7 @@ from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, shardings
 P, G, TP, TC, REAL = 8, 2, 5, 6, 37
 ONE = {"data": 1}
 EIGHT = [{"fsdp": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}]
-SCORING = Scoring(num_tokens=REAL, chunk=48)
+LOGPROB_SETTINGS = LogprobSettings(num_tokens=REAL, chunk=48)
 BONUS = EntropyBonus(0.01, adaptive=True, target=100.0)
 OBJECTIVE = GRPO("dapo", beta=0.1, max_length=TC, bonus=BONUS)
 
@@ -84,7 +84,7 @@ def updated(tiny, params, mesh, batch):
     """Parameters, moments (of the gradients) and metrics after two updates of two micro-batches each."""
     sharding = state_shardings(params, OPTIMIZER, mesh, BONUS)
     state = jax.device_put(init_state(jax.tree.map(jnp.copy, params), OPTIMIZER, BONUS), sharding)
-    update = make_update(tiny, OBJECTIVE, SCORING, OPTIMIZER, 2, sharding, mesh)
+    update = make_update(tiny, OBJECTIVE, LOGPROB_SETTINGS, OPTIMIZER, 2, sharding, mesh)
     state, first = update(state, batch)
     state, second = update(state, batch)
     assert update.compilations == 1

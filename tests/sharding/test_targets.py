@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from grpo_jax.errors import UserError
-from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import Schedule, make_optimizer, state_shardings
 from grpo_jax.learner.update import make_score, make_update
@@ -50,7 +50,7 @@ def target(request):
 def compiled(target, name, cfg, dtype="bfloat16"):
     """The program called `name` for a rollout of P x G rows on a mesh of SIZES."""
     mesh = topology_mesh(target, SIZES)
-    scoring = Scoring(dtype=dtype, num_tokens=cfg.vocab_size - 3, chunk=64)
+    logprob_settings = LogprobSettings(dtype=dtype, num_tokens=cfg.vocab_size - 3, chunk=64)
     if name == "generate":
         program = make_generate(cfg, Vocabulary((3, 5), 0, cfg.vocab_size - 3), SamplingParams(), G, TC, mesh)
         arguments = (
@@ -58,12 +58,12 @@ def compiled(target, name, cfg, dtype="bfloat16"):
             *abstract_arguments.prompts(mesh, P, TP),
         )
     elif name == "score":
-        program = make_score(cfg, scoring, 2, mesh)
+        program = make_score(cfg, logprob_settings, 2, mesh)
         master = abstract_arguments.weights(cfg, mesh, "float32")
         arguments = master, abstract_arguments.rows(mesh, P * G, TP, TC)
     else:
         state = state_shardings(abstract_params(cfg), OPTIMIZER, mesh)
-        program = make_update(cfg, GRPO(beta=0.1), scoring, OPTIMIZER, 2, state, mesh)
+        program = make_update(cfg, GRPO(beta=0.1), logprob_settings, OPTIMIZER, 2, state, mesh)
         batch = abstract_arguments.batch(mesh, P * G, TP, TC, old=True, reference=True, ends=1)
         arguments = abstract_arguments.train_state(cfg, OPTIMIZER, mesh), batch
     return abstract_arguments.compile_for(target, mesh, program, *arguments)

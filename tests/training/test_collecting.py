@@ -16,12 +16,15 @@ from jax.experimental import multihost_utils
 
 from grpo_jax.data.curriculum.sampler import CurriculumSampler
 from grpo_jax.data.prompts import Prompts
+from grpo_jax.learner.advantages import Advantages
 from grpo_jax.rewards.functions.overlong import soft_overlong
 from grpo_jax.rollout.programs import Rollout
 from grpo_jax.runs import run
 from grpo_jax.runs.run import Stopwatch
 from grpo_jax.scoring.scorer import Scorer
+from grpo_jax.training.advantages import GroupAdvantages
 from grpo_jax.training.collector import Collector, DynamicCollector, with_spread
+from grpo_jax.training.metrics import step_metrics
 from grpo_jax.training.run_state import RunState
 
 WIDTH = 7  # of a completion, in tokens
@@ -414,8 +417,29 @@ def test_a_step_without_dynamic_sampling_trains_on_its_one_rollout():
         assert trained.indices.tolist() == world.indices(4 * step, 4)
         assert trained.scored.failures == {"rewards/first/errors": 4}
     assert [step for step, _ in collector.sampler.calls] == [0, 1, 2]
-    assert state.sampler.total == 12
-    assert state == first.replace(sampler=state.sampler)
+    assert state.curriculum.total == 12
+    assert state == first.replace(curriculum=state.curriculum)
+
+
+def test_figures_count_only_tokens_that_the_policy_chose():
+    """Of a rollout with an environment's tokens in it: the tokens of a run, lengths, and the mean divergence."""
+    collector = World(P=4).collector(dynamic=False)
+    clock = Stopwatch()
+    _, sampled, state = collector(np.int32(0), 0, clock, start(collector))
+    foreign = int((sampled.rollout.lengths > 3).sum())  # the fourth token of each completion
+    chosen = int(sampled.rollout.lengths.sum()) - foreign
+    assert foreign > 0
+    assert sampled.num_tokens == chosen + 3 * int(sampled.batch.lengths.sum())
+    learner = SimpleNamespace(compilations=dict, divergence=lambda _: 2.0 * sampled.rollout.action_mask)
+    stage = SimpleNamespace(scorer=collector.scorer, sampler=SimpleNamespace(compilations=0), learner=learner)
+    components = SimpleNamespace(
+        stages=[stage], learner=learner, curriculum=collector.curriculum, reflection=None, schedule=None
+    )
+    metrics = step_metrics(components, 0, sampled, state, clock=clock, seconds=1.0, done=1)
+    assert metrics["completions/mean_length"] == pytest.approx(chosen / 12)
+    in_reward = SimpleNamespace(beta=0.5, kl_in="reward", overlong_buffer=0)
+    _, metrics = GroupAdvantages(in_reward, Advantages("reinforce_plus_plus"), learner)(sampled)
+    assert metrics == {"kl": pytest.approx(2.0)}
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -9,7 +9,7 @@ import pytest
 from grpo_jax.data.curriculum.sampler import SamplerState
 from grpo_jax.training.run_state import CarriedGroups, RunState, SFTRunState, packed, unpacked
 
-SAMPLER = SamplerState(places=[[1, 2]], out=[[3]], drawn=[9], total=12, carried_over=[7], recent=[[0.5, 0.1]])
+SAMPLER = SamplerState(places=[[1, 2]], out=[[3]], drawn=[9], total=12, to_redraw=[7], recent=[[0.5, 0.1]])
 STATE = RunState(
     SAMPLER,
     num_tokens=5,
@@ -53,8 +53,8 @@ def test_the_keys_of_a_checkpoint_are_those_of_earlier_versions():
 def test_fields_missing_from_an_older_checkpoint_have_their_defaults():
     course = {"places": [[0, 8]], "out": [[]], "drawn": [8], "total": 8, "stage": 0, "over": False}
     state = RunState.from_json({"num_tokens": 3, "seconds": 2.0, "before": None, "course": course})
-    assert (state.num_tokens, state.sampler.total, state.sampler.carried_over) == (3, 8, ())
-    assert state == RunState(state.sampler, num_tokens=3, seconds=2.0)
+    assert (state.num_tokens, state.curriculum.total, state.curriculum.to_redraw) == (3, 8, ())
+    assert state == RunState(state.curriculum, num_tokens=3, seconds=2.0)
 
 
 def test_a_run_state_is_immutable():

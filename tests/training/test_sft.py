@@ -11,7 +11,7 @@ import pytest
 
 from grpo_jax.cli import main
 from grpo_jax.config import SFTConfig
-from grpo_jax.learner.logprobs import Scoring
+from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.objective import SFT
 from grpo_jax.learner.update import accumulate
 from grpo_jax.models.transformer import head_logits, hidden_states
@@ -82,10 +82,10 @@ def gradients(settings, rows, **changes):
     config = SFTConfig(**settings | defaults | changes)
     policy = open_policy(config)
     tuner = FineTuner(config, policy, rows)
-    scoring = Scoring(num_tokens=policy.vocabulary.num_tokens, chunk=8, remat="full")
+    logprob_settings = LogprobSettings(num_tokens=policy.vocabulary.num_tokens, chunk=8, remat="full")
     with jax.set_mesh(policy.mesh):
         batch = tuner.batch(*tuner._on_devices(tuner.examples(0)))
-        work = jax.jit(partial(accumulate, policy.cfg, SFT(), scoring, 1))
+        work = jax.jit(partial(accumulate, policy.cfg, SFT(), logprob_settings, 1))
         grads, metrics, _ = work(load_trained(policy, 0), batch)
     return jax.tree.map(np.asarray, grads), metrics, tuner.examples(0)
 

@@ -1,13 +1,13 @@
 """Which prompts come next: a function of the sampler's state, which every checkpoint holds.
 
 The draws of a domain are an endless sequence: epoch 0 in its order, epoch 1 in its order, and so on. An epoch's order
-is a function of (seed, epoch), less the rows that are not in the stage or sit the epoch out. Domains take turns by
-their weights. Nothing here is random beyond the seed, so a run that starts again draws what it would have drawn.
+is a function of (seed, epoch), less the rows that are not in the stage or are left out of the epoch. Domains take turns
+by their weights. Nothing here is random beyond the seed, so a run that starts again draws what it would have drawn.
 """
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,26 +23,27 @@ class SamplerState:
     """How far a curriculum sampler is: JSON values, never changed in place. Lists have an entry for each domain."""
 
     places: Sequence[Sequence[int]]  # (epoch, how many of it are drawn)
-    out: Sequence[Sequence[int]]  # rows that sit the epoch out
+    out: Sequence[Sequence[int]]  # rows that are left out of this epoch
     drawn: Sequence[int]  # prompts since the stage began
+    _: KW_ONLY
     total: int = 0  # prompts since the run began
     stage: int = 0
     over: bool = False  # the last stage has ended
-    carried_over: Sequence[int] = ()  # indices that come first: drawn already, and not trained on
+    to_redraw: Sequence[int] = ()  # indices that come first: drawn already, and not trained on
     rates: Rates = field(default_factory=dict)
     recent: Sequence[Step] = ()  # the stage's last steps
 
     def to_json(self) -> dict[str, Any]:
         """As a checkpoint keeps it."""
         saved = asdict(self)
-        saved["again"] = saved.pop("carried_over")  # the key in checkpoints is older than the name
+        saved["again"] = saved.pop("to_redraw")  # the key in checkpoints is older than the name
         return saved
 
     @staticmethod
     def from_json(saved: Mapping[str, Any]) -> "SamplerState":
         """What `to_json` wrote."""
         rest = {name: value for name, value in saved.items() if name != "again"}
-        return SamplerState(**rest, carried_over=saved.get("again", ()))
+        return SamplerState(**rest, to_redraw=saved.get("again", ()))
 
 
 class CurriculumSampler:
@@ -107,7 +108,7 @@ class CurriculumSampler:
         return stage.prompts, out
 
     def _next_stage(self, state: SamplerState) -> SamplerState:
-        """A domain whose rows stay the same goes on where it is; another begins an epoch of its new ones."""
+        """A domain with unchanged rows keeps its position; one with other rows begins a new epoch."""
         if state.stage + 1 == len(self.stages):
             return replace(state, over=True)
         old, new = self.stages[state.stage].rows, self.stages[state.stage + 1].rows
@@ -146,13 +147,13 @@ class _Draws:
             list(state.out),
             list(state.drawn),
         )
-        self.carried_over, self.total = deque(state.carried_over), state.total
+        self.to_redraw, self.total = deque(state.to_redraw), state.total
         self.orders: dict[int, np.ndarray] = {}  # of the domains' epochs under way
 
     def next(self) -> int:
         """The next index."""
-        if self.carried_over:
-            return self.carried_over.popleft()
+        if self.to_redraw:
+            return self.to_redraw.popleft()
         domain = self._turn()
         order = self._order(domain)
         epoch, position = self.places[domain]
@@ -169,7 +170,7 @@ class _Draws:
             out=self.out,
             drawn=self.drawn,
             total=self.total,
-            carried_over=list(self.carried_over),
+            to_redraw=list(self.to_redraw),
         )
 
     def _turn(self) -> int:
