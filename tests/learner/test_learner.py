@@ -234,7 +234,7 @@ def test_shared_prompts_and_length_buckets_change_no_update(learn, groups, advan
     after = []
     for each in (plain, passes):
         learner, state = learn(objective, each)
-        assert learner.unit == (
+        assert learner.rows_together == (
             min(4 // each.num_minibatches, each.micro_batch_size or 4) if each.share_prompts else 1
         )
         after.append(learner(state, groups, advantages))
