@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "GRPOConfig": "grpo_jax.config",
+    "GRPOConfig": "grpo_jax.config:ScriptConfig",
     "SFTConfig": "grpo_jax.config",
     "GRPOTrainer": "grpo_jax.trainer",
     "TrainerCallback": "grpo_jax.training.callbacks",
@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from grpo_jax.config import GRPOConfig, SFTConfig
+    from grpo_jax.config import ScriptConfig as GRPOConfig
+    from grpo_jax.config import SFTConfig
     from grpo_jax.errors import UserError
     from grpo_jax.trainer import GRPOTrainer
     from grpo_jax.training.callbacks import EarlyStopping, TrainerCallback, TrainerControl, TrainerState
@@ -38,4 +39,5 @@ def __getattr__(name: str) -> Any:
 
     if name not in _HOME:
         raise AttributeError(f"module 'grpo_jax' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    module, _, other = _HOME[name].partition(":")
+    return getattr(importlib.import_module(module), other or name)

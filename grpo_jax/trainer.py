@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from grpo_jax.config import GRPOConfig
+from grpo_jax.config import GRPOConfig, ScriptConfig
 from grpo_jax.errors import UserError
 from grpo_jax.evaluation.evaluator import Evaluation
 from grpo_jax.evaluation.results import keep_step
@@ -50,6 +50,7 @@ class GRPOTrainer:
         callbacks: objects with methods of `grpo_jax.TrainerCallback`.
         optimizers: an optax transformation, instead of AdamW and its schedule; gradients come to it clipped at
             `max_grad_norm`, as in TRL.
+        quantization_config: a BitsAndBytesConfig, or a dict of its fields, instead of the setting base_weights.
         peft_config: a LoraConfig of PEFT, or a dict of its fields, instead of the settings lora_r and so on.
         unsupported: what TRL's trainer also takes; each is refused with what to do instead.
 
@@ -69,14 +70,18 @@ class GRPOTrainer:
         reward_processing_classes: Any = None,
         callbacks: Sequence[Any] | None = None,
         optimizers: optax.GradientTransformation | None = None,
+        quantization_config: Any = None,
         peft_config: Any = None,
         **unsupported: Any,
     ):
         arguments.check(model, processing_class, unsupported)
+        args = args or ScriptConfig()
+        arguments.check_given(args, reward_funcs, train_dataset)
         train_rows = arguments.domains_of("train_dataset", train_dataset)
         eval_rows = arguments.domains_of("eval_dataset", eval_dataset)
-        config = arguments.resolved(args or GRPOConfig(), model, train_rows, eval_rows)
-        config = config.replace(**arguments.adapters_of(peft_config))
+        config = arguments.resolved(args, model, train_rows, eval_rows)
+        config = config.replace(**arguments.adapters_of(peft_config, quantization_config))
+        config, self._sizes = arguments.in_rollouts(config)
         functions = arguments.functions_of(config, reward_funcs)
         reward_tokenizers = arguments.reward_tokenizers_of(functions, reward_processing_classes)
         self.pool = RewardPool(
@@ -143,7 +148,7 @@ class GRPOTrainer:
         save_trained(Path(out), self.components.policy, self.trained.params)
 
     def _train(self, run: Run) -> dict[str, Any]:
-        show_plan(self.components)
+        show_plan(self.components, self._sizes)
         done, state, run_state = self._start(run)
         self.callback_handler.begin(done, run_state, run.logged())
         if run_state.before is None:

@@ -139,7 +139,7 @@ REFUSED = [
     ("reward_processing_classes", object, "reward_processing_classes: .* is no tokenizer"),
     ("rollout_func", lambda: len, "rollout_func: sampling is compiled here; leave it out"),
     ("environment_factory", lambda: len, "environment_factory: a prompt is answered in one turn here"),
-    ("quantization_config", object, "quantization_config: leave it out; rollout_weights = int8"),
+    ("quantization_config", dict, "quantization_config: {} asks for neither load_in_4bit nor load_in_8bit"),
     ("tokenizer", object, "tokenizer: give it as processing_class"),
     ("config", arguments, "config: give it as args"),
     (
@@ -186,7 +186,7 @@ class Recorder:
         self.events = []
 
     def record(self, event, args, state, **given):
-        assert isinstance(args, GRPOConfig)
+        assert args.num_generations == 2
         self.events.append((event, state.global_step))
         self.epoch, self.history = state.epoch, list(state.log_history)
         vars(self).update(given)

@@ -9,6 +9,7 @@ from grpo_jax.config.evaluate import EvalConfig
 from grpo_jax.config.generate import GenerateConfig
 from grpo_jax.config.grpo import GRPOConfig
 from grpo_jax.config.load import load_settings
+from grpo_jax.config.script import ScriptConfig
 from grpo_jax.config.sft import SFTConfig
 
-__all__ = ["EvalConfig", "GRPOConfig", "GenerateConfig", "SFTConfig", "load_settings"]
+__all__ = ["EvalConfig", "GRPOConfig", "GenerateConfig", "SFTConfig", "ScriptConfig", "load_settings"]

@@ -15,8 +15,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from grpo_jax.config.trl_translation import translation
 from grpo_jax.errors import UserError, nearest
 
-MAX_PROBLEMS = 3  # lines of one error message
-
 PLAIN_WORDS = {
     "greater than or equal to": "at least",
     "less than or equal to": "at most",
@@ -47,6 +45,11 @@ class Settings(BaseModel):
             super().__init__(**values)
         except ValidationError as fault:
             raise UserError(explain(type(self), fault, values)) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise UserError(
+            f"{name}: settings do not change; write replace({name}=...), which returns a changed copy"
+        )
 
     def replace(self, **changes: Any) -> Self:
         """A copy with `changes`, all checks run again."""
@@ -82,10 +85,8 @@ def sections(cls: type[Settings]) -> dict[str, list[str]]:
 
 
 def explain(cls: type[Settings], fault: ValidationError, given: Mapping[str, Any]) -> str:
-    """pydantic's report on what was `given` as at most three lines `field = value: what it must be`."""
-    lines = [problem(cls, error, given) for error in fault.errors(include_url=False)]
-    hidden = len(lines) - MAX_PROBLEMS
-    return "\n".join(lines[:MAX_PROBLEMS] + ([f"... and {hidden} more"] if hidden > 0 else []))
+    """pydantic's report on what was `given`, a line `field = value: what it must be` for each problem."""
+    return "\n".join(problem(cls, error, given) for error in fault.errors(include_url=False))
 
 
 def problem(cls: type[Settings], error: Mapping[str, Any], given: Mapping[str, Any]) -> str:

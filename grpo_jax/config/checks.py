@@ -68,7 +68,7 @@ def batch(c: Any) -> str | None:
     rows = c.prompts_per_step * getattr(c, by)
     if rows % c.num_minibatches:
         size = f"{rows} rows (prompts_per_step {c.prompts_per_step} x {by} {getattr(c, by)})"
-        near = _divisors(rows, c.num_minibatches)
+        near = divisors(rows, c.num_minibatches)
         return f"num_minibatches = {c.num_minibatches}: {size} do not divide by it; use {near}"
     if c.auto_micro_batch and c.micro_batch_size:
         return f"micro_batch_size = {c.micro_batch_size}: auto_micro_batch chooses it; leave one of them out"
@@ -78,12 +78,12 @@ def batch(c: Any) -> str | None:
 def micro_batch(c: Any, rows: int) -> str | None:
     """The `rows` of a mini-batch divide into micro-batches."""
     if c.micro_batch_size and rows % c.micro_batch_size:
-        near = _divisors(rows, c.micro_batch_size)
+        near = divisors(rows, c.micro_batch_size)
         return f"micro_batch_size = {c.micro_batch_size}: {rows} rows do not divide by it; use {near}"
     return None
 
 
-def _divisors(total: int, wish: int) -> str:
+def divisors(total: int, wish: int) -> str:
     """Text with the divisors of `total` closest to `wish`, which is not one itself."""
     below = next(n for n in range(min(wish, total), 0, -1) if total % n == 0)
     above = next((n for n in range(wish, total + 1) if total % n == 0), None)
@@ -159,7 +159,7 @@ def adapters(c: Any) -> list[str | None]:
     """The adapter settings are consistent."""
     return [
         _adapters_wanted(c, "lora_r") if c.adapter else None,
-        _adapters_wanted(c, "base_weights") if not (c.lora_r or c.adapter) else None,
+        _adapters_wanted(c, "base_weights") if not (c.lora_r or c.adapter or c.adapters_may_follow) else None,
         _modules(c.lora_target_modules),
         _rollout_of_a_quantised_base(c),
     ]

@@ -38,7 +38,7 @@ class GRPOConfig(
     @classmethod
     def _in_trls_words(cls, values: Any) -> Any:
         """Translate TRL's names into ours. Refused names stay, so that they are reported with all other errors."""
-        return corrected(accept(values)) if isinstance(values, Mapping) else values
+        return corrected(accept(values, cls.model_fields)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

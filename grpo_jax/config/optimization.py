@@ -3,7 +3,7 @@
 The formulas are in `learner/`. Names and defaults are TRL's wherever TRL has the setting.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -176,6 +176,8 @@ class OptimizerSettings(Settings):
 
 class AdapterSettings(Settings):
     """LoRA."""
+
+    adapters_may_follow: ClassVar[bool] = False  # beside the settings
 
     lora_r: Count = 0
     """Rank of the adapters (16 is usual, with a learning_rate of 1e-5); only they are trained; 0: train all weights."""

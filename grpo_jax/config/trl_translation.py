@@ -19,14 +19,15 @@ NONE_IS = {"min_p": 0.0, "top_k": 0, "save_total_limit": 0, "eval_steps": 0}
 """Ours, where TRL writes None for what is a number here."""
 
 
-def accept(values: Mapping[str, Any]) -> dict[str, Any]:
+def accept(values: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, Any]:
     """`values` with our names. Accepted TRL names are removed, with a note on stderr where they have no effect; refused
-    ones stay, so that pydantic reports them with all other errors."""
+    ones stay, so that pydantic reports them with all other errors. So do those of the fields that are `known`."""
     kept = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
     kept |= {name: ours for name, ours in NONE_IS.items() if name in kept and kept[name] is None}
-    for reword in (length_in_epochs, _warmup, _precision, _evaluation, _seed, _batch):
+    for reword in (length_in_epochs, _warmup, _precision, _evaluation, _seed):
         kept = reword(kept)
-    for name in [name for name in kept if name in RULES]:
+    kept = kept if BATCH[0] in known else _batch(kept)
+    for name in [name for name in kept if name in RULES and name not in known]:
         rule, value = RULES[name], kept[name]
         if value is None or value in rule.accepted:
             del kept[name]

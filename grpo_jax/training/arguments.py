@@ -2,22 +2,24 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 from etils import epath
 
-from grpo_jax.config import GRPOConfig
+from grpo_jax.config import GRPOConfig, ScriptConfig
 from grpo_jax.errors import UserError, nearest
 from grpo_jax.models.peft import ONLY
 from grpo_jax.rewards.by_model import PREFIX
+from grpo_jax.sharding.mesh_spec import parse_mesh
 
 Rows = Sequence[dict[str, Any]]
 
 INSTEAD = {  # arguments of TRL's trainer -> what to do here
-    "quantization_config": "leave it out; rollout_weights = int8 quantises what is sampled from",
     "tools": "completions are not interrupted by tools here; leave it out",
     "rollout_func": "sampling is compiled here; leave it out",
     "environment_factory": "a prompt is answered in one turn here; leave it out",
@@ -181,8 +183,26 @@ def _is_from(given: Any, package: str, name: str) -> bool:
     return any(base.__name__ == name and base.__module__.split(".")[0] == package for base in bases)
 
 
-def adapters_of(peft_config: Any) -> dict[str, Any]:
-    """PEFT's LoraConfig, or a dict of its fields, as our settings. UserError for a field that is not supported here."""
+def adapters_of(peft_config: Any, quantization_config: Any = None) -> dict[str, Any]:
+    """PEFT's LoraConfig and transformers' BitsAndBytesConfig, or dicts of their fields, as our settings. UserError for
+    a field that is not supported here."""
+    return _lora_of(peft_config) | _base_weights_of(quantization_config)
+
+
+def _base_weights_of(quantization_config: Any) -> dict[str, Any]:
+    if quantization_config is None:
+        return {}
+    asked = quantization_config
+    asked = asked if isinstance(asked, Mapping) else getattr(asked, "__dict__", {})
+    for bits, form in (("load_in_4bit", "nf4"), ("load_in_8bit", "int8")):
+        if asked.get(bits) or asked.get(f"_{bits}"):
+            return {"base_weights": form}
+    raise UserError(
+        f"quantization_config: {quantization_config!r:.60} asks for neither load_in_4bit nor load_in_8bit; leave it out"
+    )
+
+
+def _lora_of(peft_config: Any) -> dict[str, Any]:
     if peft_config is None:
         return {}
     given = (
@@ -201,6 +221,28 @@ def adapters_of(peft_config: Any) -> dict[str, Any]:
         "use_rslora": bool(given.get("use_rslora")),
         "lora_target_modules": targets if isinstance(targets, str) else sorted(targets),
     }
+
+
+def check_given(args: Any, reward_funcs: Any, train_dataset: Any) -> None:
+    """Raise UserError where a script gives no rewards or no data, neither to the trainer nor in the settings: what the
+    command line would take instead is not what a script means."""
+    if not isinstance(args, ScriptConfig):
+        return
+    if reward_funcs is None and "rewards" not in args.model_fields_set:
+        raise UserError("reward_funcs: none given; give functions, or names in the settings (rewards)")
+    if train_dataset is None and "dataset" not in args.model_fields_set:
+        raise UserError(
+            "train_dataset: none given; give rows, or name their source in the settings (dataset)"
+        )
+
+
+def in_rollouts(config: GRPOConfig) -> tuple[GRPOConfig, str | None]:
+    """A script's settings in the words of the command line, on the devices of its mesh; and what its batch sizes have
+    become."""
+    if not isinstance(config, ScriptConfig):
+        return config, None
+    sizes = parse_mesh(config.mesh)
+    return config.in_rollouts(math.prod(sizes.values()) if sizes else jax.device_count())
 
 
 def resolved(

@@ -13,15 +13,16 @@ from grpo_jax.sharding import hosts
 from grpo_jax.training.assembly import Components
 
 
-def show_plan(components: Components) -> None:
-    """Print the plan on stdout, and warnings about the settings on stderr."""
+def show_plan(components: Components, sizes: str | None = None) -> None:
+    """Print the plan on stdout, and warnings about the settings on stderr. `sizes`: what TRL's batch sizes have
+    become."""
     if not hosts.is_writer():
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    for title, text in plan_of(components).items():
+    for title, text in (({"sizes": sizes} if sizes else {}) | plan_of(components)).items():
         table.add_row(f"  {title}", plain(text))
     Console().print("The plan of this run", table, sep="\n")
     for sentence in warnings_of(components.config):
