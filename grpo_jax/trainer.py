@@ -12,7 +12,7 @@ import optax
 
 from grpo_jax.config import GRPOConfig, ScriptConfig
 from grpo_jax.errors import UserError
-from grpo_jax.evaluation.evaluator import Evaluation
+from grpo_jax.evaluation.evaluator import Evaluation, Evaluator
 from grpo_jax.evaluation.results import keep_step
 from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.models.transformer import Params
@@ -22,7 +22,7 @@ from grpo_jax.setup.run import open_run
 from grpo_jax.setup.weights import export_run, load_base, load_trained, save_trained
 from grpo_jax.sharding import hosts
 from grpo_jax.training import arguments
-from grpo_jax.training.assembly import Components, assemble
+from grpo_jax.training.assembly import Components, assemble, make_evaluator
 from grpo_jax.training.callback_handler import CallbackHandler
 from grpo_jax.training.callbacks import TrainerState
 from grpo_jax.training.completion_log import keep_completions, keeps_samples
@@ -30,11 +30,12 @@ from grpo_jax.training.components import set_base, set_reference
 from grpo_jax.training.metrics import evaluation_metrics, show, step_metrics, summarize
 from grpo_jax.training.run_state import RunState
 from grpo_jax.training.run_summary import show_plan
+from grpo_jax.training.script_api import ScriptAPI, TrainOutput, place_model
 
 RewardFunction = str | Callable[..., Any]
 
 
-class GRPOTrainer:
+class GRPOTrainer(ScriptAPI):
     """Group-relative policy optimization of a Qwen2.5 model in Hugging Face format.
 
     Args:
@@ -115,7 +116,7 @@ class GRPOTrainer:
         """Add a callback, which is called after the others."""
         self.callback_handler.callbacks.add(callback)
 
-    def train(self, resume_from_checkpoint: bool | None = None) -> dict[str, Any]:
+    def train(self, resume_from_checkpoint: bool | str | None = None) -> TrainOutput:
         """Train to `max_steps`, from the newest checkpoint in `output_dir` if there is one.
 
         Returns the summary that is written to `summary.json`. After SIGTERM it saves and raises SystemExit(143).
@@ -124,16 +125,28 @@ class GRPOTrainer:
         policy = self.components.policy
         reward_models = self.components.stages[0].scorer.fingerprint
         with open_run(self.args, policy, reward_models) as run, jax.set_mesh(policy.mesh), self.pool:
-            return self._train(run)
+            return self.callback_handler.output(self._train(run))
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics of the held-out prompts, under `eval/`: of the trained model, or before training the starting one."""
-        policy = self.components.policy
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of the held-out prompts, or of the rows given, each with the prefix and an underscore: of the trained
+        model, or before training of the starting one. `ignore_keys` has no meaning here."""
+        policy, evaluator = self.components.policy, self._evaluator_of(eval_dataset)
         with jax.set_mesh(policy.mesh), self.pool:
-            if self.trained is not None:
-                return evaluation_metrics(self._evaluate(self.trained.params))
-            set_base(self.components.stages, load_base(policy))
-            return evaluation_metrics(self._evaluate(load_trained(policy, self.args.seed)))
+            if self.trained is None:
+                set_base(self.components.stages, load_base(policy))
+            params = self.trained.params if self.trained else load_trained(policy, self.args.seed)
+            summary = evaluator(self._sampler_weights(params), self.callback_handler.for_rewards()).summary()
+        return {f"{metric_key_prefix}_{name}": value for name, value in summary.items()}
+
+    def _evaluator_of(self, rows: Any) -> Evaluator:
+        """Of the rows, or the run's own. UserError if there are neither."""
+        if rows is not None:
+            return make_evaluator(self.components, arguments.domains_of("eval_dataset", rows) or [])
+        if self.components.evaluator is None:
+            raise UserError("evaluate: no held-out prompts; give eval_dataset, here or to the trainer")
+        return self.components.evaluator
 
     def save_model(self, out: str | Path | None = None) -> None:
         """Write the trained model to a new folder in Hugging Face format. A run's own folder has it already."""
@@ -141,7 +154,9 @@ class GRPOTrainer:
             raise UserError("save_model: nothing is trained yet; call train() first")
         own = self.args.output_dir
         if own and (out is None or Path(out).resolve() == Path(own).resolve()):
-            print(f"model: {Path(own) / 'hf'}")  # as TRL's scripts end
+            if hosts.is_writer():
+                place_model(Path(own))
+                print(f"model: {Path(own) / 'hf'}")  # as TRL's scripts end
             return
         if out is None:
             raise UserError("save_model: the run has no output_dir; say where to")

@@ -240,6 +240,7 @@ def recorded(again):
         trainer=trainer,
         folder=Path(trainer.args.output_dir),
         summary=summary,
+        history=list(trainer.state.log_history),
         before=before,
     )
 
@@ -268,8 +269,9 @@ def test_an_evaluation_that_a_callback_asks_for_is_done(recorded):
 def test_callbacks_see_the_metrics_that_are_written(recorded):
     recorder, rows = recorded.recorder, metrics_of(recorded.folder)
     assert recorder.metrics == {f"eval/{name}": value for name, value in recorded.summary["after"].items()}
-    assert {"step": 4, **recorder.logs} == recorder.history[-1] == rows[-1]
-    assert recorder.history == rows
+    assert {"step": 4, **recorder.logs} == rows[-1]
+    logged = [line for line in recorder.history if "loss" in line]
+    assert [{name: value for name, value in line.items() if name != "epoch"} for line in logged] == rows
     assert recorder.epoch == 4 * 8 / 16
 
 
@@ -446,19 +448,85 @@ def test_the_settings_file_of_a_run_by_epochs_repeats_it(tiny_settings, tmp_path
 def test_what_scripts_call_around_train_works_as_in_trl(recorded, capsys):
     """resume_from_checkpoint, evaluate, state.log_history, add_callback, save_model(output_dir)."""
     trainer, folder = recorded.trainer, recorded.folder
-    assert [line["step"] for line in trainer.state.log_history] == [1, 2, 3, 4]
-    assert trainer.evaluate()["eval/length"] > 0
+    assert trainer.evaluate()["eval_length"] > 0
     assert recorded.before.keys() == trainer.evaluate().keys()
+    others = trainer.evaluate([{"prompt": "1: say a", "letter": "a"}] * 3, metric_key_prefix="other")
+    assert (others["other_prompts"], others.keys()) == (3, {f"other{n[4:]}" for n in recorded.before})
     capsys.readouterr()
     trainer.save_model(folder)
     assert capsys.readouterr().out == f"model: {folder / 'hf'}\n"
-    assert (folder / "hf" / "model.safetensors").exists()
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (folder / file).read_bytes() == (folder / "hf" / file).read_bytes(), (
+            "loadable from output_dir itself"
+        )
+    newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for path in (folder, newest):
+        assert trainer.train(resume_from_checkpoint=str(path))["steps"] == 4
     with pytest.raises(
         UserError, match=r"resume_from_checkpoint = False: .* give another one to start a new run"
     ):
         trainer.train(resume_from_checkpoint=False)
     with pytest.raises(UserError, match=r"resume_from_checkpoint = 'a/checkpoint-5': .* leave it out"):
         trainer.train(resume_from_checkpoint="a/checkpoint-5")
+
+
+def test_the_log_history_has_each_step_and_each_evaluation(recorded):
+    """As in TRL: entries of their own, with the step and the passes over the data."""
+    history = recorded.history
+    assert [line["step"] for line in history if "loss" in line] == [1, 2, 3, 4]
+    evaluations = [line for line in history if "eval_reward" in line]
+    assert [line["step"] for line in evaluations][-1] == 4, "after the last step, too"
+    assert all(line["epoch"] == line["step"] * 8 / 16 for line in history)
+
+
+def test_the_result_of_train_is_the_summary_and_transformers_output(recorded):
+    history, found = recorded.history, recorded.summary
+    losses = [line["loss"] for line in history if "loss" in line]
+    assert (found.global_step, found.training_loss) == (4, pytest.approx(sum(losses) / 4))
+    assert found.metrics["train_loss"] == found.training_loss
+    assert found.metrics["train_runtime"] == found["seconds"]
+
+
+def test_metrics_and_state_are_written_where_transformers_writes_them(recorded, capsys):
+    trainer, folder = recorded.trainer, recorded.folder
+    trainer.log_metrics("train", {"train_loss": 0.5})
+    assert "train metrics" in (said := capsys.readouterr().out)
+    assert "train_loss = 0.5" in said
+    trainer.save_metrics("train", {"train_loss": 0.5})
+    trainer.save_metrics("eval", {"eval_reward": 1.0})
+    assert json.loads((folder / "train_results.json").read_text()) == {"train_loss": 0.5}
+    both = {"train_loss": 0.5, "eval_reward": 1.0}
+    assert json.loads((folder / "all_results.json").read_text()) == both
+    trainer.save_state()
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 4
+
+
+def test_a_callback_can_be_removed_by_itself_or_by_its_class(again):
+    trainer, first, second = again(), Recorder(), Recorder()
+    for callback in (first, second):
+        trainer.add_callback(callback)
+    trainer.remove_callback(Recorder)
+    assert trainer.callback_handler.callbacks.callbacks == [second]
+    trainer.remove_callback(second)
+    with pytest.raises(UserError, match="is not among the callbacks"):
+        trainer.remove_callback(second)
+
+
+@pytest.mark.parametrize(
+    "name", ["compute_loss", "_generate_and_score_completions", "log", "create_optimizer"]
+)
+def test_a_subclass_with_a_method_that_is_never_called_is_refused(name):
+    with pytest.raises(UserError, match=f"Mine.{name}: never called here; "):
+        type("Mine", (GRPOTrainer,), {name: lambda self: None})
+
+
+def test_a_script_without_rewards_or_without_data_is_refused(tiny_model):
+    from grpo_jax import GRPOConfig as ScriptConfig
+
+    with pytest.raises(UserError, match="reward_funcs: none given"):
+        GRPOTrainer(tiny_model, args=ScriptConfig(dataset="tiny_math"))
+    with pytest.raises(UserError, match="train_dataset: none given"):
+        GRPOTrainer(tiny_model, "countdown")
 
 
 def test_a_reward_is_given_the_step_on_held_out_prompts_too(recorded):

@@ -58,6 +58,8 @@ class ScriptConfig(GRPOConfig):
         values = dict(values)
         if values.get("max_steps") in (None, -1, "-1"):
             values.pop("max_steps", None)
+            if values.get("curriculum"):  # its stages have no epochs
+                values.setdefault("num_train_epochs", None)
         else:
             values["num_train_epochs"] = None
         if isinstance(epsilon := values.get("epsilon"), int | float) and epsilon > 1:

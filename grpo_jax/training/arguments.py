@@ -70,8 +70,9 @@ def check_tokenizer(tokenizer: Any, name: str = "processing_class") -> None:
 
 
 def check_resume(wish: Any, config: GRPOConfig) -> None:
-    """Raise UserError for the path of a checkpoint. True is accepted: the newest one is resumed in any case."""
-    if not (wish is None or isinstance(wish, bool)):
+    """Raise UserError for the path of a checkpoint that the run does not resume from. True is accepted, too: the newest
+    one is resumed in any case."""
+    if not (wish is None or isinstance(wish, bool) or _is_newest(Path(wish), config.output_dir)):
         raise UserError(
             f"resume_from_checkpoint = {wish!r}: a run resumes from the newest checkpoint of its own output_dir, "
             f"{config.output_dir}; leave it out"
@@ -81,6 +82,15 @@ def check_resume(wish: Any, config: GRPOConfig) -> None:
             f"resume_from_checkpoint = False: {config.output_dir} holds a run, and the same output_dir resumes; "
             "give another one to start a new run"
         )
+
+
+def _is_newest(path: Path, output_dir: str | None) -> bool:
+    """Whether a path is the run's folder, or that of its newest checkpoint."""
+    if output_dir is None:
+        return False
+    folder = Path(output_dir)
+    steps = sorted((int(each.name), each) for each in folder.glob("checkpoints/*") if each.name.isdigit())
+    return path.resolve() in {each.resolve() for each in (folder, *(each for _, each in steps[-1:]))}
 
 
 def rows_of(name: str, dataset: Any) -> Rows | None:
@@ -122,7 +132,7 @@ def domains_of(name: str, dataset: Any) -> Rows | dict[str, Rows] | None:
 def functions_of(config: GRPOConfig, reward_funcs: Any) -> list[Any]:
     """The reward functions given, or those of the settings. UserError unless there are as many as weights."""
     chosen = config.rewards if reward_funcs is None else reward_funcs
-    functions = list(chosen) if isinstance(chosen, list | tuple) else [chosen]
+    functions = [_reward(each) for each in (chosen if isinstance(chosen, list | tuple) else [chosen])]
     if not functions:
         raise UserError("reward_funcs: an empty list; give at least one function")
     if model := next((f for f in functions if _is_from(f, "torch", "Module")), None):
@@ -136,6 +146,12 @@ def functions_of(config: GRPOConfig, reward_funcs: Any) -> list[Any]:
             "give one weight for each"
         )
     return functions
+
+
+def _reward(given: Any) -> Any:
+    """A reward as it was given; but the folder or hub id of a reward model, as TRL writes it, has our prefix."""
+    is_name = isinstance(given, str) and ":" not in given and not given.endswith(".py")
+    return f"{PREFIX}{given}" if is_name and ("/" in given or Path(given).is_dir()) else given
 
 
 def reward_tokenizers_of(functions: Sequence[Any], given: Any) -> list[Any] | None:

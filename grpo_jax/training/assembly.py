@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,16 @@ def _first(rows: Any, count: int, each: bool = False) -> Any:
     share, rest = divmod(count, len(rows))
     some = {name: part[: share + (number < rest)] for number, (name, part) in enumerate(rows.items())}
     return {name: part for name, part in some.items() if part}
+
+
+def make_evaluator(components: Components, rows: Rows | Mapping[str, Rows]) -> Evaluator:
+    """An evaluator of all these rows, which does otherwise what the run's own does."""
+    stage = max(components.stages, key=lambda stage: stage.config.max_completion_length)
+    count = sum(map(len, rows.values())) if isinstance(rows, Mapping) else len(rows)
+    stage = replace(stage, config=stage.config.replace(eval_prompts=max(count, 1)))
+    evaluator = _evaluator(components.policy, stage, rows)
+    assert evaluator is not None
+    return evaluator
 
 
 def _evaluator(

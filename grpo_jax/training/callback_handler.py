@@ -1,14 +1,17 @@
 """Calls the callbacks of a run and keeps their requests: to stop, to evaluate, to save."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.sharding import hosts
 from grpo_jax.training.callbacks import Callbacks, TrainerControl, TrainerState
 from grpo_jax.training.run_state import RunState
+from grpo_jax.training.script_api import TrainOutput
 
 
 class CallbackHandler:
@@ -50,13 +53,20 @@ class CallbackHandler:
 
     def logged(self, metrics: dict[str, Any]) -> None:
         """After a step's metrics are written."""
-        self.state.log_history.append({"step": self.state.global_step, **metrics})
+        self.state.log_history.append(self._now() | metrics)
         self._call("on_log", logs=metrics)
 
     def evaluated(self, metrics: dict[str, float]) -> None:
         """After held-out prompts were evaluated; `metrics` are under `eval/`."""
         if metrics:
+            named = {name.replace("/", "_", 1): value for name, value in metrics.items()}  # as TRL names them
+            self.state.log_history.append(self._now() | named)
             self._call("on_evaluate", metrics=metrics)
+
+    def output(self, summary: dict[str, Any]) -> TrainOutput:
+        """The summary as scripts read it, with the mean loss of the steps."""
+        losses = [line["loss"] for line in self.state.log_history if "loss" in line]
+        return TrainOutput(summary, self.state.global_step, fmean(losses) if losses else math.nan)
 
     def saved(self) -> None:
         """After a checkpoint was begun."""
@@ -80,6 +90,9 @@ class CallbackHandler:
         every = self.config.eval_steps
         wanted = self.asks("evaluate") or (every > 0 and done % every == 0)
         return wanted and done < self.config.max_steps
+
+    def _now(self) -> dict[str, Any]:
+        return {"step": self.state.global_step, "epoch": self.state.epoch}
 
     def _count(self, done: int, run_state: RunState) -> None:
         self.state.global_step, self.state.epoch = done, run_state.curriculum.total / self.prompts

@@ -176,6 +176,13 @@ class Callbacks:
         _check(callback)
         self.callbacks.append(callback)
 
+    def remove(self, callback: Any) -> None:
+        """Remove a callback, or the first one of a class. UserError if there is none."""
+        found = next((c for c in self.callbacks if c is callback or type(c) is callback), None)
+        if found is None:
+            raise UserError(f"remove_callback: {callback!r:.80} is not among the callbacks")
+        self.callbacks.remove(found)
+
     def call(self, event: str, args: Any, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Call `event` of every callback that has it. `control` gets their requests, also those returned."""
         for callback in self.callbacks:

@@ -19,6 +19,7 @@ from grpo_jax.rewards import RewardPool, load_reward
 from grpo_jax.scoring.reward_models import RewardModel, find_reward_models, open_reward_models
 from grpo_jax.setup.policy import open_policy
 from grpo_jax.setup.run import open_run
+from grpo_jax.training.arguments import functions_of
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
 PROMPTS = ["Say a", "Say b: ", TALK, [TALK[1]], "Say c"]
@@ -446,4 +447,11 @@ def test_a_pytorch_model_is_refused(tiny_settings, reward_model):
     with pytest.raises(
         UserError, match=r"is a PyTorch model; save it by save_pretrained.folder.*'model:FOLDER'"
     ):
-        GRPOTrainer(tiny_settings["model"], model)
+        GRPOTrainer(tiny_settings["model"], model, train_dataset=[{"prompt": "a"}])
+
+
+def test_a_folder_or_hub_id_alone_is_a_reward_model(reward_model):
+    """As TRL writes it. Names of functions stay as they are."""
+    given = [str(reward_model), "owner/name", "gsm8k", "mine.py:score", "model:owner/name"]
+    found = functions_of(GRPOConfig(), given)
+    assert found == [f"model:{reward_model}", "model:owner/name", *given[2:]]

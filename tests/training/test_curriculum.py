@@ -145,7 +145,9 @@ def test_a_domains_metrics_are_those_of_its_rows(mixed):
         among = [i for i, prompt in enumerate(rows["prompt"]) if word in prompt]
         total = [rows[reward][i] + rows["prolix"][i] for i in among]
         assert column(mixed, f"domains/{name}/reward")[3] == pytest.approx(np.mean(total), rel=1e-5)
-        assert column(mixed, f"domains/{name}/success")[3] == np.mean([rows[reward][i] >= 1 for i in among])
+        assert column(mixed, f"domains/{name}/success")[3] == pytest.approx(
+            np.mean([rows[reward][i] >= 1 for i in among])
+        )
 
 
 def test_a_stage_draws_only_rows_of_its_domains_and_levels(mixed):

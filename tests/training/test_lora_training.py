@@ -15,6 +15,7 @@ from grpo_jax.models.lora import Base, LoRA, joined, merged
 from grpo_jax.models.peft import load_adapters, read_lora
 from grpo_jax.models.quantized import dequantize
 from grpo_jax.models.safetensors_io import open_folder, read_header
+from grpo_jax.training.arguments import adapters_of
 
 LORA = {"lora_r": 4, "lora_alpha": 8, "beta": 0.04, "micro_batch_size": 8, "eval_prompts": 0}
 LORA |= {"max_steps": 3, "mesh": "data=1"}  # a checkpoint after step 2, and the last
@@ -254,6 +255,28 @@ def test_the_quantisation_error_of_the_base_is_printed(base, most, tiny_settings
         all_ += float((np.asarray(x, np.float64) ** 2).sum())
     assert said == pytest.approx((off / all_) ** 0.5, rel=0.06)
     assert 0 < said < most
+
+
+# ---- as scripts give it ----
+
+
+@pytest.mark.parametrize(("bits", "form"), [(4, "nf4"), (8, "int8")])
+@pytest.mark.parametrize("as_object", [False, True])
+def test_a_quantization_config_gives_the_base_its_form(bits, form, as_object):
+    transformers = pytest.importorskip("transformers")
+    asked = {f"load_in_{bits}bit": True}
+    given = transformers.BitsAndBytesConfig(**asked) if as_object else asked
+    found = adapters_of({"r": 4, "target_modules": ["q_proj"]}, given)
+    assert (found["base_weights"], found["lora_r"]) == (form, 4)
+
+
+def test_quantised_weights_in_a_scripts_settings_go_with_the_trainers_adapters(tiny_model):
+    settings = {"base_weights": "nf4", "prompts_per_step": 8, "num_generations": 2, "output_dir": None}
+    rows = [{"prompt": f"{i}: say a"} for i in range(8)]
+    trainer = GRPOTrainer(
+        tiny_model, "tag_count", GRPOConfig(**settings), rows, peft_config={"r": 4, "lora_alpha": 8}
+    )
+    assert (trainer.args.base_weights, trainer.args.lora_r) == ("nf4", 4)
 
 
 # ---- what is refused ----

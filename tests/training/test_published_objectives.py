@@ -143,7 +143,7 @@ def test_settings_reach_the_objective():
         "max_completion_length": (99, {"max_length": 99}),
     }
     for name, (value, wanted) in changed.items():
-        assert objective_of(GRPOConfig(**{name: value})) == GRPO(**({"max_length": 256} | wanted)), name
+        assert objective_of(GRPOConfig(**{name: value})) == GRPO(**({"max_length": 512} | wanted)), name
     assert objective_of(GRPOConfig(beta=0.2, kl_in="reward", kl_estimator="k1")).beta == 0
 
 
