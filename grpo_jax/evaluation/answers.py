@@ -17,8 +17,9 @@ from typing import Any
 from grpo_jax.rewards.functions.expressions import parse
 from grpo_jax.rewards.functions.gsm8k import final_number, gold_number, hash_number
 from grpo_jax.rewards.functions.knights import identities
-from grpo_jax.rewards.functions.numbers import last_number, parse_number, plain
-from grpo_jax.rewards.functions.text import last_block, last_box
+from grpo_jax.rewards.functions.numbers import last_number, plain
+from grpo_jax.rewards.functions.spelling import key, number
+from grpo_jax.rewards.functions.text import LONGEST_BOX, last_block, last_box
 
 Found = tuple[int, str]  # where it starts, what is inside
 
@@ -166,7 +167,9 @@ class Math(Kind):
     def same(self, one: Answer, other: Answer) -> bool:
         if one.key == other.key:
             return True
-        plainly = all(parse_number(a.key) is not None or a.key.isalpha() for a in (one, other))
+        plainly = all(
+            "%" not in a.text and (number(a.key) is not None or a.key.isalpha()) for a in (one, other)
+        )
         return not plainly and _equal(one.text, other.text)
 
 
@@ -296,25 +299,19 @@ def _balanced(span: str) -> str:
     return span
 
 
-_SPELLING = re.compile(r"\\(?:left|right|displaystyle|[,;!: ])|\^\\circ|\^\{\\circ\}|\\?%|\s|\\?\$")
-_WORDING = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
-
-
 def _key(formula: str) -> str:
-    """The exact value of a number; else the formula, normalised."""
-    number = parse_number(formula)
-    if number is not None:
-        return str(number)
-    text = _SPELLING.sub("", _WORDING.sub(r"\1", formula))
-    text = text.replace("dfrac", "frac").replace("tfrac", "frac").rstrip(".")
-    return text.casefold() if text.isalpha() else text
+    """The exact value of a number; else the formula in its one spelling, words without case."""
+    text = key(formula) if len(formula) <= LONGEST_BOX else formula
+    if (value := number(text)) is not None:
+        return str(value)
+    words = re.sub(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}", r"\1", text).replace(" ", "")
+    return words.casefold() if words.isalpha() else re.sub(r"\\?%$", "", text)
 
 
 def _equal(one: str, other: str) -> bool:
-    """Whether math-verify calls two formulas equal, both read as the reward `boxed_math` reads a box. The reward pool's
-    deadline is the only time limit."""
-    from grpo_jax.rewards.functions.accuracy import judged
-    from grpo_jax.rewards.functions.boxed import answer_in_box
+    """Whether two formulas are equal, both read as the reward `boxed_math` reads a box. The reward pool's deadline is
+    the only time limit."""
+    from grpo_jax.rewards.functions.boxed import formula_in
+    from grpo_jax.rewards.functions.formulas import equal
 
-    left, right = answer_in_box(one), answer_in_box(other)
-    return bool(left and right and judged(left, right)[0])
+    return equal(formula_in(one), formula_in(other))

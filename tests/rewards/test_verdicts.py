@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.rewards import RewardPool, load_reward
-from grpo_jax.rewards.functions import accuracy
+from grpo_jax.rewards.functions import formulas
 from grpo_jax.rewards.functions.accuracy import accuracy_reward
 from grpo_jax.rewards.functions.boxed import boxed_math
 from grpo_jax.rewards.functions.cosine import get_cosine_scaled_reward
@@ -125,16 +125,16 @@ def test_a_missing_gold_gives_no_score(missing):
     assert accuracy_reward([r"\boxed{7}", r"\boxed{8}"], [7, 7]) == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("broken", ["parse", "verify"])
+@pytest.mark.parametrize("broken", ["latex2sympy", "verify"])
 def test_an_answer_that_breaks_math_verify_scores_zero(monkeypatch, broken):
-    original, asked = getattr(accuracy, broken), []
+    original, asked = getattr(formulas, broken), []
 
     def breaks(*given, **options):
         asked.append(given)
-        if broken == "parse" and len(asked) == 1:  # the gold
+        if broken == "latex2sympy" and len(asked) == 1:  # the gold
             return original(*given, **options)
         raise RecursionError("too deep")
 
-    monkeypatch.setattr(accuracy, broken, breaks)
-    assert boxed_math([r"\boxed{7}"], ["7"], think=False) == [0.0]
+    monkeypatch.setattr(formulas, broken, breaks)
+    assert boxed_math([r"\boxed{7x}"], ["x+6x"], think=False) == [0.0]
     assert asked

@@ -13,22 +13,21 @@ from grpo_jax.rewards.functions.accuracy import (
     NO_GOLD,
     Judgement,
     after_reasoning,
-    attempted,
     is_missing,
-    judged,
     logged,
-    read,
 )
-from grpo_jax.rewards.functions.endless import is_endless
+from grpo_jax.rewards.functions.endless import without_open_formulas
+from grpo_jax.rewards.functions.formulas import Formula, equal, read_formula
+from grpo_jax.rewards.functions.spelling import unmarked
 from grpo_jax.rewards.functions.text import last_box, text_of
 from grpo_jax.rewards.functions.verdicts import worst
 
 NO_BOX: Judgement = (0.0, "[not asked]", "[no box]")
 
-_MIXED = re.compile(r"(?<![\d.,/])(\d{1,12}) (\d{1,12})/(\d{1,12})(?![\d.,/])")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|textit)\{([^{}]*)\}")
 _WORDS = re.compile(r"(?:[A-Za-z]{3,}|[Nn][Oo])(?:[ -][A-Za-z]+)*")
-_FORMULA = ("$", r"\(", r"\[")
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_JOINT = re.compile(r"\s*,?\s*(?:and|or|,)\s*")
 
 
 @worst(0.0)
@@ -72,8 +71,8 @@ def gold_of(answer: Any) -> str:
 
 def _judge(text: str, gold: str, think: bool) -> Judgement:
     words = _plain_words(gold)
-    understood = [] if words else in_box(gold)
-    if not words and (not understood or isinstance(understood[0], str)):
+    right = None if words else formula_in(gold)
+    if not words and (right is None or not _is_readable(right)):
         return None, "[unparseable]", "[skipped]"
     behind = after_reasoning(text, ["</think>"])
     if behind is None and think:
@@ -81,27 +80,32 @@ def _judge(text: str, gold: str, think: bool) -> Judgement:
     box = last_box(text if behind is None else behind)
     if box is None:
         return NO_BOX
-    if words:
+    if right is None:
         return float(words == _plain_words(box[1])), gold, box[1]
-    return judged(understood, answer_in_box(box[1]))
+    answer = formula_in(box[1])
+    return float(equal(right, answer)), str(right), str(answer)
 
 
-def answer_in_box(formula: str) -> list[Any]:
-    """Like `in_box`, for a model's formula: empty if it would take too long to parse."""
-    return [] if is_endless(formula) else attempted(lambda: in_box(formula), [])
+def formula_in(text: str) -> Formula:
+    """The formula in a box, or in a gold answer: the last one in dollars, with those that `and` or a comma join to it,
+    or the whole text."""
+    text = without_open_formulas(text.replace(r"\$", ""))  # money
+    found = list(_FORMULA.finditer(text))
+    if not found:
+        return read_formula(text)
+    first = len(found) - 1
+    while first and _JOINT.fullmatch(text[found[first - 1].end() : found[first].start()]):
+        first -= 1
+    return read_formula(", ".join(next(filter(None, each.groups())) for each in found[first:]))
 
 
-def in_box(formula: str) -> list[Any]:
-    """The answers that math-verify parses from the content of a box. Mixed numbers (`3 1/2`) are rewritten first: it
-    would read them as products."""
-    formula = formula.replace(r"\$", "")  # money
-    if any(mark in formula for mark in _FORMULA):
-        return read(formula)
-    rewritten = _MIXED.sub(r"\1\\frac{\2}{\3}", formula)
-    return read(r"\boxed{" + rewritten + "}") if rewritten.strip() else []
+def _is_readable(gold: Formula) -> bool:
+    """Whether answers can be compared with a gold formula: it is understood, or at least written as a formula is."""
+    balanced = gold.text.count("{") == gold.text.count("}")
+    return gold.value is not None or (balanced and any(map(str.isalnum, gold.text)))
 
 
 def _plain_words(formula: str) -> str | None:
     r"""The words of `blue` or `\text{Blue}`, which would be parsed as products of letters; None for a formula."""
-    text = _TEXT.sub(r"\1", formula).strip(" .")
+    text = unmarked(_TEXT.sub(r"\1", unmarked(formula)))
     return text.casefold() if _WORDS.fullmatch(text) else None
