@@ -9,6 +9,11 @@ def vowels(prompts, completions, **columns):
     return [float(sum(letter in "aeiouAEIOU" for letter in text)) for text in completions]
 
 
+def vowels_of_an_answer(completions, **columns):
+    """The same for conversations."""
+    return vowels([], [completion[-1]["content"] for completion in completions])
+
+
 def counted(prompts, completions, **columns):
     """The same, and a line for each call in the file that TINY_REWARDS_LOG names; each takes some seconds, if
     TINY_REWARDS_SECONDS says so."""
