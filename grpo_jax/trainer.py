@@ -25,7 +25,7 @@ from grpo_jax.training import arguments
 from grpo_jax.training.assembly import Components, assemble, make_evaluator
 from grpo_jax.training.callback_handler import CallbackHandler
 from grpo_jax.training.callbacks import TrainerState
-from grpo_jax.training.completion_log import keep_completions, keeps_samples
+from grpo_jax.training.completion_log import keep_completions, keeps_samples, show_first_sample
 from grpo_jax.training.components import set_base, set_reference
 from grpo_jax.training.metrics import evaluation_metrics, show, step_metrics, summarize
 from grpo_jax.training.run_state import RunState
@@ -190,6 +190,7 @@ class GRPOTrainer(ScriptAPI):
             )  # tokens, log-probs [P,G,Tc], rewards [P,G], on the host
             with clock("update"):
                 advantages, metrics = stage.advantages(groups)  # [P,G]
+                show_first_sample(components, run, done + 1, groups, advantages)
                 state, learned = stage.learner(state, groups, advantages)
             done, seconds = done + 1, clock.total()
             run_state = run_state.counted(sampled.num_tokens, seconds)

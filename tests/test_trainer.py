@@ -151,8 +151,8 @@ def test_completions_are_saved_with_trls_columns(run, rows):
     import pyarrow.parquet as pq
 
     files = sorted(path.name for path in (run[0] / "completions").iterdir())
-    assert files == ["completions_00002.parquet", "completions_00004.parquet"]
-    table = pq.read_table(run[0] / "completions" / files[0]).to_pydict()
+    assert files == ["completions_00001.parquet", "completions_00002.parquet", "completions_00004.parquet"]
+    table = pq.read_table(run[0] / "completions" / files[1]).to_pydict()
     assert list(table)[:5] == ["step", "prompt", "completion", "counted", "advantage"]
     assert set(table["step"]) == {2}
     assert len(table["prompt"]) == 16

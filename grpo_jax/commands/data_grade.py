@@ -45,6 +45,7 @@ _FREE = {
     "mesh",
     "reward_workers",
     "compilation_cache",
+    "quiet",
 }
 """Settings that change no pass rate."""
 

@@ -28,6 +28,8 @@ class ModelSettings(Settings):
     """The device mesh, e.g. data=1,fsdp=8,tensor=1; none: chosen to fit the model."""
     compilation_cache: Name | None = None
     """Folder in which compiled programs are kept for the next start; none: JAX's own setting."""
+    quiet: bool = False
+    """Do not say what is happening: no line for loading, compiling, sampling and so on, and no first sample."""
 
     @field_validator("mesh")
     @classmethod

@@ -84,7 +84,7 @@ class RolloutSettings(Settings):
     """Count completions that contain phrases of reflection (rechecking, hesitating, exploring), and their lengths:
     `words` for the built-in list, or a YAML file of category: [phrases]; none: do not count."""
     log_completions_steps: Count = 10
-    """Save the completions of every so many steps; 0: never."""
+    """Save the completions of the first step and of every so many steps; 0: never."""
     completion_samples: Share = 0.0
     """Share of all completions written to completion_samples.txt; mini-R1 uses 0.1; 0: none."""
     success_samples: Share = 0.0

@@ -29,6 +29,7 @@ MAY_DIFFER = frozenset(
         "completion_samples",
         "success_samples",
         "compilation_cache",
+        "quiet",
         "reward_workers",  # how fast rewards come, not what they are
         "mesh",  # the same sums on other devices: equal up to the rounding of their order
         "micro_batch_size",  # and these, so that a run that is out of memory can go on in less

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from grpo_jax.runs.files import is_local, write_atomically
 from grpo_jax.runs.folder import RunFolder
+from grpo_jax.runs.zero_spread import ZeroSpreadNote
 
 
 class MetricsLogger(Protocol):
@@ -63,6 +64,7 @@ def read_metrics(run: RunFolder) -> list[dict[str, Any]]:
 
 LOGGERS: list[Callable[[RunFolder, Mapping[str, Any]], MetricsLogger]] = [
     lambda folder, settings: JsonlLogger(folder),
+    lambda folder, settings: ZeroSpreadNote(lambda: read_metrics(folder), settings),
 ]
 """Folder and settings of a run -> a logger, in the order in which they are called. The terminal's progress line
 is called after them."""

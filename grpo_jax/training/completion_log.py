@@ -1,4 +1,4 @@
-"""The completions that a run keeps: all of some steps as tables, some of all steps as text."""
+"""The completions that a run keeps, all of some steps as tables, some of all steps as text; and the one it shows."""
 
 import numpy as np
 
@@ -6,10 +6,14 @@ from grpo_jax.config import GRPOConfig
 from grpo_jax.runs import samples
 from grpo_jax.runs.completions import write_completions
 from grpo_jax.runs.folder import RunFolder
+from grpo_jax.runs.progress import sample_panel
 from grpo_jax.runs.run import Run
 from grpo_jax.training.assembly import Components
 from grpo_jax.training.collector import Groups
 from grpo_jax.training.reflection import Reflection
+
+SHOWN_OF_PROMPT, SHOWN_OF_COMPLETION = 400, 1600
+"""Characters of the sample that is shown in the first step."""
 
 
 def keep_completions(
@@ -17,15 +21,50 @@ def keep_completions(
 ) -> None:
     """Write what the settings ask for of the completions that step `done` was trained on."""
     config, names = components.config, components.stages[0].scorer.pool.names
-    if config.log_completions_steps and done % config.log_completions_steps == 0:
+    if keeps_tables(config, done):
         save_completions(run.folder, done, groups, advantages, names, components.reflection)
     if keeps_samples(config):
         write_samples(components, run, done, groups)
 
 
+def keeps_tables(config: GRPOConfig, done: int) -> bool:
+    """Whether all completions of step `done` are written: of every `log_completions_steps`-th, and of the first, where
+    a wrong prompt or reward is looked for."""
+    every = config.log_completions_steps
+    return every > 0 and (done == 1 or done % every == 0)
+
+
 def keeps_samples(config: GRPOConfig) -> bool:
     """Whether the run has text files of samples."""
     return config.completion_samples > 0 or config.success_samples > 0
+
+
+def show_first_sample(
+    components: Components, run: Run, step: int, groups: Groups, advantages: np.ndarray
+) -> None:
+    """In step 1, print the completion of the first prompt that has the highest reward, before anything is learned: so
+    that a wrong prompt or reward is seen at once. advantages: [P,G] or [P,G,Tc]."""
+    if step != 1 or components.config.quiet:
+        return
+    scored, G = groups.scored, groups.scored.base.shape[1]
+    best = int(np.nan_to_num(scored.base[0], nan=-np.inf).argmax())
+    names = components.stages[0].scorer.pool.names
+    sample = {
+        "prompt": shortened(groups.batch.texts[0], SHOWN_OF_PROMPT),
+        "completion": shortened(scored.completions[best], SHOWN_OF_COMPLETION),
+        **{name: float(value) for name, value in zip(names, scored.values[0, best])},
+        "advantage": float(advantages.reshape(*scored.base.shape, -1)[0, best, 0]),
+    }
+    title = f"Step 1: of the {G} completions of its first prompt, the one with the highest reward"
+    sample_panel(title, [sample], console=run.progress.console)
+
+
+def shortened(text: str, length: int) -> str:
+    """`text` without its middle where it has more than `length` characters: templates put the question last."""
+    if len(text) <= length:
+        return text
+    kept = length // 2
+    return f"{text[:kept]} [... {len(text) - 2 * kept:,} characters ...] {text[-kept:]}"
 
 
 def write_samples(components: Components, run: Run, done: int, groups: Groups) -> None:

@@ -9,6 +9,7 @@ from grpo_jax.cli import main
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.loggers import LOGGERS, JsonlLogger, read_metrics
 from grpo_jax.runs.run import Run
+from grpo_jax.runs.zero_spread import ZeroSpreadNote
 
 
 @pytest.fixture
@@ -143,3 +144,46 @@ def test_a_process_that_is_not_the_writer_has_no_loggers(tmp_path, listings):
     assert run.loggers == []
     assert len(listings) == 1
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+# ---- the note on groups without spread ----
+
+
+def noted(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if "all equal" in line]
+
+
+def flat_steps(logger, steps, share=1.0):
+    for step in steps:
+        logger.log(step, {"frac_reward_zero_std": share})
+
+
+def test_three_steps_in_a_row_without_spread_are_noted_once(capsys):
+    note = ZeroSpreadNote(list, {})
+    flat_steps(note, [1, 2])
+    flat_steps(note, [3], share=0.9)
+    flat_steps(note, [4, 5])
+    assert noted(capsys) == []
+    flat_steps(note, [6])
+    (line,) = noted(capsys)
+    assert "steps 4-6" in line
+    assert "dynamic_sampling" in line
+    flat_steps(note, range(7, 20))
+    assert noted(capsys) == []
+
+
+def test_the_note_counts_on_and_does_not_come_again_after_a_resume(tmp_path, capsys):
+    folder = RunFolder(tmp_path)
+    flat_steps(JsonlLogger(folder), [1, 2, 3, 4])
+    halfway, told = (ZeroSpreadNote(lambda: read_metrics(folder), {}) for _ in range(2))
+    halfway.start(2)
+    told.start(4)
+    flat_steps(halfway, [3])
+    assert len(noted(capsys)) == 1
+    flat_steps(told, [5, 6, 7])
+    assert noted(capsys) == []
+
+
+def test_the_note_does_not_advise_what_is_already_set(capsys):
+    flat_steps(ZeroSpreadNote(list, {"dynamic_sampling": True}), [1, 2, 3])
+    assert "dynamic_sampling" not in noted(capsys)[0]

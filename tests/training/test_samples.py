@@ -6,6 +6,7 @@ import pytest
 
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.samples import ALL, SUCCESSES, Samples, chosen
+from grpo_jax.training.completion_log import shortened
 from grpo_jax.training.metrics import show
 from grpo_jax.training.reflection import load_reflection
 
@@ -47,10 +48,24 @@ def test_a_resumed_run_writes_each_sample_once(run, train):
         assert (other / name).read_bytes() == (run / name).read_bytes()
 
 
-def test_a_run_without_sample_rates_writes_no_sample_files(train):
-    run = train(max_steps=1)
+def test_a_run_without_sample_rates_writes_no_sample_files_and_shows_one_sample(train, capfd):
+    run = train(max_steps=2)
+    (shown,) = capfd.readouterr().err.split("Step 1: ")[1:]
+    rows = pq.read_table(run / "completions" / "completions_00001.parquet").to_pylist()[:2]
+    best = max(rows, key=lambda row: row["vowels"])
+    assert f"completion: {best['completion']}" in shown
+    assert f"vowels: {best['vowels']:.4g}" in shown
+    assert f"advantage: {best['advantage']:.4g}" in shown
     assert not (run / ALL).exists()
     assert not (run / SUCCESSES).exists()
+
+
+def test_a_long_text_is_shown_without_its_middle():
+    assert shortened("x" * 10, 10) == "x" * 10
+    assert (
+        shortened("a" * 50 + "b" * 1000 + "c" * 50, 100)
+        == f"{'a' * 50} [... 1,000 characters ...] {'c' * 50}"
+    )
 
 
 def test_only_the_writer_truncates_sample_files_and_to_the_recorded_size(tmp_path):
