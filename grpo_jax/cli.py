@@ -152,6 +152,12 @@ def add_export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("out", metavar="OUT", help="the folder to write")
     verb.add_argument("--adapter", action="store_true", help="only what was trained with lora_r, for PEFT")
     verb.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest)")
+    add_quiet(verb)
+
+
+def add_quiet(verb: argparse.ArgumentParser) -> None:
+    """Add what the other verbs have as a setting."""
+    verb.add_argument("--quiet", action="store_true", help="do not say what is happening")
 
 
 def add_pipeline(verb: argparse.ArgumentParser) -> None:
@@ -162,6 +168,7 @@ def add_pipeline(verb: argparse.ArgumentParser) -> None:
         "--tiny", action="store_true", help="with the file's tiny settings: small enough for a CPU"
     )
     verb.add_argument("--dry-run", "--dry_run", action="store_true", help="print the steps, and run none")
+    add_quiet(verb)
     add_hosts(verb)
 
 
@@ -262,14 +269,19 @@ def pipeline(args: argparse.Namespace) -> int:
     from grpo_jax.commands.pipeline import pipeline_command
 
     return pipeline_command(
-        args.file, output_dir=args.output_dir, tiny=args.tiny, dry_run=args.dry_run, hosts=_hosts(args)
+        args.file,
+        output_dir=args.output_dir,
+        tiny=args.tiny,
+        dry_run=args.dry_run,
+        quiet=args.quiet,
+        hosts=_hosts(args),
     )
 
 
 def export(args: argparse.Namespace) -> int:
     from grpo_jax.commands.export import export_command
 
-    return export_command(args.run, args.out, args.step, args.adapter)
+    return export_command(args.run, args.out, args.step, args.adapter, args.quiet)
 
 
 def plan(args: argparse.Namespace) -> int:

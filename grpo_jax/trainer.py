@@ -19,6 +19,7 @@ from grpo_jax.models.transformer import Params
 from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.run import Run, Stopwatch
 from grpo_jax.setup.run import open_run
+from grpo_jax.setup.status import show_status
 from grpo_jax.setup.weights import export_run, load_base, load_trained, save_trained
 from grpo_jax.sharding import hosts
 from grpo_jax.training import arguments
@@ -93,16 +94,17 @@ class GRPOTrainer(ScriptAPI):
         )
         if reward_funcs is not None:
             config = config.replace(rewards=[f.spec or f.name for f in self.pool.functions])
-        self.components: Components = assemble(
-            config,
-            model,
-            self.pool,
-            train_rows=train_rows,
-            eval_rows=eval_rows,
-            tokenizer=processing_class,
-            optimizer=arguments.optimizer_of(optimizers),
-            reward_tokenizers=reward_tokenizers,
-        )
+        with show_status(config.quiet):
+            self.components: Components = assemble(
+                config,
+                model,
+                self.pool,
+                train_rows=train_rows,
+                eval_rows=eval_rows,
+                tokenizer=processing_class,
+                optimizer=arguments.optimizer_of(optimizers),
+                reward_tokenizers=reward_tokenizers,
+            )
         self.args = self.components.config
         self.callback_handler = CallbackHandler(self.args, callbacks or (), len(self.components.prompts))
         self.trained: TrainState | None = None
@@ -120,11 +122,17 @@ class GRPOTrainer(ScriptAPI):
         """Train to `max_steps`, from the newest checkpoint in `output_dir` if there is one.
 
         Returns the summary that is written to `summary.json`. After SIGTERM it saves and raises SystemExit(143).
+        After Ctrl-C it finishes the step, saves and raises KeyboardInterrupt; a second Ctrl-C raises it at once.
         """
         arguments.check_resume(resume_from_checkpoint, self.args)
         policy = self.components.policy
         reward_models = self.components.stages[0].scorer.fingerprint
-        with open_run(self.args, policy, reward_models) as run, jax.set_mesh(policy.mesh), self.pool:
+        with (
+            show_status(self.args.quiet),
+            open_run(self.args, policy, reward_models) as run,
+            jax.set_mesh(policy.mesh),
+            self.pool,
+        ):
             return self.callback_handler.output(self._train(run))
 
     def evaluate(
@@ -133,7 +141,7 @@ class GRPOTrainer(ScriptAPI):
         """Metrics of the held-out prompts, or of the rows given, each with the prefix and an underscore: of the trained
         model, or before training of the starting one. `ignore_keys` has no meaning here."""
         policy, evaluator = self.components.policy, self._evaluator_of(eval_dataset)
-        with jax.set_mesh(policy.mesh), self.pool:
+        with show_status(self.args.quiet), jax.set_mesh(policy.mesh), self.pool:
             if self.trained is None:
                 set_base(self.components.stages, load_base(policy))
             params = self.trained.params if self.trained else load_trained(policy, self.args.seed)
@@ -160,7 +168,8 @@ class GRPOTrainer(ScriptAPI):
             return
         if out is None:
             raise UserError("save_model: the run has no output_dir; say where to")
-        save_trained(Path(out), self.components.policy, self.trained.params)
+        with show_status(self.args.quiet):
+            save_trained(Path(out), self.components.policy, self.trained.params)
 
     def _train(self, run: Run) -> dict[str, Any]:
         show_plan(self.components, self._sizes)
@@ -168,7 +177,8 @@ class GRPOTrainer(ScriptAPI):
         self.callback_handler.begin(done, run_state, run.logged())
         if run_state.before is None:
             run_state = run_state.replace(before=self._evaluate(state.params, run, done))
-        done, state, run_state = self.train_loop(run, done, state, run_state)
+        with run.interrupts:
+            done, state, run_state = self.train_loop(run, done, state, run_state)
         self.trained = state
         after = self._evaluate(state.params, run, done)
         self.callback_handler.end(run_state.curriculum.over)

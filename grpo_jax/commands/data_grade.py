@@ -20,6 +20,7 @@ from grpo_jax.data.prompts import Prompts, digest
 from grpo_jax.errors import UserError
 from grpo_jax.evaluation.evaluator import SEGMENT, Evaluator
 from grpo_jax.runs.files import write_atomically
+from grpo_jax.runs.status import current, phase
 from grpo_jax.scoring.make_scorer import open_scorer
 from grpo_jax.scoring.reward_models import find_reward_models
 from grpo_jax.scoring.sample_and_score import sample_and_score
@@ -28,6 +29,7 @@ from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.prompts import make_prompts
 from grpo_jax.setup.run import fingerprint_of
 from grpo_jax.setup.sampling import RandomStream, make_sampler
+from grpo_jax.setup.status import with_status
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
 
@@ -50,6 +52,7 @@ _FREE = {
 """Settings that change no pass rate."""
 
 
+@with_status
 def grade(config: GradeConfig, rows: Sequence[Row]) -> CurationOutcome:
     """The rows with a pass rate and a level each; rows whose prompt is too long are dropped."""
     found = find_reward_models(config.rewards)
@@ -63,7 +66,9 @@ def grade(config: GradeConfig, rows: Sequence[Row]) -> CurationOutcome:
         grades.read(config.overwrite)
         evaluator = _evaluator(config, policy, prompts, scorer)
         try:
-            _sample(evaluator, load_sampler(policy), grades)
+            weights = load_sampler(policy)
+            with phase("grading"):
+                _sample(evaluator, weights, grades)
         finally:
             grades.write()
     rates = [grades.rate(number) for number in range(len(rows))]
@@ -133,6 +138,7 @@ class SavedGrades:
 def _sample(evaluator: Evaluator, weights: Any, grades: SavedGrades) -> None:
     """Sample and judge the rows without a grade. Collective."""
     for batch, real in evaluator.prompts.batches_in_order(evaluator.prompts_per_step):
+        current().count(len(grades.judged), len(evaluator.prompts), "problems")
         numbers = [int(uid) for uid in batch.uids[:real]]
         # Hosts may see different files, and must decide alike.
         if not hosts.any_process(any(str(number) not in grades.judged for number in numbers)):

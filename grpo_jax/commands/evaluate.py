@@ -19,10 +19,12 @@ from grpo_jax.scoring.scorer import Scorer
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.prompts import make_prompts
 from grpo_jax.setup.sampling import RandomStream, greedy_params, make_sampler, sampling_params
+from grpo_jax.setup.status import with_status
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
 
 
+@with_status
 def evaluate_command(config: EvalConfig) -> int:
     """The verb `eval`: avg@N, pass@k and maj@N with standard errors, and greedy decoding; as a table and in files."""
     setup = setup_of(config)

@@ -12,13 +12,25 @@ from grpo_jax.errors import UserError
 from grpo_jax.models.transformer import Params
 from grpo_jax.runs.checkpoints import Checkpoints
 from grpo_jax.runs.folder import RunFolder
+from grpo_jax.runs.status import phase
 from grpo_jax.setup.learner import lora_of
 from grpo_jax.setup.policy import Policy, open_policy
+from grpo_jax.setup.status import show_status
 from grpo_jax.setup.weights import save_adapter, save_trained
 
 
-def export_command(run: str, out: str, step: int | None = None, adapter: bool = False) -> int:
+def export_command(
+    run: str, out: str, step: int | None = None, adapter: bool = False, quiet: bool = False
+) -> int:
     """Write the checkpoint of `step`, or the newest intact one, to the new folder `out`: the model, or its adapter."""
+    with show_status(quiet):
+        done = _export(run, out, step, adapter)
+    print(f"step {done} of {run}: {out}")
+    return 0
+
+
+def _export(run: str, out: str, step: int | None, adapter: bool) -> int:
+    """Write the checkpoint, and return its step."""
     config = _settings(RunFolder(run).settings()).replace(
         mesh=None
     )  # the mesh of this machine, not the run's
@@ -30,8 +42,7 @@ def export_command(run: str, out: str, step: int | None = None, adapter: bool = 
         save_adapter(Path(out), policy, params, config.model)
     else:
         save_trained(Path(out), policy, params)
-    print(f"step {done} of {run}: {out}")
-    return 0
+    return done
 
 
 def _settings(values: dict[str, Any]) -> GRPOConfig | SFTConfig:
@@ -56,7 +67,10 @@ def _restore(run: str, policy: Policy, step: int | None) -> tuple[int, Params]:
     """(step, weights). The optimizer's state is not read."""
     lay = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     abstract = _Weights(jax.tree.map(lay, policy.abstract_trained(), policy.train_shardings()))
-    with Checkpoints(RunFolder(run).checkpoints, read_only=True) as checkpoints:
+    with (
+        phase("reading the checkpoint"),
+        Checkpoints(RunFolder(run).checkpoints, read_only=True) as checkpoints,
+    ):
         found = checkpoints.restore(abstract, step, partial=True)
     if found is None:
         raise UserError(f"{run}: no checkpoint yet; let the run reach a multiple of save_steps first")

@@ -15,6 +15,7 @@ from grpo_jax.rollout.protocol import Sampler
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.prompts import make_prompts
 from grpo_jax.setup.sampling import decode_text, make_sampler
+from grpo_jax.setup.status import with_status
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
 
@@ -22,6 +23,7 @@ _SEGMENT = 16  # tokens that are printed at a time
 _ROWS = 256  # completions under way at a time, over all devices
 
 
+@with_status
 def generate_command(config: GenerateConfig) -> int:
     """Print `samples` completions of each prompt, with a line between them if there are several."""
     requests = requests_of(config)

@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ def pipeline_command(
     output_dir: str | None = None,
     tiny: bool = False,
     dry_run: bool = False,
+    quiet: bool = False,
     hosts: tuple[Any, ...] = (None, None, None),
 ) -> int:
     """Run the steps of a pipeline that are not finished. The same command goes on where another was killed."""
@@ -36,6 +37,8 @@ def pipeline_command(
 
     initialize(*hosts)
     with ExitStack() as held:
+        if quiet:  # else each step by its own setting
+            held.enter_context(_show_status(quiet))
         if is_writer():
             held.enter_context(RunFolder(pipeline.output_dir)).lock()
             record = Record(pipeline)  # another process may have ended a step before we had the lock
@@ -50,6 +53,12 @@ def pipeline_command(
         if is_writer():
             _show_outcome(pipeline, record)
     return 0
+
+
+def _show_status(quiet: bool) -> AbstractContextManager[None]:
+    from grpo_jax.setup.status import show_status  # loads jax
+
+    return show_status(quiet)
 
 
 def _check(pipeline: Pipeline, record: Record) -> None:

@@ -39,10 +39,12 @@ from grpo_jax.setup.prompts import make_prompts
 from grpo_jax.setup.rejection import standards_of
 from grpo_jax.setup.run import fingerprint_of
 from grpo_jax.setup.sampling import RandomStream, make_sampler
+from grpo_jax.setup.status import with_status
 from grpo_jax.setup.weights import load_sampler
 from grpo_jax.sharding import hosts
 
 
+@with_status
 def reject_command(config: RejectConfig) -> int:
     """The verb `reject`: sample the missing pieces, then select, write and report."""
     found = find_reward_models(config.rewards)

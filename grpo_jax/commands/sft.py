@@ -16,9 +16,11 @@ from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.runs.metrics import peak_memory
 from grpo_jax.runs.progress import closing_table, sample_panel
 from grpo_jax.runs.run import Run
+from grpo_jax.runs.status import phase
 from grpo_jax.setup.learner import lora_of
 from grpo_jax.setup.policy import open_policy
 from grpo_jax.setup.run import open_run
+from grpo_jax.setup.status import with_status
 from grpo_jax.setup.weights import export_run, load_base
 from grpo_jax.sharding import hosts
 from grpo_jax.training.run_state import SFTRunState
@@ -29,11 +31,13 @@ SHOWN = 2
 """Evaluation samples shown on the terminal; the run's folder has all of them."""
 
 
+@with_status
 def sft(config: SFTConfig) -> int:
     """The verb `sft`: train to `max_steps`, from the newest checkpoint in `output_dir` if there is one."""
     model = _blank(config) if config.model == "demo" else config.model
     policy = open_policy(config, model, lora=lora_of(config), base_weights=config.base_weights)
-    tuner = FineTuner(config, policy, *_load(config))
+    with phase("reading the data"):
+        tuner = FineTuner(config, policy, *_load(config))
     with open_run(tuner.config, policy) as run, jax.set_mesh(policy.mesh):
         state, run_state = _train(run, tuner)
         _finish(run, tuner, state, run_state)
@@ -74,15 +78,24 @@ def _train(run: Run, tuner: FineTuner) -> tuple[TrainState, SFTRunState]:
     run_state = SFTRunState.from_json(saved)
     if run_state.before is None:
         run_state = replace(run_state, before=_evaluated(run, tuner, state, 0))
-    for step in range(first, run.total):
-        state, metrics = tuner(state, step)
-        run_state = run_state.stepped(metrics)
-        metrics["num_tokens"] = run_state.num_tokens
-        if _evaluation_is_due(tuner.config, step + 1) and (now := _evaluated(run, tuner, state, step + 1)):
-            metrics |= {f"eval/{name}": value for name, value in now["summary"].items()}
-            run_state = replace(run_state, after=now)
-        run.log(step + 1, metrics | {"peak_memory": peak_memory()[0]})
-        run.end_step(step + 1, state, run_state)
+    with run.interrupts:
+        for step in range(first, run.total):
+            state, run_state = _step(run, tuner, state, run_state, step)
+    return state, run_state
+
+
+def _step(
+    run: Run, tuner: FineTuner, state: TrainState, run_state: SFTRunState, step: int
+) -> tuple[TrainState, SFTRunState]:
+    """One step, counted from 0, logged and saved."""
+    state, metrics = tuner(state, step)
+    run_state = run_state.stepped(metrics)
+    metrics["num_tokens"] = run_state.num_tokens
+    if _evaluation_is_due(tuner.config, step + 1) and (now := _evaluated(run, tuner, state, step + 1)):
+        metrics |= {f"eval/{name}": value for name, value in now["summary"].items()}
+        run_state = replace(run_state, after=now)
+    run.log(step + 1, metrics | {"peak_memory": peak_memory()[0]})
+    run.end_step(step + 1, state, run_state)
     return state, run_state
 
 

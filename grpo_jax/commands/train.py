@@ -2,9 +2,11 @@
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.demo.cold_start import starting_model
+from grpo_jax.setup.status import with_status
 from grpo_jax.trainer import GRPOTrainer
 
 
+@with_status
 def train(config: GRPOConfig) -> int:
     """Train as the settings say."""
     if config.model == "demo":

@@ -12,6 +12,7 @@ from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.evaluation.statistics import standard_error
 from grpo_jax.rollout.budget import Demand
 from grpo_jax.rollout.protocol import Rollout, Sampler
+from grpo_jax.runs.status import current, phase
 from grpo_jax.scoring.sample_and_score import sample_and_score
 from grpo_jax.scoring.scored import Scored
 from grpo_jax.scoring.scorer import Scorer
@@ -117,7 +118,8 @@ class Evaluator:
 
         trainer_state: for reward functions that ask for it.
         """
-        batches, rollouts, scores = zip(*self._batches(params, trainer_state))
+        with phase("evaluation"):
+            batches, rollouts, scores = zip(*self._batches(params, trainer_state))
         scored = Scored.join(scores)
         uids = np.concatenate([batch.uids for batch in batches])
         return Evaluation(
@@ -138,7 +140,10 @@ class Evaluator:
 
     def _batches(self, params: Any, trainer_state: Any) -> Iterator[tuple[PromptBatch, Rollout, Scored]]:
         """Each batch with its results. The last may be filled up with repeated prompts; their results are left out."""
+        done = 0
         for batch, real in self.prompts.batches_in_order(self.prompts_per_step):
+            current().count(done, len(self.prompts), "prompts")
+            done += real
             rollout, scored = sample_and_score(
                 self.sampler, self.scorer, params, batch, real=real, trainer_state=trainer_state
             )

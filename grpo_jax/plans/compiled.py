@@ -14,6 +14,7 @@ import jax
 from grpo_jax.errors import UserError
 from grpo_jax.plans.hlo import collective_bytes
 from grpo_jax.plans.planned_run import Job
+from grpo_jax.runs.status import current
 from grpo_jax.sharding.memory import bytes_of
 from grpo_jax.sharding.targets import compiler_options
 
@@ -61,7 +62,8 @@ def compiled_here(job: Job, mesh: jax.sharding.Mesh) -> Compilation:
 def _compile(lowered: jax.stages.Lowered, job: Job, target: str, options: dict[str, Any]) -> Compilation:
     start = time.perf_counter()
     try:
-        program = lowered.compile(options)
+        with current().compiling(f"{job.name} for {target}"):
+            program = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         peak = needed(str(error), bytes_of(job.arguments))
         if peak is None:

@@ -16,6 +16,20 @@ OnTokens = Callable[[int, int, list[int], bool], None]
 """Called with (prompt, sample, its next token ids, whether they are its last)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RolloutProgress:
+    """How far a rollout is."""
+
+    completions: int
+    ended: int
+    tokens: int  # of all completions together
+    steps: int  # tokens sampled after one another
+    steps_left: int  # at most so many more of them
+
+
+OnProgress = Callable[[RolloutProgress], None]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rollout:
@@ -85,6 +99,7 @@ class Sampler(Protocol):
         seeds: Sequence[int] | None = None,
         on_group: OnGroup | None = None,
         on_tokens: OnTokens | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Rollout:
         """A rollout of NumPy arrays [P,G,...], whole on every host. Collective: every process must call it.
 
@@ -97,4 +112,5 @@ class Sampler(Protocol):
             seeds: one for each prompt, in place of the sampler's own.
             on_group: called once for each prompt, as soon as all its completions have ended.
             on_tokens: called with each completion's tokens as they arrive.
+            on_progress: called now and then.
         """

@@ -18,7 +18,7 @@ from grpo_jax.models.kernels import Kernel
 from grpo_jax.models.transformer import Params
 from grpo_jax.rollout.output_buffer import OutputBuffer
 from grpo_jax.rollout.programs import Programs, decoding_program
-from grpo_jax.rollout.protocol import OnGroup, OnTokens, PromptTokens, Rollout
+from grpo_jax.rollout.protocol import OnGroup, OnProgress, OnTokens, PromptTokens, Rollout
 from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.rollout.scheduler import Scheduler
 from grpo_jax.rollout.state import Decoder, Vocabulary
@@ -80,6 +80,7 @@ class ContinuousBatchingSampler:
         seeds: Sequence[int] | None = None,
         on_group: OnGroup | None = None,
         on_tokens: OnTokens | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Rollout:
         """As of `Sampler`. `params` are best in the form that `decoding_program` returns; otherwise they are converted
         at each call."""
@@ -101,6 +102,7 @@ class ContinuousBatchingSampler:
             output=output,
             rows=self.rows,
             mesh=self.mesh,
+            on_progress=on_progress,
         )
         for prompt in scheduler.run():
             if on_group:

@@ -16,7 +16,7 @@ from grpo_jax.rollout.budget import prompts_per_prefill
 from grpo_jax.rollout.decoding import PrefillBatch
 from grpo_jax.rollout.output_buffer import OutputBuffer
 from grpo_jax.rollout.programs import Programs
-from grpo_jax.rollout.protocol import PromptTokens
+from grpo_jax.rollout.protocol import OnProgress, PromptTokens, RolloutProgress
 from grpo_jax.rollout.row_table import EMPTY, Assignments, Compaction, RowTable
 from grpo_jax.rollout.state import SampledTokens
 from grpo_jax.sharding import hosts
@@ -49,9 +49,11 @@ class Scheduler:
         output: OutputBuffer,
         rows: int,
         mesh: Mesh,
+        on_progress: OnProgress | None = None,
     ):
         self.programs, self.params, self.key, self.mesh = programs, params, key, mesh
         self.prompts, self.prompt_keys, self.output = prompts, prompt_keys, output
+        self.on_progress, self.steps = on_progress, 0  # tokens that were read after one another
         self.waiting = deque(np.flatnonzero(~output.ended.all(1)).tolist())
         # [P,G] tokens of each completion that programs were dispatched for
         self.dispatched: np.ndarray[tuple[int, int], Any] = np.zeros_like(output.limits)
@@ -86,6 +88,24 @@ class Scheduler:
     def _read(self, pending: list[PendingTokens]) -> None:
         for tokens in pending:
             self.output.add(tokens.sampled, tokens.table, tokens.first)
+            self.steps += tokens.sampled.tokens.shape[-1]
+        if self.on_progress:
+            self.on_progress(self._progress())
+
+    def _progress(self) -> RolloutProgress:
+        """How far the rollout is."""
+        output = self.output
+        left = np.where(output.ended, 0, output.limits - output.lengths).max(1)  # [P]
+        waiting = np.array(self.waiting, int)
+        at_a_time = max(len(self.table.prompts) * self.size.places // self._places_per_prompt, 1)
+        turns = -(-len(waiting) // at_a_time)
+        return RolloutProgress(
+            completions=output.ended.size,
+            ended=int(output.ended.sum()),
+            tokens=int(output.lengths.sum()),
+            steps=self.steps,
+            steps_left=int(np.delete(left, waiting).max(initial=0) + turns * left[waiting].max(initial=0)),
+        )
 
     # ---- decode ----
 

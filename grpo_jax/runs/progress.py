@@ -1,14 +1,16 @@
 """What the terminal shows: progress during a run (stderr), tables and samples at its end (stdout)."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from grpo_jax.runs.status import current
 
 _SHOWN = {  # metric -> (label, format). No loss: on-policy it is 0 by construction and says nothing
     "reward": ("reward", ".3f"),
@@ -41,7 +43,7 @@ class TrainingProgress:
     ):
         self.console = console or Console(stderr=True, quiet=silent)
         self._total, self._first, self._every = total, first, every or max(1, total // 20)
-        self._bar = Progress(
+        self._bar = _BarWithStatus(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(),
@@ -62,12 +64,16 @@ class TrainingProgress:
     def start(self, step: int) -> None:
         """Show the bar, with `step` steps done."""
         self._bar.reset(self._task, completed=step, numbers="")
+        current().lend_to_bar(self.console.is_terminal)
+        self._bar.shows_status = not current().quiet
         self._bar.start()
 
     def close(self) -> None:
         """Take the bar off the terminal."""
         if self._bar.live.is_started:
+            self._bar.shows_status = False
             self._bar.stop()
+            current().lend_to_bar(False)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show that `step` steps are done."""
@@ -84,6 +90,18 @@ class TrainingProgress:
     def say(self, text: str) -> None:
         """Print a line without breaking the bar."""
         self.console.print(plain(text), soft_wrap=True)
+
+
+class _BarWithStatus(Progress):
+    """A bar, and below it the status of the process."""
+
+    shows_status = False
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar and the status, whose line stays while nothing is under way, so that the bar does not jump."""
+        yield from super().get_renderables()
+        if self.shows_status:
+            yield Text(current().text(), style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def closing_table(

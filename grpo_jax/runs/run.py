@@ -1,4 +1,4 @@
-"""A run as the trainer sees it: restores and saves checkpoints, logs each step, and stops on SIGTERM."""
+"""A run as the trainer sees it: restores and saves checkpoints, logs each step, and stops on SIGTERM and Ctrl-C."""
 
 import signal
 import tempfile
@@ -14,9 +14,11 @@ from grpo_jax.errors import UserError
 from grpo_jax.runs.checkpoints import Checkpoints
 from grpo_jax.runs.files import is_local
 from grpo_jax.runs.folder import RunFolder, open_run
+from grpo_jax.runs.interrupts import Interrupts
 from grpo_jax.runs.loggers import LOGGERS, MetricsLogger, read_metrics
 from grpo_jax.runs.progress import TrainingProgress
 from grpo_jax.runs.samples import Samples
+from grpo_jax.runs.status import current, phase
 from grpo_jax.sharding import hosts
 
 TERMINATED = 128 + signal.SIGTERM  # the exit status of a run that saved and stopped when asked to
@@ -56,6 +58,14 @@ class Run:
         self.progress = TrainingProgress(self.total, silent=not is_writer)
         self.loggers: list[MetricsLogger] = self._open_loggers(settings) if is_writer else []
         self.terminated = False
+        self.interrupts = Interrupts(
+            self.progress.say,
+            first=f"interrupted: finishing the step, then {self._kept} and stopping; Ctrl-C again stops now",
+        )
+
+    @property
+    def _kept(self) -> str:
+        return "saving" if self.checkpoints else "saving nothing (output_dir is none)"
 
     def _open_loggers(self, settings: Mapping[str, Any]) -> list[MetricsLogger]:
         loggers = [*(opened(self.folder, settings) for opened in LOGGERS), self.progress]
@@ -81,7 +91,8 @@ class Run:
 
         Metrics and samples of later steps are dropped: those steps run again.
         """
-        found = self.checkpoints.restore(abstract) if self.checkpoints else None
+        with phase("restoring the newest checkpoint"):
+            found = self.checkpoints.restore(abstract) if self.checkpoints else None
         self.samples.truncate(found[2].get("samples", {}) if found else {})
         for logger in self.loggers:
             logger.start(found[0] if found else 0)
@@ -103,22 +114,39 @@ class Run:
     def save(self, done: int, state: Any, run_state: dict[str, Any]) -> None:
         """Save in the background; `state` may be donated, and `run_state` changed, at once."""
         if self.checkpoints:
-            self.checkpoints.save(done, state, run_state)
+            with phase("saving a checkpoint"):
+                self.checkpoints.save(done, state, run_state)
 
     def end_step(self, done: int, state: Any, run_state: SavedState, *, wanted: bool = False) -> bool:
-        """Save if a checkpoint is due or `wanted`, or if any process received SIGTERM; then raise SystemExit(143).
+        """Save if a checkpoint is due or `wanted`, or if any process received SIGTERM or Ctrl-C; then, for these, raise
+        SystemExit(143) or KeyboardInterrupt.
 
         Returns whether it saved; without an `output_dir` it never does.
         """
-        terminated = hosts.any_process(self.terminated)
-        saves = terminated or wanted or self.is_due(done)
+        asked = hosts.sum_over_processes([self.terminated, self.interrupts.asked])
+        terminated, interrupted = map(bool, asked)
+        saves = terminated or interrupted or wanted or self.is_due(done)
         if saves:
             self.save(done, state, run_state.to_json())
+        if interrupted:
+            self._wait_for_save()
+            self._say_interrupted(done)
+            raise KeyboardInterrupt
         if terminated and done < self.total:
-            if self.checkpoints:
-                self.checkpoints.wait()
+            self._wait_for_save()
             raise SystemExit(TERMINATED)
         return saves and self.checkpoints is not None
+
+    def _say_interrupted(self, done: int) -> None:
+        saved = f"saved in {self.folder.path}: the same command goes on from there"
+        self.progress.say(
+            f"step {done} of {self.total} is done{', and ' + saved if self.checkpoints else ''}"
+        )
+
+    def _wait_for_save(self) -> None:
+        if self.checkpoints:
+            with phase("saving a checkpoint"):
+                self.checkpoints.wait()
 
     def export(self, write: Callable[[Path], None], name: str = "hf", config: str = "config.json") -> None:
         """Have `write` make the folder `name`, unless it is there. Collective: `write` gathers from every process.
@@ -128,7 +156,7 @@ class Run:
         done = self.folder.is_writer and (target / config).exists()
         if self.checkpoints is None or hosts.any_process(done):
             return
-        self.checkpoints.wait()  # a failed export costs no training step
+        self._wait_for_save()  # a failed export costs no training step
         if is_local(target):
             write(Path(target))
             return
@@ -136,8 +164,9 @@ class Run:
             made = Path(here) / name
             write(made)
             if self.folder.is_writer:
-                for file in sorted(made.iterdir(), key=lambda file: file.name == config):
-                    epath.Path(file).copy(target / file.name, overwrite=True)
+                with phase(f"copying to {target}"):
+                    for file in sorted(made.iterdir(), key=lambda file: file.name == config):
+                        epath.Path(file).copy(target / file.name, overwrite=True)
 
     def end_progress(self) -> None:
         """Take the bar off the terminal, for what is printed at the end."""
@@ -161,7 +190,8 @@ def open_together(*given: Any, is_writer: bool) -> RunFolder:
 
 
 class Stopwatch:
-    """Seconds of each phase of a step, as metrics `time/{phase}`; a phase that runs twice is summed."""
+    """Seconds of each phase of a step, as metrics `time/{phase}`; a phase that runs twice is summed. The phases are
+    also those of the process's status."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -170,7 +200,8 @@ class Stopwatch:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield
+        with current().phase(phase):
+            yield
         before = self.times.get(f"time/{phase}", 0.0)
         self.times[f"time/{phase}"] = before + time.perf_counter() - start
 

@@ -33,6 +33,7 @@ from grpo_jax.models.safetensors_io import sampled_digest
 from grpo_jax.models.transformer import Params
 from grpo_jax.program import Program
 from grpo_jax.rewards.load import load_reward, named_apart
+from grpo_jax.runs.status import phase
 from grpo_jax.setup.policy import Policy
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.memory import bytes_of
@@ -127,7 +128,8 @@ class RewardModel:
     @cached_property
     def params(self) -> Params:
         """The weights, sharded over the mesh. Read at the first access."""
-        return load_classifier(self.folder, self.cfg, _places(self.cfg, self.mesh), self.dtype)
+        with phase(f"loading the reward model {self.folder}"):
+            return load_classifier(self.folder, self.cfg, _places(self.cfg, self.mesh), self.dtype)
 
     def _tokens(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[list[int]]:
         settings = self.prompt_settings

@@ -5,6 +5,7 @@ from typing import Any
 
 from grpo_jax.config.prompts import PromptSettings
 from grpo_jax.data.prompts import Prompts
+from grpo_jax.runs.status import phase
 from grpo_jax.setup.policy import Policy
 
 Rows = Sequence[dict[str, Any]]
@@ -22,4 +23,5 @@ def make_prompts(
         UserError: no rows, a row without a usable prompt, or a data set whose prompts are all too long.
     """
     settings = {name: getattr(config, name) for name in PromptSettings.model_fields} | changes
-    return Prompts(rows, policy.tokenizer, pad_id=policy.vocabulary.pad_id, **settings)
+    with phase("reading the prompts"):
+        return Prompts(rows, policy.tokenizer, pad_id=policy.vocabulary.pad_id, **settings)

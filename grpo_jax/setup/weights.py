@@ -5,10 +5,12 @@ the next is read.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.models import hf
@@ -19,18 +21,20 @@ from grpo_jax.models.quantized import axes_and_form, errors, quantize_leaf
 from grpo_jax.models.transformer import Params, abstract_params
 from grpo_jax.rollout.programs import decoding_program
 from grpo_jax.runs.run import Run
+from grpo_jax.runs.status import current, phase, size
 from grpo_jax.setup.policy import Policy
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.rules import ROLLOUT_RULES, TRAIN_RULES, Rules, shardings
 
 LeafPath = tuple[str, ...]
+Finish = Callable[[LeafPath, Array], Any]
 
 
 def load_trained(policy: Policy, seed: int) -> Params:
     """The trained parameters in float32: the model's weights; or adapters, from a folder or new ones from `seed`."""
     layout = policy.train_shardings()
     if policy.lora is None:
-        return hf.load_params(policy.folder, policy.cfg, layout, "float32")
+        return _load(policy, layout, "float32")
     if policy.adapter is not None:
         return load_adapters(policy.adapter, policy.cfg, policy.lora, layout)
     new = jax.jit(init_adapters, static_argnums=(0, 1), out_shardings=layout)
@@ -52,7 +56,7 @@ def load_base(policy: Policy) -> Base | None:
         found.append(jax.jit(errors, static_argnums=2)(x, leaf, axes))
         return leaf
 
-    params = _load(policy, TRAIN_RULES, finish)
+    params = _load(policy, _plain(policy, TRAIN_RULES), policy.dtype, finish)
     if found:
         off, all_ = (sum(float(hosts.get(pair[i])) for pair in found) for i in (0, 1))
         _say_error(policy, math.sqrt(off / all_))
@@ -79,15 +83,16 @@ def load_sampler(policy: Policy) -> Params:
             return x
         return _quantized(path, x, policy.rollout_weights, policy.dtype, leaf_at(layout, path))
 
-    return decoding_program(policy.mesh)(_load(policy, ROLLOUT_RULES, finish))
+    return decoding_program(policy.mesh)(_load(policy, _plain(policy, ROLLOUT_RULES), policy.dtype, finish))
 
 
 def save_trained(out: Path, policy: Policy, params: Params) -> None:
     """Write the trained model, adapters merged, to the new folder `out` in Hugging Face format."""
-    if policy.lora is None:
-        hf.save_model(out, policy.cfg, params, policy.folder)
-    else:
-        save_merged(out, policy.cfg, params, policy.lora, policy.folder)
+    with phase("export"):
+        if policy.lora is None:
+            hf.save_model(out, policy.cfg, params, policy.folder)
+        else:
+            save_merged(out, policy.cfg, params, policy.lora, policy.folder)
 
 
 def save_adapter(out: Path, policy: Policy, adapters: Params, base: str) -> None:
@@ -103,10 +108,26 @@ def export_run(run: Run, policy: Policy, params: Params, base: str) -> None:
         run.export(lambda out: save_adapter(out, policy, params, base), "adapter", "adapter_config.json")
 
 
-def _load(policy: Policy, rules: Rules, finish: Any) -> Params:
-    """The model's weights in the policy's dtype."""
-    plain = shardings(abstract_params(policy.cfg), rules, policy.mesh)
-    return hf.load_params(policy.folder, policy.cfg, plain, policy.dtype, finish)
+def _plain(policy: Policy, rules: Rules) -> Params:
+    """The shardings of the model's weights, without adapters."""
+    return shardings(abstract_params(policy.cfg), rules, policy.mesh)
+
+
+def _load(policy: Policy, layout: Params, dtype: str, finish: Finish = lambda path, x: x) -> Params:
+    """The model's weights, each finished before the next is read."""
+    total = jnp.dtype(dtype).itemsize * sum(x.size for x in jax.tree.leaves(abstract_params(policy.cfg)))
+    read = 0
+
+    def finish_and_count(path: LeafPath, x: Array) -> Any:
+        nonlocal read
+        read += x.nbytes
+        finished = finish(path, x)
+        current().report(f"{size(read)} of {size(total)}")
+        return finished
+
+    with phase("loading weights"):
+        current().report(f"none of {size(total)} yet")
+        return hf.load_params(policy.folder, policy.cfg, layout, dtype, finish_and_count)
 
 
 def _quantized(path: LeafPath, x: Array, form: str, dtype: str, sharding: Any) -> Any:

@@ -16,6 +16,7 @@ from grpo_jax.errors import UserError
 from grpo_jax.evaluation.evaluator import Evaluator
 from grpo_jax.learner.learner import Learner
 from grpo_jax.rewards import RewardPool
+from grpo_jax.runs.status import phase
 from grpo_jax.scoring.reward_models import find_reward_models, open_reward_models
 from grpo_jax.setup import memory_budget
 from grpo_jax.setup.curriculum import curriculum_sampler_of
@@ -77,7 +78,8 @@ def assemble(
     check_rows(policy.mesh, "prompts_per_step", config.prompts_per_step)
     configs = configs_of(config, policy)
     if train_rows is None:
-        train_rows = _load(config, config.dataset, config.dataset_split)
+        with phase("reading the data"):
+            train_rows = _load(config, config.dataset, config.dataset_split)
     prompts = make_prompts(config, policy, train_rows)
     config, configs = _with_steps(config, prompts), [_with_steps(each, prompts) for each in configs]
     curriculum = curriculum_sampler_of(config, prompts)
@@ -163,7 +165,8 @@ def _evaluator(
     if config.eval_prompts == 0:
         return None
     if rows is None:
-        rows = _held_out(config)
+        with phase("reading the data"):
+            rows = _held_out(config)
         if rows is None:
             return None
     if not rows:

@@ -8,6 +8,7 @@ from grpo_jax.runs.completions import write_completions
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.progress import sample_panel
 from grpo_jax.runs.run import Run
+from grpo_jax.runs.status import current
 from grpo_jax.training.assembly import Components
 from grpo_jax.training.collector import Groups
 from grpo_jax.training.reflection import Reflection
@@ -44,7 +45,7 @@ def show_first_sample(
 ) -> None:
     """In step 1, print the completion of the first prompt that has the highest reward, before anything is learned: so
     that a wrong prompt or reward is seen at once. advantages: [P,G] or [P,G,Tc]."""
-    if step != 1 or components.config.quiet:
+    if step != 1 or current().quiet:
         return
     scored, G = groups.scored, groups.scored.base.shape[1]
     best = int(np.nan_to_num(scored.base[0], nan=-np.inf).argmax())

@@ -21,6 +21,7 @@ from grpo_jax.rollout.protocol import Sampler
 from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.runs.files import write_atomically
 from grpo_jax.runs.folder import RunFolder
+from grpo_jax.runs.status import current
 from grpo_jax.setup.policy import Policy
 from grpo_jax.setup.prompts import make_prompts
 from grpo_jax.setup.sampling import RandomStream, make_sampler
@@ -54,7 +55,8 @@ class HeldOut:
         """Of the whole model: `summary` (nll in nats a token, perplexity, rows, rows_dropped and rows_cut for their
         length, completion_tokens) and `samples`."""
         total, count = 0.0, 0
-        for batch in self.examples.batches_in_order(self.config.rows_per_step):
+        for number, batch in enumerate(self.examples.batches_in_order(self.config.rows_per_step)):
+            current().count(number * self.config.rows_per_step, len(self.examples), "rows")
             arrays = batch.prompts, batch.prompt_lengths, batch.completions, batch.mask
             placed = (hosts.put(x, by_rows(self.policy.mesh)) for x in arrays)
             found = np.asarray(hosts.get(self._score(params, self._rows(*placed))))

@@ -18,6 +18,7 @@ from grpo_jax.models.lora import Base
 from grpo_jax.models.lora import joined as whole_model
 from grpo_jax.program import Program
 from grpo_jax.runs.run import Stopwatch
+from grpo_jax.runs.status import phase
 from grpo_jax.setup.learner import optimizer_of, schedule_of
 from grpo_jax.setup.policy import Policy
 from grpo_jax.setup.weights import load_trained
@@ -72,8 +73,9 @@ class FineTuner:
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         """The update of a step, counted from 0; `state` is donated."""
         clock, rows = Stopwatch(), self.examples(step)
-        state, metrics = self.update(state, self.batch(*self._on_devices(rows)), self.base)
-        values = read(metrics)
+        with clock("update"):
+            state, metrics = self.update(state, self.batch(*self._on_devices(rows)), self.base)
+            values = read(metrics)
         learned = int(rows.mask.sum())
         return state, {
             **values,
@@ -89,7 +91,10 @@ class FineTuner:
 
     def evaluate(self, state: TrainState) -> dict[str, Any] | None:
         """`summary` and `samples` of the held-out rows; None if there are none."""
-        return None if self.held_out is None else self.held_out(whole_model(state.params, self.base))
+        if self.held_out is None:
+            return None
+        with phase("evaluation"):
+            return self.held_out(whole_model(state.params, self.base))
 
     def _on_devices(self, rows: ExampleBatch | PackedBatch) -> tuple:
         arrays: tuple = rows.completions, rows.mask

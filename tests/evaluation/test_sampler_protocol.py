@@ -17,7 +17,18 @@ class Echo:
 
     num_generations, max_completion_length, rows, compilations = 2, 2, 0, 0
 
-    def __call__(self, params, prompts, step, *, limits=None, seeds=None, on_group=None, on_tokens=None):
+    def __call__(
+        self,
+        params,
+        prompts,
+        step,
+        *,
+        limits=None,
+        seeds=None,
+        on_group=None,
+        on_tokens=None,
+        on_progress=None,
+    ):
         lengths = np.tile(np.array([1, 2], np.int32), (len(prompts.uids), 1))
         tokens = np.where(np.arange(2) < lengths[..., None], prompts.tokens[:, :1, None], 0).astype(np.int32)
         for p, rows in enumerate(tokens):

@@ -56,7 +56,7 @@ class FakeSampler:
     def __init__(self, G):
         self.num_generations, self.max_completion_length, self.calls = G, WIDTH, []
 
-    def __call__(self, params, prompts, step, *, on_group):
+    def __call__(self, params, prompts, step, *, on_group, on_progress):
         uids = prompts.uids
         self.calls.append((step, uids.tolist()))
         drawn = [self.draw(int(uid), int(params), step) for uid in uids]
