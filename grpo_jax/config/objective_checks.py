@@ -67,12 +67,19 @@ def problems(c: Any) -> Iterator[str | None]:
 
 
 def idle(c: Any) -> str | None:
-    """A changed setting has an effect only with another one."""
-    for names, holds, why in NEEDS:
-        for name in names:
-            if changed(c, name) and not holds(c):
-                return f"{name} = {getattr(c, name)}: no effect, as {why.format(c=c)}; leave it out"
-    return None
+    """A changed setting has an effect only with another one. Scripts are told of it later (`ScriptConfig`)."""
+    found = {} if c.idle_settings_pass else idle_settings(c)
+    return next((f"{sentence}; leave it out" for sentence in found.values()), None)
+
+
+def idle_settings(c: Any) -> dict[str, str]:
+    """Changed settings without effect: name -> why."""
+    return {
+        name: f"{name} = {getattr(c, name)}: no effect, as {why.format(c=c)}"
+        for names, holds, why in NEEDS
+        for name in names
+        if changed(c, name) and not holds(c)
+    }
 
 
 def clip(c: Any) -> str | None:

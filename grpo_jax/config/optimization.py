@@ -141,6 +141,8 @@ class ObjectiveSettings(
 ):
     """Objective."""
 
+    idle_settings_pass: ClassVar[bool] = False
+
 
 class OptimizerSettings(Settings):
     """Optimizer (AdamW)."""

@@ -6,15 +6,17 @@ script that gives its sizes in those words (`OURS`). `in_rollouts` translates, o
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from inspect import get_annotations
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from grpo_jax.config.checks import divisors
 from grpo_jax.config.fields import Count, Positive
 from grpo_jax.config.grpo import GRPOConfig
+from grpo_jax.config.objective_checks import idle_settings
 from grpo_jax.config.trl_translation import BATCH
 from grpo_jax.errors import UserError
 
@@ -24,9 +26,10 @@ IN_UPDATES = ("max_steps", "save_steps", "eval_steps", "warmup_steps")
 
 
 class ScriptConfig(GRPOConfig):
-    """Batch sizes as TRL gives them, and TRL's defaults."""
+    """TRL's batch sizes and defaults."""
 
     adapters_may_follow: ClassVar[bool] = True  # in the trainer's peft_config
+    idle_settings_pass: ClassVar[bool] = True  # TRL ignores them; `in_rollouts` says so
 
     per_device_train_batch_size: Positive | None = None
     """Rows (completions) that each device computes at a time; none: 8, unless prompts_per_step is given."""
@@ -47,6 +50,8 @@ class ScriptConfig(GRPOConfig):
     """How many checkpoints to keep; 0: all."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Of weights, order of prompts, and sampling."""
+    on_reward_error: Literal["count", "stop"] = "stop"
+    """When a reward function raises an error: stop the run, or count it and go on without that reward."""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,7 +100,10 @@ class ScriptConfig(GRPOConfig):
         Raises UserError for sizes that no rollout has."""
         sizes = _sizes(self, devices)
         kept = (self.model_fields_set | _OTHER_DEFAULTS) & GRPOConfig.model_fields.keys()
-        values = {name: getattr(self, name) for name in kept} | (sizes.ours if sizes else {})
+        idle = idle_settings(self)
+        for sentence in idle.values():
+            print(sentence, file=sys.stderr, flush=True)
+        values = {name: getattr(self, name) for name in kept - idle.keys()} | (sizes.ours if sizes else {})
         if sizes:
             updates = sizes.ours["num_minibatches"] * self.num_iterations
             values |= {name: math.ceil(values[name] / updates) for name in IN_UPDATES if values.get(name)}

@@ -140,6 +140,21 @@ def test_values_that_trl_allows_are_translated(given, wanted):
     assert {name: getattr(ours, name) for name in wanted} == wanted
 
 
+def test_settings_without_effect_are_ignored_with_a_line_on_stderr_as_in_trl(capsys):
+    given = {"use_bias_correction_kl": False, "loss_type": "sapo", "epsilon_high": 0.3}
+    ours, _ = ScriptConfig(**given).in_rollouts(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "epsilon_high = 0.3: no effect, as loss_type sapo does not clip",
+        "use_bias_correction_kl = False: no effect, as beta is 0",
+    ]
+    assert not any(changed(ours, name) for name in ("use_bias_correction_kl", "epsilon_high"))
+
+
+def test_an_error_of_a_reward_stops_a_script_as_in_trl():
+    assert ScriptConfig().in_rollouts(1)[0].on_reward_error == "stop"
+
+
 def test_a_script_may_change_settings_and_all_checks_run_again():
     config = ScriptConfig(max_steps=4)
     config.learning_rate = 0.5

@@ -7,7 +7,8 @@ import time
 import cloudpickle
 import pytest
 
-from grpo_jax import GRPOConfig, GRPOTrainer, UserError
+from grpo_jax import GRPOTrainer, UserError
+from grpo_jax.config import GRPOConfig
 
 # Reward workers get functions of this file themselves, and need not import it, with all that it imports.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
