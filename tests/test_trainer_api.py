@@ -501,6 +501,20 @@ def test_metrics_and_state_are_written_where_transformers_writes_them(recorded, 
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 4
 
 
+def test_the_model_and_the_process_are_where_scripts_look_for_them(recorded, tmp_path, capsys):
+    trainer = recorded.trainer
+    trainer.model.save_pretrained(tmp_path / "out")
+    saved = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert saved == (recorded.folder / "hf" / "model.safetensors").read_bytes()
+    assert (trainer.accelerator.process_index, trainer.accelerator.num_processes) == (0, 1)
+    assert trainer.accelerator.is_main_process
+    assert trainer.is_world_process_zero()
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.print("here")
+    assert capsys.readouterr().out == "here\n"
+    assert trainer.processing_class.decode(trainer.processing_class("abc")["input_ids"]) == "abc"
+
+
 def test_a_callback_can_be_removed_by_itself_or_by_its_class(again):
     trainer, first, second = again(), Recorder(), Recorder()
     for callback in (first, second):

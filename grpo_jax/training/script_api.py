@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from grpo_jax.errors import UserError
 from grpo_jax.sharding import hosts
 
@@ -49,6 +51,44 @@ class TrainOutput(dict[str, Any]):
         }
 
 
+class Accelerator:
+    """What scripts ask of accelerate's object: which process this is."""
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process writes files and prints."""
+        return hosts.is_writer()
+
+    is_local_main_process = is_main_process
+
+    @property
+    def process_index(self) -> int:
+        """The number of this process."""
+        return jax.process_index()
+
+    @property
+    def num_processes(self) -> int:
+        """How many there are."""
+        return jax.process_count()
+
+    def print(self, *values: Any, **named: Any) -> None:
+        """Print on the main process only."""
+        if self.is_main_process:
+            print(*values, **named)
+
+    def wait_for_everyone(self) -> None:
+        """Return when all processes are here."""
+        hosts.any_process(False)
+
+
+class ScriptModel:
+    """The trained model as scripts use it: `trainer.model.save_pretrained(folder)`. Its weights are JAX arrays."""
+
+    def __init__(self, trainer: Any):
+        self.config = trainer.components.policy.cfg
+        self.save_pretrained = trainer.save_model
+
+
 class ScriptAPI:
     """The part of a trainer that only scripts use. What it needs of the trainer is named in its annotations."""
 
@@ -61,6 +101,16 @@ class ScriptAPI:
         for name, instead in INSTEAD_OF_HOOKS.items():
             if name in vars(cls):
                 raise UserError(f"{cls.__name__}.{name}: never called here; {instead}")
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Which process this is, in accelerate's words."""
+        return Accelerator()
+
+    @property
+    def model(self) -> ScriptModel:
+        """The model that is trained: its shape, and `save_pretrained`."""
+        return ScriptModel(self)
 
     @property
     def processing_class(self) -> Any:
