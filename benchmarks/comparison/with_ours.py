@@ -19,7 +19,8 @@ from grpo_jax.learner.batches import Passes, minibatches
 from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.objective import GRPO
-from grpo_jax.learner.optimizer import Schedule, make_optimizer
+from grpo_jax.learner.optimizer import make_optimizer
+from grpo_jax.learner.schedules import Schedule
 from grpo_jax.models import hf
 from grpo_jax.rollout.programs import Rollout, Vocabulary
 from grpo_jax.rollout.sampler import ContinuousBatchingSampler

@@ -57,6 +57,37 @@ def warmup(c: Any) -> str | None:
     return None
 
 
+SCHEDULE_OPTIONS = {
+    "constant": (),
+    "linear": (),
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "cosine_with_min_lr": ("num_cycles", "min_lr", "min_lr_rate"),
+    "polynomial": ("lr_end", "power"),
+    "inverse_sqrt": ("timescale",),
+    "warmup_stable_decay": ("num_decay_steps", "min_lr_ratio", "decay_type", "num_cycles"),
+}
+"""lr_scheduler_type -> its lr_scheduler_kwargs."""
+
+
+def schedule(c: Any) -> str | None:
+    """The options are those of the schedule, and none that it needs is missing."""
+    given, known = c.lr_scheduler_kwargs or {}, SCHEDULE_OPTIONS[c.lr_scheduler_type]
+    for name, value in given.items():
+        if name not in known:
+            choice = f"it has {', '.join(known)}{nearest(name, known)}" if known else "it has none"
+            return f"lr_scheduler_kwargs: {name} is no option of {c.lr_scheduler_type}; {choice}"
+        if name == "decay_type" and value not in ("cosine", "linear", "1-sqrt"):
+            return f"lr_scheduler_kwargs: decay_type = {value!r}: use cosine, linear or 1-sqrt"
+        if name != "decay_type" and (not isinstance(value, int | float) or value < 0):
+            return f"lr_scheduler_kwargs: {name} = {value!r}: must be a number, at least 0"
+    if c.lr_scheduler_type == "warmup_stable_decay" and not given.get("num_decay_steps"):
+        return (
+            "lr_scheduler_kwargs: warmup_stable_decay needs num_decay_steps, the updates over which it falls"
+        )
+    return None
+
+
 def batch(c: Any) -> str | None:
     """Rows that are trained on divide into mini-batches, mini-batches into micro-batches."""
     if c.gradient_samples > c.num_generations:

@@ -45,6 +45,7 @@ class GRPOConfig(
         check.first(
             check.length(self),
             check.warmup(self),
+            check.schedule(self),
             check.batch(self),
             check.weights(self),
             check.evaluation(self),

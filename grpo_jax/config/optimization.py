@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from grpo_jax.config.base import Settings
-from grpo_jax.config.fields import Count, Decay, Names, Numbers, Positive, Share
+from grpo_jax.config.fields import Count, Decay, Mapped, Names, Numbers, Positive, Share
 
 LossType = Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo", "reinforce"]
 SamplerCorrection = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
@@ -149,8 +149,19 @@ class OptimizerSettings(Settings):
 
     learning_rate: float = Field(1e-6, gt=0)
     """The peak learning rate."""
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
-    """Schedule after the warm-up: constant, or falling to 0 at the last step."""
+    lr_scheduler_type: Literal[
+        "constant",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = "linear"
+    """Schedule after the warm-up: constant, falling to 0 at the last step, or another one of transformers."""
+    lr_scheduler_kwargs: Mapped | None = None
+    """Options of the schedule, such as {min_lr: 1e-7}; they count updates of the weights."""
 
     @field_validator("lr_scheduler_type", mode="before")
     @classmethod

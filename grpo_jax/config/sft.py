@@ -123,6 +123,7 @@ class SFTConfig(
         check.first(
             check.length(self),
             check.warmup(self),
+            check.schedule(self),
             check.micro_batch(self, self.rows_per_step),
             check.layout(self),
             check.template_variables(self.chat_template_kwargs or {}),

@@ -171,10 +171,6 @@ RULES: dict[str, Rule] = {
         optim_args=["", {}],
         optim_target_modules=[[]],
     ),
-    **_refused(
-        "leave it out: pass another schedule in optimizers=, an optax transformation",
-        lr_scheduler_kwargs=[{}],
-    ),
     # ---- evaluation ----
     **_refused("write eval_samples, and an eval_temperature above 0", num_generations_eval=[]),
     **_refused("write eval_steps (0: before and after training only)", eval_strategy=[]),

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, a schedule and global-norm clipping, from optax; and the state that training carries."""
+"""AdamW with a schedule and global-norm clipping, from optax; and the state that training carries."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from grpo_jax.learner.entropy import EntropyBonus, EntropyControl
 from grpo_jax.learner.moments import in_bfloat16
+from grpo_jax.learner.schedules import Schedule
 from grpo_jax.models.transformer import Params
 from grpo_jax.sharding.mesh import everywhere
 from grpo_jax.sharding.rules import TRAIN_RULES, shardings
@@ -26,30 +27,6 @@ class TrainState:
     opt_state: Any
     updates: Array  # [] int32, optimizer steps taken
     entropy: EntropyControl | None = None  # of an adaptive entropy bonus
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate over the updates of a run."""
-
-    peak: float
-    kind: str  # constant, linear or cosine: how it falls to 0 at the last update
-    warmup: int
-    total: int
-
-    def build(self) -> optax.Schedule:
-        """Updates taken -> learning rate, as transformers' schedules of the same names."""
-        falling = max(self.total - self.warmup, 1)
-        after = {
-            "constant": lambda: optax.constant_schedule(self.peak),
-            "linear": lambda: optax.linear_schedule(self.peak, 0.0, falling),
-            "cosine": lambda: optax.cosine_decay_schedule(self.peak, falling),
-        }[self.kind]()
-        if not self.warmup:
-            return after
-        return optax.join_schedules(
-            [optax.linear_schedule(0.0, self.peak, self.warmup), after], [self.warmup]
-        )
 
 
 def make_optimizer(

@@ -13,7 +13,8 @@ from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.moments import in_bfloat16
 from grpo_jax.learner.objective import GRPO
-from grpo_jax.learner.optimizer import Schedule, make_optimizer
+from grpo_jax.learner.optimizer import make_optimizer
+from grpo_jax.learner.schedules import Schedule
 from grpo_jax.models.lora import TARGETS, LoRA
 from grpo_jax.setup.policy import Policy
 
@@ -116,7 +117,11 @@ def schedule_of(config: GRPOConfig | SFTConfig, updates: int = 1) -> Schedule:
     """The learning-rate schedule. Settings count steps; the optimizer counts updates, `updates` per step."""
     warmup = config.warmup_steps or math.ceil(config.warmup_ratio * config.max_steps)
     return Schedule(
-        config.learning_rate, config.lr_scheduler_type, warmup * updates, config.max_steps * updates
+        config.learning_rate,
+        config.lr_scheduler_type,
+        warmup * updates,
+        config.max_steps * updates,
+        config.lr_scheduler_kwargs or {},
     )
 
 

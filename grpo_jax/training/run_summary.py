@@ -152,7 +152,9 @@ def _training(components: Components) -> str:
     length = f"{_count(c.max_steps, 'step')}, {_count(c.max_steps * updates, 'update')}{_trained(components)}"
     if components.schedule is None:
         return f"{length}; the optimizer given"
-    falls = "constant" if c.lr_scheduler_type == "constant" else f"{c.lr_scheduler_type} to 0"
+    falls = (
+        f"{c.lr_scheduler_type} to 0" if c.lr_scheduler_type in ("linear", "cosine") else c.lr_scheduler_type
+    )
     warmup = schedule_of(c).warmup
     after = f" after {_count(warmup, 'step')} of warm-up" if warmup else ", no warm-up"
     return f"{length}; AdamW, learning rate {c.learning_rate:g}, {falls}{after}"

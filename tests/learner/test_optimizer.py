@@ -1,12 +1,18 @@
 """Schedules against transformers, AdamW against torch, and which parameters decay."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
+from grpo_jax.config import GRPOConfig
+from grpo_jax.config.checks import SCHEDULE_OPTIONS
+from grpo_jax.errors import UserError
+from grpo_jax.learner.optimizer import init_state, make_optimizer, state_shardings
+from grpo_jax.learner.schedules import KINDS, Schedule
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
@@ -19,10 +25,69 @@ def test_schedules_equal_transformers(kind, warmup, total):
     theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
     scheduler = get_scheduler(name, theirs, num_warmup_steps=warmup, num_training_steps=total)
     ours = Schedule(3e-4, kind, warmup, total).build()
+    assert_same_rates(ours, theirs, scheduler, total)
+
+
+def assert_same_rates(ours, optimizer, scheduler, total):
     for update in range(total):
         assert float(ours(update)) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-5, abs=1e-12)
-        theirs.step()
+        optimizer.step()
         scheduler.step()
+
+
+OPTIONS = [
+    ("cosine", {"num_cycles": 1.5}),
+    ("cosine_with_restarts", {}),
+    ("cosine_with_restarts", {"num_cycles": 3}),
+    ("cosine_with_min_lr", {"min_lr": 1e-5}),
+    ("cosine_with_min_lr", {"min_lr_rate": 0.2, "num_cycles": 0.75}),
+    ("polynomial", {}),
+    ("polynomial", {"lr_end": 1e-5, "power": 2.0}),
+    ("inverse_sqrt", {}),
+    ("inverse_sqrt", {"timescale": 7}),
+    ("warmup_stable_decay", {"num_decay_steps": 4}),
+    ("warmup_stable_decay", {"num_decay_steps": 3, "min_lr_ratio": 0.1, "decay_type": "linear"}),
+    ("warmup_stable_decay", {"num_decay_steps": 5, "decay_type": "1-sqrt"}),
+    ("warmup_stable_decay", {"num_decay_steps": 5, "num_cycles": 1.5}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+@pytest.mark.parametrize(("warmup", "total"), [(0, 12), (3, 12)])
+def test_schedules_with_options_equal_transformers(kind, options, warmup, total):
+    torch = pytest.importorskip("torch")
+    from transformers import get_scheduler
+
+    theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+    given = {"num_warmup_steps": warmup, "num_training_steps": total}
+    scheduler = get_scheduler(kind, theirs, **given, scheduler_specific_kwargs=options)
+    assert_same_rates(Schedule(3e-4, kind, warmup, total, options).build(), theirs, scheduler, total)
+
+
+def test_the_settings_know_every_schedule_and_its_options():
+    assert KINDS.keys() == SCHEDULE_OPTIONS.keys()
+    for kind, function in KINDS.items():
+        assert tuple(inspect.signature(function).parameters)[1:] == SCHEDULE_OPTIONS[kind]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"lr_scheduler_kwargs": {"min_lr": 1e-7}}, "min_lr is no option of linear; it has none"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_rl": 0}},
+            "min_rl is no option of cosine_with_min_lr; it has num_cycles, min_lr, min_lr_rate .*min_lr",
+        ),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "warmup_stable_decay needs num_decay_steps"),
+        (
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "two"}},
+            "power = 'two': must be a number",
+        ),
+    ],
+)
+def test_options_that_a_schedule_does_not_have_are_refused(values, words):
+    with pytest.raises(UserError, match=words):
+        GRPOConfig(**values)
 
 
 def trees(seed=0):

@@ -14,7 +14,8 @@ from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.objective import GRPO
-from grpo_jax.learner.optimizer import Schedule, make_optimizer
+from grpo_jax.learner.optimizer import make_optimizer
+from grpo_jax.learner.schedules import Schedule
 from grpo_jax.models.hf import load_config, load_params, save_model
 
 torch = pytest.importorskip("torch")

@@ -13,7 +13,8 @@ from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.logprobs import LogprobSettings, make_rows
 from grpo_jax.learner.losses import CLIPPED
 from grpo_jax.learner.objective import GRPO, SFT, Batch
-from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
+from grpo_jax.learner.optimizer import init_state, make_optimizer, state_shardings
+from grpo_jax.learner.schedules import Schedule
 from grpo_jax.learner.update import accumulate, make_score, make_update, read, split
 from grpo_jax.models.transformer import abstract_params
 

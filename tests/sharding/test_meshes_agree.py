@@ -10,7 +10,8 @@ import pytest
 from grpo_jax.learner.entropy import EntropyBonus
 from grpo_jax.learner.logprobs import LogprobSettings, make_rows
 from grpo_jax.learner.objective import GRPO, Batch
-from grpo_jax.learner.optimizer import Schedule, init_state, make_optimizer, state_shardings
+from grpo_jax.learner.optimizer import init_state, make_optimizer, state_shardings
+from grpo_jax.learner.schedules import Schedule
 from grpo_jax.learner.update import make_update
 from grpo_jax.rollout.programs import Vocabulary, make_generate
 from grpo_jax.rollout.sampling import SamplingParams

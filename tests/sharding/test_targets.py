@@ -15,7 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from grpo_jax.errors import UserError
 from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.objective import GRPO
-from grpo_jax.learner.optimizer import Schedule, make_optimizer, state_shardings
+from grpo_jax.learner.optimizer import make_optimizer, state_shardings
+from grpo_jax.learner.schedules import Schedule
 from grpo_jax.learner.update import make_score, make_update
 from grpo_jax.models.attention import causal
 from grpo_jax.models.config import PUBLISHED
