@@ -183,7 +183,9 @@ def _check_empty(path: epath.Path) -> None:
 def _check_same_settings(run: RunFolder, settings: dict[str, Any]) -> None:
     there = run.settings()
     names = [name for name in {**settings, **there} if name not in MAY_DIFFER]
-    changed = [name for name in names if settings.get(name, _ABSENT) != there.get(name, _ABSENT)]
+    # A setting that the run's version did not have is None where nothing is asked of it.
+    given = lambda values, name: _ABSENT if values.get(name) is None else values[name]
+    changed = [name for name in names if given(settings, name) != given(there, name)]
     if changed:
         shown = "; ".join(
             f"{name} is {there.get(name, _ABSENT)!r} there and {settings.get(name, _ABSENT)!r} here"
