@@ -5,7 +5,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_jax.rewards.functions.gsm8k import final_number, gold_number, gsm8k, gsm8k_strict
@@ -89,7 +89,7 @@ def test_the_last_number_is_read_with_its_sign_commas_and_fraction(text, expecte
         ("<answer>- 7</answer>", -7),
         ("#### - 7", -7),
         ("<answer>\u20137</answer>", -7),  # an en dash
-        ("from 3\u20137 days, so <answer>3\u20137</answer>", 3),
+        ("from 3\u20137 days, so <answer>3\u20137</answer>", None),
         ("\\boxed{5} so\n#### **72**", 72),
         ("#### 1. Count the eggs\nThe answer is 18", 18),  # a Markdown heading, not an answer
         ("#### 18.", 18),
@@ -103,6 +103,72 @@ def test_the_last_number_is_read_with_its_sign_commas_and_fraction(text, expecte
 )
 def test_a_marked_answer_takes_precedence_over_the_last_number(text, expected):
     assert final_number(text) == expected
+
+
+EXPRESSIONS = [
+    "2^6", "30-4", "6*7", "4!", "7x", "6\\sqrt2", "6\\cdot 7", "6 \\times 7", "6 x 7", "6(7)", "5\\pi", "\\sqrt{16}",
+    "x+5", "x^2", "(30-4)", "2**6", "1/x", "|-5|", "f(5)", "2³", "√16", "3\\pm 1", "x<5", "43_6", "the total is 6*7",
+    "3 5", "3, 5", "3 or 5", "3:5", "10,80",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_no_number_in_an_expression_or_a_list_is_the_answer(expression):
+    for written in ("\\boxed{%s}", "<answer>%s</answer>", "2 of 9, so \\boxed{%s} and that is it"):
+        assert final_number(written % expression) is None
+    numbers = ["1", "2", "3", "4", "5", "6", "7", "16", "30", "43", "10", "80"]
+    for reward in (gsm8k, gsm8k_strict):
+        assert (
+            sum(reward([""] * 12, [f"#### {expression}"] * 12, numbers)) == 0
+            or expression[0] not in "0123456789"
+        )
+
+
+@pytest.mark.parametrize(
+    ("stated", "number"),
+    [
+        ("8+9=17", 17),
+        ("17 = 8+9", 17),
+        ("5 * 3 + 3 = 18 apples", 18),
+        ("2 \\cdot 9 = 18", 18),
+        ("72 because 3*24=72", 72),
+        ("18 kg", 18),
+        ("18m", 18),
+        ("60 km/h", 60),
+        ("18 (2 each)", 18),
+        ("18, 2 of them", 18),
+        ("18 - that is all", 18),
+        ("100\\,\\text{cm}^2", 100),
+        ("18^\\circ", 18),
+        ("\\$18", 18),
+        ("26\\,000", 26000),
+        ("26\\;000", 26000),
+        ("26\u202f000", 26000),
+        ("26'000", 26000),
+        ("26 000", 26000),
+        ("1{,}00{,}000", 100000),
+        ("2\\,\\frac12", Fraction(5, 2)),
+        ("2\\ 1/2", Fraction(5, 2)),
+        ("-\\,7", -7),
+    ],
+)
+def test_the_number_that_is_stated_counts_in_every_mark(stated, number):
+    for written in ("\\boxed{%s}", "<answer>%s</answer>", "so\n#### %s"):
+        assert final_number(written % stated) == number or (written[0] == "s" and stated == "26 000")
+
+
+@given(
+    st.integers(1, 999),
+    st.integers(1, 999),
+    st.sampled_from(["+", "-", "*", "/", "^", " - ", r" \times ", r"\cdot"]),
+)
+@settings(deadline=None)
+def test_an_equation_states_its_result_and_neither_operand(one, other, operator):
+    result = one + other + 1000
+    for written in ("\\boxed{%s}", "#### %s"):
+        assert final_number(written % f"{one}{operator}{other}={result}") == result
+        alone = final_number(written % f"{one}{operator}{other}")
+        assert alone == (Fraction(one, other) if operator == "/" else None)
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,19 @@ Numbers are compared exactly, as fractions. The answer is located first, then re
 
 1. With answer marks (`\boxed{..}`, `<answer>..</answer>`, or `####` followed by a number), the mark that starts last
    counts, even if it holds no number: "I do not know" gets no credit for a number in the reasoning. In a block, its
-   first number counts if the block begins with it (`18 dollars for 2 dozen` is 18; after the last `=`, if there is
-   one), otherwise its last number.
+   first number counts if the block begins with it (`18 dollars for 2 dozen` is 18), otherwise its last number. Of an
+   equation, the last side that is a number counts. A number that is part of an expression (`2^6`, `30-4`, `7x`) or of a
+   list is none (`stated.py`).
 2. Without a mark, the last number in the text counts. This has a known weakness: "It costs 18 dollars for 2 dozen" is
    read as 2. Ask for a mark in the prompt.
 """
 
-import re
 from fractions import Fraction
 from typing import Any
 
-from grpo_jax.rewards.functions.numbers import NUMBER, last_number, parse_number, plain, value
+from grpo_jax.rewards.functions.numbers import last_number, parse_number, plain
+from grpo_jax.rewards.functions.stated import begins_with_number, number_in_block, number_on_line
 from grpo_jax.rewards.functions.text import last_block, last_box, text_of
-
-_HEADING = re.compile(r"[.):]\s*[^\W\d]")  # what follows the 1 in the Markdown heading "#### 1. Add them up"
 
 
 def gsm8k(prompts: list[Any], completions: list[Any], answer: list[Any], **columns: Any) -> list[float]:
@@ -50,28 +49,23 @@ def gold_number(answer: Any) -> Fraction:
 def final_number(text: str) -> Fraction | None:
     """The number that the completion gives as its answer; None if it gives none."""
     text = plain(text)
-    blocks = [block for block in (last_box(text), last_block(text, "answer")) if block]
-    start, inside = max(blocks, default=(-1, ""))
-    marked = hash_number(text)
-    if marked is not None and text.rfind("####") > start:
-        return marked
+    line = last_hash_line(text)
+    start, inside = max(
+        (block for block in (last_box(text), last_block(text, "answer")) if block), default=(-1, "")
+    )
+    if line and line[0] > start:
+        return number_on_line(line[1])
     return number_in_block(inside) if start >= 0 else last_number(text)
+
+
+def last_hash_line(text: str) -> tuple[int, str] | None:
+    """(start, rest of the line) of the last `####`, if a number follows it that does not count a heading."""
+    start = text.rfind("####")
+    line = text[start + 4 :].partition("\n")[0]
+    return (start, line) if start >= 0 and begins_with_number(line) else None
 
 
 def hash_number(text: str) -> Fraction | None:
     """The number right after the last `####`; None if there is none, or if it numbers a heading."""
-    _, mark, after = text.rpartition("####")
-    match = NUMBER.match(after := _signed(after.lstrip(" \t*"))) if mark else None
-    return value(match) if match and not _HEADING.match(after, match.end()) else None
-
-
-def _signed(inside: str) -> str:
-    """The text with a leading `- ` as the sign of its number: nothing precedes it to subtract from."""
-    return "-" + inside[1:].lstrip(" ") if inside.startswith("- ") else inside
-
-
-def number_in_block(inside: str) -> Fraction | None:
-    """The number that the content of a block (as `plain` writes it) gives as its answer; None without one."""
-    inside = _signed(inside.rpartition("=")[2].strip())
-    match = NUMBER.match(inside)
-    return value(match) if match else last_number(inside)
+    line = last_hash_line(text)
+    return number_on_line(line[1]) if line else None

@@ -7,6 +7,8 @@ All patterns take linear time: they have no nested repeats.
 import re
 from fractions import Fraction
 
+from grpo_jax.rewards.functions.digits import joined
+
 LONGEST = 64
 """The most characters of a number: converting 100,000 digits to an integer takes quadratic time."""
 
@@ -28,15 +30,18 @@ _REPLACED = {
     r"\$": "$",
     r"\%": "%",
     "{,}": ",",
-    r"\,": "",
-    r"\!": "",
+    r"\times": "×",
+    r"\cdot": "·",
+    r"\div": "÷",
 }
+_KERNING = re.compile(r"(?<!\d)\\[,;:]|\\[,;:](?!\d|\\[dt]?frac)")  # spacing that parts no two numbers
 _FRACTION = re.compile(r"([0-9]?)\\[dt]?frac ?\{ ?(-?[0-9.]{1,30}) ?\} ?\{ ?([0-9.]{1,30}) ?\}")
 _SHORT_FRACTION = re.compile(r"([0-9]?)\\[dt]?frac ?([0-9]) ?([0-9])")
 
 
 def plain(text: str) -> str:
-    """Write LaTeX's and typography's spellings of numbers in plain characters."""
+    """Write LaTeX's and typography's spellings of numbers in plain characters, groups of digits joined."""
+    text = joined(_KERNING.sub("", text))
     for written, meant in _REPLACED.items():
         text = text.replace(written, meant)
     if "frac" not in text:

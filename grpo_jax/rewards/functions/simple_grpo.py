@@ -5,8 +5,9 @@ from fractions import Fraction
 from typing import Any
 
 from grpo_jax.rewards.functions.format import is_think_answer, opens_thought
-from grpo_jax.rewards.functions.gsm8k import final_number, gold_number, number_in_block
+from grpo_jax.rewards.functions.gsm8k import final_number, gold_number
 from grpo_jax.rewards.functions.numbers import LONGEST, plain
+from grpo_jax.rewards.functions.stated import number_in_block
 from grpo_jax.rewards.functions.text import text_of
 
 _UNSIGNED = re.compile(r"\d+\.\d+|\d+/\d+|\d+", re.ASCII)

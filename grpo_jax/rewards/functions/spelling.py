@@ -36,7 +36,7 @@ _FONT = re.compile(rf"\\(?:{_BOLD})\s*(?:\{{([^{{}}]*)\}}|(?<=[a-z])\s([A-Za-z0-
 _WHOLE_TEXT = re.compile(rf"\\(?:{_UPRIGHT})\s*\{{([^{{}}]*\d[^{{}}]*)\}}")
 _SIGN = re.compile(rf"\\(?:{_UPRIGHT})\s*\{{\s*([A-Za-z]|[-+]?\d[\d.,]*)\s*\}}")
 
-_WRAPPED = re.compile(r"(\*\*|\*|__|_|`+|\"|“|\$\$|\$)(.*?)(?:\1|”)", re.DOTALL)
+_WRAPPED = re.compile(r"(\*\*|\*|__|_|`{1,3}|\"|“|\$\$|\$)(.*?)(?:\1|”)", re.DOTALL)
 _LAST_MARKS = re.compile(r"(?<!\\)(?:[\s.,;]|\\\\)+$")
 _DEGREES = re.compile(
     rf"\s*(?:\^\s*\{{?\s*\\(?:circ|degree)\s*\}}?|\\degree)\s*(?:\\(?:{_UPRIGHT})\s*\{{\s*[CF]\s*\}}|[CF](?![A-Za-z]))?"
