@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from grpo_jax.evaluation import choices
 from grpo_jax.rewards.functions.expressions import parse
 from grpo_jax.rewards.functions.gsm8k import final_number, gold_number, hash_number
 from grpo_jax.rewards.functions.knights import identities
@@ -153,9 +154,9 @@ class Math(Kind):
         return Answer(text, _key(text)) if text else None
 
     def find(self, text: str) -> Answer | None:
-        formulas = re.findall(r"\$([^$\n]{1,300})\$", text) or re.findall(r"\\\((.{1,300}?)\\\)", text)
-        if formulas:
-            return self.read(formulas[-1].rpartition("=")[2], "box")
+        found = _last_formula(text)
+        if found:
+            return self.read(found.rpartition("=")[2], "box")
         number = last_number(plain(text))
         return None if number is None else Answer(*[str(number)] * 2)
 
@@ -177,17 +178,14 @@ class Choice(Kind):
     """The letter of one of the options."""
 
     def read(self, inside: str, place: str) -> Answer | None:
-        text = re.sub(r"\\(?:text|math)(?:bf|rm|it|sf|tt)?\s*|[{}*$]", "", inside).strip()
-        # `I` and `a` are words as well: by itself a letter has nothing but a sign behind it.
-        alone = re.match(r"\(?([A-Ja-j])(?:[).:,]|\s*$|\s*\n)", text)
-        found = {alone[1].upper()} if alone else {one.upper() for one in re.findall(r"\(([A-Ja-j])\)", text)}
-        return Answer(*[found.pop()] * 2) if len(found) == 1 else None
+        return self._answer(choices.letter(inside))
 
     def find(self, text: str) -> Answer | None:
-        for pattern in (r"(?i:answer)(?:\s+(?:is|:)|:)\s*\**\(?([A-J])\b", r"\(([A-J])\)", r"\b([A-J])\W*$"):
-            if found := re.findall(pattern, text):
-                return Answer(*[found[-1]] * 2)
-        return None
+        return self._answer(choices.last_letter(text))
+
+    @staticmethod
+    def _answer(letter: str | None) -> Answer | None:
+        return Answer(letter, letter) if letter else None
 
 
 class Expression(Kind):
@@ -297,6 +295,22 @@ def _balanced(span: str) -> str:
     while span.count("(") > span.count(")") and span.startswith("("):
         span = span[1:].lstrip()
     return span
+
+
+# A dollar opens a formula before anything but a space, and closes it behind anything but a space, if no digit follows.
+_MONEY = r"\\?\$\d[\d,]*(?:\.\d+)?"
+_FORMULA = re.compile(
+    rf"\$\$(.{{1,300}}?)\$\$|(?<!\\)\$(?!\s)([^$\n]{{1,300}})(?<![\s\\])\$(?!\d)|\\\((.{{1,300}}?)\\\)|{_MONEY}",
+    re.DOTALL,
+)
+
+
+def _last_formula(text: str) -> str | None:
+    """The last formula of a text; None if a sum of money comes later, or there is none."""
+    last = None
+    for last in _FORMULA.finditer(text):  # noqa: B007
+        pass
+    return next(filter(None, last.groups()), None) if last else None
 
 
 def _key(formula: str) -> str:

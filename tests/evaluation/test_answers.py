@@ -1,5 +1,7 @@
 """Answers are found strictly and flexibly; equal answers are the same."""
 
+import time
+
 import pytest
 
 from grpo_jax.evaluation.answers import KINDS, PLACES, after_thought, elected, written
@@ -53,6 +55,90 @@ READ = [
 def test_answers_are_found_where_they_stand(kind, place, text, strict, flexible):
     found = [KINDS[kind].strict(text, place), KINDS[kind].flexible(text)]
     assert [answer and answer.text for answer in found] == [strict, flexible]
+
+
+CHOSEN = [
+    ("Neither (A) nor (D) fits. The final answer is: C", "C"),
+    ("The answer is: **C**. Note that (D) is a trap.", "C"),
+    ("Answer: I would take B.", "B"),
+    ("I choose option D because (B) breaks causality.", "D"),
+    ("<answer>Option B</answer>", "B"),
+    ("<answer>The answer is C</answer>", "C"),
+    ("<answer>I choose D, since (A) is wrong</answer>", "D"),
+    ("Let's go with D", "D"),
+    ("So B is correct.", "B"),
+    ("The correct option is A because it fits", "A"),
+    ("I do not choose B. The answer must be C", "C"),
+    ("Option A is wrong, so (B).", "B"),
+    ("(A) is false. (B) is false. (C) holds.", "C"),
+    ("It cannot be (A), so it is (D)", "D"),
+    ("The answer is A.\nWait, the answer is B.", "B"),
+    ("The answer is not A, but B", "B"),
+    ("The answer isn't B; it's (C).", "C"),
+    ("We select (B) over (C).", "B"),
+    ("Answer: I", "I"),
+    ("Final Answer: \\textbf{(E)}", "E"),
+    ("The answer is a cat", None),
+    ("A dog barks at a cat", None),
+]
+
+
+@pytest.mark.parametrize(("text", "letter"), CHOSEN)
+def test_the_letter_that_is_chosen_is_found_among_those_that_are_named(text, letter):
+    found = KINDS["choice"].flexible(text)
+    assert (found and found.text) == letter
+
+
+@pytest.mark.parametrize("letter", "BCDEFGH")
+@pytest.mark.parametrize("other", "AIJ")
+@pytest.mark.parametrize(
+    "form",
+    [
+        "The answer is {}",
+        "Answer: ({}).",
+        "I would pick {}.",
+        "**{}** is the right answer",
+        "I am going with option {}",
+    ],
+)
+def test_a_letter_that_is_ruled_out_is_never_taken(letter, other, form):
+    before = f"Option {other} is wrong. "
+    behind = f" It is not ({other})."
+    for text in (form, before + form, form + behind, before + form + behind):
+        assert KINDS["choice"].flexible(text.format(letter)).text == letter
+
+
+FORMULAS = [
+    ("It costs $16. Later it costs $23.", "23"),
+    ("the pen is $4 and the sum is $19", "19"),
+    ("between $5-$7", "7"),
+    ("let $x$ be it. So it costs $1,080.", "1080"),
+    ("it costs \\$5 and \\$6.50", "13/2"),
+    ("costs $16 and $x$ is left", "x"),
+    ("$16 + $4 = $20", "20"),
+    ("pay $3.50, i.e. $\\frac{7}{2}$ dollars", "\\frac{7}{2}"),
+    ("$5 each, so $5 \\cdot 3 = 15$", "15"),
+    ("the sum is $12$ dollars", "12"),
+    ("$$x=7$$", "7"),
+    ("so \\(x=5\\).", "5"),
+    ("so \\[x=9\\]", "9"),
+]
+
+
+@pytest.mark.parametrize(("text", "formula"), FORMULAS)
+def test_sums_of_money_are_no_formulas(text, formula):
+    assert KINDS["math"].flexible(text).text == formula
+
+
+@pytest.mark.parametrize(
+    "piece", [" ", "\n ", "_", "a_", "answer ", "answer is ", "I ", "(A) ", "not ", "$", "$1 ", "$a", "\\("]
+)
+def test_finding_an_answer_in_a_hostile_text_takes_linear_time(piece):
+    text = "The answer" + piece * (60_000 // len(piece)) + "x"
+    begun = time.perf_counter()
+    for kind in ("choice", "math", "number", "people"):
+        KINDS[kind].flexible(text)
+    assert time.perf_counter() - begun < 5
 
 
 @pytest.mark.parametrize("kind", KINDS)

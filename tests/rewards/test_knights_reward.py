@@ -67,6 +67,70 @@ def test_a_name_keeps_its_underscores():
     assert knights_and_knaves(said, answer=[answer[0].replace("_", "")]) == [0.0]
 
 
+NAMES = [
+    "Mary Ann",
+    "Lee Ann",
+    "Ann",
+    "Mary-Jane",
+    "Jane",
+    "O'Neil",
+    "Neil",
+    "José",
+    "Jose",
+    "Ludwig van Dyke",
+    "Dr. Who",
+    "Rose",
+]
+
+
+def judged(gold, said):
+    """By `knights_and_knaves`, and whether `logic_rl` gives full marks."""
+    text = f"<think>x</think><answer>{said}</answer>"
+    return knights_and_knaves([text], answer=[gold])[0], logic_rl(["p"], [text], answer=[gold])[0] == 3
+
+
+@given(
+    st.permutations(NAMES),
+    st.booleans(),
+    st.sampled_from(["{} is a {}", "**{}**: {}", "So {} is a {}", "- {} is a **{}**."]),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_name_of_several_words_counts_as_a_whole(names, right, form):
+    name, other = names[:2]
+    gold = f"(1) {name} is a knight (2) {other} is a knave"
+    said = "\n".join(form.format(*one) for one in [(name, "knight"), (other, "knave")])
+    assert judged(gold, said) == (1, True)
+    swapped = "\n".join(form.format(*one) for one in [(name, "knave"), (other, "knight")])
+    assert judged(gold, swapped) == (0, False)
+    assert judged(f"(1) {name} is a knight", form.format(other, "knight")) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("gold", "said", "right"),
+    [
+        ("Mary Rose", "Rose", False),
+        ("Rose", "Mary Rose", False),
+        ("Mary-Jane", "Jane", False),
+        ("O'Neil", "Neil", False),
+        ("O'Neil", "O’Neil", True),
+        ("Jean-Luc", "Jean\u2011Luc", True),
+        ("José", "Jose\u0301", True),
+        ("José", "Jose", False),
+        ("Mary Ann", "mary ann", True),
+        ("Mary Ann", "MARY ANN", True),
+        ("Mary Ann", "so mary ann", True),
+        ("Mary Ann", "Mary\u00a0Ann", True),
+        ("Mary Ann", "ann", False),
+        ("Zoey", "Clearly Zoey", True),
+        ("Zoey", "the islander Zoey", True),
+        ("Person 1", "Person 2", False),
+        ("李", "李", True),
+    ],
+)
+def test_a_name_is_recognised_in_every_spelling_and_no_part_of_it(gold, said, right):
+    assert judged(f"(1) {gold} is a knight", f"{said} is a knight") == (right, right)
+
+
 @pytest.mark.parametrize("name", ["_", "*", "Zoey ", "a" + "_" * 9, "Zoey is ", "Zoey : "])
 def test_a_long_answer_costs_linear_time(name):
     text = f"<think>x</think><answer>{name * 20_000}x{' ' * 50_000}</answer>"

@@ -1,19 +1,22 @@
 """Knights and knaves: does the answer name everyone's kind correctly?
 
 `answer` is a column of the data, with lines such as `(1) Zoey is a knight`. A completion's claims are read from its
-last `<answer>` block, in any order, numbering or punctuation; `**Zoey**: knight` counts as well.
+last `<answer>` block, in any order, numbering or punctuation; `**Zoey**: knight` counts as well. A name may have
+several words (`names.py`): Rose is not Mary Rose.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Collection
 from typing import Any
 
 from grpo_jax.rewards.functions.format import in_order, whole
+from grpo_jax.rewards.functions.names import name_before
 from grpo_jax.rewards.functions.text import last_block, text_of
 
 Identities = dict[str, str]
-"""Name in lower case -> "knight" or "knave"."""
-_SAID = re.compile(r"\b(\w+)(?:\s+is\s+|\s*:\s*)(?:a\s+)?(knight|knave)\b", re.IGNORECASE)
+"""Name, as `names.plain_name` writes it -> "knight" or "knave"."""
+_SAID = re.compile(r"(?<=[\w.])(?:\s+is\s+|\s*:\s*)(?:a\s+)?(knight|knave)\b", re.IGNORECASE)
 _KIND = re.compile(r"\b(knight|knave)\b", re.IGNORECASE)
 
 
@@ -23,7 +26,8 @@ def knights_and_knaves(completions: list[Any], *, answer: list[str], **columns: 
     Raises:
         ValueError: a gold answer names nobody.
     """
-    return [float(_claimed(text_of(c)) == _gold(a)) for c, a in zip(completions, answer)]
+    golds = [_gold(each) for each in answer]
+    return [float(_claimed(text_of(c), gold) == gold) for c, gold in zip(completions, golds, strict=True)]
 
 
 def logic_rl(
@@ -42,7 +46,7 @@ def logic_rl(
     Raises:
         ValueError: a gold answer names nobody.
     """
-    read = _named_first if faithful else identities
+    read = _named_first if faithful else _about
     scores = zip(prompts, completions, answer)
     return [
         _score(whole(prompt, text_of(completion)), _gold(right), read) for prompt, completion, right in scores
@@ -66,29 +70,38 @@ def _gold(answer: str) -> Identities:
     return found
 
 
-def _claimed(text: str) -> Identities | None:
+def _claimed(text: str, right: Identities) -> Identities | None:
     """The claims of the last answer; None if there is no answer, or it names somebody both."""
     block = last_block(text, "answer")
-    return None if block is None else identities(block[1])
+    return None if block is None else identities(block[1], right)
 
 
-def identities(text: str, people: Collection[str] | None = None) -> Identities | None:
+def _about(text: str, people: Collection[str]) -> Identities | None:
+    """The claims about these people; None if somebody is named both."""
+    return identities(text, people, only=True)
+
+
+def identities(text: str, people: Collection[str] = (), only: bool = False) -> Identities | None:
     """The claims in a text; None if there are none, or it names somebody both.
 
     Args:
-        people: names in lower case; claims about others do not count. None: all claims count.
+        people: names as `names.plain_name` writes them, which are recognised in lower case too.
+        only: claims about others do not count.
     """
     found: Identities = {}
-    for name, kind in _SAID.findall(_unmarked(text).lower()):
-        if people is not None and name not in people:
-            continue
-        if found.setdefault(name, kind) != kind:
-            return None
+    text = _unmarked(text)
+    for said in _SAID.finditer(text):
+        name = name_before(text, said.start(), people)
+        if name and not (only and name not in people):
+            kind = said[1].lower()
+            if found.setdefault(name, kind) != kind:
+                return None
     return found or None
 
 
 def _unmarked(text: str) -> str:
-    """The text without Markdown's emphasis; a `_` inside a word is kept."""
+    """The text without Markdown's emphasis, in composed Unicode; a `_` inside a word is kept."""
+    text = unicodedata.normalize("NFKC", text)
     return re.sub(r"[*`]+|\w+", lambda found: found[0].strip("*`_"), text)
 
 
