@@ -129,6 +129,10 @@ DIGITS = [
     ("5/2", "2½", True),
     ("-5/2", "-2 1/2", True),
     ("5/2", "2~1/2", True),
+    (r"1\frac{3}{4}\pi", r"\frac{7\pi}{4}", True),
+    (r"1\frac{3}{4}\pi", r"1+\frac{3\pi}{4}", False),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{bmatrix} 1&2\\3&4\end{bmatrix}", True),
+    (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}", False),
     ("2600", r"26\,00", False),
     ("26000x", r"26\,000x", True),
     ("3.141592", r"3.141\,592", True),
@@ -192,6 +196,17 @@ HELD = [
 @pytest.mark.parametrize(("gold", "answer", "same"), WHOLE + BASES + TINY + DIGITS + MARKS + UNITS + HELD)
 def test_an_answer_is_right_if_the_whole_of_it_means_the_gold(gold, answer, same):
     assert verdicts(gold, answer) == both(same)
+
+
+def test_no_answer_is_run_as_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for answer in (
+        "__import__('os').system('touch harm')",
+        "open('harm','w')",
+        r"\text{exec(\"open('harm','w')\")}",
+    ):
+        assert verdicts("5", answer) == both(False)
+    assert not any(tmp_path.iterdir())
 
 
 APART = [

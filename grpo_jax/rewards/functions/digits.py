@@ -3,9 +3,11 @@ time."""
 
 import re
 
-_NO_WIDTH = re.compile(r"\\!|\\negthinspace(?![A-Za-z])|[\u200b\u200c\u200d\u2060\ufeff]")
+# `\\\\ ` begins a row of a matrix and is no space.
+_NO_WIDTH = re.compile(r"(?<!\\)\\!|\\negthinspace(?![A-Za-z])|[\u200b\u200c\u200d\u2060\ufeff]")
 _THIN = re.compile(
-    r"\\[,;: ]|\\(?:thin|med|thick|en)space(?![A-Za-z])|\\hspace\*?\{[^{}]{0,20}\}|~|[\u00a0\u2002-\u200a\u202f\u205f]"
+    r"(?<!\\)\\[,;: ]|\\(?:thin|med|thick|en)space(?![A-Za-z])"
+    r"|\\hspace\*?\{[^{}]{0,20}\}|~|[\u00a0\u2002-\u200a\u202f\u205f]"
 )
 _WIDE = re.compile(r"\\q?quad(?![A-Za-z])")
 _THIN_SIGN = "\u2009"

@@ -134,5 +134,7 @@ def _braced(found: re.Match[str]) -> str:
 
 def _mixed(found: re.Match[str]) -> str:
     whole, top, bottom = found[1], found[2] or found[4], found[3] or found[5]
-    proper = int(top) < int(bottom)
-    return rf"{whole}\frac{{{top}}}{{{bottom}}}" if proper else found[0]
+    if int(top) >= int(bottom):
+        return found[0]
+    alone = found.string.strip(" -+").startswith(found[0]) and not found.string[found.end() :].strip(" \\%")
+    return rf"{whole}\frac{{{top}}}{{{bottom}}}" if alone else rf"({whole}+\frac{{{top}}}{{{bottom}}})"
