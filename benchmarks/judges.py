@@ -48,8 +48,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     cases = [MUTATIONS[name](random_numbers) for _ in range(args.answers // len(MUTATIONS))]
     right = [same_value(gold, answer) for _, gold, _, answer in cases]
     found: dict[str, Any] = {"answers": len(cases), "right": sum(right)}
-    for judge in (by_boxed_math, by_eval):
-        judged = [judge(gold, answer) for gold, _, answer, _ in cases]
+    verdicts = [(by_boxed_math(gold, answer), by_eval(gold, answer)) for gold, _, answer, _ in cases]
+    for judge, judged in zip((by_boxed_math, by_eval), zip(*verdicts, strict=True), strict=True):
         found[judge.__name__] = {
             "false_accepts": sum(said and not true for said, true in zip(judged, right)),
             "false_rejects": sum(true and not said for said, true in zip(judged, right)),

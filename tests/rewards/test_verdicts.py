@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.rewards import RewardPool, load_reward
-from grpo_jax.rewards.functions import formulas
+from grpo_jax.rewards.functions import boxed, formulas
 from grpo_jax.rewards.functions.accuracy import accuracy_reward
 from grpo_jax.rewards.functions.boxed import boxed_math
 from grpo_jax.rewards.functions.cosine import get_cosine_scaled_reward
@@ -135,6 +135,7 @@ def test_an_answer_that_breaks_math_verify_scores_zero(monkeypatch, broken):
             return original(*given, **options)
         raise RecursionError("too deep")
 
+    monkeypatch.setattr(boxed, "read_formula", formulas.read_formula.__wrapped__)  # without its cache
     monkeypatch.setattr(formulas, broken, breaks)
     assert boxed_math([r"\boxed{7x}"], ["x+6x"], think=False) == [0.0]
     assert asked

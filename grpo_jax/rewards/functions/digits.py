@@ -3,7 +3,7 @@ time."""
 
 import re
 
-# `\\\\ ` begins a row of a matrix and is no space.
+# `\\ ` begins a row of a matrix and is no space.
 _NO_WIDTH = re.compile(r"(?<!\\)\\!|\\negthinspace(?![A-Za-z])|[\u200b\u200c\u200d\u2060\ufeff]")
 _THIN = re.compile(
     r"(?<!\\)\\[,;: ]|\\(?:thin|med|thick|en)space(?![A-Za-z])"

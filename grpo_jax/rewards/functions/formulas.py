@@ -9,6 +9,7 @@ import logging
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig, latex2sympy
@@ -69,6 +70,7 @@ class Formula:
             return "[too long to show]"
 
 
+@lru_cache(maxsize=256)  # a group's completions share the gold answer, and often their own
 def read_formula(formula: str) -> Formula:
     """Read a formula, as an answer or as gold. What would take too long to parse is not (`endless.py`)."""
     if len(formula) > LONGEST_BOX:
