@@ -130,8 +130,9 @@ def show(
         sample_panel("Held-out samples before", _shown(before["samples"], reflection))
         sample_panel("Held-out samples after", _shown(after["samples"], reflection))
         closing_table(summary["before"], summary["after"], title="Held-out prompts")
+    steps = f"{summary['steps']} {'step' if summary['steps'] == 1 else 'steps'}"
     print(
-        f"{summary['steps']} steps, {summary['num_tokens']} tokens, {summary['seconds']:.0f} s, peak memory "
+        f"{steps}, {summary['num_tokens']} tokens, {summary['seconds']:.0f} s, peak memory "
         f"{summary['peak_memory'] / 2**30:.2f} GiB ({summary['peak_memory_of']})"
     )
     if folder.hf.exists():

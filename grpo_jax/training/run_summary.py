@@ -52,9 +52,10 @@ def _data(components: Components) -> str:
     each = components.config.prompts_per_step
     left_out = f" ({prompts.dropped:,} longer than max_prompt_length left out)" if prompts.dropped else ""
     least = "at least " if components.config.dynamic_sampling else ""
+    take = "takes" if steps == 1 else "take"
     return (
         f"{_count(len(prompts), 'prompt')}{left_out}; {_count(steps, 'step')} of {each} "
-        f"take {least}{_count(steps * each, 'prompt')}, {_passes_over(steps * each / len(prompts))} the data"
+        f"{take} {least}{_count(steps * each, 'prompt')}, {_passes_over(steps * each / len(prompts))} the data"
     )
 
 

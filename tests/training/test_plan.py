@@ -53,7 +53,7 @@ def components(tiny_model):
 
 LINES = [
     ("data", {}, "40 prompts; 10 steps of 8 take 80 prompts, 2 passes over the data"),
-    ("data", {"max_steps": 1}, "40 prompts; 1 step of 8 take 8 prompts, 0.2 passes over the data"),
+    ("data", {"max_steps": 1}, "40 prompts; 1 step of 8 takes 8 prompts, 0.2 passes over the data"),
     ("data", {"num_train_epochs": 1, "max_steps": -1}, "5 steps of 8 take 40 prompts, 1 pass over the data"),
     (
         "data",

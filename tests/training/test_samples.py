@@ -97,3 +97,10 @@ def test_samples_on_the_terminal_show_their_reflection(tmp_path, capsys):
     summary |= {"peak_memory": 1, "peak_memory_of": "x"}
     show(summary, end, end, RunFolder(tmp_path), load_reflection("words"))
     assert "reflection: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("steps", "words"), [(1, "1 step, "), (2, "2 steps, ")])
+def test_the_last_lines_count_steps_in_words(tmp_path, capsys, steps, words):
+    summary = {"steps": steps, "num_tokens": 1, "seconds": 1.0, "peak_memory": 1, "peak_memory_of": "x"}
+    show(summary, None, None, RunFolder(tmp_path), None)
+    assert capsys.readouterr().out.startswith(words)
