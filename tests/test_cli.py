@@ -140,11 +140,11 @@ def test_hosts_get_their_addresses(calls):
 
 def test_export_and_doctor_get_their_arguments(calls):
     assert cli.main(["export", "runs/a", "out", "--step", "3"]) == 0
-    assert cli.main(["export", "runs/a", "out"]) == 0
+    assert cli.main(["export", "runs/a", "out", "--quiet"]) == 0
     assert cli.main(["doctor"]) == 0
     assert calls == [
-        ("export", "runs/a", "out", 3, False),
-        ("export", "runs/a", "out", None, False),
+        ("export", "runs/a", "out", 3, False, False),
+        ("export", "runs/a", "out", None, False, True),
         ("doctor",),
     ]
 
