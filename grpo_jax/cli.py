@@ -8,26 +8,35 @@ in a few lines on stderr; 130 interrupted; 141 the reader of the output has gone
 """
 
 import argparse
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from grpo_jax.commands import closed_output, data_options
+from grpo_jax.commands.starting import starting
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings
 from grpo_jax.config.base import Settings, sections, unknown
 from grpo_jax.config.load import S
 from grpo_jax.config.reject import RejectConfig
 from grpo_jax.errors import UserError, nearest
 
+INTERRUPTED = 130
 NOT_OPTIONS = {"verb", "source", "file", "run", "out", "data", "data_verb"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code. Exceptions other than invalid input propagate."""
+    """Run one command line and return its exit code. Exceptions other than invalid input propagate.
+
+    Called without `argv` it is the program: if it was interrupted, the process ends here, since at the interpreter's
+    own end JAX waits for the compilation under way, for minutes, and may crash after it.
+    """
     try:
         code = answer(argv)
         closed_output.flush_output()
+        if argv is None and code == INTERRUPTED:
+            os._exit(code)
         return code
     except (BrokenPipeError, SystemExit) as end:
         if not closed_output.reader_left(end):
@@ -45,7 +54,7 @@ def answer(argv: Sequence[str] | None) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def run(argv: list[str]) -> int:
@@ -227,15 +236,17 @@ def _hosts(args: argparse.Namespace) -> tuple[str | None, int | None, int | None
 def train(args: argparse.Namespace) -> int:
     # A model of the user's own must not inherit the tiny model's learning rate and lengths.
     args.source = args.source or (None if args.model else "demo")
-    config = settings(GRPOConfig, args)
-    from grpo_jax.commands.train import train
+    with starting(args):
+        config = settings(GRPOConfig, args)
+        from grpo_jax.commands.train import train
 
     return train(config)
 
 
 def sft(args: argparse.Namespace) -> int:
-    config = settings(SFTConfig, args)
-    from grpo_jax.commands.sft import sft
+    with starting(args):
+        config = settings(SFTConfig, args)
+        from grpo_jax.commands.sft import sft
 
     return sft(config)
 
@@ -245,22 +256,25 @@ def evaluate(args: argparse.Namespace) -> int:
         from grpo_jax.evaluation.tasks import list_tasks
 
         return list_tasks()
-    config = settings(EvalConfig, args)
-    from grpo_jax.commands.evaluate import evaluate_command
+    with starting(args):
+        config = settings(EvalConfig, args)
+        from grpo_jax.commands.evaluate import evaluate_command
 
     return evaluate_command(config)
 
 
 def generate(args: argparse.Namespace) -> int:
-    config = settings(GenerateConfig, args)
-    from grpo_jax.commands.generate import generate_command
+    with starting(args):
+        config = settings(GenerateConfig, args)
+        from grpo_jax.commands.generate import generate_command
 
     return generate_command(config)
 
 
 def reject(args: argparse.Namespace) -> int:
-    config = settings(RejectConfig, args)
-    from grpo_jax.commands.reject import reject_command
+    with starting(args):
+        config = settings(RejectConfig, args)
+        from grpo_jax.commands.reject import reject_command
 
     return reject_command(config)
 
@@ -279,7 +293,8 @@ def pipeline(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from grpo_jax.commands.export import export_command
+    with starting(args):
+        from grpo_jax.commands.export import export_command
 
     return export_command(args.run, args.out, args.step, args.adapter, args.quiet)
 

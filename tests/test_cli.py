@@ -8,9 +8,11 @@ import types
 import pytest
 
 from grpo_jax import cli
+from grpo_jax.commands.starting import starting
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig
 from grpo_jax.config.reject import RejectConfig
 from grpo_jax.errors import UserError
+from grpo_jax.runs import status
 
 BAD = [
     # arguments                                  what stderr must say
@@ -283,3 +285,31 @@ def test_a_broken_pipe_other_than_stdout_keeps_its_traceback(monkeypatch, capfd)
     monkeypatch.setitem(cli.VERBS, "doctor", ("", verb))
     with pytest.raises(BrokenPipeError):
         cli.main(["doctor"])
+
+
+@pytest.mark.parametrize(("given", "phases"), [([], ["starting"]), (["--quiet"], [])])
+def test_a_terminal_says_that_a_command_is_starting(given, phases, monkeypatch):
+    shown = []
+    parsed = cli.make_parser().parse_args(["export", "runs/a", "out", *given])
+    monkeypatch.setattr(sys, "stderr", types.SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("grpo_jax.commands.starting.display_for", lambda stream: Shown(shown))
+    with starting(parsed):
+        shown += [phase.name for phase in status.current()._phases]
+    assert shown == [*phases, *["closed"] * len(phases)]
+    assert status.current().quiet
+
+
+class Shown:
+    """A display that only keeps that it was closed."""
+
+    def __init__(self, calls):
+        self.show, self.close = lambda *_: None, lambda: calls.append("closed")
+
+
+def test_a_program_that_was_interrupted_ends_at_once(monkeypatch, capsys):
+    ended = []
+    monkeypatch.setitem(cli.VERBS, "doctor", ("", lambda args: (_ for _ in ()).throw(KeyboardInterrupt)))
+    monkeypatch.setattr(sys, "argv", ["grpo-jax", "doctor"])
+    monkeypatch.setattr(os, "_exit", ended.append)
+    cli.main()
+    assert ended == [130]

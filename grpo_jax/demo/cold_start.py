@@ -30,6 +30,7 @@ from grpo_jax.models.hf import save_model
 from grpo_jax.models.transformer import Params
 from grpo_jax.runs.folder import RunFolder, check_place
 from grpo_jax.runs.progress import TrainingProgress
+from grpo_jax.runs.status import phase
 from grpo_jax.scoring.reward_models import find_reward_models
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.training.sft_trainer import FineTuner
@@ -174,11 +175,13 @@ def _rows(tasks: Sequence[Task], seed: int) -> list[dict[str, str]]:
 
 def _cold_start(policy: Policy, seed: int, tasks: Sequence[Task]) -> Params:
     """The weights after a short fine-tuning on worked examples."""
-    rows, steps = _rows(tasks, seed), sum(_steps_for(tasks))
+    with phase("making the worked examples"):
+        rows, steps = _rows(tasks, seed), sum(_steps_for(tasks))
     print(f"Cold start: {steps} steps on {len(rows)} worked examples, of which this is one:")
     print(rows[0]["prompt"] + rows[0]["completion"])
     warmup = min(COLD_START.warmup_steps, steps // 2)
-    tuner = FineTuner(COLD_START.replace(seed=seed, max_steps=steps, warmup_steps=warmup), policy, rows)
+    with phase("reading the worked examples"):
+        tuner = FineTuner(COLD_START.replace(seed=seed, max_steps=steps, warmup_steps=warmup), policy, rows)
     with jax.set_mesh(policy.mesh), TrainingProgress(steps) as progress:
         state = tuner.start()
         for step in range(steps):
