@@ -18,6 +18,7 @@ from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.models.transformer import Params
 from grpo_jax.rewards import RewardPool
 from grpo_jax.runs.run import Run, Stopwatch
+from grpo_jax.runs.status import phase
 from grpo_jax.setup.run import open_run
 from grpo_jax.setup.status import show_status
 from grpo_jax.setup.weights import export_run, load_base, load_trained, save_trained
@@ -94,7 +95,7 @@ class GRPOTrainer(ScriptAPI):
         )
         if reward_funcs is not None:
             config = config.replace(rewards=[f.spec or f.name for f in self.pool.functions])
-        with show_status(config.quiet):
+        with show_status(config.quiet), phase("preparing the run"):
             self.components: Components = assemble(
                 config,
                 model,

@@ -21,6 +21,7 @@ from grpo_jax.models.peft import read_lora
 from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.models.transformer import Params, abstract_params, abstract_trained, in_form, sampler_weights
 from grpo_jax.rollout.programs import Vocabulary
+from grpo_jax.runs.status import phase
 from grpo_jax.setup.weight_sync import SamplerCopy
 from grpo_jax.sharding.mesh import make_mesh
 from grpo_jax.sharding.mesh_spec import parse_mesh
@@ -113,11 +114,12 @@ def open_policy(
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     dtype, mesh = compute_dtype(config.dtype), make_mesh(parse_mesh(config.mesh))
     check_kernel(config.attention, mesh.devices.flat[0].platform, dtype)
-    folder = hf.resolve_model(str(model or config.model))
-    cfg = hf.load_config(folder)
-    check_tensors(open_folder(folder), cfg, folder)
-    adapter = None if config.adapter is None else hf.resolve_model(config.adapter, "adapter")
-    tokenizer = tokenizer or hf.load_tokenizer(folder)
+    with phase("opening the model"):
+        folder = hf.resolve_model(str(model or config.model))
+        cfg = hf.load_config(folder)
+        check_tensors(open_folder(folder), cfg, folder)
+        adapter = None if config.adapter is None else hf.resolve_model(config.adapter, "adapter")
+        tokenizer = tokenizer or hf.load_tokenizer(folder)
     hf.check_tokenizer(len(tokenizer), cfg)
     return Policy(
         folder=folder,

@@ -1,6 +1,7 @@
 """Rollouts in segments: rows leave, others come, the rest is compacted, the cache grows; no token changes."""
 
 import functools
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -212,6 +213,22 @@ def test_each_group_is_reported_once_and_as_soon_as_it_is_complete(samplers, tin
     assert segments_then[0] <= 2 < segments_then[-1]
     for p, ids in reported.items():
         assert ids == [row[:n].tolist() for row, n in zip(rollout.tokens[p], rollout.lengths[p])]
+
+
+@pytest.mark.parametrize("rows", [0, 2 * G])
+def test_progress_ends_with_all_tokens_and_never_says_too_few_steps_are_left(samplers, tiny_params, rows):
+    """`steps_left` is an upper bound, also where prompts wait for a place."""
+    limits, said = np.full((P, G), 3, np.int32), []
+    limits[1] = WIDTH
+    sampler = samplers[0][0]
+    before, sampler.rows = sampler.rows, rows
+    rollout = rollout_of(sampler, tiny_params, limits, on_progress=said.append)
+    sampler.rows = before
+    last = said[-1]
+    assert (last.ended, last.completions, last.steps_left) == (P * G, P * G, 0)
+    assert last.tokens == rollout.lengths.sum()
+    assert all(one.steps <= two.steps and one.ended <= two.ended for one, two in itertools.pairwise(said))
+    assert all(one.steps + one.steps_left >= rollout.lengths.max() for one in said)
 
 
 class Counted:
