@@ -274,6 +274,16 @@ def test_truncated_completions_are_masked_and_left_out_of_the_normaliser(groups,
     assert not finished.all()
 
 
+@pytest.mark.parametrize("gradient_samples", [0, 2])
+def test_each_mini_batch_is_normalised_by_its_share_of_the_rollouts_tokens(groups, advantages, gradient_samples):
+    """As TRL's num_items_in_batch: so dapo's updates of a rollout have equal sizes, whatever rows they got."""
+    passes = Passes(num_minibatches=2, gradient_samples=gradient_samples)
+    parts = minibatches(groups, advantages, passes, skip=False)
+    tokens = sum(part.mask.sum() for part in parts)
+    assert len({part.mask.sum() for part in parts}) == 2, "of unequal sizes"
+    assert [part.mean_tokens for part in parts] == [pytest.approx(tokens / 2)] * 2
+
+
 def test_only_the_first_samples_carry_gradient(learn, groups, advantages):
     """With gradient_samples = 1 neither tokens nor advantages of the other samples change the update."""
     learner, state = learn(REINFORCE, Passes(gradient_samples=1))
