@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import FrameType
@@ -42,7 +43,7 @@ class Interrupts:
         self._end = end or (None if _interactive() else _end)
         self._open = ExitStack()
         self.asked = False
-        self._now = False
+        self._now, self._left = False, threading.Event()
 
     def __enter__(self) -> "Interrupts":
         if (
@@ -65,11 +66,15 @@ class Interrupts:
         self._open.callback(ours.close)
         self._open.callback(thread.join)
         self._open.callback(theirs.close)  # which ends the thread
-        self._open.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(theirs.fileno()))
+        self._open.callback(
+            signal.set_wakeup_fd, signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        )
         self._open.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, self._handle))
+        self._open.callback(self._left.set)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._now:
+            self._now = False
             raise KeyboardInterrupt
 
     def _answer(self, signals: socket.socket) -> None:
@@ -82,15 +87,15 @@ class Interrupts:
             return
         self._now = True
         self._say(self._second)
-        # The handler of this very signal may have run before `_now` was set.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        signals.settimeout(self._patience if self._end else None)
-        try:
-            while signals.recv(64):
-                pass
-        except TimeoutError:
-            assert self._end is not None
-            self._end(INTERRUPTED)
+        patience = time.monotonic() + self._patience
+        while not self._left.wait(0.05):
+            # The handler of the second signal may have run before `_now` was set; and one that comes just before the
+            # main thread begins to wait for a lock does not wake it.
+            if self._now:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            if self._end and time.monotonic() > patience:
+                self._end(INTERRUPTED)
+                return
 
 
 def _next_interrupt(signals: socket.socket) -> bool:
