@@ -33,7 +33,7 @@ _CLOSE = 1.001e-6
 
 _HIDDEN = re.compile(
     r"""\d\s+\d                       # two numbers, which math-verify would add
-    | \d\s*_                          # an index at a number, which it would leave out
+    | [\d)]\s*_                       # an index at a number, which it would leave out
     | \\l?dots | \.\.                 # dots, too
     | \\(?:overset|underset|stackrel|text\{[^{}]*\d)""",
     re.VERBOSE,
