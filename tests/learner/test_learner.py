@@ -275,7 +275,9 @@ def test_truncated_completions_are_masked_and_left_out_of_the_normaliser(groups,
 
 
 @pytest.mark.parametrize("gradient_samples", [0, 2])
-def test_each_mini_batch_is_normalised_by_its_share_of_the_rollouts_tokens(groups, advantages, gradient_samples):
+def test_each_mini_batch_is_normalised_by_its_share_of_the_rollouts_tokens(
+    groups, advantages, gradient_samples
+):
     """As TRL's num_items_in_batch: so dapo's updates of a rollout have equal sizes, whatever rows they got."""
     passes = Passes(num_minibatches=2, gradient_samples=gradient_samples)
     parts = minibatches(groups, advantages, passes, skip=False)
