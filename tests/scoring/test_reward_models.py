@@ -209,6 +209,7 @@ def test_rows_that_are_too_long_stop_a_run_only_if_asked(train, weighted, reward
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 18}))
     changes = weighted | {"rewards": [weighted["rewards"][0], f"model:{short}"], "max_steps": 1}
+    changes |= {"on_reward_error": "count"}
     run = train(**changes)
     (line,) = (run / "metrics.jsonl").read_text().splitlines()
     assert 0 < json.loads(line)["rewards/short/errors"] < 16
