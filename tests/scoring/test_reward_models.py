@@ -219,7 +219,7 @@ def test_rows_that_are_too_long_stop_a_run_only_if_asked(train, weighted, reward
     with pytest.raises(
         UserError, match=r"'short' failed: prompt and completion are [12]. tokens, .* 18 positions"
     ):
-        train(**changes, on_reward_error="stop")
+        train(**changes | {"on_reward_error": "stop"})
 
 
 def test_eval_scores_completions_by_a_reward_model(tiny_settings, reward_model, tmp_path, options, capsys):
