@@ -228,8 +228,8 @@ def test_distill__packs_traces(run):
 
 
 def test_limo__trains_on_few_rows_for_fifteen_epochs(run):
-    ended = run("limo", verb="sft", dataset="tiny_countdown_traces:size=32")
-    assert len(ended.lines) == 15 * 32 // 16
+    ended = run("limo", verb="sft", dataset="tiny_countdown_traces:size=16")
+    assert len(ended.lines) == 15 * 16 // 16
     assert ended.column("learning_rate")[-1] < ended.column("learning_rate")[0] / 50, "a cosine"
 
 
