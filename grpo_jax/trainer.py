@@ -164,7 +164,7 @@ class GRPOTrainer(ScriptAPI):
         own = self.args.output_dir
         if own and (out is None or Path(out).resolve() == Path(own).resolve()):
             if hosts.is_writer():
-                place_model(Path(own))
+                place_model(own)
                 print(f"model: {Path(own) / 'hf'}")  # as TRL's scripts end
             return
         if out is None:

@@ -16,6 +16,7 @@ from grpo_jax.cli import main
 from grpo_jax.setup.run import open_run
 from grpo_jax.sharding import hosts
 from grpo_jax.training.callback_handler import CallbackHandler
+from grpo_jax.training.script_api import place_model
 
 # Reward workers get functions of this file themselves, and need not import it, with all that it imports.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -513,6 +514,11 @@ def test_the_model_and_the_process_are_where_scripts_look_for_them(recorded, tmp
     trainer.accelerator.print("here")
     assert capsys.readouterr().out == "here\n"
     assert trainer.processing_class.decode(trainer.processing_class("abc")["input_ids"]) == "abc"
+
+
+def test_the_model_of_a_run_in_a_bucket_stays_where_it_is():
+    """Nothing is linked there, and nothing fails."""
+    place_model("gs://bucket/run")
 
 
 def test_a_callback_can_be_removed_by_itself_or_by_its_class(again):

@@ -167,7 +167,7 @@ class CurriculumSettings(Settings):
 def problems(c: Any) -> list[str | None]:
     """Checks of these settings against the others."""
     epochs = (
-        f"num_train_epochs = {c.num_train_epochs}: not with a curriculum; write max_steps, its most steps"
+        f"num_train_epochs = {c.num_train_epochs}: not with a curriculum; write max_steps, which bounds its length"
         if c.curriculum and c.num_train_epochs is not None
         else None
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from grpo_jax.errors import UserError
+from grpo_jax.runs.files import is_local, write_atomically
 from grpo_jax.sharding import hosts
 
 INSTEAD_OF_HOOKS = {
@@ -138,25 +140,28 @@ class ScriptAPI:
         """Write metrics to `{split}_results.json` in the run's folder, and into `all_results.json`."""
         if not (hosts.is_writer() and self.args.output_dir):
             return
-        folder = Path(self.args.output_dir)
-        files: list[tuple[Path, dict[str, Any]]] = [(folder / f"{split}_results.json", {})]
+        folder = epath.Path(self.args.output_dir)
+        files: list[tuple[epath.Path, dict[str, Any]]] = [(folder / f"{split}_results.json", {})]
         if combined:
             together = folder / "all_results.json"
             files.append((together, json.loads(together.read_text()) if together.exists() else {}))
         for file, before in files:
-            file.write_text(json.dumps(before | metrics, indent=4, sort_keys=True) + "\n")
+            write_atomically(file, json.dumps(before | metrics, indent=4, sort_keys=True) + "\n")
 
     def save_state(self) -> None:
         """Write `trainer_state.json`, the steps done and the log history, to the run's folder."""
         if hosts.is_writer() and self.args.output_dir:
             state = dict(vars(self.callback_handler.state))
             text = json.dumps(state, indent=2, default=str)
-            (Path(self.args.output_dir) / "trainer_state.json").write_text(text + "\n")
+            write_atomically(epath.Path(self.args.output_dir) / "trainer_state.json", text + "\n")
 
 
-def place_model(folder: Path) -> None:
+def place_model(output_dir: str) -> None:
     """Make the exported model of a run loadable from the run's own folder: links to the files of `hf`, or copies where
-    the file system has no links."""
+    the file system has no links. A bucket has neither, and its model stays in `hf`."""
+    if not is_local(output_dir):
+        return
+    folder = Path(output_dir)
     for file in sorted((folder / "hf").iterdir(), key=lambda file: file.name == "config.json"):
         target = folder / file.name
         if not target.exists():
