@@ -38,7 +38,7 @@ real-weights-test: .venv/test.stamp
 	$(BIN)/python benchmarks/real_weights.py
 	TESTS_COMPILE_AS_USERS_DO=1 $(BIN)/python -m pytest -v -m real_weights --durations=0 tests/test_real_weights.py
 
-check: .venv/test.stamp
+check: .venv/check.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -54,6 +54,10 @@ check: .venv/test.stamp
 .venv/test.stamp: .venv/bin/pip pyproject.toml
 	$(PIP) -e '.[test]'
 	touch $@ .venv/demo.stamp
+
+.venv/check.stamp: .venv/bin/pip pyproject.toml
+	$(PIP) -e '.[test,check]'
+	touch $@ .venv/test.stamp .venv/demo.stamp
 
 clean:
 	rm -rf .venv .cache
