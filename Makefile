@@ -44,8 +44,10 @@ check: .venv/check.stamp
 	$(BIN)/mypy
 	$(BIN)/shellcheck launch/*.sh launch/*.sbatch .ci/run
 
+# The pip that comes with Python 3.11 takes half a minute longer to choose among all versions.
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
 
 .venv/demo.stamp: .venv/bin/pip pyproject.toml
 	$(PIP) -e .

@@ -93,14 +93,32 @@ def clear_compiled_programs():
         gc.collect()
 
 
+def shared(make):
+    """`make`, called once for arguments that print alike."""
+    made = {}
+
+    def kept(*args, **named):
+        key = repr((args, named))
+        if key not in made:
+            made[key] = make(*args, **named)
+        return made[key]
+
+    return kept
+
+
 @pytest.fixture(scope="module")
 def shared_programs():
-    """For modules of many runs with equal samplers: their programs are traced once. What a run says of compilations of
-    its rollouts is then not its own."""
+    """For modules of many runs with equal samplers or learners: their programs are traced once. What a run says of its
+    compilations is then not its own."""
+    from grpo_jax.learner import learner
     from grpo_jax.rollout import sampler
+    from grpo_jax.setup import learner as setup
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "Programs", functools.cache(sampler.Programs))
+        patch.setattr(setup, "make_optimizer", shared(setup.make_optimizer))  # its functions are part of an update
+        for make in ("make_update", "make_score"):
+            patch.setattr(learner, make, shared(getattr(learner, make)))
         yield
 
 

@@ -14,6 +14,8 @@ from grpo_jax.errors import UserError
 from grpo_jax.models import hf
 from grpo_jax.models.safetensors_io import open_folder
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 # Reward workers get functions of this file themselves, and need not import it, with all that it imports.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

@@ -18,6 +18,8 @@ from grpo_jax.sharding import hosts
 from grpo_jax.training.callback_handler import CallbackHandler
 from grpo_jax.training.script_api import place_model
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 # Reward workers get functions of this file themselves, and need not import it, with all that it imports.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

@@ -11,6 +11,8 @@ from grpo_jax.config import load_settings
 from grpo_jax.errors import UserError
 from grpo_jax.setup.sampling import eval_sampling_params
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 ROWS = [{"prompt": f"{i}: say a", "letter": "aeiou"[i % 5]} for i in range(16)]
 
 

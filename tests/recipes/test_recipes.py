@@ -16,6 +16,8 @@ from grpo_jax.cli import main
 from grpo_jax.config import GRPOConfig, load_settings
 from grpo_jax.learner import batches
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 ONE = "data=1,fsdp=1,tensor=1"
 FEW = {"prompts_per_step": 8, "num_generations": 8, "max_completion_length": 48, "max_prompt_length": 32}
 """Less than most small forms have, and equal, so that recipes share the compiled sampler."""

@@ -10,6 +10,8 @@ import pytest
 from grpo_jax import GRPOTrainer, UserError
 from grpo_jax.config import GRPOConfig
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 # Reward workers get functions of this file themselves, and need not import it, with all that it imports.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

@@ -15,6 +15,8 @@ from grpo_jax.plans.fitting import LocalRun, with_micro_batch
 from grpo_jax.setup import memory_budget
 from grpo_jax.trainer import GRPOTrainer
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 SMALL = 0.00012  # GiB: room for two prompts of two completions on a device, of eight
 TINY = 0.00001
 

@@ -12,6 +12,8 @@ from grpo_jax.cli import main
 from grpo_jax.errors import UserError
 from grpo_jax.training.reflection import load_reflection
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 
 @pytest.mark.parametrize(
     ("text", "categories"),

@@ -10,6 +10,8 @@ from grpo_jax.training.completion_log import shortened
 from grpo_jax.training.metrics import show
 from grpo_jax.training.reflection import load_reflection
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 RATES = {"completion_samples": 0.5, "success_samples": 1.0, "max_steps": 4, "reflection": "words"}
 
 
