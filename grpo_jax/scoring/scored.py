@@ -31,6 +31,12 @@ class Scored:
         verdicts = np.take_along_axis(self.values, self.success_functions[:, None, None], axis=2)[..., 0]
         return np.where(np.isnan(verdicts), verdicts, (verdicts >= 1).astype(np.float32))
 
+    def unscored(self, real: int) -> tuple[int, int] | None:
+        """The first row (prompt, sample) of the first `real` prompts for which every function returned None; None if
+        there is none, or if rows were lost to failures, which are counted and reported as such."""
+        rows = np.argwhere(np.isnan(self.values[:real]).all(axis=-1))
+        return None if self.failures or not len(rows) else (int(rows[0][0]), int(rows[0][1]))
+
     def take(self, indices: np.ndarray) -> "Scored":
         """The groups at `indices`, without failures and metrics, which belong to the whole rollout."""
         G = self.rewards.shape[1]

@@ -12,6 +12,7 @@ from grpo_jax.data.prompts import PromptBatch, Prompts
 from grpo_jax.errors import UserError
 from grpo_jax.rewards import RewardPool, Scores, Stream, combine
 from grpo_jax.rewards.functions.overlong import soft_overlong
+from grpo_jax.rewards.pool.batch import shortened
 from grpo_jax.rollout.programs import Rollout
 from grpo_jax.scoring.reward_models import RewardModel
 from grpo_jax.scoring.scored import Columns, Scored, means, stacked
@@ -195,6 +196,20 @@ class Scorer:
             if n
         }
 
+    def report_unscored(self, scored: Scored, batch: PromptBatch, real: int) -> None:
+        """Print once, with its columns, a row of the first `real` prompts that no function gives a number."""
+        if (found := scored.unscored(real)) is None or not hosts.is_writer():
+            return
+        (p, g), samples = found, scored.rewards.shape[1]
+        row = {name: column[p] for name, column in batch.columns.items()}
+        row |= {"prompt": batch.prompts[p], "completion": scored.completions[p * samples + g]}
+        values = ", ".join(f"{name} = {shortened(repr(value))}" for name, value in row.items())
+        self._report_once(
+            ("", "all None"),
+            f"every function returned None for a completion, and nothing is learned from it: {values}\n"
+            "make sure that at least one function returns a number for each row",
+        )
+
     def _report_faults(self) -> None:
         for name, messages in self.pool.messages.items():
             for kind, why in messages.items():
@@ -263,7 +278,9 @@ class ScoringStream:
         texts = [text for p in range(P) for text in self._texts.get(p) or self._scorer.texts(groups[p])]
         scores = self._own_scores()
         self._ask_models(scores, texts)
-        return self._scorer.scored(self._batch, rollout, texts, scores)
+        scored = self._scorer.scored(self._batch, rollout, texts, scores)
+        self._scorer.report_unscored(scored, self._batch, self._real)
+        return scored
 
     def _ask_models(self, scores: Scores, texts: list[str]) -> None:
         """Fill in this host's share of the reward models' scores. Every host has all texts and scores all of them."""

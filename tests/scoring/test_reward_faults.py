@@ -1,6 +1,7 @@
 """Rewards that fail inside a run: counted, reported, and survived, unless the settings say stop."""
 
 import json
+import re
 import sys
 import time
 
@@ -38,6 +39,10 @@ def sometimes_nan(completions, letter, **columns):
 
 def always_raises(completions, **columns):
     raise KeyError("a typo")
+
+
+def only_a(completions, letter, **columns):
+    return [1.0 if one == "a" else None for one in letter]
 
 
 @pytest.fixture
@@ -89,8 +94,9 @@ def test_a_reward_that_always_fails_is_reported_once_and_the_run_goes_on(train, 
     assert len(reported) == 1
 
 
-def test_steps_without_any_reward_have_no_gradient_and_the_run_completes(train, tmp_path):
+def test_steps_without_any_reward_have_no_gradient_and_the_run_completes(train, tmp_path, capfd):
     lines = train(always_raises, eval_prompts=8)
+    assert lines_about_none(capfd) == [], "they are reported as failures"
     assert [(line["reward"], line["grad_norm"]) for line in lines] == [(None, 0.0), (None, 0.0)]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["before"]["rewards/always_raises/errors"] == 8
@@ -106,3 +112,13 @@ def test_evaluation_results_count_the_errors_of_rewards(train, tmp_path):
     train(vowels, sometimes_raises, eval_prompts=8)
     before = json.loads((tmp_path / "run" / "summary.json").read_text())["before"]
     assert before["rewards/sometimes_raises/errors"] == 2  # two of eight prompts have the letter a, greedily
+
+
+def lines_about_none(capfd):
+    return [line for line in capfd.readouterr().err.splitlines() if "every function returned None" in line]
+
+
+def test_a_row_for_which_every_reward_is_none_is_shown_once_with_its_columns_as_in_trl(train, capfd):
+    train(only_a, eval_prompts=8)
+    (line,) = lines_about_none(capfd)
+    assert re.search(r"letter = '[^a]'.*, prompt = '.*', completion = '", line)

@@ -167,3 +167,12 @@ def test_a_host_scores_no_prompt_of_another(second_of_two, scorer, batch, rollou
             scoring.add(p, ids_of(rollout, p))
         assert scoring._rows._batch.rows == 3 * G
         assert sorted(scoring._texts) == [2, 3, 4]
+
+
+def test_only_a_row_without_any_score_and_without_a_failure_is_unscored(scorer, batch, rollout):
+    scored = scorer(batch, rollout, trainer_state=0)
+    values = np.array([[[1, np.nan], [np.nan, 0]], [[np.nan, np.nan], [2, 3]]], np.float32)
+    with_values = lambda failures: dataclasses.replace(scored, values=values, failures=failures)
+    assert with_values({}).unscored(real=2) == (1, 0)
+    assert with_values({}).unscored(real=1) is None, "prompts that only pad the batch are no rows"
+    assert with_values({"rewards/f/errors": 1}).unscored(real=2) is None
