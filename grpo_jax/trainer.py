@@ -90,6 +90,7 @@ class GRPOTrainer(ScriptAPI):
         self.pool = RewardPool(
             functions,
             workers=config.reward_workers,
+            objects_in_process=arguments.wants_no_workers(config),
             timeout=config.reward_timeout,
             on_error=config.on_reward_error,
         )

@@ -17,8 +17,9 @@ class RewardSettings(Settings):
     a reward model, model:FOLDER."""
     reward_timeout: float = Field(10.0, gt=0)
     """Seconds after which a reward call is abandoned and its worker replaced."""
-    reward_workers: Count = 0
-    """Number of processes that compute rewards; 0: one a core, at most 8."""
+    reward_workers: Count | None = None
+    """Number of processes that compute rewards; none: one a core, at most 8; 0: rewards run in the run's own process,
+    after each rollout, without reward_timeout."""
     on_reward_error: Literal["count", "stop"] = "count"
     """When a reward function raises an error: count it and go on without that reward, or stop the run."""
 

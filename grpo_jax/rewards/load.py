@@ -131,6 +131,13 @@ def name_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", None) or getattr(inner, "__name__", None) or type(function).__name__
 
 
+def is_foreign(reward: Reward) -> bool:
+    """Whether a function was given as an object, and is none of this package's own."""
+    inner = getattr(reward.function, "func", reward.function)
+    module = getattr(inner, "__module__", None) or type(inner).__module__
+    return reward.spec is None and module.partition(".")[0] != __name__.partition(".")[0]
+
+
 def parameters(function: Callable[..., Any]) -> tuple[set[str], set[str] | None]:
     """(required parameter names, all parameter names); the latter is None if the function takes `**columns`."""
     try:

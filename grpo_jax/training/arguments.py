@@ -148,6 +148,12 @@ def functions_of(config: GRPOConfig, reward_funcs: Any) -> list[Any]:
     return functions
 
 
+def wants_no_workers(config: GRPOConfig) -> bool:
+    """Whether functions that were given as objects run in the script's process, as in TRL: unless the settings ask for
+    worker processes or for a time limit."""
+    return config.reward_workers is None and "reward_timeout" not in config.model_fields_set
+
+
 def _reward(given: Any) -> Any:
     """A reward as it was given; but the folder or hub id of a reward model, as TRL writes it, has our prefix."""
     is_name = isinstance(given, str) and ":" not in given and not given.endswith(".py")

@@ -44,17 +44,18 @@ class Scores:
 
 @dataclass(frozen=True)
 class Unit:
-    """One function (its index) on consecutive rows."""
+    """One function (its index) on some rows."""
 
     function: int
-    rows: range
+    rows: Sequence[int]
     retry: bool = False
 
 
 class RewardBatch:
     """The units of B rows and n functions that are still to run, and the scores of those that have been.
 
-    `waiting` holds the units of plain functions, which run one at a time; `concurrent` those of async functions.
+    `waiting` holds the units of plain functions, which run one at a time; `concurrent` those of async functions. What
+    runs in this process is apart from both.
 
     Args:
         names: names of the functions, [n].
@@ -63,6 +64,7 @@ class RewardBatch:
         stop: raise `UserError` at the first lost row instead of counting it.
         async_functions: indices of the async functions.
         state: the trainer's state, for every function that takes it.
+        in_process: indices of the functions that run in this process. They score all rows at once.
         worst: the score of a row that a function lost, [n]; None scores it NaN.
     """
 
@@ -75,6 +77,7 @@ class RewardBatch:
         stop: bool,
         async_functions: Set[int] = frozenset(),
         state: Any = None,
+        in_process: Set[int] = frozenset(),
         worst: Sequence[float] | None = None,
     ):
         self.names, self.rows, self.messages, self.stop = names, rows, messages, stop
@@ -84,7 +87,12 @@ class RewardBatch:
         values = np.full((rows, len(names)), np.nan)
         self.scores = Scores(values=values, errors=zeros(), timeouts=zeros(), nans=zeros(), retried=zeros())
         self.logs = LogBook(names, rows)
-        self.state = self._packed(state, "trainer_state")
+        self.trainer_state = state
+        self.state = None if len(in_process) == len(names) else self._packed(state, "trainer_state")
+        self.in_process: dict[int, list[int]] = {
+            function: [] for function in sorted(in_process)
+        }  # -> its rows
+        self._retries: list[Unit] = []  # of these functions
         self.data: dict[
             str, list[Any]
         ] = {}  # arguments of every function, [B] each, None for rows not added yet
@@ -99,9 +107,22 @@ class RewardBatch:
         for group in runs_of_equal(data["prompts"]):
             rows = range(first + group.start, first + group.stop)
             for function in sorted(set(range(len(self.names))) - idle):
-                self._queue(function).append(Unit(function, rows))
+                if function in self.in_process:
+                    self.in_process[function].extend(rows)
+                else:
+                    self._queue(function).append(Unit(function, rows))
 
-    def _queue(self, function: int) -> deque[Unit]:
+    def units_in_process(self) -> list[Unit]:
+        """The units that are to run in this process now: all rows of a function, or single rows after it failed."""
+        first = [Unit(function, sorted(rows)) for function, rows in self.in_process.items() if rows]
+        units, self._retries = first + self._retries, []
+        for rows in self.in_process.values():
+            rows.clear()
+        return units
+
+    def _queue(self, function: int) -> "deque[Unit] | list[Unit]":
+        if function in self.in_process:
+            return self._retries
         return self.concurrent if function in self.async_functions else self.waiting
 
     def request(self, units: Mapping[int, Unit], known: bytes | None) -> bytes:
@@ -110,9 +131,12 @@ class RewardBatch:
         return pickle.dumps((None if known == self.state else self.state, packed))
 
     def _unit(self, unit: Unit) -> bytes:
-        rows = slice(unit.rows.start, unit.rows.stop)
-        arguments = {name: list(column[rows]) for name, column in self.data.items()}
-        return self._packed((unit.function, arguments), f"the columns for '{self.names[unit.function]}'")
+        columns = f"the columns for '{self.names[unit.function]}'"
+        return self._packed((unit.function, self.arguments(unit)), columns)
+
+    def arguments(self, unit: Unit) -> dict[str, list[Any]]:
+        """The columns of the unit's rows."""
+        return {name: [column[row] for row in unit.rows] for name, column in self.data.items()}
 
     def _packed(self, value: Any, name: str) -> bytes:
         try:
@@ -138,8 +162,8 @@ class RewardBatch:
         name = self.names[unit.function]
         self.messages[name].setdefault(kind, why)
         if unit.retry:
-            self.scores.values[unit.rows.start, unit.function] = self.worst[unit.function]
-            self._lose(unit, unit.rows.start, kind, why)
+            self.scores.values[unit.rows[0], unit.function] = self.worst[unit.function]
+            self._lose(unit, unit.rows[0], kind, why)
             return
         self.scores.retried[name] += 1
         self._queue(unit.function).extend(

@@ -74,11 +74,12 @@ class LogBook:
         self._extras: dict[tuple[int, str], list[Any]] = {}  # (function, column) -> [B]
         self._metrics: dict[str, list[float]] = {}
 
-    def add(self, function: int, rows: range, reply: Mapping[str, Any]) -> None:
+    def add(self, function: int, rows: Sequence[int], reply: Mapping[str, Any]) -> None:
         """Add the logs of one call, from its reply."""
         for column, values in reply["extras"].items():
             whole = self._extras.setdefault((function, column), [None] * self.rows)
-            whole[rows.start : rows.stop] = values
+            for row, value in zip(rows, values):
+                whole[row] = value
         for name, values in reply["metrics"].items():
             self._metrics.setdefault(name, []).extend(values)
 

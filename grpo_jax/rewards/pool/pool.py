@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from grpo_jax.errors import UserError
 from grpo_jax.rewards.functions.verdicts import worst_of
-from grpo_jax.rewards.load import Reward, load_reward, named_apart, parameters
+from grpo_jax.rewards.load import Reward, is_foreign, load_reward, named_apart, parameters
 from grpo_jax.rewards.pool.batch import RewardBatch, Scores
+from grpo_jax.rewards.pool.in_process import InProcess
 from grpo_jax.rewards.pool.logs import ALWAYS
 from grpo_jax.rewards.pool.stream import Driver, Stream
 from grpo_jax.rewards.pool.workers import WorkerPool
@@ -30,21 +31,24 @@ class RewardPool:
     Args:
         functions: rewards, or anything that `load_reward` takes. Their names must differ; a built-in function that
             is given twice carries its options in its name.
-        workers: the most worker processes at a time; 0 means one per core, at most 8.
+        workers: the most worker processes at a time; None: one per core, at most 8; 0: none, so that all functions run
+            in this process, as `in_process.py` says, without a time limit.
+        objects_in_process: functions that were given as objects run in this process; those of this package do not.
         timeout: seconds that a unit may take once a worker has begun it. An async function begins every group that
             has arrived at once, and must answer each within this time.
         on_error: "count" scores a failing row NaN; "stop" raises `UserError` and names the row.
 
     `models` maps the index of each reward model to its folder or hub id; the pool does not compute those.
     `messages` holds, by function and kind of fault ("errors", "timeouts", "nans"), the first message.
-    A function that cannot be pickled runs in a thread of this process, with a warning.
+    A function that cannot be pickled, and should run in a worker, runs in a thread of this process, with a warning.
     """
 
     def __init__(
         self,
         functions: Iterable[Any],
         *,
-        workers: int = 0,
+        workers: int | None = None,
+        objects_in_process: bool = False,
         timeout: float = 10.0,
         on_error: Literal["count", "stop"] = "count",
     ):
@@ -54,7 +58,13 @@ class RewardPool:
         self._worst = [worst_of(f.function) for f in self.functions]
         self.on_error = on_error
         self.messages: dict[str, dict[str, str]] = {name: {} for name in self.names}
-        self._worker_pool = WorkerPool(self.functions, workers, timeout)
+        self.in_process = frozenset(
+            number
+            for number, reward in enumerate(self.functions)
+            if not reward.model and (workers == 0 or (objects_in_process and is_foreign(reward)))
+        )
+        self._in_process = InProcess(self.functions)
+        self._worker_pool = WorkerPool(self.functions, workers, timeout, self.in_process)
         self._driver = Driver(self._worker_pool)
         # Ends thread and workers of a pool that is garbage collected. They end with the interpreter anyway.
         weakref.finalize(self, self._driver.close).atexit = False
@@ -68,6 +78,7 @@ class RewardPool:
     def close(self) -> None:
         """End all workers and cancel an open stream; a later `score` or `stream` starts new workers."""
         self._driver.close()
+        self._in_process.close()
 
     def score(
         self,
@@ -106,8 +117,11 @@ class RewardPool:
             async_functions=self._worker_pool.async_functions,
             state=trainer_state,
             worst=self._worst,
+            in_process=self.in_process,
         )
-        return self._driver.begin(Stream(batch, self.check_columns, self._driver.wakeup.wake))
+        return self._driver.begin(
+            Stream(batch, self.check_columns, self._driver.wakeup.wake, self._in_process)
+        )
 
     def idle(self, lacks: Set[str]) -> frozenset[int]:
         """Indices of the functions that need one of these columns, and so do not score rows that lack them."""

@@ -12,11 +12,11 @@ Replies are JSON, so that the trainer reads only plain values from a process tha
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from grpo_jax.rewards.load import describe
+from grpo_jax.rewards.load import describe, has_parameter, parameters
 from grpo_jax.rewards.pool.log_entries import entry, kind_of
 from grpo_jax.rewards.pool.logs import Logs
 
@@ -31,6 +31,19 @@ class Call:
     unit: int
     rows: int = 0
     logs: Logs = field(default_factory=Logs)
+
+    def begin(
+        self, function: Callable[..., Any], columns: Mapping[str, Any], trainer_state: Any, timeout: float
+    ) -> Any:
+        """Call the function with those arguments that it takes."""
+        self.rows = len(columns["completions"])
+        arguments = {**columns, "trainer_state": trainer_state, **self.logs.callables}
+        if has_parameter(function, "reward_timeout"):
+            arguments["reward_timeout"] = timeout
+        names = parameters(function)[1]
+        if names is not None:
+            arguments = {name: value for name, value in arguments.items() if name in names}
+        return function(**arguments)
 
     def reply(self, result: Any) -> bytes:
         """The reply for the returned `result`. Raises if a logged value cannot be encoded."""

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from grpo_jax.rewards.pool.batch import RewardBatch, Scores
+from grpo_jax.rewards.pool.in_process import InProcess
 from grpo_jax.rewards.pool.wakeup import WakeupPipe
 from grpo_jax.rewards.pool.workers import WorkerPool
 
@@ -23,8 +24,14 @@ class Stream:
     The result does not depend on when, in which order or in which portions rows are added.
     """
 
-    def __init__(self, batch: RewardBatch, check: Callable[[Iterable[str]], None], wake: Callable[[], None]):
-        self._batch, self._check, self._wake = batch, check, wake
+    def __init__(
+        self,
+        batch: RewardBatch,
+        check: Callable[[Iterable[str]], None],
+        wake: Callable[[], None],
+        in_process: InProcess,
+    ):
+        self._batch, self._check, self._wake, self._in_process = batch, check, wake, in_process
         self._missing = set(range(batch.rows))  # rows not added yet
         self._columns: frozenset[str] | None = None  # of the rows added so far
         self._inbox: deque[tuple[int, Columns, Set[int]] | None] = deque()  # None: no more will come
@@ -66,7 +73,7 @@ class Stream:
         self._wake()
 
     def finish(self) -> Scores:
-        """Wait for all rows.
+        """Wait for all rows, and score them with the functions that run in this process.
 
         Raises:
             UserError: as `RewardPool.score`.
@@ -79,6 +86,7 @@ class Stream:
         self._wake()
         self._done.wait()
         self._raise_fault()
+        self._in_process.score(self._batch)
         return self._batch.finished()
 
     def cancel(self) -> None:

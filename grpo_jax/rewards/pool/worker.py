@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from grpo_jax.rewards.load import has_parameter, parameters
 from grpo_jax.rewards.pool.replies import LISTENING, OFFER, Call, failed
 from grpo_jax.rewards.pool.serialize import unpack
 
@@ -38,7 +37,6 @@ class RewardServer:
         self, connection: Connection, functions: Sequence[Callable[..., Any] | None], timeout: float
     ):
         self.connection, self.functions, self.timeout = connection, functions, timeout
-        self.accepted = [parameters(f)[1] if f else None for f in functions]
         self.state: Any = None
         self.open = contextlib.ExitStack()
 
@@ -89,15 +87,9 @@ class RewardServer:
     def _begin(self, call: Call, unit: bytes) -> Any:
         """Call the function with the arguments that it accepts."""
         index, arguments = pickle.loads(unit)
-        function, names = self.functions[index], self.accepted[index]
+        function = self.functions[index]
         assert function is not None, "a function that did not load was asked for"
-        call.rows = len(arguments["completions"])
-        arguments |= {"trainer_state": self.state} | call.logs.callables
-        if has_parameter(function, "reward_timeout"):
-            arguments["reward_timeout"] = self.timeout
-        if names is not None:
-            arguments = {name: value for name, value in arguments.items() if name in names}
-        return function(**arguments)
+        return call.begin(function, arguments, self.state, self.timeout)
 
     @functools.cached_property
     def loop(self) -> "Loop":

@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -31,14 +31,21 @@ CLOSE_SECONDS = 1.0
 
 
 class WorkerPool:
-    """At most `workers` processes (0: one per core, at most 8), and a thread for functions that cannot be pickled.
+    """At most `workers` processes (None: one per core, at most 8), and a thread for functions that cannot be pickled.
+    Those `in_process` (indices) are none of its business.
 
     A unit of a plain function goes to any idle worker. All units of async functions go to one worker, which runs
     them concurrently; later ones join them.
     """
 
-    def __init__(self, functions: Sequence[Reward], workers: int, timeout: float):
-        self.functions = functions
+    def __init__(
+        self,
+        functions: Sequence[Reward],
+        workers: int | None,
+        timeout: float,
+        in_process: Set[int] = frozenset(),
+    ):
+        self.functions, self.in_process = functions, in_process
         self.max_workers = workers or min(_cores(), 8)
         self.timeout = timeout
         self.async_functions = {i for i, reward in enumerate(functions) if is_async(reward.function)}
@@ -51,9 +58,10 @@ class WorkerPool:
         """Pickle the functions, once. The caller's thread does this, because it owns the objects among them."""
         if self._packed:
             return
-        self._packed = [pack(reward) for reward in self.functions]
+        here = ("absent", "it runs in the trainer's process")
+        self._packed = [here if i in self.in_process else pack(f) for i, f in enumerate(self.functions)]
         for index, (kind, why) in enumerate(self._packed):
-            if kind == "absent":
+            if kind == "absent" and index not in self.in_process:
                 self._run_locally(index, why)
 
     def close(self) -> None:
