@@ -13,21 +13,38 @@ _HOME = {
     "TrainerState": "grpo_jax.training.callbacks",
     "EarlyStopping": "grpo_jax.training.callbacks",
     "UserError": "grpo_jax.errors",
+    "TrlParser": "grpo_jax.config.trl_parser",
+    "ScriptArguments": "grpo_jax.config.script_arguments",
+    "ModelConfig": "grpo_jax.config.script_arguments",
+    "get_peft_config": "grpo_jax.config.script_arguments",
+    "get_quantization_config": "grpo_jax.config.script_arguments",
 }
 __all__ = [
     "EarlyStopping",
     "GRPOConfig",
     "GRPOTrainer",
+    "ModelConfig",
     "SFTConfig",
+    "ScriptArguments",
     "TrainerCallback",
     "TrainerControl",
     "TrainerState",
+    "TrlParser",
     "UserError",
+    "get_peft_config",
+    "get_quantization_config",
 ]
 
 if TYPE_CHECKING:
     from grpo_jax.config import ScriptConfig as GRPOConfig
     from grpo_jax.config import SFTConfig
+    from grpo_jax.config.script_arguments import (
+        ModelConfig,
+        ScriptArguments,
+        get_peft_config,
+        get_quantization_config,
+    )
+    from grpo_jax.config.trl_parser import TrlParser
     from grpo_jax.errors import UserError
     from grpo_jax.trainer import GRPOTrainer
     from grpo_jax.training.callbacks import EarlyStopping, TrainerCallback, TrainerControl, TrainerState

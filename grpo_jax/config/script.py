@@ -17,6 +17,7 @@ from grpo_jax.config.checks import divisors
 from grpo_jax.config.fields import Count, Positive
 from grpo_jax.config.grpo import GRPOConfig
 from grpo_jax.config.objective_checks import idle_settings
+from grpo_jax.config.trl_fields import RULES
 from grpo_jax.config.trl_translation import BATCH
 from grpo_jax.errors import UserError
 
@@ -87,6 +88,12 @@ class ScriptConfig(GRPOConfig):
                 f"{self.steps_per_generation} already; keep one of them"
             )
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        """What holds here for a setting that only TRL has: `push_to_hub` is False, for instance."""
+        if name in RULES:
+            return next(iter(RULES[name].accepted), None)
+        raise AttributeError(f"GRPOConfig has no setting {name}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Scripts change settings after they were made; all checks run again."""

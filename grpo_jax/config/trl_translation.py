@@ -24,7 +24,7 @@ def accept(values: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, 
     ones stay, so that pydantic reports them with all other errors. So do those of the fields that are `known`."""
     kept = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
     kept |= {name: ours for name, ours in NONE_IS.items() if name in kept and kept[name] is None}
-    for reword in (length_in_epochs, _warmup, _precision, _evaluation, _seed):
+    for reword in (length_in_epochs, _warmup, _model, _precision, _evaluation, _seed):
         kept = reword(kept)
     kept = kept if BATCH[0] in known else _batch(kept)
     for name in [name for name in kept if name in RULES and name not in known]:
@@ -65,6 +65,23 @@ def _warmup(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(steps, float) and 0 < steps < 1 and not values.get("warmup_ratio"):
         return _without(values, "warmup_steps") | {"warmup_ratio": steps}
     return values
+
+
+def _model(values: dict[str, Any]) -> dict[str, Any]:
+    """Of model_init_kwargs, bfloat16 is the dtype; float32 weights are kept anyway, and what says where they lie or how
+    attention is computed changes no result."""
+    given = values.get("model_init_kwargs")
+    if not isinstance(given, Mapping):
+        return values
+    kept = {name: str(value).removeprefix("torch.") for name, value in given.items() if value is not None}
+    dtype = kept.get("dtype", kept.get("torch_dtype", "auto"))
+    idle = {"attn_implementation", "device_map", "use_cache", "low_cpu_mem_usage"}
+    same = {"revision": "main", "trust_remote_code": "False"}
+    for name in ("dtype", "torch_dtype"):
+        same |= {name: kept.get(name, "") if dtype in ("auto", "float32", "bfloat16") else ""}
+    left = {name: given[name] for name in kept if name not in idle and kept[name] != same.get(name)}
+    values = values | {"model_init_kwargs": left}
+    return values | {"dtype": "bfloat16"} if dtype == "bfloat16" and "dtype" not in values else values
 
 
 def _precision(values: dict[str, Any]) -> dict[str, Any]:

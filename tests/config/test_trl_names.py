@@ -185,7 +185,7 @@ REFUSED = [
     ({"generation_kwargs": {"num_beams": 4}}, "write temperature, top_k"),
     ({"repetition_penalty": 1.1}, "there are no other sampling settings"),
     ({"seed": 1, "data_seed": 2}, "write seed"),
-    ({"model_init_kwargs": {"dtype": "bfloat16"}}, "write dtype"),
+    ({"model_init_kwargs": {"dtype": "float16"}}, "write dtype"),
     ({"max_steps": -1}, "max_steps = -1: must be at least 1"),
     ({"vllm_of_another_version": 1}, "completions are sampled in JAX, from the weights that are trained"),
 ]
