@@ -33,6 +33,7 @@ from grpo_jax.training.metrics import evaluation_metrics, show, step_metrics, su
 from grpo_jax.training.run_state import RunState
 from grpo_jax.training.run_summary import show_plan
 from grpo_jax.training.script_api import ScriptAPI, TrainOutput, place_model
+from grpo_jax.training.script_callbacks import callbacks_of
 
 RewardFunction = str | Callable[..., Any]
 
@@ -84,6 +85,7 @@ class GRPOTrainer(ScriptAPI):
         eval_rows = arguments.domains_of("eval_dataset", eval_dataset)
         config = arguments.resolved(args, model, train_rows, eval_rows)
         config = config.replace(**arguments.adapters_of(peft_config, quantization_config))
+        asked = callbacks_of(config)
         config, self._sizes = arguments.in_rollouts(config)
         functions = arguments.functions_of(config, reward_funcs)
         reward_tokenizers = arguments.reward_tokenizers_of(functions, reward_processing_classes)
@@ -109,6 +111,8 @@ class GRPOTrainer(ScriptAPI):
             )
         self.args = self.components.config
         self.callback_handler = CallbackHandler(self.args, callbacks or (), len(self.components.prompts))
+        for callback in asked:
+            self.add_callback(callback)
         self.trained: TrainState | None = None
 
     @property
@@ -183,8 +187,20 @@ class GRPOTrainer(ScriptAPI):
             done, state, run_state = self.train_loop(run, done, state, run_state)
         self.trained = state
         after = self._evaluate(state.params, run, done)
+        del state  # the best one needs its memory
+        after = self._take_best(run, done, after)
         self.callback_handler.end(run_state.curriculum.over)
         return self._finish(run, done, run_state, after)
+
+    def _take_best(self, run: Run, done: int, after: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The evaluation of the run's model: of the last step, or of the best one, whose checkpoint is read."""
+        best = self.callback_handler.best_step()
+        if best is None or best == done:
+            return after
+        self.trained = None
+        self.trained = run.restore_step(best, self.components.learner.abstract_state)
+        run.progress.say(f"the best model is that of step {best}: the run ends with it")
+        return self._evaluate(self.trained.params, run, best, tell=False)
 
     def train_loop(
         self, run: Run, done: int, state: TrainState, run_state: RunState
@@ -227,7 +243,7 @@ class GRPOTrainer(ScriptAPI):
             samples=run.samples.sizes() if keeps_samples(self.args) else {},
         )
         wanted = run_state.stopped or callbacks.asks("save")
-        if run.end_step(done, state, run_state, wanted=wanted):
+        if run.end_step(done, state, run_state, wanted=wanted, spare=callbacks.best_step()):
             callbacks.saved()
         return run_state
 
@@ -248,8 +264,11 @@ class GRPOTrainer(ScriptAPI):
     def _sampler_weights(self, params: Params) -> Params:
         return self.components.policy.rollout_copy(self.components.learner.whole(params))
 
-    def _evaluate(self, params: Params, run: Run | None = None, done: int = 0) -> dict[str, Any] | None:
-        """The evaluation's summary and a few samples; None without held-out prompts. The run keeps all of it."""
+    def _evaluate(
+        self, params: Params, run: Run | None = None, done: int = 0, tell: bool = True
+    ) -> dict[str, Any] | None:
+        """The evaluation's summary and a few samples; None without held-out prompts. The run keeps all of it, and
+        callbacks are told."""
         if self.components.evaluator is None:
             return None
         result: Evaluation = self.components.evaluator(
@@ -258,7 +277,8 @@ class GRPOTrainer(ScriptAPI):
         if run is not None:
             keep_step(run.folder, done, result)
         evaluation = {"summary": result.summary(), "samples": result.samples}
-        self.callback_handler.evaluated(evaluation_metrics(evaluation))
+        if tell:
+            self.callback_handler.evaluated(evaluation_metrics(evaluation))
         return evaluation
 
     def _finish(

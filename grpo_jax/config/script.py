@@ -54,6 +54,17 @@ class ScriptConfig(GRPOConfig):
     on_reward_error: Literal["count", "stop"] = "stop"
     """When a reward function raises an error: stop the run, or count it and go on without that reward."""
 
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    """Evaluate after every eval_steps updates (10 if it is not given) or after each epoch; no: as eval_steps says."""
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    """Save a checkpoint after every save_steps updates, after each epoch, or (no) after the last update only."""
+    load_best_model_at_end: bool = False
+    """End with the weights of the checkpoint whose evaluation was best by metric_for_best_model; it is always kept."""
+    metric_for_best_model: str | None = None
+    """A metric of the evaluation, such as eval_reward."""
+    greater_is_better: bool | None = None
+    """Whether a greater value of it is better; none: unless its name ends with loss."""
+
     @model_validator(mode="before")
     @classmethod
     def _as_in_trl(cls, values: Any) -> Any:
@@ -70,7 +81,34 @@ class ScriptConfig(GRPOConfig):
             values["num_train_epochs"] = None
         if isinstance(epsilon := values.get("epsilon"), int | float) and epsilon > 1:
             values |= {"epsilon": 1.0, "epsilon_high": values.get("epsilon_high") or epsilon}
+        if values.get("eval_strategy") == "steps" and not values.get("eval_steps"):
+            values["eval_steps"] = values.get("logging_steps") or 10
         return values
+
+    @model_validator(mode="after")
+    def _best_has_a_checkpoint(self) -> Self:
+        """As transformers: what is evaluated is saved."""
+        if not self.load_best_model_at_end:
+            return self
+        if self.metric_for_best_model is None:
+            raise ValueError(
+                "metric_for_best_model = None: load_best_model_at_end needs one, such as eval_reward"
+            )
+        if self.eval_strategy == "no" or self.eval_strategy != self.save_strategy:
+            raise ValueError(
+                f"load_best_model_at_end = True: eval_strategy is {self.eval_strategy} and save_strategy "
+                f"{self.save_strategy}; they must be the same, steps or epoch"
+            )
+        if self.eval_strategy == "steps" and self.save_steps % self.eval_steps:
+            raise ValueError(
+                f"load_best_model_at_end = True: save_steps is {self.save_steps}, which is no multiple of eval_steps, "
+                f"{self.eval_steps}"
+            )
+        if self.output_dir is None:
+            raise ValueError(
+                "load_best_model_at_end = True: without output_dir there are no checkpoints; give one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_once(self) -> Self:
@@ -111,10 +149,20 @@ class ScriptConfig(GRPOConfig):
         for sentence in idle.values():
             print(sentence, file=sys.stderr, flush=True)
         values = {name: getattr(self, name) for name in kept - idle.keys()} | (sizes.ours if sizes else {})
+        values |= self._intervals()
         if sizes:
             updates = sizes.ours["num_minibatches"] * self.num_iterations
             values |= {name: math.ceil(values[name] / updates) for name in IN_UPDATES if values.get(name)}
         return GRPOConfig(**values), sizes.sentence if sizes else None
+
+    def _intervals(self) -> dict[str, int]:
+        """0 for steps that a strategy replaces."""
+        evaluated = self.eval_strategy == "epoch" or (
+            self.eval_strategy == "no" and "eval_strategy" in self.model_fields_set
+        )
+        return ({"eval_steps": 0} if evaluated else {}) | (
+            {"save_steps": 0} if self.save_strategy != "steps" else {}
+        )
 
 
 _OTHER_DEFAULTS = frozenset(get_annotations(ScriptConfig)) & GRPOConfig.model_fields.keys()

@@ -24,9 +24,9 @@ def accept(values: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, 
     ones stay, so that pydantic reports them with all other errors. So do those of the fields that are `known`."""
     kept = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
     kept |= {name: ours for name, ours in NONE_IS.items() if name in kept and kept[name] is None}
-    for reword in (length_in_epochs, _warmup, _model, _precision, _evaluation, _seed):
+    for reword in (length_in_epochs, _warmup, _model, _precision, _seed):
         kept = reword(kept)
-    kept = kept if BATCH[0] in known else _batch(kept)
+    kept = kept if BATCH[0] in known else _batch(_evaluation(kept))
     for name in [name for name in kept if name in RULES and name not in known]:
         rule, value = RULES[name], kept[name]
         if value is None or value in rule.accepted:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,10 +60,11 @@ class Checkpoints:
         self._folder = path.absolute() if is_local(path) else path
         self._read_only = read_only
         self._say = say
+        self.spared: int | None = None  # a step that is kept whatever its age
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep or None,
+                preservation_policy=_Newest(self, keep),
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,  # left by a kill during a save
@@ -178,6 +179,18 @@ class Checkpoints:
         _check_same_tensors(place, {n: saved[n] for n in wanted if n in saved} if partial else saved, wanted)
         with _reading():
             return _read_state(place / _STATE, abstract, partial), notes
+
+
+class _Newest(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the newest steps (all, for 0), and the one that is spared."""
+
+    def __init__(self, checkpoints: Checkpoints, keep: int):
+        self._checkpoints, self._keep = checkpoints, keep
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        newest = len(checkpoints) - self._keep if self._keep else 0
+        spared = self._checkpoints.spared
+        return [place >= newest or found.step == spared for place, found in enumerate(checkpoints)]
 
 
 def _read_state(place: epath.Path, abstract: Any, partial: bool) -> Any:

@@ -98,6 +98,15 @@ class Run:
             logger.start(found[0] if found else 0)
         return found
 
+    def restore_step(self, step: int, abstract: Any) -> Any:
+        """The train state of one checkpoint."""
+        assert self.checkpoints is not None, "a run without output_dir has no checkpoints"
+        self._wait_for_save()
+        with phase(f"restoring the checkpoint of step {step}"):
+            found = self.checkpoints.restore(abstract, step)
+        assert found is not None
+        return found[1]
+
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Tell every logger the metrics of a step, which counts from 1."""
         for logger in self.loggers:
@@ -117,12 +126,17 @@ class Run:
             with phase("saving a checkpoint"):
                 self.checkpoints.save(done, state, run_state)
 
-    def end_step(self, done: int, state: Any, run_state: SavedState, *, wanted: bool = False) -> bool:
+    def end_step(
+        self, done: int, state: Any, run_state: SavedState, *, wanted: bool = False, spare: int | None = None
+    ) -> bool:
         """Save if a checkpoint is due or `wanted`, or if any process received SIGTERM or Ctrl-C; then, for these, raise
         SystemExit(143) or KeyboardInterrupt.
 
-        Returns whether it saved; without an `output_dir` it never does.
+        The checkpoint of step `spare` is kept beside the newest. Returns whether it saved; without an `output_dir` it
+        never does.
         """
+        if self.checkpoints:
+            self.checkpoints.spared = spare
         asked = hosts.sum_over_processes([self.terminated, self.interrupts.asked])
         terminated, interrupted = map(bool, asked)
         saves = terminated or interrupted or wanted or self.is_due(done)

@@ -280,10 +280,19 @@ def resolved(
     if rows is not None:
         changes["dataset"] = _all_described(rows)
         if eval_rows is None and args.eval_dataset is None:
+            check_evaluated(args)
             changes |= {"eval_prompts": 0, "eval_steps": 0}  # nothing is held out
     if eval_rows is not None:
         changes["eval_dataset"] = _all_described(eval_rows)
     return args.replace(**changes)
+
+
+def check_evaluated(args: GRPOConfig) -> None:
+    """Raise UserError where a script asks for evaluations and gives no rows for them, as transformers does."""
+    if isinstance(args, ScriptConfig) and args.eval_strategy != "no":
+        raise UserError(
+            f"eval_strategy = {args.eval_strategy}: no eval_dataset is given; give one, or write 'no'"
+        )
 
 
 def _all_described(rows: Rows | dict[str, Rows]) -> str | dict[str, str]:

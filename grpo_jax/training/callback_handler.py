@@ -12,6 +12,7 @@ from grpo_jax.sharding import hosts
 from grpo_jax.training.callbacks import Callbacks, TrainerControl, TrainerState
 from grpo_jax.training.run_state import RunState
 from grpo_jax.training.script_api import TrainOutput
+from grpo_jax.training.script_callbacks import BestModel
 
 
 class CallbackHandler:
@@ -90,6 +91,11 @@ class CallbackHandler:
         every = self.config.eval_steps
         wanted = self.asks("evaluate") or (every > 0 and done % every == 0)
         return wanted and done < self.config.max_steps
+
+    def best_step(self) -> int | None:
+        """The step whose model is the run's in the end, by `load_best_model_at_end`; None: the last."""
+        best = (each.step for each in self.callbacks.callbacks if isinstance(each, BestModel))
+        return next(best, None)
 
     def _now(self) -> dict[str, Any]:
         return {"step": self.state.global_step, "epoch": self.state.epoch}

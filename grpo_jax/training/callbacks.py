@@ -36,6 +36,8 @@ class TrainerState:
     log_history: list[dict[str, Any]] = field(
         default_factory=list
     )  # the metrics of each step since the start
+    best_metric: float | None = None  # with load_best_model_at_end, and the step that it was reached at
+    best_global_step: int | None = None
     is_world_process_zero: bool = True  # callbacks run on every host: write files on this one only
     is_local_process_zero: bool = True  # and print on this one: the same one here
 
@@ -175,6 +177,9 @@ class Callbacks:
         """Add a callback, which is called after the others."""
         _check(callback)
         self.callbacks.append(callback)
+        name = self._name(len(self.callbacks) - 1)
+        if name in (states := self.state_dict()):
+            self._anew[name] = copy.deepcopy(states[name])
 
     def remove(self, callback: Any) -> None:
         """Remove a callback, or the first one of a class. UserError if there is none."""
