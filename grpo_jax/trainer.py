@@ -34,6 +34,7 @@ from grpo_jax.training.run_state import RunState
 from grpo_jax.training.run_summary import show_plan
 from grpo_jax.training.script_api import ScriptAPI, TrainOutput, place_model
 from grpo_jax.training.script_callbacks import callbacks_of
+from grpo_jax.training.torch_models import is_torch_model, write_torch_model
 
 RewardFunction = str | Callable[..., Any]
 
@@ -42,7 +43,7 @@ class GRPOTrainer(ScriptAPI):
     """Group-relative policy optimization of a Qwen2.5 model in Hugging Face format.
 
     Args:
-        model: a local folder or a hub id.
+        model: a local folder, a hub id, or a loaded model of transformers or PEFT, whose weights are taken.
         reward_funcs: one or several functions with TRL's signature (async ones too), built-in names,
             `file.py:function`, or reward models, `model:FOLDER`.
         args: the settings.
@@ -65,7 +66,7 @@ class GRPOTrainer(ScriptAPI):
 
     def __init__(
         self,
-        model: str | Path,
+        model: Any,
         reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
         args: GRPOConfig | None = None,
         train_dataset: Any = None,
@@ -83,8 +84,10 @@ class GRPOTrainer(ScriptAPI):
         arguments.check_given(args, reward_funcs, train_dataset)
         train_rows = arguments.domains_of("train_dataset", train_dataset)
         eval_rows = arguments.domains_of("eval_dataset", eval_dataset)
-        config = arguments.resolved(args, model, train_rows, eval_rows)
-        config = config.replace(**arguments.adapters_of(peft_config, quantization_config))
+        self._written = write_torch_model(model, processing_class) if is_torch_model(model) else None
+        name = self._written.name if self._written else model
+        config = arguments.resolved(args, name, train_rows, eval_rows)
+        config = config.replace(**arguments.adapters_of(peft_config, quantization_config, self._written))
         asked = callbacks_of(config)
         config, self._sizes = arguments.in_rollouts(config)
         functions = arguments.functions_of(config, reward_funcs)
@@ -101,7 +104,7 @@ class GRPOTrainer(ScriptAPI):
         with show_status(config.quiet), phase("preparing the run"):
             self.components: Components = assemble(
                 config,
-                model,
+                self._written.folder if self._written else model,
                 self.pool,
                 train_rows=train_rows,
                 eval_rows=eval_rows,
@@ -109,7 +112,7 @@ class GRPOTrainer(ScriptAPI):
                 optimizer=arguments.optimizer_of(optimizers),
                 reward_tokenizers=reward_tokenizers,
             )
-        self.args = self.components.config
+        self.args = arguments.recorded(self.components.config, self._written)
         self.callback_handler = CallbackHandler(self.args, callbacks or (), len(self.components.prompts))
         for callback in asked:
             self.add_callback(callback)

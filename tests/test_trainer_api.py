@@ -87,7 +87,7 @@ def named():
 
 
 REFUSED = [
-    ("model", torch_model, r"model: a Linear object; give a folder or a hub id .*save_pretrained"),
+    ("model", torch_model, "model: a Linear object; give a folder, a hub id, or a model of transformers"),
     ("reward_funcs", list, "reward_funcs: an empty list; give at least one function"),
     ("reward_funcs", lambda: 3, "rewards: 3 is a int, not a function; give a function"),
     ("reward_funcs", torch_model, "reward_funcs: Linear is a PyTorch model; save it by save_pretrained"),
@@ -107,6 +107,12 @@ REFUSED = [
         lambda: "trl-lib/tldr",
         r"train_dataset: 'trl-lib/tldr'; .*in the settings \(dataset\)",
     ),
+    (
+        "train_dataset",
+        lambda: [*ROWS, {"prompt": "a", "image": b"..."}],
+        "train_dataset, row 17: a column 'image'; the models here read text only",
+    ),
+    ("eval_dataset", lambda: [{"prompt": "a", "images": []}], "eval_dataset, row 1: a column 'images'"),
     ("train_dataset", lambda: 3, "train_dataset: 3 has no rows; give a list of dicts or a datasets.Dataset"),
     ("train_dataset", list, "train_dataset: no rows; give some"),
     ("eval_dataset", list, "eval_dataset: no rows; give some"),

@@ -16,6 +16,7 @@ from grpo_jax.errors import UserError, nearest
 from grpo_jax.models.peft import ONLY
 from grpo_jax.rewards.by_model import PREFIX
 from grpo_jax.sharding.mesh_spec import parse_mesh
+from grpo_jax.training.torch_models import WrittenModel, is_from, is_torch_model
 
 Rows = Sequence[dict[str, Any]]
 
@@ -52,11 +53,10 @@ def refuse(unsupported: Mapping[str, Any]) -> None:
 
 
 def check_model(model: Any) -> None:
-    """Raise UserError unless the model is a name: for a loaded PyTorch model, for instance."""
-    if not isinstance(model, str | Path):
+    """Raise UserError unless the model is a name, or a loaded model of transformers or PEFT."""
+    if not (isinstance(model, str | Path) or is_torch_model(model)):
         raise UserError(
-            f"model: a {type(model).__name__} object; give a folder or a hub id (a PyTorch model becomes a folder "
-            "by model.save_pretrained(folder))"
+            f"model: a {type(model).__name__} object; give a folder, a hub id, or a model of transformers or PEFT"
         )
 
 
@@ -117,7 +117,17 @@ def rows_of(name: str, dataset: Any) -> Rows | None:
         raise UserError(
             f"{name}, row {wrong}: {rows[wrong - 1]!r:.80} is no dict; give rows such as {{'prompt': ...}}"
         )
+    _check_text_only(name, rows)
     return [dict(row) for row in rows]
+
+
+def _check_text_only(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    for number, row in enumerate(rows, start=1):
+        if column := next((each for each in ("image", "images") if row.get(each) is not None), None):
+            raise UserError(
+                f"{name}, row {number}: a column '{column}'; the models here read text only. Remove the column if the "
+                "prompts do without it"
+            )
 
 
 def domains_of(name: str, dataset: Any) -> Rows | dict[str, Rows] | None:
@@ -135,7 +145,7 @@ def functions_of(config: GRPOConfig, reward_funcs: Any) -> list[Any]:
     functions = [_reward(each) for each in (chosen if isinstance(chosen, list | tuple) else [chosen])]
     if not functions:
         raise UserError("reward_funcs: an empty list; give at least one function")
-    if model := next((f for f in functions if _is_from(f, "torch", "Module")), None):
+    if model := next((f for f in functions if is_from(f, "torch", "Module")), None):
         raise UserError(
             f"reward_funcs: {type(model).__name__} is a PyTorch model; save it by save_pretrained(folder), its "
             "tokenizer beside it, and give 'model:FOLDER'"
@@ -199,15 +209,15 @@ def _looks_like_optax(given: Any) -> bool:
     return all(callable(getattr(given, name, None)) for name in ("init", "update"))
 
 
-def _is_from(given: Any, package: str, name: str) -> bool:
-    """Whether it is an instance of `package`'s class `name`; the package need not be installed."""
-    bases = type(given).__mro__
-    return any(base.__name__ == name and base.__module__.split(".")[0] == package for base in bases)
-
-
-def adapters_of(peft_config: Any, quantization_config: Any = None) -> dict[str, Any]:
-    """PEFT's LoraConfig and transformers' BitsAndBytesConfig, or dicts of their fields, as our settings. UserError for
-    a field that is not supported here."""
+def adapters_of(
+    peft_config: Any, quantization_config: Any = None, model: WrittenModel | None = None
+) -> dict[str, Any]:
+    """PEFT's LoraConfig and transformers' BitsAndBytesConfig, or dicts of their fields, as our settings; or the adapter
+    of a model that has one. UserError for a field that is not supported here."""
+    if model is not None and model.adapter is not None:
+        if peft_config is not None:
+            raise UserError("peft_config: the model has an adapter of its own; leave it out")
+        return {"adapter": str(model.adapter)} | _base_weights_of(quantization_config)
     return _lora_of(peft_config) | _base_weights_of(quantization_config)
 
 
@@ -293,6 +303,12 @@ def check_evaluated(args: GRPOConfig) -> None:
         raise UserError(
             f"eval_strategy = {args.eval_strategy}: no eval_dataset is given; give one, or write 'no'"
         )
+
+
+def recorded(config: GRPOConfig, model: WrittenModel | None) -> GRPOConfig:
+    """The settings that the run records: an adapter that came with a model has no place of its own."""
+    has_adapter = model is not None and model.adapter is not None
+    return config.replace(adapter="an adapter given from Python") if has_adapter else config
 
 
 def _all_described(rows: Rows | dict[str, Rows]) -> str | dict[str, str]:
