@@ -113,7 +113,10 @@ class GRPOTrainer(ScriptAPI):
                 reward_tokenizers=reward_tokenizers,
             )
         self.args = arguments.recorded(self.components.config, self._written)
-        self.callback_handler = CallbackHandler(self.args, callbacks or (), len(self.components.prompts))
+        updates = self.args.num_minibatches * self.args.num_iterations if self._sizes else 1
+        self.callback_handler = CallbackHandler(
+            self.args, callbacks or (), len(self.components.prompts), updates
+        )
         for callback in asked:
             self.add_callback(callback)
         self.trained: TrainState | None = None

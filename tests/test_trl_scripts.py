@@ -332,6 +332,66 @@ def test_a_callback_of_transformers_and_a_custom_optimizer_are_used(everything):
     assert "learning_rate" not in rows[0], "only the caller knows it"
 
 
+# ---- a command line of the script's own ----
+
+PARSED = """
+from dataclasses import dataclass, field
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, TrlParser, get_peft_config
+from trl import get_quantization_config
+
+
+@dataclass
+class MyArguments(ScriptArguments):
+    letters: list[str] = field(default_factory=lambda: ["e"])
+
+
+def main(script_args, training_args, model_args):
+    def reward(completions, **kwargs):
+        return [float(sum(text.count(letter) for letter in script_args.letters)) for text in completions]
+
+    model_init_kwargs = dict(
+        revision=model_args.model_revision,
+        trust_remote_code=training_args.trust_remote_code,
+        attn_implementation=model_args.attn_implementation,
+        dtype=model_args.dtype,
+    )
+    if training_args.model_init_kwargs is not None:
+        model_init_kwargs.update(training_args.model_init_kwargs)
+    training_args.model_init_kwargs = model_init_kwargs
+    dataset = {name: Dataset.from_list([{"prompt": f"{i}: say a"} for i in range(8)]) for name in ("train", "test")}
+    trainer = GRPOTrainer(
+        model=model_args.model_name_or_path,
+        reward_funcs=reward,
+        args=training_args,
+        train_dataset=dataset[script_args.dataset_train_split],
+        eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.accelerator.print("Training completed.")
+    trainer.save_model(training_args.output_dir)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+
+
+parser = TrlParser((MyArguments, GRPOConfig, ModelConfig))
+main(*parser.parse_args_and_config(words))
+"""
+
+
+def test_a_script_that_parses_its_own_command_line_runs(run, tiny_model, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    sizes = "\n".join(f"{name}: {value}" for name, value in SIZES.items())
+    settings.write_text(f"{sizes}\nletters: [a, o]\n")
+    words = f"--config {settings} --output_dir out --max_steps 3 --model_name_or_path {tiny_model}"
+    _, rows, tables = run(PARSED, words=words.split())
+    assert len(rows) == 3, "the command line wins over the file"
+    for table in tables:
+        assert table["reward"] == [float(text.count("a") + text.count("o")) for text in table["completion"]]
+
+
 # ---- what a script must change ----
 
 

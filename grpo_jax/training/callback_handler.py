@@ -20,13 +20,17 @@ class CallbackHandler:
     for evaluations: they come before the step's log, of which their figures are a part.
 
     Every process of a run has its own callbacks; what one of them asks for, all do.
+
+    Args:
+        updates: of a step. A script in TRL's words counts them: its `global_step` grows by so many at each step.
     """
 
-    def __init__(self, config: GRPOConfig, callbacks: Sequence[Any], prompts: int):
+    def __init__(self, config: GRPOConfig, callbacks: Sequence[Any], prompts: int, updates: int = 1):
         self.config, self.callbacks, self.prompts = config, Callbacks(callbacks), prompts
+        self.updates = updates
         first = hosts.is_writer()
         self.state = TrainerState(
-            max_steps=config.max_steps, is_world_process_zero=first, is_local_process_zero=first
+            max_steps=config.max_steps * updates, is_world_process_zero=first, is_local_process_zero=first
         )
         self.control = TrainerControl()
 
@@ -34,7 +38,7 @@ class CallbackHandler:
         """The run starts, or resumes after `done` steps from `run_state`."""
         self.control = TrainerControl()
         self._count(done, run_state)
-        self.state.log_history = history
+        self.state.log_history = [{**line, "step": line["step"] * self.updates} for line in history]
         self.callbacks.load_state_dict(run_state.callbacks)
         self._call("on_train_begin")
 
@@ -77,7 +81,7 @@ class CallbackHandler:
         """After the last step. A run that a callback or the end of the curriculum has stopped is over, also for the
         command that comes again."""
         self._call("on_train_end")
-        done, total = self.state.global_step, self.state.max_steps
+        done, total = self.state.global_step // self.updates, self.config.max_steps
         if done < total and hosts.is_writer():
             why = ": the curriculum has ended" if curriculum_over else ", as a callback asked"
             print(f"stopped after step {done} of {total}{why}", file=sys.stderr, flush=True)
@@ -94,14 +98,15 @@ class CallbackHandler:
 
     def best_step(self) -> int | None:
         """The step whose model is the run's in the end, by `load_best_model_at_end`; None: the last."""
-        best = (each.step for each in self.callbacks.callbacks if isinstance(each, BestModel))
-        return next(best, None)
+        best = next((each.step for each in self.callbacks.callbacks if isinstance(each, BestModel)), None)
+        return None if best is None else best // self.updates
 
     def _now(self) -> dict[str, Any]:
         return {"step": self.state.global_step, "epoch": self.state.epoch}
 
     def _count(self, done: int, run_state: RunState) -> None:
-        self.state.global_step, self.state.epoch = done, run_state.curriculum.total / self.prompts
+        self.state.global_step = done * self.updates
+        self.state.epoch = run_state.curriculum.total / self.prompts
 
     def _call(self, event: str, **given: Any) -> None:
         self.callbacks.call(event, self.config, self.state, self.control, **given)

@@ -28,9 +28,10 @@ EVENTS = (
 
 @dataclass(kw_only=True)
 class TrainerState:
-    """The progress of a run. A step is one rollout and its updates."""
+    """The progress of a run. A step is one rollout and its updates; in a script with TRL's batch sizes, `global_step`
+    and `max_steps` count the updates."""
 
-    global_step: int = 0  # steps done
+    global_step: int = 0  # steps done, or updates
     max_steps: int = 0
     epoch: float = 0.0  # passes over the prompts
     log_history: list[dict[str, Any]] = field(

@@ -6,19 +6,32 @@ import pytest
 
 from grpo_jax import GRPOConfig, GRPOTrainer, UserError
 from grpo_jax.commands.export import export_command
-from grpo_jax.training.callbacks import TrainerControl, TrainerState
+from grpo_jax.training.callbacks import TrainerCallback, TrainerControl, TrainerState
 from grpo_jax.training.script_callbacks import BestModel, EpochEnd, callbacks_of
 
 BEST = {"load_best_model_at_end": True, "metric_for_best_model": "eval_reward"}
 EPOCHS = {"eval_strategy": "epoch", "save_strategy": "epoch"}
 
 
+class Steps(TrainerCallback):
+    """The step of each event."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.seen.append(("begin", state.global_step))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.append(("end", state.global_step))
+
+
 @pytest.fixture(scope="module")
 def run(tiny_model, tmp_path_factory):
-    """(folder, trainer, its result) of three epochs of two steps, of which the second is evaluated best."""
+    """(folder, trainer, its result) of three epochs of two rollouts with two updates, the second evaluated best."""
     folder = tmp_path_factory.mktemp("best") / "run"
     rows = [{"prompt": f"{i}: say a", "held_out": i >= 8} for i in range(10)]
-    figures = {2: 0.2, 4: 0.9}
+    figures = {4: 0.2, 8: 0.9}
 
     def reward(completions, held_out, trainer_state, **columns):
         if held_out[0]:
@@ -28,6 +41,8 @@ def run(tiny_model, tmp_path_factory):
     args = GRPOConfig(
         output_dir=str(folder),
         num_generations=2,
+        per_device_train_batch_size=4,
+        steps_per_generation=2,
         num_train_epochs=3,
         max_completion_length=8,
         save_total_limit=1,
@@ -36,7 +51,7 @@ def run(tiny_model, tmp_path_factory):
         **EPOCHS,
         **BEST,
     )
-    trainer = GRPOTrainer(str(tiny_model), reward, args, rows[:8], rows[8:])
+    trainer = GRPOTrainer(str(tiny_model), reward, args, rows[:8], rows[8:], callbacks=[Steps()])
     return folder, trainer, trainer.train()
 
 
@@ -47,7 +62,7 @@ def test_evaluations_and_checkpoints_come_at_the_end_of_each_epoch(run):
     evaluated = {
         line["step"]: line["eval_reward"] for line in trainer.state.log_history if "eval_reward" in line
     }
-    assert evaluated == pytest.approx({0: 0.5, 2: 0.2, 4: 0.9, 6: 0.5})
+    assert evaluated == pytest.approx({0: 0.5, 4: 0.2, 8: 0.9, 12: 0.5})
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest_and_is_the_runs_model(run, tmp_path):
@@ -56,7 +71,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_and_is_the_runs_model(run
         4,
         6,
     ]
-    assert (trainer.state.best_global_step, trainer.state.best_metric) == (4, pytest.approx(0.9))
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (8, pytest.approx(0.9))
     export_command(str(folder), str(tmp_path / "best"), step=4, quiet=True)
     export_command(str(folder), str(tmp_path / "last"), step=6, quiet=True)
     exported, best, last = (
@@ -65,7 +80,22 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_and_is_the_runs_model(run
     )
     assert exported == best, "the weights of step 4"
     assert best != last
-    assert result["steps"] == 6
+    assert result["steps"] == 6, "rollouts"
+
+
+def test_a_step_is_an_update_to_callbacks_rewards_and_the_log_history_as_in_trl(run):
+    """One rollout makes two: `on_step_begin` comes before it, `on_step_end` after both."""
+    _, trainer, result = run
+    (steps,) = (each for each in trainer.callback_handler.callbacks.callbacks if isinstance(each, Steps))
+    assert steps.seen == [event for n in range(0, 12, 2) for event in (("begin", n), ("end", n + 2))]
+    assert result.global_step == trainer.state.global_step == trainer.state.max_steps == 12
+    assert [line["step"] for line in trainer.state.log_history if "loss" in line] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_resumed_run_counts_its_history_in_updates_too(run):
+    _, trainer, _ = run
+    assert trainer.train().global_step == 12
+    assert [line["step"] for line in trainer.state.log_history if "loss" in line] == [2, 4, 6, 8, 10, 12]
 
 
 def test_a_run_without_strategies_asks_for_no_callbacks():
