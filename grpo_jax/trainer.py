@@ -24,6 +24,7 @@ from grpo_jax.setup.status import show_status
 from grpo_jax.setup.weights import export_run, load_base, load_trained, save_trained
 from grpo_jax.sharding import hosts
 from grpo_jax.training import arguments
+from grpo_jax.training.adapter_arguments import adapters_of
 from grpo_jax.training.assembly import Components, assemble, make_evaluator
 from grpo_jax.training.callback_handler import CallbackHandler
 from grpo_jax.training.callbacks import TrainerState
@@ -87,7 +88,7 @@ class GRPOTrainer(ScriptAPI):
         self._written = write_torch_model(model, processing_class) if is_torch_model(model) else None
         name = self._written.name if self._written else model
         config = arguments.resolved(args, name, train_rows, eval_rows)
-        config = config.replace(**arguments.adapters_of(peft_config, quantization_config, self._written))
+        config = config.replace(**adapters_of(peft_config, quantization_config, self._written))
         asked = callbacks_of(config)
         config, self._sizes = arguments.in_rollouts(config)
         functions = arguments.functions_of(config, reward_funcs)

@@ -27,41 +27,25 @@ from grpo_jax.models.export import (
 from grpo_jax.models.load import leaf_at, read_rows
 from grpo_jax.models.lora import TARGETS, LoRA, change
 from grpo_jax.models.names import Row
+from grpo_jax.models.peft_fields import check_adapter
 from grpo_jax.models.safetensors_io import Outgoing, Stored, open_folder, read_header, write_file
 
 Params = dict[str, Any]
 Path = str | pathlib.Path
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Keys that must have this value, because no other is supported. An absent or null key means it.
-ONLY: dict[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_dora": False,
-    "lora_bias": False,
-    "fan_in_fan_out": False,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "modules_to_save": None,
-    "layers_to_transform": None,
-    "layer_replication": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-}
 
 
 def read_lora(folder: Path) -> LoRA:
     """Rank, scale and targets of the adapter in `folder`, from its configuration and the names of its tensors.
 
     Raises:
-        UserError: the folder has no adapter, or one that is not supported (DoRA, biases, ranks that differ).
+        UserError: the folder has no adapter, or one that is not supported (`models/peft_fields.py`).
     """
     folder = pathlib.Path(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no {CONFIG}; give a folder that PEFT or a run with lora_r wrote")
     config = read_json(folder / CONFIG)
-    for key, value in ONLY.items():
-        if config.get(key, value) not in (value, None):
-            raise UserError(f"{folder / CONFIG}: {key} = {config[key]!r} is not supported; use {value!r}")
+    check_adapter(folder / CONFIG, config)
     sizes = config.get("r"), config.get("lora_alpha")
     if not (isinstance(sizes[0], int) and sizes[0] > 0 and isinstance(sizes[1], int | float)):
         raise UserError(

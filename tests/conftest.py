@@ -116,7 +116,9 @@ def shared_programs():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "Programs", functools.cache(sampler.Programs))
-        patch.setattr(setup, "make_optimizer", shared(setup.make_optimizer))  # its functions are part of an update
+        patch.setattr(
+            setup, "make_optimizer", shared(setup.make_optimizer)
+        )  # its functions are part of an update
         for make in ("make_update", "make_score"):
             patch.setattr(learner, make, shared(getattr(learner, make)))
         yield

@@ -132,7 +132,7 @@ REFUSED = [
     (
         "peft_config",
         lambda: {"r": 4, "use_dora": True},
-        "peft_config: use_dora = True is not supported; use False",
+        "peft_config: use_dora = True is not supported; leave it out",
     ),
     (
         "peft_config",

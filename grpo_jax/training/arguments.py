@@ -13,7 +13,6 @@ from etils import epath
 
 from grpo_jax.config import GRPOConfig, ScriptConfig
 from grpo_jax.errors import UserError, nearest
-from grpo_jax.models.peft import ONLY
 from grpo_jax.rewards.by_model import PREFIX
 from grpo_jax.sharding.mesh_spec import parse_mesh
 from grpo_jax.training.torch_models import WrittenModel, is_from, is_torch_model
@@ -207,52 +206,6 @@ def optimizer_of(optimizers: Any) -> optax.GradientTransformation | None:
 
 def _looks_like_optax(given: Any) -> bool:
     return all(callable(getattr(given, name, None)) for name in ("init", "update"))
-
-
-def adapters_of(
-    peft_config: Any, quantization_config: Any = None, model: WrittenModel | None = None
-) -> dict[str, Any]:
-    """PEFT's LoraConfig and transformers' BitsAndBytesConfig, or dicts of their fields, as our settings; or the adapter
-    of a model that has one. UserError for a field that is not supported here."""
-    if model is not None and model.adapter is not None:
-        if peft_config is not None:
-            raise UserError("peft_config: the model has an adapter of its own; leave it out")
-        return {"adapter": str(model.adapter)} | _base_weights_of(quantization_config)
-    return _lora_of(peft_config) | _base_weights_of(quantization_config)
-
-
-def _base_weights_of(quantization_config: Any) -> dict[str, Any]:
-    if quantization_config is None:
-        return {}
-    asked = quantization_config
-    asked = asked if isinstance(asked, Mapping) else getattr(asked, "__dict__", {})
-    for bits, form in (("load_in_4bit", "nf4"), ("load_in_8bit", "int8")):
-        if asked.get(bits) or asked.get(f"_{bits}"):
-            return {"base_weights": form}
-    raise UserError(
-        f"quantization_config: {quantization_config!r:.60} asks for neither load_in_4bit nor load_in_8bit; leave it out"
-    )
-
-
-def _lora_of(peft_config: Any) -> dict[str, Any]:
-    if peft_config is None:
-        return {}
-    given = (
-        dict(peft_config) if isinstance(peft_config, Mapping) else dict(getattr(peft_config, "__dict__", {}))
-    )
-    given = {name: getattr(value, "value", value) for name, value in given.items()}
-    for name, value in (ONLY | {"lora_dropout": 0.0, "init_lora_weights": True}).items():
-        if given.get(name, value) not in (value, None):
-            raise UserError(f"peft_config: {name} = {given[name]!r} is not supported; use {value!r}")
-    if "r" not in given:
-        raise UserError(f"peft_config: {peft_config!r:.60} has no rank r; give peft.LoraConfig(r=16, ...)")
-    targets = given.get("target_modules") or ["q_proj", "v_proj"]  # PEFT's own choice for Qwen2
-    return {
-        "lora_r": given["r"],
-        "lora_alpha": given.get("lora_alpha", 8),
-        "use_rslora": bool(given.get("use_rslora")),
-        "lora_target_modules": targets if isinstance(targets, str) else sorted(targets),
-    }
 
 
 def check_given(args: Any, reward_funcs: Any, train_dataset: Any) -> None:

@@ -15,7 +15,7 @@ from grpo_jax.models.lora import Base, LoRA, joined, merged
 from grpo_jax.models.peft import load_adapters, read_lora
 from grpo_jax.models.quantized import dequantize
 from grpo_jax.models.safetensors_io import open_folder, read_header
-from grpo_jax.training.arguments import adapters_of
+from grpo_jax.training.adapter_arguments import adapters_of
 
 LORA = {"lora_r": 4, "lora_alpha": 8, "beta": 0.04, "micro_batch_size": 8, "eval_prompts": 0}
 LORA |= {"max_steps": 3, "mesh": "data=1"}  # a checkpoint after step 2, and the last
@@ -307,7 +307,7 @@ def test_conflicting_adapter_settings_are_refused(settings, says, tiny_settings,
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"use_dora": True}, "use_dora = True is not supported; use False"),
+        ({"use_dora": True}, "use_dora = True is not supported; leave it out"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"r": 5}, r"has shape \[4, 32\]; the model and r need \[5, 32\]"),
         ({"r": "four"}, "r and lora_alpha must be numbers"),
