@@ -22,23 +22,11 @@ from grpo_jax.models.hf_config import load_config, published_layout
 from grpo_jax.models.load import leaf_at
 from grpo_jax.models.names import EMBEDDING, Row
 from grpo_jax.models.safetensors_io import INDEX, SINGLE, Outgoing, as_dtype, open_folder, write_file
+from grpo_jax.models.tokenizer_files import write_tokenizer
 
 Params = dict[str, Any]
 Path = str | pathlib.Path
 SHARD_BYTES = 5e9  # the most bytes of a file
-# Files to copy with the weights; config.json is handled separately.
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def save_model(
@@ -48,12 +36,14 @@ def save_model(
     source: Path | None = None,
     dtype: Any = None,
     max_shard_bytes: float = SHARD_BYTES,
+    tokenizer: Any = None,
 ) -> None:
     """Write `params` to the new folder `out` in Hugging Face's layout. It appears complete or not at all.
 
     Each tensor gets `dtype` if given, otherwise its dtype in `source`, the folder that the model came from, or its own
     without a source. Config, tokenizer and generation config are copied from `source`; without one a config.json is
-    written from `cfg`. More than `max_shard_bytes` bytes are split into several files with an index.
+    written from `cfg`. A `tokenizer`, an object or a folder, is written in place of the source's. More than
+    `max_shard_bytes` bytes are split into several files with an index.
 
     Collective: gathering a tensor needs all processes; only the first one writes.
 
@@ -75,7 +65,7 @@ def save_model(
     first = tensors[0].dtype.name
 
     def write(folder: pathlib.Path) -> None:
-        write_companions(folder, cfg, source, first, recast=dtype is not None)
+        write_companions(folder, cfg, source, first, tokenizer, recast=dtype is not None)
         write_shards(folder, tensors, max_shard_bytes)
 
     write_folder(out, tensors, write)
@@ -178,14 +168,23 @@ def _source_dtypes(source: Path | None, cfg: ModelConfig) -> dict[str, np.dtype]
 
 
 def write_companions(
-    folder: pathlib.Path, cfg: ModelConfig, source: Path | None, dtype: str, recast: bool
+    folder: pathlib.Path,
+    cfg: ModelConfig,
+    source: Path | None,
+    dtype: str,
+    tokenizer: Any = None,
+    *,
+    recast: bool,
 ) -> None:
-    """Write config.json and the other files of a model, unchanged except for the config's dtype if that changed."""
+    """Write config.json and the other files of a model, unchanged except for the config's dtype if that changed. The
+    tokenizer is the source's unless one is given."""
+    if source is not None or tokenizer is not None:
+        write_tokenizer(tokenizer if tokenizer is not None else source, folder)
     if source is None:
         write_json(folder / "config.json", published_layout(cfg, dtype))
         return
     source = pathlib.Path(source)
-    for name in ("config.json", *COMPANIONS):
+    for name in ("config.json", "generation_config.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if recast:

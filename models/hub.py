@@ -8,8 +8,9 @@ from typing import Any
 
 from grpo_jax.errors import UserError
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.tokenizer_files import PATTERNS
 
-WANTED = ["*.json", "*.safetensors", "merges.txt", "tokenizer.model", "*.jinja"]
+WANTED = ["*.json", "*.safetensors", *PATTERNS]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 

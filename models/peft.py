@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from grpo_jax.errors import UserError, nearest
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.config_json import read_json
 from grpo_jax.models.export import (
-    COMPANIONS,
     by_layer,
     write_companions,
     write_folder,
@@ -29,6 +27,7 @@ from grpo_jax.models.lora import TARGETS, LoRA, change
 from grpo_jax.models.names import Row
 from grpo_jax.models.peft_fields import check_adapter
 from grpo_jax.models.safetensors_io import Outgoing, Stored, open_folder, read_header, write_file
+from grpo_jax.models.tokenizer_files import write_tokenizer
 
 Params = dict[str, Any]
 Path = str | pathlib.Path
@@ -63,12 +62,14 @@ def load_adapters(folder: Path, cfg: ModelConfig, lora: LoRA, shardings: Params 
     return read_rows(table, tensors, cfg, shardings, "float32")
 
 
-def save_adapters(out: Path, cfg: ModelConfig, adapters: Params, lora: LoRA, base: str, source: Path) -> None:
+def save_adapters(
+    out: Path, cfg: ModelConfig, adapters: Params, lora: LoRA, base: str, tokenizer: Any
+) -> None:
     """Write the adapters to the new folder `out` in PEFT's format. It appears complete or not at all. Collective.
 
     Args:
         base: the model's name in the configuration.
-        source: the model's folder, from which the tokenizer's files are copied.
+        tokenizer: an object, or a folder from which its files are copied.
     """
     on_host = _on_host(adapters)
     tensors = []
@@ -78,20 +79,20 @@ def save_adapters(out: Path, cfg: ModelConfig, adapters: Params, lora: LoRA, bas
             tensors.append(Outgoing(name, row.their_shape(cfg), np.dtype(np.float32), values))
 
     def write(folder: pathlib.Path) -> None:
-        for name in COMPANIONS:
-            if (pathlib.Path(source) / name).is_file():
-                shutil.copyfile(pathlib.Path(source) / name, folder / name)
+        write_tokenizer(tokenizer, folder)
         write_file(folder / WEIGHTS, tensors)
         write_json(folder / CONFIG, _config(lora, base))
 
     write_folder(out, [], write)
 
 
-def save_merged(out: Path, cfg: ModelConfig, adapters: Params, lora: LoRA, source: Path) -> None:
+def save_merged(
+    out: Path, cfg: ModelConfig, adapters: Params, lora: LoRA, source: Path, tokenizer: Any = None
+) -> None:
     """Write the model in `source` with the adapters merged into its weights, each tensor in its own dtype. Collective.
 
     They are added in float32 to the weights as published, whatever form the frozen weights had in training. Tensors
-    without an adapter are copied bit by bit.
+    without an adapter are copied bit by bit. A `tokenizer`, an object or a folder, is written in place of the source's.
     """
     on_host, stored = _on_host(adapters), open_folder(source)
 
@@ -102,7 +103,7 @@ def save_merged(out: Path, cfg: ModelConfig, adapters: Params, lora: LoRA, sourc
     tensors = by_layer(cfg, outgoing)
 
     def write(folder: pathlib.Path) -> None:
-        write_companions(folder, cfg, source, tensors[0].dtype.name, recast=False)
+        write_companions(folder, cfg, source, tensors[0].dtype.name, tokenizer, recast=False)
         write_shards(folder, tensors)
 
     write_folder(out, [], write)

@@ -16,6 +16,7 @@ from grpo_jax.runs.status import phase
 from grpo_jax.setup.learner import lora_of
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.status import show_status
+from grpo_jax.setup.tokenizer import tokenizer_of
 from grpo_jax.setup.weights import save_adapter, save_trained
 
 
@@ -34,7 +35,9 @@ def _export(run: str, out: str, step: int | None, adapter: bool) -> int:
     config = _settings(RunFolder(run).settings()).replace(
         mesh=None
     )  # the mesh of this machine, not the run's
-    policy = open_policy(config, starting_model(config.model, epath.Path(run)), lora=lora_of(config))
+    policy = open_policy(
+        config, starting_model(config.model, epath.Path(run)), **tokenizer_of(run), lora=lora_of(config)
+    )
     if adapter and policy.lora is None:
         raise UserError(f"--adapter: {run} trained all weights; leave it out")
     done, params = _restore(run, policy, step)

@@ -21,6 +21,7 @@ from grpo_jax.setup.learner import lora_of
 from grpo_jax.setup.policy import open_policy
 from grpo_jax.setup.run import open_run
 from grpo_jax.setup.status import with_status
+from grpo_jax.setup.tokenizer import tokenizer_of
 from grpo_jax.setup.weights import export_run, load_base
 from grpo_jax.sharding import hosts
 from grpo_jax.training.run_state import SFTRunState
@@ -35,7 +36,13 @@ SHOWN = 2
 def sft(config: SFTConfig) -> int:
     """The verb `sft`: train to `max_steps`, from the newest checkpoint in `output_dir` if there is one."""
     model = _blank(config) if config.model == "demo" else config.model
-    policy = open_policy(config, model, lora=lora_of(config), base_weights=config.base_weights)
+    policy = open_policy(
+        config,
+        model,
+        **tokenizer_of(config.output_dir),
+        lora=lora_of(config),
+        base_weights=config.base_weights,
+    )
     with phase("reading the data"):
         tuner = FineTuner(config, policy, *_load(config))
     with open_run(tuner.config, policy) as run, jax.set_mesh(policy.mesh):

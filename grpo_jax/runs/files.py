@@ -1,6 +1,7 @@
 """Small files that appear whole or not at all, on a local disk or in a bucket (`gs://...`)."""
 
 import os
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -39,3 +40,20 @@ def check_writable(path: epath.PathLike) -> None:
         raise UserError(f"{path}: its folder cannot be made ({fault.strerror}); give another file") from fault
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"{path}: cannot be written; give another file")
+
+
+def copy_folder(source: epath.PathLike, target: epath.PathLike, last: str | None = None) -> None:
+    """Copy all files of a folder to another one, on a local disk or in a bucket; the file called `last` comes last."""
+    source, target = epath.Path(source), epath.Path(target)
+    for file in sorted(_files(source), key=lambda file: file.name == last):
+        there = target / os.fspath(file.relative_to(source))
+        there.parent.mkdir(parents=True, exist_ok=True)
+        file.copy(there, overwrite=True)
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _files(entry)
+        else:
+            yield entry

@@ -1,6 +1,6 @@
 """A run's folder: which run it holds, which process may write to it, and whether the run may be resumed.
 
-    config.yaml  metrics.jsonl  completions/  checkpoints/<step>/  summary.json  hf/  report.html
+    config.yaml  tokenizer/  metrics.jsonl  completions/  checkpoints/<step>/  summary.json  hf/  report.html
     completion_samples.txt  success_completion_samples.txt
 
 The same settings on the same folder resume; anything else is refused before a file is touched. `config.yaml`
@@ -10,7 +10,7 @@ repeated.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import yaml
@@ -48,7 +48,9 @@ MAY_DIFFER = frozenset(
 )
 """Settings that may change when a run is resumed, because the result does not depend on them."""
 
-_OURS_BEFORE_START = frozenset({".lock", "run.json", "start", ".start.partial"})  # start: the demo's model
+_OURS_BEFORE_START = frozenset(
+    {".lock", "run.json", "start", ".start.partial", "tokenizer"}
+)  # start: the demo's model
 _SHOWN = 3  # differing settings named in one error
 
 
@@ -64,6 +66,7 @@ class RunFolder:
         self.summary_file = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
         self.hf = self.path / "hf"
+        self.tokenizer = self.path / "tokenizer"
         self._lock: IO[str] | None = None
 
     def completions_file(self, step: int) -> epath.Path:
@@ -114,6 +117,7 @@ def open_run(
     fingerprint: Mapping[str, str],
     *,
     is_writer: bool = True,
+    prepare: Callable[[RunFolder], None] = lambda run: None,
 ) -> RunFolder:
     """Start a run at `path`, or open the one that is there in order to resume it.
 
@@ -121,6 +125,7 @@ def open_run(
         settings: the whole resolved configuration, as plain YAML values.
         fingerprint: `model_fingerprint` of the starting model.
         is_writer: process 0 of the run; the others only check.
+        prepare: writes what else a new run's folder has, before the folder counts as that of a run.
     Raises:
         UserError: the folder holds something else, or a run with other settings or another model, or is in use.
             In all these cases nothing in it has been changed.
@@ -132,6 +137,7 @@ def open_run(
         run.lock()
         # Checked again: another process may have started a run here before we had the lock.
         if not _check(run, plain, fingerprint):
+            prepare(run)
             _start(run, plain, fingerprint)
     return run
 

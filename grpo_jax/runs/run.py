@@ -8,11 +8,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from etils import epath
-
 from grpo_jax.errors import UserError
 from grpo_jax.runs.checkpoints import Checkpoints
-from grpo_jax.runs.files import is_local
+from grpo_jax.runs.files import copy_folder, is_local
 from grpo_jax.runs.folder import RunFolder, open_run
 from grpo_jax.runs.interrupts import Interrupts
 from grpo_jax.runs.loggers import LOGGERS, MetricsLogger, read_metrics
@@ -39,15 +37,21 @@ class Run:
             in a temporary folder until the run ends, and there are no checkpoints and no export.
         fingerprint: identifies the starting model, see `model_fingerprint`.
         is_writer: process 0, which writes and prints.
+        prepare: writes what else a new run's folder has.
     """
 
     def __init__(
-        self, settings: Mapping[str, Any], fingerprint: Mapping[str, str], *, is_writer: bool = True
+        self,
+        settings: Mapping[str, Any],
+        fingerprint: Mapping[str, str],
+        *,
+        is_writer: bool = True,
+        prepare: Callable[[RunFolder], None] = lambda run: None,
     ):
         self._open = ExitStack()
         path = settings["output_dir"] or self._open.enter_context(tempfile.TemporaryDirectory())
         self.folder: RunFolder = self._open.enter_context(
-            open_together(path, settings, fingerprint, is_writer=is_writer)
+            open_together(path, settings, fingerprint, is_writer=is_writer, prepare=prepare)
         )
         self.checkpoints: Checkpoints | None = None
         if settings["output_dir"]:
@@ -179,22 +183,23 @@ class Run:
             write(made)
             if self.folder.is_writer:
                 with phase(f"copying to {target}"):
-                    for file in sorted(made.iterdir(), key=lambda file: file.name == config):
-                        epath.Path(file).copy(target / file.name, overwrite=True)
+                    copy_folder(made, target, last=config)
 
     def end_progress(self) -> None:
         """Take the bar off the terminal, for what is printed at the end."""
         self.progress.close()
 
 
-def open_together(*given: Any, is_writer: bool) -> RunFolder:
+def open_together(
+    *given: Any, is_writer: bool, prepare: Callable[[RunFolder], None] = lambda run: None
+) -> RunFolder:
     """`open_run` on every process: the writer first, so that the others do not read a half-made folder. If one
     process refuses, all do; otherwise the others would wait for it forever."""
     folder, fault = None, None
     for turn in (True, False):
         if turn is is_writer:
             try:
-                folder = open_run(*given, is_writer=is_writer)
+                folder = open_run(*given, is_writer=is_writer, prepare=prepare)
             except UserError as caught:
                 fault = caught
         if hosts.any_process(fault is not None):

@@ -44,6 +44,15 @@ class Policy:
     adapter: Path | None = None  # folder that adapters are loaded from
     base_weights: str = "auto"  # frozen weights beside adapters: in the compute dtype (auto), int8 or nf4
     attention: Kernel = "auto"  # kernel for whole rows
+    tokenizer_folder: Path | None = None  # where the tokenizer was read; None if it was given from Python
+
+    @property
+    def tokenizer_source(self) -> Any:
+        """The tokenizer as it is written beside weights: its folder, or the object; the model's own for an object that
+        cannot write itself."""
+        if self.tokenizer_folder is not None:
+            return self.tokenizer_folder
+        return self.tokenizer if hasattr(self.tokenizer, "save_pretrained") else self.folder
 
     def check_positions(self, field: str, tokens: int) -> None:
         """UserError for rows longer than the model's max_position_embeddings; `field` is the setting to name."""
@@ -99,12 +108,14 @@ def open_policy(
     model: str | Path | None = None,
     tokenizer: Any = None,
     *,
+    tokenizer_folder: Path | None = None,
     rollout_weights: str = "auto",
     rollout_cache: str = "auto",
     lora: LoRA | None = None,
     base_weights: str = "auto",
 ) -> Policy:
-    """Open the folder or hub id that the settings name, or `model`, with its own tokenizer unless one is given.
+    """Open the folder or hub id that the settings name, or `model`, with its own tokenizer unless one is given, or the
+    folder of one.
 
     UserError for every fault of the folder, its weight files included; only their headers are read.
     """
@@ -119,7 +130,9 @@ def open_policy(
         cfg = hf.load_config(folder)
         check_tensors(open_folder(folder), cfg, folder)
         adapter = None if config.adapter is None else hf.resolve_model(config.adapter, "adapter")
-        tokenizer = tokenizer or hf.load_tokenizer(folder)
+        if tokenizer is None:
+            tokenizer_folder = tokenizer_folder or folder
+            tokenizer = hf.load_tokenizer(tokenizer_folder)
     hf.check_tokenizer(len(tokenizer), cfg)
     return Policy(
         folder=folder,
@@ -134,6 +147,7 @@ def open_policy(
         adapter=adapter,
         base_weights=base_weights,
         attention=config.attention,
+        tokenizer_folder=tokenizer_folder,
     )
 
 

@@ -9,6 +9,7 @@ from grpo_jax.models.transformer import abstract_params
 from grpo_jax.runs.folder import model_fingerprint
 from grpo_jax.runs.run import Run
 from grpo_jax.setup.policy import Policy
+from grpo_jax.setup.tokenizer import keep_tokenizer
 from grpo_jax.sharding import hosts
 
 
@@ -18,7 +19,12 @@ def open_run(
     """Start or resume the run with these settings, this model, and reward models with the fingerprints `reward_models`.
     UserError when its folder holds another run."""
     fingerprint = {**fingerprint_of(policy), **(reward_models or {})}
-    return Run(config.model_dump(mode="json"), fingerprint, is_writer=hosts.is_writer())
+    return Run(
+        config.model_dump(mode="json"),
+        fingerprint,
+        is_writer=hosts.is_writer(),
+        prepare=lambda run: keep_tokenizer(run, policy),
+    )
 
 
 def fingerprint_of(policy: Policy) -> dict[str, str]:

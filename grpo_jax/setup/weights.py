@@ -90,15 +90,15 @@ def save_trained(out: Path, policy: Policy, params: Params) -> None:
     """Write the trained model, adapters merged, to the new folder `out` in Hugging Face format."""
     with phase("export"):
         if policy.lora is None:
-            hf.save_model(out, policy.cfg, params, policy.folder)
+            hf.save_model(out, policy.cfg, params, policy.folder, tokenizer=policy.tokenizer_source)
         else:
-            save_merged(out, policy.cfg, params, policy.lora, policy.folder)
+            save_merged(out, policy.cfg, params, policy.lora, policy.folder, policy.tokenizer_source)
 
 
 def save_adapter(out: Path, policy: Policy, adapters: Params, base: str) -> None:
     """Write the adapters to the new folder `out` in PEFT's format; `base` is their model's name."""
     assert policy.lora is not None
-    save_adapters(out, policy.cfg, adapters, policy.lora, base, policy.folder)
+    save_adapters(out, policy.cfg, adapters, policy.lora, base, policy.tokenizer_source)
 
 
 def export_run(run: Run, policy: Policy, params: Params, base: str) -> None:

@@ -24,6 +24,7 @@ from grpo_jax.setup.learner import lora_of, optimizer_of, passes_of, schedule_of
 from grpo_jax.setup.policy import Policy, open_policy
 from grpo_jax.setup.prompts import make_prompts
 from grpo_jax.setup.sampling import RandomStream, eval_sampling_params, make_sampler
+from grpo_jax.setup.tokenizer import tokenizer_of
 from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import check_rows
 from grpo_jax.training.components import StageComponents, components_of, configs_of
@@ -68,7 +69,7 @@ def assemble(
     policy = open_policy(
         config,
         model,
-        tokenizer,
+        **tokenizer_of(config.output_dir, tokenizer),
         rollout_weights=config.rollout_weights,
         rollout_cache=config.rollout_cache,
         lora=lora_of(config),

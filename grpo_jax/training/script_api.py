@@ -162,8 +162,10 @@ def place_model(output_dir: str) -> None:
     if not is_local(output_dir):
         return
     folder = Path(output_dir)
-    for file in sorted((folder / "hf").iterdir(), key=lambda file: file.name == "config.json"):
-        target = folder / file.name
+    files = (file for file in (folder / "hf").rglob("*") if file.is_file())
+    for file in sorted(files, key=lambda file: file.name == "config.json"):
+        target = folder / file.relative_to(folder / "hf")
+        target.parent.mkdir(exist_ok=True)
         if not target.exists():
             try:
                 os.link(file, target)
