@@ -39,6 +39,13 @@ class Workspace:
     def rows(self, *lines, split="train"):
         (self.data / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
+    def nested(self, **settings):
+        """Rows whose column `solution` is a field of another, and a reward that needs it."""
+        self.set(rewards=self.settings["rewards"].replace("vowels", "needs_a_column"), **settings)
+        row = json.dumps({"prompt": "say a", "extra_info": {"by": "us", "solution": "a"}})
+        self.rows(*[row] * 8)
+        self.rows(*[row] * 8, split="test")
+
     def names(self):
         """Everything there is, with its size: what a refused command must not change."""
         return {str(p): p.stat().st_size for p in self.home.rglob("*")}
@@ -192,6 +199,18 @@ BAD = {
         ),
         r"rewards: 'needs_a_column' needs a column 'solution'; there are .*letter",
     ),
+    "a reward's column inside another": (
+        lambda p: p.nested(),
+        r"needs a column 'solution'; .* inside columns extra_info.by, .*columns=\{solution: extra_info.solution\}",
+    ),
+    "a field that the columns lack": (
+        lambda p: p.nested(columns="{solution: extra_info.solutoin}"),
+        r"columns: row 1 has no 'extra_info.solutoin' \(did you mean 'extra_info.solution'\?\)",
+    ),
+    "columns that are no names": (
+        lambda p: p.set(columns="{solution: 3}"),
+        r"columns = .*: solution must be the name of a column, and is 3",
+    ),
     # ---- the settings ----
     "unknown setting": (
         lambda p: p.set(lerning_rate=1),
@@ -266,6 +285,10 @@ def test_a_refused_command_can_be_corrected_and_run_in_the_same_folder(
     assert not workspace.out.exists()
     capsys.readouterr()
 
+    assert passes_all_checks(workspace, options, monkeypatch)
+
+
+def passes_all_checks(workspace, options, monkeypatch):
     class WeightsAreReadError(Exception):
         pass
 
@@ -275,6 +298,14 @@ def test_a_refused_command_can_be_corrected_and_run_in_the_same_folder(
     monkeypatch.setattr(hf, "load_params", read)
     with pytest.raises(WeightsAreReadError):
         main(["train", *options(workspace.settings)])
+    return True
+
+
+def test_a_field_inside_a_column_can_be_mapped_to_the_column_that_a_reward_needs(
+    workspace, options, monkeypatch
+):
+    workspace.nested(columns="{solution: extra_info.solution}")
+    assert passes_all_checks(workspace, options, monkeypatch)
 
 
 @pytest.mark.parametrize(

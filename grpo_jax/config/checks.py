@@ -41,6 +41,14 @@ def layout(c: Any) -> str | None:
     return None
 
 
+def column_names(given: dict[str, Any]) -> str | None:
+    """Names of columns by names of columns."""
+    for name, column in given.items():
+        if not isinstance(column, str) or not column:
+            return f"columns = {given}: {name} must be the name of a column, and is {column!r}"
+    return None
+
+
 def template_variables(given: Any) -> str | None:
     """Template variables must not decide whether the assistant's turn is opened."""
     if taken := sorted({"tokenize", "add_generation_prompt", "continue_final_message"} & given.keys()):

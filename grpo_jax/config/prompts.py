@@ -15,6 +15,9 @@ class PromptSettings(Settings):
 
     prompt_column: Name = "prompt"
     """The column with the prompt: a string, or a list of chat messages."""
+    columns: Mapped | None = None
+    """Columns to add before the layout is recognised, {name: column}; a field inside a column is named a.b, e.g.
+    {answer: extra_info.answer}; none: no others."""
     layout: Name | None = None
     """Name of the column layout, such as gsm8k or openr1_math (docs/data.md); none: recognised by the columns."""
     system_prompt: str | None = None
@@ -25,6 +28,12 @@ class PromptSettings(Settings):
     """Extra variables for the chat template, e.g. {enable_thinking: false}; none: no extra ones."""
     max_prompt_length: Positive = 512
     """Maximum length of a prompt in tokens; rows with longer prompts are dropped and counted, never cut."""
+
+    @field_validator("columns")
+    @classmethod
+    def _names_of_columns(cls, given: dict[str, Any] | None) -> dict[str, Any] | None:
+        check.first(check.column_names(given or {}))
+        return given
 
     @field_validator("chat_template_kwargs")
     @classmethod

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo_jax.data import public_sets as sets
+from grpo_jax.data.nested import field, has_field, nested_names
 from grpo_jax.data.public_sets import gsm8k_answer
 from grpo_jax.errors import UserError, nearest
 
@@ -79,6 +80,15 @@ LAYOUTS = (
         "quiz",
         sets.ask_knights,
         sets.trace_knights,
+        replaces_prompt=True,
+    ),
+    _layout(
+        "verl",
+        "data prepared for verl",
+        "prompt data_source reward_model",
+        "prompt",
+        sets.ask_verl,
+        accepts=lambda row: has_field(row, "reward_model.ground_truth"),
         replaces_prompt=True,
     ),
     _layout(
@@ -152,7 +162,7 @@ def names() -> list[str]:
 
 def plain(prompt_column: str = "prompt") -> Layout:
     """The layout that uses the prompt column unchanged."""
-    return _layout(PLAIN, "your own", "", prompt_column, lambda row: {"prompt": row[prompt_column]})
+    return _layout(PLAIN, "your own", "", prompt_column, lambda row: {"prompt": field(row, prompt_column)})
 
 
 def named(name: str) -> Layout:
@@ -179,11 +189,11 @@ def recognise(first: Row, prompt_column: str = "prompt", name: str | None = None
     for layout in LAYOUTS if prompt_column == "prompt" and name is None else ():
         if layout.fits(first):
             return layout
-    if prompt_column not in first:
-        close = nearest(prompt_column, first)
-        columns = ", ".join(first)
+    if not has_field(first, prompt_column):
+        columns = [*first, *nested_names(first)]
+        close = nearest(prompt_column, columns)
         raise UserError(
-            f"dataset: no column '{prompt_column}'{close} among {columns}; "
+            f"dataset: no column '{prompt_column}'{close} among {', '.join(columns)}; "
             "set prompt_column to the one that holds the prompts"
         )
     return plain(prompt_column)

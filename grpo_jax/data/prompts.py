@@ -16,6 +16,7 @@ import numpy as np
 
 from grpo_jax.data.chat import Prompt, encode, is_chat, render
 from grpo_jax.data.layouts import arrange
+from grpo_jax.data.nested import nested_names, with_columns
 from grpo_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -120,11 +121,12 @@ class Prompts:
         prefill: str | None = None,
         pad_id: int = 0,
         prompt_column: str = "prompt",
+        columns: Mapping[str, str] | None = None,
         layout: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
     ):
         self.max_prompt_length, self.pad_id = max_prompt_length, pad_id
-        parts = _arranged(rows, prompt_column, layout)
+        parts = _arranged(rows, prompt_column, layout, columns)
         self._rows = [row for part in parts.values() for row in part]
         self._texts = render_all(self._rows, tokenizer, system_prompt, chat_template_kwargs, prefill)
         self._ids = encode_all(self._rows, self._texts, tokenizer, system_prompt)
@@ -165,6 +167,11 @@ class Prompts:
     def columns(self) -> list[str]:
         """Names of the other columns, which every batch has."""
         return list(self._columns)
+
+    @property
+    def nested(self) -> list[str]:
+        """Names of the fields inside columns, of the first row."""
+        return nested_names(self._rows[0])
 
     def column(self, name: str, rows: np.ndarray) -> list[Any]:
         """A column's values at these rows; None where a row lacks it."""
@@ -278,15 +285,19 @@ def encode_all(
 
 
 def _arranged(
-    rows: Sequence[Row] | Mapping[str, Sequence[Row]], prompt_column: str, layout: str | None
+    rows: Sequence[Row] | Mapping[str, Sequence[Row]],
+    prompt_column: str,
+    layout: str | None,
+    columns: Mapping[str, str] | None,
 ) -> dict[str, list[Row]]:
     """Domain -> rows with a usable `prompt` each. Raises UserError, naming domain and row."""
     if not isinstance(rows, Mapping):
-        return {"": arrange(rows, prompt_column, layout)}
+        return {"": arrange(with_columns(rows, columns), prompt_column, layout)}
     parts = {}
     for name, part in rows.items():
         try:
-            parts[name] = [{**row, "domain": name} for row in arrange(part, prompt_column, layout)]
+            arranged = arrange(with_columns(part, columns), prompt_column, layout)
+            parts[name] = [{**row, "domain": name} for row in arranged]
         except UserError as fault:
             raise UserError(f"dataset, '{name}': {fault}") from None
     return parts

@@ -136,6 +136,16 @@ def trace_dolphin(row: Row) -> str:
     return traced(row["reasoning"], row["answer"])
 
 
+def ask_verl(row: Row) -> Row:
+    """The answer is `reward_model.ground_truth`. An object there, as in Countdown, has the columns of its reward."""
+    truth = row["reward_model"]["ground_truth"]
+    if isinstance(truth, list) and len(truth) == 1:
+        truth = truth[0]
+    if truth is None or truth == "":
+        raise ValueError("reward_model.ground_truth is empty")
+    return {"prompt": row["prompt"], "answer": truth, **(truth if isinstance(truth, dict) else {})}
+
+
 # ---- puzzles ----
 
 

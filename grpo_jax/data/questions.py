@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from grpo_jax.data.layouts import Layout, Row
+from grpo_jax.data.nested import field, has_field, with_field
 
 
 def questions(row: Row, layout: Layout) -> Iterator[str]:
     """The texts of a row's question: those of the user."""
-    value = row.get(layout.question) if layout.question else None
+    value = _question(row, layout)
     if isinstance(value, str):
         yield value
     for turn in value if isinstance(value, list) else ():
@@ -18,12 +19,17 @@ def questions(row: Row, layout: Layout) -> Iterator[str]:
 
 def with_questions(row: Row, layout: Layout, change: Callable[[str], str]) -> Row:
     """The row with `change` applied to each text of its question, in the same columns."""
-    value = row.get(layout.question) if layout.question else None
+    value, column = _question(row, layout), str(layout.question)
     if isinstance(value, str):
-        return {**row, str(layout.question): change(value)}
+        return with_field(row, column, change(value))
     if not isinstance(value, list):
         return row
-    return {**row, str(layout.question): [_changed(turn, change) for turn in value]}
+    return with_field(row, column, [_changed(turn, change) for turn in value])
+
+
+def _question(row: Row, layout: Layout) -> Any:
+    known = layout.question is not None and has_field(row, layout.question)
+    return field(row, layout.question) if known and layout.question else None
 
 
 def _changed(turn: Any, change: Callable[[str], str]) -> Any:

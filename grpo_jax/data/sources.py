@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from grpo_jax.data.files import READERS, read_file, read_folder
+from grpo_jax.data.files import READERS, files_of, read_file, read_folder
 from grpo_jax.data.tasks import arithmetic, countdown, knights, tiny_countdown, tiny_knights, tiny_math
 from grpo_jax.errors import UserError, nearest
 
@@ -100,11 +100,26 @@ def _from_path(path: "epath.Path", split: str) -> list[Row]:
     rows = read_folder(path, split)
     if rows is not None:
         return rows
+    if len(configs := _configs(path, split)) > 1 and not _names_configs(path / "README.md"):
+        raise UserError(
+            f"dataset '{path}': several data sets are there, {', '.join(configs)}; name one, such as "
+            f"{path / configs[0]}"
+        )
     if (path / "README.md").exists() or (path / "data").exists():  # a clone of a hub repository
         return _from_hub(str(path), None, split)
     # Not passed to `datasets`, which would read all files below any folder, whatever they are.
     inside = ", ".join(sorted(item.name for item in path.iterdir())[:10]) or "nothing"
     raise UserError(f"dataset '{path}': no {split}.jsonl, .json, .parquet or .csv there; it holds {inside}")
+
+
+def _configs(path: "epath.Path", split: str) -> list[str]:
+    """The folders in a folder that have the split."""
+    return [item.name for item in sorted(path.iterdir()) if item.is_dir() and files_of(item, split)]
+
+
+def _names_configs(readme: "epath.Path") -> bool:
+    """Whether the description of a hub repository says which files belong together."""
+    return readme.exists() and bool(re.search(rb"^configs:", readme.read_bytes(), re.MULTILINE))
 
 
 def _missing(spec: str) -> str:
@@ -137,8 +152,10 @@ def _from_hub(name: str, config: str | None, split: str) -> list[Row]:
             f"({_first_line(error)}); give the path of a local copy"
         ) from None
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        # Its first line lists the splits or configs that exist.
-        raise UserError(f"dataset '{name}': {_first_line(error)}") from None
+        # Its first line lists the splits that exist, its second the configs where one has to be named.
+        lines = str(error).strip().splitlines()
+        which = f" {lines[1]}" if len(lines) > 1 and "config name is missing" in lines[0].lower() else ""
+        raise UserError(f"dataset '{name}': {_first_line(error)}{which}") from None
 
 
 def _from_tfds(name: str, split: str) -> list[Row]:

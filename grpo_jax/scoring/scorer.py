@@ -59,7 +59,8 @@ class Scorer:
             UserError: a reward needs a column that the data lack, no reward has its columns in one of the domains of a
                 mixture, or a reward model cannot read the prompts.
         """
-        self.pool.check_columns({"prompts", "completions", "completion_ids", *prompts.columns})
+        columns = {"prompts", "completions", "completion_ids", *prompts.columns}
+        self.pool.check_columns(columns, prompts.nested)
         for model in self.models.values():
             model.check(prompts)
         for domain in prompts.domains:

@@ -10,6 +10,13 @@ QUIZ = 'Two people: Ann and Bob. Ann says, "Bob is a knave". Who is a knight and
 SAID = "(1) Ann is a knight\n(2) Bob is a knave"
 
 ROWS = {
+    "verl": {
+        "data_source": "sums",
+        "prompt": [{"role": "user", "content": "What is 6 + 1?"}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "7"},
+        "extra_info": {"split": "train", "index": 0, "answer": "6 + 1 = 7"},
+    },
     "gsm8k": {
         "question": "Ann has 6 eggs and buys 1. How many has she?",
         "answer": "She has 6+1=<<6+1=7>>7 eggs.\n#### 7",

@@ -1,8 +1,12 @@
 """Columns: layouts are recognised, and rows that fit none are refused with the reason."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from grpo_jax.data.layouts import arrange, gsm8k_answer
+from grpo_jax.data.layouts import arrange, gsm8k_answer, recognise
+from grpo_jax.data.nested import field, has_field, nested_names, with_columns, with_field
+from grpo_jax.data.questions import questions, with_questions
 from grpo_jax.data.sources import load_rows
 from grpo_jax.errors import UserError
 
@@ -84,3 +88,88 @@ def test_an_empty_or_malformed_prompt_is_refused(bad):
 def test_a_data_set_without_rows_is_refused():
     with pytest.raises(UserError, match="no rows"):
         arrange([])
+
+
+# ---- fields inside columns ----
+
+VERL = {
+    "data_source": "sums",
+    "prompt": [{"role": "user", "content": "6 + 1?"}],
+    "reward_model": {"style": "rule", "ground_truth": "7"},
+    "extra_info": {"split": "train", "question": "six and one?", "deeper": {"answer": "seven"}},
+}
+
+
+def _verl(truth):
+    return VERL | {"reward_model": {"style": "rule", "ground_truth": truth}}
+
+
+def test_the_answer_of_verls_rows_is_their_ground_truth(tmp_path):
+    """As Parquet holds them, too."""
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame([VERL, _verl("8")]).to_parquet(tmp_path / "train.parquet")
+    rows = arrange(load_rows(str(tmp_path)))
+    assert [row["answer"] for row in rows] == ["7", "8"]
+    assert rows[0]["prompt"] == VERL["prompt"]
+    assert rows[0]["extra_info"]["deeper"] == {"answer": "seven"}
+
+
+@pytest.mark.parametrize(
+    ("truth", "columns"),
+    [
+        (["7"], {"answer": "7"}),
+        (["7", "seven"], {"answer": ["7", "seven"]}),
+        (7, {"answer": 7}),
+        ({"target": 7, "numbers": [6, 1]}, {"target": 7, "numbers": [6, 1]}),
+    ],
+)
+def test_a_ground_truth_may_be_a_list_or_an_object(truth, columns):
+    (row,) = arrange([_verl(truth)])
+    assert {name: row[name] for name in columns} == columns
+
+
+@pytest.mark.parametrize("truth", [None, ""])
+def test_a_row_of_verl_without_a_ground_truth_is_refused(truth):
+    with pytest.raises(UserError, match=r"row 2: reward_model.ground_truth is empty"):
+        arrange([VERL, _verl(truth)])
+
+
+def test_a_prompt_may_be_a_field_of_a_column():
+    (row,) = arrange([VERL], "extra_info.question")
+    assert row["prompt"] == "six and one?"
+    with pytest.raises(
+        UserError, match=r"no column 'question'.*among .*extra_info.question.*set prompt_column"
+    ):
+        arrange([VERL], "question")
+
+
+def test_a_column_may_be_taken_from_inside_another():
+    (row,) = with_columns([VERL], {"answer": "extra_info.deeper.answer", "kind": "data_source"})
+    assert (row["answer"], row["kind"]) == ("seven", "sums")
+    assert row | VERL == row
+    assert with_columns([VERL], None) == [VERL]
+    with pytest.raises(
+        UserError, match=r"columns: row 2 has no 'extra_info.anser'.*did you mean 'extra_info.answer'"
+    ):
+        with_columns(
+            [{"extra_info": {"anser": 1}}, {"extra_info": {"answer": 1}}], {"answer": "extra_info.anser"}
+        )
+
+
+NAMES = st.text("ab.", min_size=1, max_size=4)
+ROWS = st.recursive(st.integers(), lambda inner: st.dictionaries(NAMES, inner, max_size=3), max_leaves=8)
+
+
+@given(st.dictionaries(NAMES, ROWS, min_size=1, max_size=3))
+def test_every_name_that_is_listed_has_a_field_that_can_be_replaced(row):
+    for name in nested_names(row):
+        if has_field(row, name):  # a name with a dot of its own cannot be told apart
+            assert field(with_field(row, name, "new"), name) == "new"
+    assert all(has_field(row, name) for name in row)
+
+
+def test_questions_inside_a_column_are_read_and_changed():
+    layout = recognise(VERL, "extra_info.question")
+    assert list(questions(VERL, layout)) == ["six and one?"]
+    changed = with_questions(VERL, layout, str.upper)
+    assert changed["extra_info"] == VERL["extra_info"] | {"question": "SIX AND ONE?"}

@@ -110,7 +110,7 @@ def test_a_math_row_without_any_answer_is_refused():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in ROWS if n not in ("countdown_tasks", "question_answer", "problem_answer")]
+    "name", [n for n in ROWS if n not in ("countdown_tasks", "question_answer", "problem_answer", "verl")]
 )
 def test_every_layout_with_completions_can_be_learned_from(name, tokenizer):
     examples = Examples([ROWS[name]], tokenizer, rows_per_step=1, max_length=2000, eos_id=3, layout=name)

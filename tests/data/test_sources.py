@@ -77,8 +77,18 @@ def test_a_split_in_two_formats_is_refused(tmp_path):
 def test_a_folder_of_data_sets_is_refused_with_their_names(tmp_path):
     parquet(tmp_path / "easy" / "train.parquet", ROWS)
     parquet(tmp_path / "hard" / "train.parquet", ROWS)
-    with pytest.raises(UserError, match=r"no train.jsonl, .* it holds easy, hard"):
+    says = "several data sets are there, easy, hard; name one, such as .*/easy$"
+    with pytest.raises(UserError, match=says):
         load_rows(tmp_path)
+    write(tmp_path / "README.md", "---\nlicense: mit\n---\nTwo sets.\n")  # a clone of a hub repository
+    with pytest.raises(UserError, match=says):
+        load_rows(tmp_path)
+    assert load_rows(tmp_path / "easy") == ROWS
+
+
+def test_the_configs_that_a_clone_describes_are_named(hub):
+    with pytest.raises(UserError, match=r"(?i)config name is missing.*'easy', 'hard'"):
+        load_rows("./owner/sums")
 
 
 def test_gsm8k_splits_have_their_published_sizes(shared_data):

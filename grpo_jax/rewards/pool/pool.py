@@ -130,11 +130,20 @@ class RewardPool:
         needs = [parameters(reward.function)[0] for reward in self.functions]
         return frozenset(number for number, needed in enumerate(needs) if needed & lacks)
 
-    def check_columns(self, names: Iterable[str]) -> None:
-        """Raise UserError when a function needs a column that is not among `names`."""
+    def check_columns(self, names: Iterable[str], nested: Sequence[str] = ()) -> None:
+        """Raise UserError when a function needs a column that is not among `names`; it lists the `nested` names, of
+        fields inside columns, too."""
         given = set(names)
         for reward in self.functions:
             missing = parameters(reward.function)[0] - given - ALWAYS
             if missing:
-                has = ", ".join(sorted(given))
-                raise UserError(f"rewards: '{reward.name}' needs a column '{min(missing)}'; there are {has}")
+                raise UserError(_lacks(reward.name, min(missing), sorted(given), nested))
+
+
+def _lacks(reward: str, column: str, given: Sequence[str], nested: Sequence[str]) -> str:
+    """Says which column a reward lacks, and how to take it from inside another one."""
+    says = f"rewards: '{reward}' needs a column '{column}'; there are {', '.join(given)}"
+    if not nested:
+        return says
+    like = next((name for name in nested if name.endswith(f".{column}")), nested[0])
+    return f"{says}; and inside columns {', '.join(nested)}, which become columns by columns={{{column}: {like}}}"
