@@ -3,8 +3,8 @@
 Options are generated from the settings, one per field, so that the two cannot differ. Heavy modules are imported by
 the verb that needs them, so help and errors in the input appear at once.
 
-Exit codes: 0 success; 1 a bug, with a traceback (`plan`, `doctor`: a negative answer); 2 invalid user input, explained
-in a few lines on stderr; 130 interrupted; 141 the reader of the output has gone.
+Exit codes: 0 success; 1 a bug, with a traceback (`plan`, `doctor`: a negative answer); 2 invalid user input or a full
+disk, explained in a few lines on stderr; 130 interrupted; 141 the reader of the output has gone.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from grpo_jax.commands import closed_output, data_options
+from grpo_jax.commands.full_disk import full_disk
 from grpo_jax.commands.starting import starting
 from grpo_jax.config import EvalConfig, GenerateConfig, GRPOConfig, SFTConfig, load_settings
 from grpo_jax.config.base import Settings, sections, unknown
@@ -51,6 +52,11 @@ def answer(argv: Sequence[str] | None) -> int:
         return run(list(sys.argv[1:] if argv is None else argv))
     except UserError as fault:
         print(f"error: {fault}", file=sys.stderr)
+        return 2
+    except Exception as fault:
+        if not (full := full_disk(fault)):
+            raise
+        print(f"error: {full}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

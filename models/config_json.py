@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from grpo_jax.errors import UserError
+from grpo_jax.models.other_formats import advice
 
 Json = dict[str, Any]
 
@@ -18,7 +19,8 @@ def read_json(path: pathlib.Path) -> Json:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a model folder needs it") from None
+        found = advice(path.parent) or "a model folder needs it"
+        raise UserError(f"{path}: no such file; {found}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(value, dict):

@@ -6,8 +6,9 @@ import pathlib
 import re
 from typing import Any
 
-from grpo_jax.errors import UserError
+from grpo_jax.errors import UserError, first_line, hub_reason
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.other_formats import advice, is_pointer
 from grpo_jax.models.tokenizer_files import PATTERNS
 
 WANTED = ["*.json", "*.safetensors", *PATTERNS]
@@ -25,6 +26,8 @@ def resolve_model(name: str, field: str = "model") -> pathlib.Path:
     folder = pathlib.Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise UserError(f"{field} {name!r}: no folder; {advice(folder)}")
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(
             f"{field} {name!r}: no such folder; give a local folder or a hub id such as Qwen/Qwen2.5-0.5B"
@@ -34,9 +37,8 @@ def resolve_model(name: str, field: str = "model") -> pathlib.Path:
     try:
         return pathlib.Path(snapshot_download(name, allow_patterns=WANTED))
     except Exception as error:  # whatever the network, the cache or the hub may raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{field} {name!r}: no such folder; and hub id {name} could not be reached ({reason}): "
+            f"{field} {name!r}: no such folder; and hub id {name} could not be reached ({hub_reason(error)}): "
             "give a local folder"
         ) from None
 
@@ -50,13 +52,14 @@ def load_tokenizer(folder: str | pathlib.Path) -> Any:
         raise UserError(
             f"{folder}: no tokenizer ({', '.join(TOKENIZER_FILES)}); copy the model's own beside it"
         )
+    if (vocabulary := pathlib.Path(folder) / "tokenizer.json").is_file() and is_pointer(vocabulary):
+        raise UserError(f"{vocabulary}: a pointer of Git LFS; run git lfs pull, or download the file")
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(str(folder))
     except Exception as error:  # the tokenizers library raises bare Exceptions for bad files
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: the tokenizer does not open: {reason}") from None
+        raise UserError(f"{folder}: the tokenizer does not open: {first_line(error)}") from None
 
 
 def check_tokenizer(tokenizer_length: int, cfg: ModelConfig) -> None:

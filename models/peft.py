@@ -7,6 +7,7 @@ B [outputs,R] as the weights of two linear layers. `peft.PeftModel.from_pretrain
 from __future__ import annotations
 
 import functools
+import math
 import pathlib
 from typing import Any
 
@@ -50,6 +51,8 @@ def read_lora(folder: Path) -> LoRA:
         raise UserError(
             f"{folder / CONFIG}: r and lora_alpha must be numbers, and are {sizes[0]!r} and {sizes[1]!r}"
         )
+    if not math.isfinite(sizes[1]):
+        raise UserError(f"{folder / CONFIG}: lora_alpha = {sizes[1]}: must be finite")
     modules = {module for name in _tensors(folder) for module in name.split(".")}
     targets = tuple(name for name in TARGETS if f"{name}_proj" in modules)
     return LoRA(sizes[0], float(sizes[1]), targets, bool(config.get("use_rslora")))
@@ -57,9 +60,14 @@ def read_lora(folder: Path) -> LoRA:
 
 def load_adapters(folder: Path, cfg: ModelConfig, lora: LoRA, shardings: Params | None = None) -> Params:
     """The adapters in `folder`, in float32, sharded by `shardings`. Raises UserError if tensors do not fit."""
-    tensors, table = _tensors(folder), lora.rows(cfg)
-    _check(pathlib.Path(folder), tensors, {n: row.their_shape(cfg) for row in table for n in row.names(cfg)})
-    return read_rows(table, tensors, cfg, shardings, "float32")
+    check_adapters(folder, cfg, lora)
+    return read_rows(lora.rows(cfg), _tensors(folder), cfg, shardings, "float32")
+
+
+def check_adapters(folder: Path, cfg: ModelConfig, lora: LoRA) -> None:
+    """Raise UserError if the tensors in `folder` do not fit the model. Reads their headers only."""
+    expected = {name: row.their_shape(cfg) for row in lora.rows(cfg) for name in row.names(cfg)}
+    _check(pathlib.Path(folder), _tensors(folder), expected)
 
 
 def save_adapters(
@@ -161,6 +169,7 @@ def _check(folder: pathlib.Path, tensors: dict[str, Stored], expected: dict[str,
         if tensors[name].shape != shape:
             found = list(tensors[name].shape)
             raise UserError(f"{folder}: tensor {name} has shape {found}; the model and r need {list(shape)}")
+        _ = tensors[name].dtype  # UserError for one that is not supported
     if unknown := sorted(tensors.keys() - expected.keys()):
         raise UserError(
             f"{folder}: tensor {unknown[0]} has no place here: adapters of {', '.join(TARGETS)} do"

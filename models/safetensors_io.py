@@ -22,6 +22,7 @@ import numpy as np
 
 from grpo_jax.errors import UserError
 from grpo_jax.models.config_json import read_json
+from grpo_jax.models.other_formats import advice, is_pointer
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -88,7 +89,8 @@ def open_folder(folder: str | pathlib.Path) -> dict[str, Stored]:
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
     if not (folder / INDEX).is_file():
-        raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX}; save the model as safetensors")
+        found = advice(folder) or "save the model as safetensors"
+        raise UserError(f"{folder}: holds neither {SINGLE} nor {INDEX}; {found}")
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{folder / INDEX}: has no weight_map; download the index again")
@@ -114,6 +116,8 @@ def read_header(file: pathlib.Path) -> dict[str, Stored]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
+        if is_pointer(file):
+            raise UserError(f"{file}: a pointer of Git LFS; run git lfs pull, or download the file")
         if size < 8 or 8 + length > size:
             raise UserError(f"{file}: truncated, or no safetensors file; download it again")
         header = stream.read(length)

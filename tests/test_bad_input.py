@@ -39,6 +39,20 @@ class Workspace:
     def rows(self, *lines, split="train"):
         (self.data / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
+    def adapter(self, width=32, layers=2, **config):
+        """An adapter of q_proj, for a model of this width and depth."""
+        folder = self.home / "adapter"
+        folder.mkdir()
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4} | config
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        tensors = {}
+        for layer in range(layers):
+            name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+            tensors[f"{name}.lora_A.weight"] = np.zeros((2, width), np.float32)
+            tensors[f"{name}.lora_B.weight"] = np.zeros((width, 2), np.float32)
+        save_file(tensors, folder / "adapter_model.safetensors")
+        self.set(adapter="adapter")
+
     def nested(self, **settings):
         """Rows whose column `solution` is a field of another, and a reward that needs it."""
         self.set(rewards=self.settings["rewards"].replace("vowels", "needs_a_column"), **settings)
@@ -48,7 +62,7 @@ class Workspace:
 
     def names(self):
         """Everything there is, with its size: what a refused command must not change."""
-        return {str(p): p.stat().st_size for p in self.home.rglob("*")}
+        return {str(p): p.lstat().st_size for p in self.home.rglob("*")}
 
 
 @pytest.fixture
@@ -78,6 +92,26 @@ def tokenizer_with_more(workspace, count=20):
     tokenizer.save_pretrained(workspace.model)
 
 
+def write_over(name, content):
+    """Replace a file of the model's folder."""
+    return lambda workspace: (workspace.model / name).write_bytes(content)
+
+
+def as_gguf(workspace):
+    (workspace.model / "model.safetensors").rename(workspace.model / "tiny.gguf")
+
+
+def only_an_adapter(workspace):
+    for file in workspace.model.iterdir():
+        file.unlink()
+    (workspace.model / "adapter_config.json").write_text("{}")
+
+
+def dangling_link(workspace):
+    (workspace.home / "rows.jsonl").symlink_to(workspace.home / "gone.jsonl")
+    workspace.set(dataset="rows.jsonl")
+
+
 def occupy(workspace):
     workspace.out.mkdir()
     (workspace.out / "thesis.txt").write_text("mine")
@@ -85,6 +119,7 @@ def occupy(workspace):
 
 NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
 GOOD = '{"prompt": "say a", "letter": "a"}'
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n"
 
 BAD = {
     # ---- the model ----
@@ -144,7 +179,71 @@ BAD = {
         tokenizer_with_more,
         r"the tokenizer has 1\d\d tokens, but the model's vocab_size is 104; use the tokenizer that came with",
     ),
+    "a GGUF file": (
+        lambda p: (p.home / "tiny.gguf").write_bytes(b"GGUF") and p.set(model="tiny.gguf"),
+        r"model 'tiny.gguf': no folder; tiny.gguf is a GGUF file: convert it with .*gguf_file='tiny.gguf'",
+    ),
+    "a folder with a GGUF file": (as_gguf, r"holds neither .*; tiny.gguf is a GGUF file: convert it"),
+    "a file of the model": (
+        lambda p: p.set(model="model/config.json"),
+        r"model 'model/config.json': no folder; it is a file; give the folder that holds it",
+    ),
+    "an adapter": (
+        only_an_adapter,
+        r"config.json: no such file; the folder holds an adapter: give it as adapter",
+    ),
+    "weights that Git LFS has not fetched": (
+        write_over("model.safetensors", POINTER),
+        r"model.safetensors: a pointer of Git LFS; run git lfs pull",
+    ),
+    "a tokenizer that Git LFS has not fetched": (
+        write_over("tokenizer.json", POINTER),
+        r"tokenizer.json: a pointer of Git LFS; run git lfs pull",
+    ),
+    "empty weights": (
+        write_over("model.safetensors", b""),
+        r"model.safetensors: truncated, or no safetensors",
+    ),
+    "unsupported rope_scaling": (
+        lambda p: p.config(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+        r"config.json: rope scaling 'llama3' is not supported; only 'yarn' is, or none",
+    ),
+    "an end-of-sequence token beyond the vocabulary": (
+        lambda p: p.config(eos_token_id=999),
+        r"model: eos_token_id 999 is beyond the vocabulary of 104",
+    ),
+    "a setting of config.json that transformers refuses": (
+        lambda p: p.config(eos_token_id="end"),
+        r"model: the tokenizer does not open: .*'eos_token_id'.*expected int",
+    ),
+    "an adapter of another shape": (
+        lambda p: p.adapter(width=64),
+        r"adapter: tensor .*q_proj.lora_A.weight has shape \[2, 64\]; the model and r need \[2, 32\]",
+    ),
+    "an adapter of fewer layers": (lambda p: p.adapter(layers=1), r"adapter: tensor .*layers.1.* is missing"),
+    "an adapter of more layers": (lambda p: p.adapter(layers=3), r"tensor .*layers.2.* has no place here"),
+    "an adapter with an infinite scale": (
+        lambda p: p.adapter(lora_alpha=float("inf")),
+        r"adapter_config.json: lora_alpha = inf: must be finite",
+    ),
     # ---- the data ----
+    "rows in UTF-16": (
+        lambda p: (p.data / "train.jsonl").write_bytes(GOOD.encode("utf-16")),
+        r"train.jsonl:1: not UTF-8 text \(.*\); save the file as UTF-8",
+    ),
+    "rows in Latin-1": (
+        lambda p: (p.data / "train.jsonl").write_bytes((GOOD + '\n{"prompt": "caf\xe9"}').encode("latin-1")),
+        r"train.jsonl:2: not UTF-8 text \(.*\); save the file as UTF-8",
+    ),
+    "a file without a byte": (
+        lambda p: (p.home / "rows.jsonl").write_bytes(b"") or p.set(dataset="rows.jsonl"),
+        r"dataset 'rows.jsonl': the split 'train' has no rows",
+    ),
+    "a folder called as a file": (
+        lambda p: (p.home / "rows.jsonl").mkdir() or p.set(dataset="rows.jsonl"),
+        r"dataset 'rows.jsonl': no train.jsonl, .* there; it holds nothing",
+    ),
+    "a link to nothing": (dangling_link, r"dataset 'rows.jsonl': a link to .*gone.jsonl, which is not there"),
     "no such dataset": (
         lambda p: p.set(dataset="cuontdown"),
         r"dataset 'cuontdown': .*did you mean 'countdown'",
@@ -249,6 +348,14 @@ BAD = {
     ),
     # ---- the output folder ----
     "output folder in use": (occupy, r"output_dir: output folder in use: .*out is not empty .*thesis.txt"),
+    "output_dir below a file": (
+        lambda p: p.out.write_text("") or p.set(output_dir=p.out / "run"),
+        r"output_dir: .*out/run cannot be written: Not a directory; give another output_dir",
+    ),
+    "output_dir where nothing can be written": (
+        lambda p: p.set(output_dir="/proc/run"),
+        r"output_dir: /proc/run cannot be written: .*; give another output_dir",
+    ),
     "output_dir is a file": (lambda p: p.out.write_text(""), r"output_dir: .*out is a file; give a folder"),
 }
 

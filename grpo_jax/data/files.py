@@ -82,10 +82,12 @@ def _json(file: "epath.Path") -> Iterator[Row]:
 
 def _parse(text: bytes, place: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object)
     except RecursionError:
         raise UserError(f"{place}: {_too_deep()}") from None
-    except ValueError as error:  # bad JSON or bad UTF-8
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
+    except ValueError as error:
         raise UserError(f"{place}: not valid JSON: {error}") from None
 
 
@@ -141,7 +143,7 @@ def _csv(file: "epath.Path") -> Iterator[Row]:
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text: {error}") from None
+        raise UserError(f"{file}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
     table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         names = table.fieldnames or ()

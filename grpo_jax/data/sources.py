@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpo_jax.data.files import READERS, files_of, read_file, read_folder
 from grpo_jax.data.tasks import arithmetic, countdown, knights, tiny_countdown, tiny_knights, tiny_math
-from grpo_jax.errors import UserError, nearest
+from grpo_jax.errors import UserError, hub_reason, nearest
 
 if TYPE_CHECKING:
     from etils import epath
@@ -127,6 +127,8 @@ def _missing(spec: str) -> str:
         close = nearest(spec.partition(":")[0], [*TASKS, *_neighbours(spec)])
         tasks = ", ".join(TASKS)
         return f"neither a task ({tasks}) nor a file or folder here{close}; a hub id is written owner/name"
+    if os.path.islink(os.path.expanduser(spec)):
+        return f"a link to {os.readlink(os.path.expanduser(spec))}, which is not there"
     return f"no such file or folder{nearest(os.path.basename(spec.rstrip('/')), _neighbours(spec))}"
 
 
@@ -149,13 +151,13 @@ def _from_hub(name: str, config: str | None, split: str) -> list[Row]:
         close = nearest(os.path.basename(name), _neighbours(name))
         raise UserError(
             f"dataset '{name}': no such local path{close}, and the hub cannot be reached or does not have it "
-            f"({_first_line(error)}); give the path of a local copy"
+            f"({hub_reason(error)}); give the path of a local copy"
         ) from None
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # whatever the network, the cache or the hub may raise
         # Its first line lists the splits that exist, its second the configs where one has to be named.
         lines = str(error).strip().splitlines()
         which = f" {lines[1]}" if len(lines) > 1 and "config name is missing" in lines[0].lower() else ""
-        raise UserError(f"dataset '{name}': {_first_line(error)}{which}") from None
+        raise UserError(f"dataset '{name}': {hub_reason(error)}{which}") from None
 
 
 def _from_tfds(name: str, split: str) -> list[Row]:

@@ -17,7 +17,7 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel, check_kernel
 from grpo_jax.models.load import check_tensors
 from grpo_jax.models.lora import Base, LoRA, joined
-from grpo_jax.models.peft import read_lora
+from grpo_jax.models.peft import check_adapters, read_lora
 from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.models.transformer import Params, abstract_params, abstract_trained, in_form, sampler_weights
 from grpo_jax.rollout.programs import Vocabulary
@@ -134,16 +134,19 @@ def open_policy(
             tokenizer_folder = tokenizer_folder or folder
             tokenizer = hf.load_tokenizer(tokenizer_folder)
     hf.check_tokenizer(len(tokenizer), cfg)
+    if adapter is not None:
+        lora = read_lora(adapter)
+        check_adapters(adapter, cfg, lora)
     return Policy(
         folder=folder,
         cfg=cfg,
         tokenizer=tokenizer,
-        vocabulary=_vocabulary(folder, tokenizer),
+        vocabulary=_vocabulary(folder, tokenizer, cfg.vocab_size),
         mesh=mesh,
         dtype=dtype,
         rollout_weights=rollout_weights,
         rollout_cache=rollout_cache,
-        lora=lora if adapter is None else read_lora(adapter),
+        lora=lora,
         adapter=adapter,
         base_weights=base_weights,
         attention=config.attention,
@@ -158,7 +161,7 @@ def compute_dtype(dtype: str) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def _vocabulary(folder: Path, tokenizer: Any) -> Vocabulary:
+def _vocabulary(folder: Path, tokenizer: Any, vocab_size: int) -> Vocabulary:
     """All end-of-sequence ids in the model's files. Padding is always masked, so any id serves as the padding id."""
     eos_ids = hf.load_eos_ids(folder) or (
         (tokenizer.eos_token_id,) if tokenizer.eos_token_id is not None else ()
@@ -166,6 +169,10 @@ def _vocabulary(folder: Path, tokenizer: Any) -> Vocabulary:
     if not eos_ids:
         raise UserError(
             f"{folder}: no eos_token_id in generation_config.json, config.json or the tokenizer; add one"
+        )
+    if min(eos_ids) >= vocab_size:
+        raise UserError(
+            f"{folder}: eos_token_id {eos_ids[0]} is beyond the vocabulary of {vocab_size}; no completion would end"
         )
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     return Vocabulary(tuple(eos_ids), pad_id, len(tokenizer))
