@@ -44,6 +44,9 @@ class SamplingSettings(Settings):
     """Sample from the most likely tokens whose probabilities sum to this; 1: from all."""
     min_p: float = Field(0.0, ge=0, lt=1)
     """Leave out tokens with less than this share of the most likely token's probability; 0: none."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Divide the logits of tokens that are in the prompt or in the completion so far by this, and multiply negative
+    ones (also in evaluations); 1: no penalty."""
     stop_strings: Texts | None = None
     """A completion ends with the token that completes one of these strings, and keeps it: one text, or a YAML list such
     as ["\\n\\n", "END"]; none: only an end-of-sequence token ends it."""

@@ -142,10 +142,9 @@ RULES: dict[str, Rule] = {
         vllm_tensor_parallel_size=[1],
     ),
     **_refused(
-        "write temperature, top_k, top_p, min_p, stop_strings, min_tokens or banned_tokens; "
+        "write temperature, top_k, top_p, min_p, repetition_penalty, stop_strings, min_tokens or banned_tokens; "
         "there are no other sampling settings",
         generation_kwargs=[{}],
-        repetition_penalty=[1.0],
         vllm_structured_outputs_regex=[],
     ),
     **_refused("leave it out: tool calls are not supported", max_tool_calling_iterations=[0]),

@@ -7,6 +7,7 @@ from enum import Enum
 from fractions import Fraction
 from typing import Any
 
+from grpo_jax.config import generation_kwargs
 from grpo_jax.config.trl_fields import OTHERS, PREFIXES, RULES
 
 BATCH = (
@@ -24,7 +25,7 @@ def accept(values: Mapping[str, Any], known: Collection[str] = ()) -> dict[str, 
     ones stay, so that pydantic reports them with all other errors. So do those of the fields that are `known`."""
     kept = {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
     kept |= {name: ours for name, ours in NONE_IS.items() if name in kept and kept[name] is None}
-    for reword in (length_in_epochs, _warmup, _model, _precision, _seed):
+    for reword in (generation_kwargs.translated, length_in_epochs, _warmup, _model, _precision, _seed):
         kept = reword(kept)
     kept = kept if BATCH[0] in known else _batch(_evaluation(kept))
     for name in [name for name in kept if name in RULES and name not in known]:
@@ -43,6 +44,8 @@ def translation(name: str, known: Collection[str], given: Mapping[str, Any]) -> 
     """What to write instead of `name`, given the other settings `given`; None if nothing corresponds."""
     if name in BATCH and "num_generations" in known and (sizes := _sizes(given)):
         return sizes
+    if name == "generation_kwargs" and (options := generation_kwargs.problems(given)):
+        return options
     if name in RULES:
         return RULES[name].advice
     prefixed = next((text for prefix, text in PREFIXES.items() if name.startswith(prefix)), None)

@@ -185,7 +185,13 @@ class PlannedRun:
 
     def _rollout(self) -> list[Job]:
         c, mesh, dtype = self.config, self.mesh, jnp.dtype(self.policy.dtype)
-        sampling = SamplingParams(c.temperature, top_k=c.top_k, top_p=c.top_p, min_p=c.min_p)
+        sampling = SamplingParams(
+            c.temperature,
+            top_k=c.top_k,
+            top_p=c.top_p,
+            min_p=c.min_p,
+            repetition_penalty=c.repetition_penalty,
+        )
         count = min(c.rollout_segment or c.max_completion_length, c.max_completion_length)
         decoder = Decoder(
             self.cfg,
@@ -315,7 +321,8 @@ def _state(programs: Programs, size: TableSize, prompt_width: int, dtype: np.dty
         layer.mapped(lambda x: heads(x, (ROWS, "tensor")), lambda x, _: heads(x, (ROWS, None, "tensor")))
         for layer in shapes.cache.layers
     )
-    return replace(rows, cache=replace(rows.cache, layers=layers))
+    seen = jax.tree.map(lambda x: heads(x, (ROWS, None, "tensor")), shapes.seen)
+    return replace(rows, cache=replace(rows.cache, layers=layers), seen=seen)
 
 
 def _placed(shapes: Any, places: Any) -> Any:

@@ -9,6 +9,7 @@ from grpo_jax.rollout.row_table import initial_size
 from grpo_jax.rollout.state import TableSize
 
 _LOGITS = 3  # float32 arrays [rows,V] alive at a time: logits, weights, one between them
+_SEEN = 2  # bool arrays [rows,V] alive at a time, where rows remember the tokens that they have seen
 _PREFILL_TOKENS = 16384  # prompt tokens that one prefill reads on each shard
 
 
@@ -31,6 +32,9 @@ class Demand:
     shards: int = 1
     tensor: int = 1
     cache_dtype: str = "auto"  # or int8
+    penalises_repetition: bool = (
+        False  # a byte for each token of the vocabulary and row says whether it was seen
+    )
 
     def size(self, rows: int = 0) -> TableSize:
         """The largest table, with at most `rows` completions at a time over all shards (0: all)."""
@@ -47,7 +51,8 @@ class Demand:
         """On each device, besides the weights: the cache; the logits; and either one layer of the cache that it grows
         from or the activations of a prefill, whichever is larger."""
         grown_from = self.cache_bytes(size) // self.cfg.num_layers
-        logits = _LOGITS * size.places * size.rows * self.cfg.vocab_size * 4 // self.tensor
+        bytes_each = _LOGITS * 4 + self.penalises_repetition * _SEEN
+        logits = size.places * size.rows * self.cfg.vocab_size * bytes_each // self.tensor
         return self.cache_bytes(size) + max(grown_from, self._prefill_bytes(size)) + logits
 
     def _prefill_bytes(self, size: TableSize) -> int:

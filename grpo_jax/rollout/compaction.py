@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from grpo_jax.models.cache import Cache, Layer
+from grpo_jax.rollout import repetition
 from grpo_jax.rollout.state import DecodeState, layer_on_mesh
 
 
@@ -49,7 +50,12 @@ def move_rows(old: int, new: int, state: DecodeState, places: Array, rows: Array
         limits=jnp.where(rows >= 0, gather(state.limits), 0),
         finished=gather(state.finished),
         cache=Cache((), state.cache.prompt_lengths[places]),
+        seen=_seen_by(state.seen, rows),
     )
+
+
+def _seen_by(seen: Array | None, rows: Array) -> Array | None:
+    return None if seen is None else repetition.on_mesh(seen.reshape(-1, seen.shape[-1])[rows])
 
 
 def move_layer(new: int, layer: Layer, slot: Array, places: Array, rows: Array) -> Layer:

@@ -12,6 +12,7 @@ from jax import Array
 from grpo_jax.models import attention
 from grpo_jax.models.cache import Cache
 from grpo_jax.models.transformer import Params, head_logits, hidden_states
+from grpo_jax.rollout import repetition
 from grpo_jax.rollout.sampling import row_keys, sample_tokens
 from grpo_jax.rollout.state import Decoder, DecodeState, SampledTokens
 
@@ -46,6 +47,7 @@ def prefill(
         limits=batch.limits.reshape(rows),
         finished=jnp.zeros(rows, bool),
         cache=cache,
+        seen=_seen_in_prompts(decoder, batch),
     )
     shared = jnp.broadcast_to(logits[:, None], (m, places_per_prompt * g, logits.shape[1])).reshape(*rows, -1)
     new_rows, token, logprob = _sample(decoder, new_rows, shared)
@@ -90,11 +92,20 @@ def _read_prompts(
     return filled, head_logits(decoder.cfg, params, last, decoder.vocabulary.num_tokens)
 
 
+def _seen_in_prompts(decoder: Decoder, batch: PrefillBatch) -> Array | None:
+    """[n,g,V] bool; None without a repetition penalty."""
+    if not decoder.sampling.penalises_repetition:
+        return None
+    _, places, rows = batch.limits.shape
+    return repetition.seen_in_prompts(batch.tokens, batch.lengths, places, rows, decoder.cfg.vocab_size)
+
+
 def _write_rows(state: DecodeState, new_rows: DecodeState, places: Array) -> DecodeState:
     """`state` with `new_rows` [n,g] at `places` [n], and with their cache."""
     put = lambda old, new: old.at[places].set(new, mode="drop")
-    names = ("keys", "last", "lengths", "limits", "finished")
-    written = {name: put(getattr(state, name), getattr(new_rows, name)) for name in names}
+    names = ("keys", "last", "lengths", "limits", "finished", "seen")
+    pairs = {name: (getattr(state, name), getattr(new_rows, name)) for name in names}
+    written = {name: jax.tree.map(put, *pair) for name, pair in pairs.items()}  # nothing is written to None
     return replace(state, cache=new_rows.cache, **written)
 
 
@@ -120,10 +131,13 @@ def _sample(decoder: Decoder, state: DecodeState, logits: Array) -> tuple[Decode
         decoder.sampling,
         vocabulary.eos_ids,
         vocabulary_first=decoder.on_cpu,
+        seen=state.seen,
     )
     live = state.live
     token = jnp.where(live, token, vocabulary.pad_id)
     logprob = jnp.where(live, logprob, 0.0)
     ends = (token[..., None] == jnp.asarray(vocabulary.eos_ids, jnp.int32)).any(-1)
-    after = replace(state, last=token, lengths=state.lengths + live, finished=state.finished | (live & ends))
+    seen = None if state.seen is None else repetition.with_tokens(state.seen, token, live)
+    finished = state.finished | (live & ends)
+    after = replace(state, last=token, lengths=state.lengths + live, finished=finished, seen=seen)
     return after, token, logprob

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from grpo_jax.rollout.repetition import penalised
+
 _BLOCK = (
     512  # tokens in a block of the inverse CDF: about the square root of V, so that both searches are short
 )
@@ -15,8 +17,8 @@ _BLOCK = (
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are sampled. Filters apply in transformers' order: banned tokens, temperature, top-k, top-p, min-p
-    (off: none, 0, 1, 0)."""
+    """How tokens are sampled. Filters apply in transformers' order: repetition penalty, banned tokens, temperature,
+    top-k, top-p, min-p (off: 1, none, -, 0, 1, 0)."""
 
     temperature: float = 1.0  # 0: the most likely token
     _: KW_ONLY
@@ -24,7 +26,13 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     banned: tuple[int, ...] = ()  # ids that are never sampled
+    repetition_penalty: float = 1.0  # logits of tokens that the row has seen are divided by it
     min_tokens: int = 0  # no end-of-sequence id is sampled before so many tokens
+
+    @property
+    def penalises_repetition(self) -> bool:
+        """Whether rows must remember the tokens that they have seen."""
+        return self.repetition_penalty != 1
 
 
 def row_keys(step_key: Array, uids: Array, num_generations: int) -> Array:
@@ -43,26 +51,32 @@ def sample_tokens(
     sampling: SamplingParams,
     eos_ids: tuple[int, ...] = (),
     vocabulary_first: bool = False,
+    seen: Array | None = None,
 ) -> tuple[Array, Array]:
     """Tokens [P,G] int32 and their log-probs [P,G] float32 from float32 logits [P,G,V].
 
-    The log-prob is under the full softmax of logits / temperature, before any filter, which is what the learner
-    computes by teacher forcing. Greedy tokens are scored at temperature 1.
+    The log-prob is under the full softmax of logits / temperature, before the repetition penalty and any filter,
+    which is what the learner computes by teacher forcing. Greedy tokens are scored at temperature 1.
 
     Args:
         positions: [P,G] int32, of the tokens in their completions.
         eos_ids: not sampled before `sampling.min_tokens`.
         vocabulary_first: work on [V,P,G], the layout in which matrix products on CPU leave the logits
             (`models/outputs_first.py`); a TPU would pad such arrays to 128 rows. The tokens are the same.
+        seen: [P,G,V] bool, tokens of the prompt and of the completion so far; for a repetition penalty only.
     """
     axis = 0 if vocabulary_first else -1
     logits = jnp.moveaxis(logits, -1, axis)
     if sampling.temperature > 0:
         logits = logits / sampling.temperature
-        allowed = _allowed(positions, logits, sampling, eos_ids, axis)
+    preferred = logits
+    if seen is not None:
+        preferred = penalised(logits, jnp.moveaxis(seen, -1, axis), sampling.repetition_penalty)
+    allowed = _allowed(positions, preferred, sampling, eos_ids, axis)
+    if sampling.temperature > 0:
         token = _inverse_cdf(keys, positions, _filtered_weights(allowed, sampling, axis), axis)
     else:
-        token = jnp.argmax(_allowed(positions, logits, sampling, eos_ids, axis), axis=axis)
+        token = jnp.argmax(allowed, axis=axis)
     chosen = jnp.take_along_axis(logits, jnp.expand_dims(token, axis), axis=axis).squeeze(axis)
     return token.astype(jnp.int32), chosen - _log_total(logits, axis)
 

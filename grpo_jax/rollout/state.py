@@ -14,6 +14,7 @@ from jax import Array
 from grpo_jax.models.cache import Cache, Layer, empty_cache
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.kernels import Kernel
+from grpo_jax.rollout import repetition
 from grpo_jax.rollout.sampling import SamplingParams
 from grpo_jax.sharding.constraints import constrain
 from grpo_jax.sharding.mesh import ROWS
@@ -53,6 +54,7 @@ class DecodeState:
     limits: Array  # [S,g] int32, tokens at most; 0: the row is empty
     finished: Array  # [S,g] bool, whether an end-of-sequence token was sampled
     cache: Cache
+    seen: Array | None = None  # [S,g,V] bool, tokens of prompt and completion; with a repetition penalty only
 
     @property
     def live(self) -> Array:
@@ -93,7 +95,14 @@ def empty_state(decoder: Decoder, size: TableSize, prompt_width: int, dtype: jnp
         limits=zeros(),
         finished=jnp.zeros(rows, bool),
         cache=replace(cache, layers=tuple(map(layer_on_mesh, cache.layers))),
+        seen=_none_seen(decoder, size),
     )
+
+
+def _none_seen(decoder: Decoder, size: TableSize) -> Array | None:
+    if not decoder.sampling.penalises_repetition:
+        return None
+    return repetition.on_mesh(jnp.zeros((size.places, size.rows, decoder.cfg.vocab_size), bool))
 
 
 def layer_on_mesh(layer: Layer) -> Layer:

@@ -1,6 +1,7 @@
 """The memory each device needs, and how many completions fit beside it; computed before the first step."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -66,6 +67,7 @@ def smallest_device(policy: Policy) -> int | None:
 
 def rows_at_a_time(demand: Demand, memory: int | None, config: GRPOConfig) -> int:
     """Completions to sample at the same time over all devices; 0: all. UserError if not even one prompt fits."""
+    demand = replace(demand, penalises_repetition=config.repetition_penalty != 1)
     rows = 0 if memory is None else demand.rows_within(memory)
     if rows is None:
         given = "none" if config.rollout_memory is None else f"{config.rollout_memory:g}"

@@ -62,24 +62,31 @@ def sampling_params(config: SamplingSettings, policy: Policy) -> SamplingParams:
         top_k=config.top_k,
         top_p=config.top_p,
         min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
         banned=_banned(config, policy),
         min_tokens=config.min_tokens,
     )
 
 
 def greedy_params(config: SamplingSettings, policy: Policy) -> SamplingParams:
-    """Greedy decoding, still without `banned_tokens` and with `min_tokens`."""
-    return SamplingParams(0.0, banned=_banned(config, policy), min_tokens=config.min_tokens)
+    """Greedy decoding, still with `repetition_penalty`, `min_tokens` and without `banned_tokens`."""
+    return SamplingParams(
+        0.0,
+        repetition_penalty=config.repetition_penalty,
+        banned=_banned(config, policy),
+        min_tokens=config.min_tokens,
+    )
 
 
 def eval_sampling_params(config: GRPOConfig, policy: Policy) -> SamplingParams:
-    """The sampling parameters of a training's evaluation: the settings `eval_...`, with the training's `banned_tokens`
-    and `min_tokens`."""
+    """The sampling parameters of a training's evaluation: the settings `eval_...`, with the training's
+    `repetition_penalty`, `banned_tokens` and `min_tokens`."""
     return SamplingParams(
         config.eval_temperature,
         top_k=config.eval_top_k,
         top_p=config.eval_top_p,
         min_p=config.eval_min_p,
+        repetition_penalty=config.repetition_penalty,
         banned=_banned(config, policy),
         min_tokens=config.min_tokens,
     )

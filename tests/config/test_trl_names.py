@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from grpo_jax.config import GRPOConfig, SFTConfig, load_settings
+from grpo_jax.config import GRPOConfig, SFTConfig, generation_kwargs, load_settings
 from grpo_jax.config.trl_fields import OTHERS, PREFIXES, RULES
 from grpo_jax.errors import UserError
 
@@ -91,6 +91,23 @@ def test_settings_that_ask_for_what_is_done_anyway_pass_silently(values, capsys)
         ({"max_steps": -1, "num_train_epochs": 2}, {"num_train_epochs": 2.0}),
         ({"save_total_limit": None}, {"save_total_limit": 0}),
         ({"scale_rewards": False}, {"scale_rewards": "none"}),
+        (
+            {
+                "generation_kwargs": {
+                    "max_new_tokens": 9,
+                    "stop_strings": ["</a>"],
+                    "top_p": 0.9,
+                    "top_k": None,
+                }
+            },
+            {"max_completion_length": 9, "stop_strings": ["</a>"], "top_p": 0.9, "top_k": 0},
+        ),
+        ({"generation_kwargs": "{repetition_penalty: 1.2, do_sample: true}"}, {"repetition_penalty": 1.2}),
+        (
+            {"generation_kwargs": {"bad_words_ids": [[3], [4]], "min_tokens": 2, "num_beams": 1}},
+            {"banned_tokens": [3, 4], "min_tokens": 2},
+        ),
+        ({"generation_kwargs": {"top_k": 5}, "top_k": 5}, {"top_k": 5}),
     ],
 )
 def test_values_that_trl_spells_otherwise_are_translated(values, wanted):
@@ -182,8 +199,19 @@ REFUSED = [
     ({"resume_from_checkpoint": "a/checkpoint-5"}, "the same command on the same output_dir resumes"),
     ({"optim": "adamw_8bit"}, "pass another optimizer as optimizers="),
     ({"sync_ref_model": True}, "the reference is always the starting model"),
-    ({"generation_kwargs": {"num_beams": 4}}, "write temperature, top_k"),
-    ({"repetition_penalty": 1.1}, "there are no other sampling settings"),
+    (
+        {"generation_kwargs": {"num_beams": 4, "top_k": 5}},
+        "for num_beams: completions are drawn one token at a time",
+    ),
+    (
+        {"generation_kwargs": {"no_repeat_ngram_size": 3}},
+        "for no_repeat_ngram_size: write repetition_penalty",
+    ),
+    ({"generation_kwargs": {"bad_words_ids": [[3, 4]]}}, "for bad_words_ids: write banned_tokens"),
+    ({"generation_kwargs": {"of_another_version": 1}}, "and no other sampling settings"),
+    ({"generation_kwargs": {"top_k": 5}, "top_k": 4}, "top_k = 5 beside top_k = 4: keep one of them"),
+    ({"generation_kwargs": 5}, "write a mapping of sampling options"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0: must be above 0"),
     ({"seed": 1, "data_seed": 2}, "write seed"),
     ({"model_init_kwargs": {"dtype": "float16"}}, "write dtype"),
     ({"max_steps": -1}, "max_steps = -1: must be at least 1"),
@@ -203,6 +231,26 @@ def test_every_fault_is_reported():
     with pytest.raises(UserError) as fault:
         GRPOConfig(use_vllm=True, per_device_train_batch_size=8, epsilon=3)
     assert len(str(fault.value).splitlines()) == 3
+
+
+def test_options_of_generation_are_those_of_transformers_or_vllm():
+    transformers = pytest.importorskip("transformers")
+    of_vllm = {
+        "bad_words",
+        "frequency_penalty",
+        "ignore_eos",
+        "max_tokens",
+        "min_tokens",
+        "n",
+        "presence_penalty",
+    }
+    of_vllm |= {"seed", "stop", "stop_token_ids"}
+    known = {*vars(transformers.GenerationConfig()), "disable_compile"} | of_vllm
+    assert {*generation_kwargs.OURS, *generation_kwargs.OFF, *generation_kwargs.NEAREST} <= known
+    assert set(generation_kwargs.OURS.values()) <= set(GRPOConfig.model_fields)
+    assert set(generation_kwargs.OFF) - {"use_cache", "disable_compile", "remove_invalid_values"} <= set(
+        generation_kwargs.NEAREST
+    )
 
 
 def test_yaml_is_translated_too(tmp_path, capsys):
