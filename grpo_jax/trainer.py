@@ -224,7 +224,7 @@ class GRPOTrainer(ScriptAPI):
                 self._sampler_weights(state.params), done, clock, run_state, callbacks.for_rewards()
             )  # tokens, log-probs [P,G,Tc], rewards [P,G], on the host
             with clock("update"):
-                advantages, metrics = stage.advantages(groups)  # [P,G]
+                advantages, metrics = stage.advantages(groups, state.reference)  # [P,G]
                 show_first_sample(components, run, done + 1, groups, advantages)
                 state, learned = stage.learner(state, groups, advantages)
             done, seconds = done + 1, clock.total()
@@ -259,9 +259,12 @@ class GRPOTrainer(ScriptAPI):
         policy, learner, stages = self.components.policy, self.components.learner, self.components.stages
         set_base(stages, load_base(policy))
         found = run.restore(learner.abstract_state)
-        if found is None or self.args.beta > 0:
+        fixed_reference = (
+            self.args.beta > 0 and not self.args.sync_ref_model
+        )  # any other is part of the state
+        if found is None or fixed_reference:
             weights = load_trained(policy, self.args.seed)
-            if self.args.beta > 0:
+            if fixed_reference:
                 set_reference(stages, weights)
         if found is None:
             return 0, learner.init(weights), RunState(self.components.curriculum.begin())

@@ -22,14 +22,16 @@ POINTS = (
     "while exporting",
     "never",
 )
-# Settings that use every part of the trainer: a reference, old log-probs, several updates of each rollout, groups
-# that are carried over from step to step, an adaptive entropy bonus.
+# Settings that use every part of the trainer: a reference that moves between two checkpoints, old log-probs, several
+# updates of each rollout, groups that are carried over from step to step, an adaptive entropy bonus.
 EVERY_PART = {
     "dynamic_sampling": True,
     "entropy_coef": 0.01,
     "use_adaptive_entropy": True,
     "entropy_target": 4.0,
     "beta": 0.1,
+    "sync_ref_model": True,
+    "ref_model_sync_steps": 7,
     "num_iterations": 2,
     "num_minibatches": 2,
     "micro_batch_size": 4,
@@ -141,7 +143,7 @@ def test_no_temporary_file_is_left(killed):
 # ---- in this process ----
 
 # Adam divides by the gradient's size: a large epsilon keeps rounding noise small where there is none.
-CALM = {"mesh": "data=1", "adam_epsilon": 1e-2, "eval_prompts": 0}
+CALM = {"mesh": "data=1", "adam_epsilon": 1e-2, "eval_prompts": 0, "beta": 0.1}  # with a fixed reference
 
 
 @pytest.fixture(scope="module")

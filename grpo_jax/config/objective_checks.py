@@ -35,6 +35,11 @@ NEEDS: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
     ),
     (("kl_estimator", "kl_in", "use_bias_correction_kl"), lambda c: c.beta > 0, "beta is 0"),
     (
+        ("ref_model_mixup_alpha", "ref_model_sync_steps"),
+        lambda c: c.sync_ref_model,
+        "sync_ref_model is off",
+    ),
+    (
         ("use_bias_correction_kl",),
         lambda c: c.kl_in == "loss",
         "kl_in is reward, where no gradient passes through it",
@@ -63,7 +68,21 @@ def corrected(values: Mapping[str, Any]) -> Mapping[str, Any]:
 def problems(c: Any) -> Iterator[str | None]:
     """All checks of the objective, in the order in which they are reported."""
     yield from (idle(c), clip(c), cispo(c), reinforce(c), advantages(c), per_function(c))
-    yield from (entropy(c), sampler(c), dynamic(c), overlong(c))
+    yield from (entropy(c), sampler(c), dynamic(c), overlong(c), reference(c))
+
+
+def reference(c: Any) -> str | None:
+    """A reference that follows the policy is a whole model, on the devices, that is used."""
+    if not c.sync_ref_model:
+        return None
+    start = "sync_ref_model = true:"
+    if c.beta == 0:
+        return f"{start} no divergence is computed; set beta above 0, or leave it out"
+    if c.lora_r or c.adapter:
+        return f"{start} adapters are trained, and the reference is the model without them; train all weights"
+    if c.reference_memory == "host":
+        return f"{start} the reference is part of the training state; set reference_memory to device"
+    return None
 
 
 def idle(c: Any) -> str | None:

@@ -98,6 +98,12 @@ class DivergenceSettings(Settings):
     reference_memory: Literal["device", "host"] = "device"
     """Where the reference model is kept: on the devices, or in host memory, from which one layer at a time is copied.
     No effect with adapters: the reference is then the model without them."""
+    sync_ref_model: bool = False
+    """Let the reference follow the policy (TR-DPO): with ref_model_mixup_alpha, every ref_model_sync_steps updates."""
+    ref_model_mixup_alpha: Share = 0.6
+    """Share of the policy in the new reference; the rest is the reference as it was."""
+    ref_model_sync_steps: Positive = 512
+    """Number of updates of the weights from one synchronisation of the reference to the next."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator (Schulman 2020): k1 is the log-ratio, k2 half its square, k3 unbiased and never negative."""
     kl_in: Literal["loss", "reward"] = "loss"

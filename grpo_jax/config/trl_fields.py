@@ -158,10 +158,6 @@ RULES: dict[str, Rule] = {
         "write sampler_correction_min (with a sampler_correction)", vllm_importance_sampling_clip_min=[]
     ),
     # ---- objective and optimizer ----
-    **_refused("leave it out: the reference is always the starting model", sync_ref_model=[False]),
-    **_ignored(
-        "the reference is always the starting model", ref_model_mixup_alpha=[0.6], ref_model_sync_steps=[512]
-    ),
     **_refused("leave it out: noise on embeddings is not supported", neftune_noise_alpha=[]),
     **_ignored("GRPO has no labels to smooth", label_smoothing_factor=[0.0]),
     **_refused(

@@ -17,6 +17,7 @@ from grpo_jax.learner.groups import SampledGroups
 from grpo_jax.learner.logprobs import LogprobSettings, Rows, make_rows
 from grpo_jax.learner.objective import GRPO, Batch
 from grpo_jax.learner.optimizer import TrainState, abstract_state, init_state, state_shardings
+from grpo_jax.learner.reference_sync import ReferenceSync
 from grpo_jax.learner.update import make_score, make_update, read, sharing_error
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.lora import Base, LoRA, joined
@@ -45,16 +46,17 @@ class Learner:
         mesh: Mesh,
         lora: LoRA | None = None,
         reference_on_host: bool = False,
+        sync: ReferenceSync | None = None,
     ):
         self.cfg, self.objective, self.passes, self.mesh = cfg, objective, passes, mesh
         weights, bonus = abstract_trained(cfg, lora), objective.bonus
-        self.shardings = state_shardings(weights, optimizer, mesh, bonus)
-        self.abstract_state = abstract_state(weights, optimizer, mesh, bonus)
+        self.shardings = state_shardings(weights, optimizer, mesh, bonus, sync)
+        self.abstract_state = abstract_state(weights, optimizer, mesh, bonus, sync)
         self._reference_on_host = reference_on_host
         self.micro_batches = passes.micro_batches(passes.rows(*shape))
         self.init = Program(  # the weights are donated, not copied
             "init",
-            partial(init_state, optimizer=optimizer, bonus=bonus),
+            partial(init_state, optimizer=optimizer, bonus=bonus, sync=sync),
             donate_argnums=0,
             out_shardings=self.shardings,
         )
@@ -63,7 +65,7 @@ class Learner:
         self.rows_together = passes.alike(shape[1], rows, row_shards(mesh))
         logprob_settings = self.logprob_settings = replace(logprob_settings, group=self.rows_together)
         self.update = make_update(
-            cfg, objective, logprob_settings, optimizer, self.micro_batches, self.shardings, mesh
+            cfg, objective, logprob_settings, optimizer, self.micro_batches, self.shardings, mesh, sync
         )
         self.score = make_score(cfg, logprob_settings, self.micro_batches, mesh)
         whole = _parts(shape[0] * shape[1], rows, row_shards(mesh))
@@ -117,8 +119,9 @@ class Learner:
         batches = [self.on_devices(part) for part in parts]
         if self.rows_together > 1 and not self._checked:
             self._check_sharing(self.whole(state.params), batches[0].rows)
-        if self.reference is not None and self.objective.beta > 0:
-            batches = self._with("ref_logprobs", self.whole(self.reference), batches)
+        reference = self.reference if state.reference is None else state.reference
+        if reference is not None and self.objective.beta > 0:
+            batches = self._with("ref_logprobs", self.whole(reference), batches)
         if self.passes.updates > 1:
             batches = self._with("old_logprobs", self.whole(state.params), batches)
         history = []
@@ -141,10 +144,10 @@ class Learner:
                 f"than {most:g}; nothing was updated. Set share_prompts to false, and report it: it is a fault"
             )
 
-    def divergence(self, groups: SampledGroups) -> np.ndarray:
-        """The divergence from the reference of every token that the policy chose, [P,G,Tc] float32, 0 elsewhere: for a
-        penalty in the reward. By the log-probs that the sampler recorded: they cost nothing, and it is the
-        sampler's distribution that the completions come from."""
+    def divergence(self, groups: SampledGroups, reference: Params | None = None) -> np.ndarray:
+        """The divergence of every token that the policy chose from the `reference`, by default the learner's own:
+        [P,G,Tc] float32, 0 elsewhere, for a penalty in the reward. By the log-probs that the sampler recorded: they
+        cost nothing, and it is the sampler's distribution that the completions come from."""
         prompts, rollout = groups.batch, groups.rollout
         P, G, Tc = rollout.tokens.shape
         width = bucket(int(rollout.lengths.max()), Tc)
@@ -152,10 +155,11 @@ class Learner:
         mask = flat(rollout.action_mask).astype(np.float32)
         repeated = np.repeat(prompts.tokens, G, axis=0), np.repeat(prompts.lengths, G, axis=0)
         rows = self._rows(*repeated, flat(rollout.tokens), mask)
-        assert self.reference is not None
-        reference = hosts.get(self.score_rollout(self.whole(self.reference), rows))
+        reference = self.reference if reference is None else reference
+        assert reference is not None
+        scored = hosts.get(self.score_rollout(self.whole(reference), rows))
         estimate = ESTIMATORS[self.objective.kl_estimator](
-            jnp.asarray(flat(rollout.logprobs)), jnp.asarray(reference), jnp.asarray(mask)
+            jnp.asarray(flat(rollout.logprobs)), jnp.asarray(scored), jnp.asarray(mask)
         )
         found = np.asarray(estimate)
         return np.pad(found, [(0, 0), (0, Tc - width)]).reshape(P, G, Tc)

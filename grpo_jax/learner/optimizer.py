@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from grpo_jax.learner.entropy import EntropyBonus, EntropyControl
 from grpo_jax.learner.moments import in_bfloat16
+from grpo_jax.learner.reference_sync import ReferenceSync
 from grpo_jax.learner.schedules import Schedule
 from grpo_jax.models.transformer import Params
 from grpo_jax.sharding.mesh import everywhere
@@ -27,6 +28,7 @@ class TrainState:
     opt_state: Any
     updates: Array  # [] int32, optimizer steps taken
     entropy: EntropyControl | None = None  # of an adaptive entropy bonus
+    reference: Params | None = None  # one that follows the policy; any other is the learner's
 
 
 def make_optimizer(
@@ -52,17 +54,25 @@ def _decays(params: Params) -> Any:
 
 
 def init_state(
-    params: Params, optimizer: optax.GradientTransformation, bonus: EntropyBonus | None = None
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    bonus: EntropyBonus | None = None,
+    sync: ReferenceSync | None = None,
 ) -> TrainState:
     """The state before the first update."""
-    return TrainState(params, optimizer.init(params), jnp.int32(0), bonus.start() if bonus else None)
+    entropy, reference = bonus.start() if bonus else None, sync.start(params) if sync else None
+    return TrainState(params, optimizer.init(params), jnp.int32(0), entropy, reference)
 
 
 def state_shardings(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, bonus: EntropyBonus | None = None
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    bonus: EntropyBonus | None = None,
+    sync: ReferenceSync | None = None,
 ) -> Any:
-    """A TrainState of shardings: moments as their parameters, counters replicated."""
-    abstract = jax.eval_shape(lambda p: init_state(p, optimizer, bonus), params)
+    """A TrainState of shardings: moments and a reference as their parameters, counters replicated."""
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer, bonus, sync), params)
     weights = shardings(params, TRAIN_RULES, mesh)
     moments = optax.tree_utils.tree_map_params(
         optimizer,
@@ -71,14 +81,18 @@ def state_shardings(
         weights,
         transform_non_params=lambda _: everywhere(mesh),
     )
-    counters = jax.tree.map(lambda _: everywhere(mesh), (abstract.updates, abstract.entropy))
-    return TrainState(weights, moments, *counters)
+    updates, entropy = jax.tree.map(lambda _: everywhere(mesh), (abstract.updates, abstract.entropy))
+    return TrainState(weights, moments, updates, entropy, weights if sync else None)
 
 
 def abstract_state(
-    params: Any, optimizer: optax.GradientTransformation, mesh: Mesh, bonus: EntropyBonus | None = None
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    bonus: EntropyBonus | None = None,
+    sync: ReferenceSync | None = None,
 ) -> TrainState:
     """The state's shapes, dtypes and shardings, for restoring a checkpoint onto this mesh."""
-    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, bonus), params)
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, bonus, sync), params)
     lay = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(lay, shapes, state_shardings(params, optimizer, mesh, bonus))
+    return jax.tree.map(lay, shapes, state_shardings(params, optimizer, mesh, bonus, sync))

@@ -18,6 +18,7 @@ from grpo_jax.learner.logprobs import LogprobSettings, Rows, completion_logprobs
 from grpo_jax.learner.microbatches import gone_through, joined, narrowed, split
 from grpo_jax.learner.objective import GRPO, SFT, Batch
 from grpo_jax.learner.optimizer import TrainState
+from grpo_jax.learner.reference_sync import ReferenceSync
 from grpo_jax.learner.row_metrics import RowSums
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.lora import Base
@@ -38,6 +39,7 @@ def make_update(
     micro_batches: int,
     state_sharding: TrainState,
     mesh: Mesh,
+    sync: ReferenceSync | None = None,
 ) -> Program:
     """The program (state, batch, base=None) -> (state, metrics); `state` is donated. Compiles once for each shape."""
 
@@ -49,7 +51,10 @@ def make_update(
             changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, changes)
         metrics["grad_norm"] = optax.global_norm(grads)
-        return TrainState(params, opt_state, state.updates + 1, control), metrics
+        updates, reference = state.updates + 1, state.reference
+        if sync is not None and reference is not None:
+            reference = sync.after(reference, params, updates)
+        return TrainState(params, opt_state, updates, control, reference), metrics
 
     out = (state_sharding, everywhere(mesh))
     return Program("update", update, donate_argnums=0, out_shardings=out)

@@ -275,7 +275,8 @@ class PlannedRun:
             ends=learner.widths and len(widths(self._width, learner.widths)),
         )
         given = learner.abstract_state, batch, self.base
-        beside = self.held["reference"] + self.held.get("reward models", 0)
+        beside = 0 if c.sync_ref_model else self.held["reference"]  # one that moves is in the state
+        beside += self.held.get("reward models", 0)
         return Job("update", learner.update, given, beside, [learner.micro_batches])
 
     @property

@@ -14,6 +14,7 @@ from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.moments import in_bfloat16
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import make_optimizer
+from grpo_jax.learner.reference_sync import ReferenceSync
 from grpo_jax.learner.schedules import Schedule
 from grpo_jax.models.lora import TARGETS, LoRA
 from grpo_jax.setup.policy import Policy
@@ -40,7 +41,14 @@ def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTran
         mesh=policy.mesh,
         lora=policy.lora,
         reference_on_host=config.reference_memory == "host",
+        sync=_sync(config, policy),
     )
+
+
+def _sync(config: GRPOConfig, policy: Policy) -> ReferenceSync | None:
+    if not config.sync_ref_model:
+        return None
+    return ReferenceSync(config.ref_model_mixup_alpha, config.ref_model_sync_steps, policy.dtype)
 
 
 def lora_of(config: GRPOConfig | SFTConfig) -> LoRA | None:

@@ -274,6 +274,8 @@ WITHOUT_EFFECT = {
     "kl_estimator": ("k1", {}),
     "kl_in": ("reward", {}),
     "use_bias_correction_kl": (False, {}),
+    "ref_model_mixup_alpha": (0.5, {}),
+    "ref_model_sync_steps": (8, {}),
     "entropy_coef_min": (0.1, {"entropy_coef": 0.1}),
     "entropy_coef_max": (2.0, {}),
     "entropy_coef_delta": (0.1, {}),

@@ -198,7 +198,9 @@ REFUSED = [
     ({"push_to_hub": True}, "grpo-jax does not upload"),
     ({"resume_from_checkpoint": "a/checkpoint-5"}, "the same command on the same output_dir resumes"),
     ({"optim": "adamw_8bit"}, "pass another optimizer as optimizers="),
-    ({"sync_ref_model": True}, "the reference is always the starting model"),
+    ({"sync_ref_model": True}, "no divergence is computed; set beta above 0"),
+    ({"sync_ref_model": True, "beta": 0.1, "lora_r": 4}, "the reference is the model without them"),
+    ({"sync_ref_model": True, "beta": 0.1, "reference_memory": "host"}, "set reference_memory to device"),
     (
         {"generation_kwargs": {"num_beams": 4, "top_k": 5}},
         "for num_beams: completions are drawn one token at a time",

@@ -16,6 +16,7 @@ from grpo_jax.learner.learner import Learner
 from grpo_jax.learner.logprobs import LogprobSettings
 from grpo_jax.learner.objective import GRPO
 from grpo_jax.learner.optimizer import make_optimizer
+from grpo_jax.learner.reference_sync import ReferenceSync
 from grpo_jax.learner.schedules import Schedule
 from grpo_jax.models.attention import shared_prompt
 from grpo_jax.rollout.programs import Rollout
@@ -100,7 +101,7 @@ def learn(all_passes, tiny, tiny_params, mesh_1):
     give the same learner, so that its programs compile once; `new` gives another."""
     fresh = lambda: jax.tree.map(jax.numpy.copy, tiny_params)
 
-    def make(objective, passes, logprob_settings, optimizer, reference_on_host):
+    def make(objective, passes, logprob_settings, optimizer, reference_on_host, sync):
         learner = Learner(
             cfg=tiny,
             objective=objective,
@@ -110,8 +111,9 @@ def learn(all_passes, tiny, tiny_params, mesh_1):
             shape=(P, G),
             mesh=mesh_1,
             reference_on_host=reference_on_host,
+            sync=sync,
         )
-        if objective.beta > 0:
+        if objective.beta > 0 and sync is None:
             learner.set_reference(fresh())
         return learner
 
@@ -124,8 +126,10 @@ def learn(all_passes, tiny, tiny_params, mesh_1):
         optimizer=OPTIMIZER,
         reference_on_host=False,
         new=False,
+        sync=None,
     ):
-        learner = (make if new else shared)(objective, passes, logprob_settings, optimizer, reference_on_host)
+        given = objective, passes, logprob_settings, optimizer, reference_on_host, sync
+        learner = (make if new else shared)(*given)
         return learner, learner.init(fresh())
 
     return get
@@ -328,6 +332,39 @@ def test_offloading_to_the_host_gives_the_same_weights(learn, groups, advantages
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
     matrix = sparing.reference["layers"]["gate"]["kernel"]
     assert matrix.sharding.memory_kind == ("pinned_host" if "reference_on_host" in saving else "device")
+
+
+def test_a_reference_follows_the_policy_as_trls_callback_moves_it(learn, groups, advantages, monkeypatch):
+    """Two updates a rollout and a synchronisation after the third: the log-probs of a rollout are by the reference as
+    it was when the rollout's first update began, as in TRL."""
+    torch = pytest.importorskip("torch")
+    callbacks = pytest.importorskip("trl.trainer.callbacks")
+    learner, state = learn(
+        WITH_REFERENCE, Passes(num_iterations=2), sync=ReferenceSync(0.6, 3, "float32"), new=True
+    )
+    arrays = lambda params: [np.array(x) for x in jax.tree.leaves(params)]
+    start, updated, logprobs = arrays(state.reference), [], []
+    update = learner.update
+
+    def recorded(state, batch, base):
+        state, metrics = update(state, batch, base)
+        updated.append(arrays(state.params))
+        logprobs.append(np.array(batch.ref_logprobs))
+        return state, metrics
+
+    monkeypatch.setattr(learner, "update", recorded)
+    for _ in range(3):
+        state, _ = learner(state, groups, advantages)
+        if len(updated) == 2:
+            assert all(map(np.array_equal, arrays(state.reference), start))
+        reference = arrays(state.reference) if len(updated) == 4 else []
+        if reference:
+            policy, theirs = (torch.nn.ParameterList(map(torch.tensor, x)) for x in (updated[2], start))
+            callbacks.SyncRefModelCallback._sync_target_model(policy, theirs, 0.6)
+            for ours, expected in zip(reference, theirs, strict=True):
+                np.testing.assert_allclose(ours, expected.detach().numpy(), rtol=1e-6, atol=1e-8)
+    assert np.array_equal(logprobs[0], logprobs[3])
+    assert not np.array_equal(logprobs[0], logprobs[4])
 
 
 def test_moments_in_bfloat16_take_half_the_memory_and_nearly_the_same_steps(learn, groups, advantages):

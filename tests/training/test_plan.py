@@ -171,6 +171,7 @@ def cache_of(components, prompts, samples):
         {"mesh": "fsdp=8", "dtype": "bfloat16", "beta": 0.1},
         {"mesh": "data=2,fsdp=2,tensor=2", "beta": 0.1, "eval_samples": 3, "eval_temperature": 1.0},
         {"mesh": "tensor=2", "optimizer": optax.sgd(0.1, momentum=0.9)},
+        {"mesh": "fsdp=8", "dtype": "bfloat16", "beta": 0.1, "sync_ref_model": True},
         {"rollout_weights": "int8"},
         {"rollout_weights": "int8", "mesh": "fsdp=4,tensor=2", "dtype": "bfloat16"},
     ],
@@ -179,14 +180,14 @@ def test_planned_bytes_equal_those_of_the_real_arrays(components, settings):
     made = components(eval_rows=ROWS[:5], **settings)
     with jax.set_mesh(made.policy.mesh):
         weights = load_trained(made.policy, 0)
-        if made.config.beta:
+        if made.config.beta and not made.config.sync_ref_model:
             made.learner.set_reference(weights)
         state = made.learner.init(weights)
         copy = made.policy.rollout_copy(state.params)
         real = {
             "weights": on_first(state.params),
             "optimizer": on_first(state.opt_state),
-            "reference": on_first(made.learner.reference),
+            "reference": on_first(state.reference or made.learner.reference),
             "gradients": on_first(state.params),  # one for each weight, in its dtype
             "copy of the weights": on_first(copy),
             "cache": cache_of(made, made.config.prompts_per_step, made.config.num_generations),
