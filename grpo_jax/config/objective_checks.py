@@ -54,6 +54,13 @@ NEEDS: list[tuple[tuple[str, ...], Callable[[Any], bool], str]] = [
         lambda c: c.sampler_correction != "none",
         "sampler_correction is none",
     ),
+    (
+        ("adam_beta1", "adam_beta2"),
+        lambda c: c.optim in ("adamw", "lion", "muon"),
+        "optim {c.optim} does not use it",
+    ),
+    (("adam_epsilon",), lambda c: c.optim in ("adamw", "muon"), "optim {c.optim} does not use it"),
+    (("adam_moments",), lambda c: c.optim != "sgd", "optim sgd keeps no moments"),
     (("max_rollouts_per_step",), lambda c: c.dynamic_sampling, "dynamic_sampling is off"),
 ]
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from grpo_jax.config.base import Settings
 from grpo_jax.config.fields import Count, Decay, Mapped, Names, Numbers, Positive, Share
+from grpo_jax.config.optimizer_names import Optimizer, ours
 
 LossType = Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo", "reinforce"]
 SamplerCorrection = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
@@ -151,8 +152,11 @@ class ObjectiveSettings(
 
 
 class OptimizerSettings(Settings):
-    """Optimizer (AdamW)."""
+    """Optimizer."""
 
+    optim: Optimizer = "adamw"
+    """The optimizer. adafactor keeps the second moments of a matrix as two vectors, lion and muon keep one moment of a
+    weight instead of two, sgd none; muon steps the layers' matrices, and AdamW the other weights with it."""
     learning_rate: float = Field(1e-6, gt=0)
     """The peak learning rate."""
     lr_scheduler_type: Literal[
@@ -169,6 +173,11 @@ class OptimizerSettings(Settings):
     lr_scheduler_kwargs: Mapped | None = None
     """Options of the schedule, such as {min_lr: 1e-7}; they count updates of the weights."""
 
+    @field_validator("optim", mode="before")
+    @classmethod
+    def _names_of_transformers(cls, value: Any) -> Any:
+        return ours(value)
+
     @field_validator("lr_scheduler_type", mode="before")
     @classmethod
     def _constant_has_its_warmup(cls, value: Any) -> Any:
@@ -184,9 +193,9 @@ class OptimizerSettings(Settings):
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
     adam_beta1: Decay = 0.9
-    """Decay of Adam's first moment."""
+    """Decay of Adam's first moment; lion's first beta."""
     adam_beta2: Decay = 0.999
-    """Decay of Adam's second moment."""
+    """Decay of Adam's second moment; lion's second beta."""
     adam_epsilon: float = Field(1e-8, gt=0)
     """Added to the denominator of Adam's step."""
     adam_moments: Literal["float32", "bfloat16"] = "float32"

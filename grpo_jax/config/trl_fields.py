@@ -161,8 +161,7 @@ RULES: dict[str, Rule] = {
     **_refused("leave it out: noise on embeddings is not supported", neftune_noise_alpha=[]),
     **_ignored("GRPO has no labels to smooth", label_smoothing_factor=[0.0]),
     **_refused(
-        "these settings are for AdamW; pass another optimizer as optimizers=, an optax transformation",
-        optim=["adamw_torch", "adamw_torch_fused"],
+        "write adam_beta1, adam_beta2, adam_epsilon or weight_decay, or pass an optax transformation as optimizers=",
         optim_args=["", {}],
         optim_target_modules=[[]],
     ),

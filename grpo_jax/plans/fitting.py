@@ -65,7 +65,7 @@ def fitted(run: _S, compiled: Callable[[_S, Job], Compilation]) -> _S:
     raise UserError(
         f"auto_micro_batch = true: the update does not fit {run.target}: {least / 2**30:.3g} GiB of "
         f"{run.usable / 2**30:.3g} GiB with the fewest rows; use more devices, gradient_checkpointing full, "
-        "adam_moments bfloat16, or lora_r"
+        "adam_moments bfloat16, optim adafactor, or lora_r"
     )
 
 

@@ -144,9 +144,10 @@ def with_clipping(
 
 
 def optimizer_of(config: GRPOConfig | SFTConfig, schedule: Schedule) -> optax.GradientTransformation:
-    """AdamW with the settings' schedule, clipping and moments."""
+    """The settings' optimizer with their schedule, clipping and moments."""
     return make_optimizer(
         schedule,
+        optim=config.optim,
         betas=(config.adam_beta1, config.adam_beta2),
         epsilon=config.adam_epsilon,
         weight_decay=config.weight_decay,

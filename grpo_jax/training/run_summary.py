@@ -158,7 +158,8 @@ def _training(components: Components) -> str:
     )
     warmup = schedule_of(c).warmup
     after = f" after {_count(warmup, 'step')} of warm-up" if warmup else ", no warm-up"
-    return f"{length}; AdamW, learning rate {c.learning_rate:g}, {falls}{after}"
+    name = {"adamw": "AdamW", "sgd": "SGD"}.get(c.optim, c.optim.capitalize())
+    return f"{length}; {name}, learning rate {c.learning_rate:g}, {falls}{after}"
 
 
 def _checkpoints(c: GRPOConfig) -> str:

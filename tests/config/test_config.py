@@ -283,6 +283,10 @@ WITHOUT_EFFECT = {
     "sampler_correction_min": (0.1, {}),
     "sampler_correction_max": (2.0, {}),
     "max_rollouts_per_step": (8, {}),
+    "adam_beta1": (0.8, {"optim": "sgd"}),
+    "adam_beta2": (0.9, {"optim": "adafactor"}),
+    "adam_epsilon": (1e-6, {"optim": "lion"}),
+    "adam_moments": ("bfloat16", {"optim": "sgd"}),
 }
 NEEDED_BY = {name for names, _, _ in NEEDS for name in names}
 

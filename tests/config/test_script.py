@@ -94,6 +94,7 @@ OTHERWISE = {
     "max_steps": 200,  # num_train_epochs counts
     "eval_steps": 0,
     "save_total_limit": 0,
+    "optim": "adamw",  # one implementation
     "top_k": 0,
     "min_p": 0.0,
     "per_device_train_batch_size": None,  # 8 and 1, unless the sizes are given in our words

@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+from typing import get_args
 
 import pytest
 
 from grpo_jax.config import GRPOConfig, SFTConfig, generation_kwargs, load_settings
+from grpo_jax.config.optimizer_names import SAME, Optimizer
 from grpo_jax.config.trl_fields import OTHERS, PREFIXES, RULES
 from grpo_jax.errors import UserError
 
@@ -108,6 +110,8 @@ def test_settings_that_ask_for_what_is_done_anyway_pass_silently(values, capsys)
             {"banned_tokens": [3, 4], "min_tokens": 2},
         ),
         ({"generation_kwargs": {"top_k": 5}, "top_k": 5}, {"top_k": 5}),
+        ({"optim": "adamw_torch_fused"}, {"optim": "adamw"}),
+        ({"optim": "lion_32bit"}, {"optim": "lion"}),
     ],
 )
 def test_values_that_trl_spells_otherwise_are_translated(values, wanted):
@@ -197,7 +201,15 @@ REFUSED = [
     ({"eval_strategy": "steps"}, "write eval_steps"),
     ({"push_to_hub": True}, "grpo-jax does not upload"),
     ({"resume_from_checkpoint": "a/checkpoint-5"}, "the same command on the same output_dir resumes"),
-    ({"optim": "adamw_8bit"}, "pass another optimizer as optimizers="),
+    (
+        {"optim": "adamw_8bit"},
+        "optim = adamw_8bit: not offered; the nearest is adamw with adam_moments: bfloat16",
+    ),
+    ({"optim": "paged_lion_8bit"}, "the nearest is lion with adam_moments: bfloat16"),
+    ({"optim": "galore_adamw_layerwise"}, "the nearest is adafactor"),
+    ({"optim": "rmsprop"}, "the nearest is adamw"),
+    ({"optim": "adamx"}, "optim = 'adamx': must be 'adamw', 'adafactor', 'lion', 'muon' or 'sgd'"),
+    ({"optim_args": "beta1=0.8"}, "write adam_beta1"),
     ({"sync_ref_model": True}, "no divergence is computed; set beta above 0"),
     ({"sync_ref_model": True, "beta": 0.1, "lora_r": 4}, "the reference is the model without them"),
     ({"sync_ref_model": True, "beta": 0.1, "reference_memory": "host"}, "set reference_memory to device"),
@@ -253,6 +265,17 @@ def test_options_of_generation_are_those_of_transformers_or_vllm():
     assert set(generation_kwargs.OFF) - {"use_cache", "disable_compile", "remove_invalid_values"} <= set(
         generation_kwargs.NEAREST
     )
+
+
+def test_every_optimizer_of_transformers_is_ours_or_has_a_nearest():
+    training_args = pytest.importorskip("transformers.training_args")
+    for name in training_args.OptimizerNames:
+        if SAME.get(name.value, name.value) in get_args(Optimizer):
+            assert GRPOConfig(optim=name.value).optim in get_args(Optimizer)
+        else:
+            with pytest.raises(UserError, match="not offered; the nearest is"):
+                GRPOConfig(optim=name.value)
+    assert GRPOConfig(optim=training_args.OptimizerNames.LION).optim == "lion"
 
 
 def test_yaml_is_translated_too(tmp_path, capsys):

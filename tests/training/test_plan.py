@@ -172,6 +172,8 @@ def cache_of(components, prompts, samples):
         {"mesh": "data=2,fsdp=2,tensor=2", "beta": 0.1, "eval_samples": 3, "eval_temperature": 1.0},
         {"mesh": "tensor=2", "optimizer": optax.sgd(0.1, momentum=0.9)},
         {"mesh": "fsdp=8", "dtype": "bfloat16", "beta": 0.1, "sync_ref_model": True},
+        {"mesh": "fsdp=4,tensor=2", "optim": "adafactor"},
+        {"mesh": "fsdp=8", "optim": "muon", "adam_moments": "bfloat16"},
         {"rollout_weights": "int8"},
         {"rollout_weights": "int8", "mesh": "fsdp=4,tensor=2", "dtype": "bfloat16"},
     ],
