@@ -103,15 +103,36 @@ class Base:
     scale: float = field(metadata={"static": True})
 
 
-def joined(trained: Params, base: Base | None) -> Params:
+@dataclass(frozen=True)
+class Dropout:
+    """Each adapter leaves out this share of its inputs at random, and scales up the others, as in PEFT."""
+
+    rate: float
+    key: Array
+
+    def of(self, number: Array | int) -> "Dropout":
+        """The same with a key for one of several."""
+        return Dropout(self.rate, jax.random.fold_in(self.key, number))
+
+    def keys(self, layers: int) -> Array:
+        """[L,2] uint32, the data of a key for each layer."""
+        return jax.random.key_data(jax.random.split(self.key, layers))
+
+
+def joined(trained: Params, base: Base | None, dropout: Dropout | None = None) -> Params:
     """The whole model: the trained weights, combined with the frozen ones if there are any."""
-    return trained if base is None else _join(base.params, trained, base.scale)
+    return trained if base is None else _join(base.params, trained, base.scale, dropout)
 
 
-def _join(base: Any, adapters: Params, scale: float) -> Any:
+def _join(base: Any, adapters: Params, scale: float, dropout: Dropout | None) -> Any:
     if "lora_a" in adapters:
-        return Adapted(base, adapters["lora_a"], adapters["lora_b"], scale)
-    return base | {name: _join(base[name], part, scale) for name, part in adapters.items()}
+        a, b = adapters["lora_a"], adapters["lora_b"]
+        if dropout is None:
+            return Adapted(base, a, b, scale)
+        return Adapted(base, a, b, scale, dropout.keys(len(a)), dropout.rate)
+    own = lambda number: None if dropout is None else dropout.of(number)
+    parts = enumerate(adapters.items())
+    return base | {name: _join(base[name], part, scale, own(number)) for number, (name, part) in parts}
 
 
 @jax.tree_util.register_dataclass
@@ -123,10 +144,18 @@ class Adapted(Matrix):
     lora_a: Array  # [inputs...,R]
     lora_b: Array  # [R,outputs...]
     scale: float = field(metadata={"static": True})
+    key: Array | None = None  # [2] uint32, of dropout
+    dropout: float = field(default=0.0, metadata={"static": True})
 
     def times(self, x: Array, axes: Axes, dtype: Any) -> Array:
-        low = jnp.tensordot(x, self.lora_a, last(tuple(range(len(axes)))))
+        kept = x if self.key is None else self._thinned(x)
+        low = jnp.tensordot(kept, self.lora_a, last(tuple(range(len(axes)))))
         return product(x, self.base, axes, dtype) + self.scale * jnp.tensordot(low, self.lora_b, 1)
+
+    def _thinned(self, x: Array) -> Array:
+        assert self.key is not None
+        stays = jax.random.bernoulli(jax.random.wrap_key_data(self.key), 1 - self.dropout, x.shape)
+        return jnp.where(stays, x / (1 - self.dropout), 0).astype(x.dtype)
 
 
 def merged(params: Params) -> Params:

@@ -25,6 +25,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 UNSET = {"use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "rank_pattern", "alpha_pattern"}
 UNSET |= {"modules_to_save", "layers_to_transform", "layer_replication", "megatron_config"}
 UNSET |= {"target_parameters", "trainable_token_indices", "alora_invocation_tokens"}
+FROZEN = ": embedding and head stay frozen beside adapters"
 # Refused unless null: to PEFT even an empty value asks for the method.
 NULL = {"arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"}
 
@@ -34,7 +35,8 @@ FOR_READING = VALUES | {"init_lora_weights": UNCHANGED_BASE}
 NEUTRAL_FOR_READING = NEUTRAL | {"lora_dropout", "inference_mode"}
 # An adapter that is to be trained begins as it does by PEFT's default.
 FOR_TRAINING = VALUES | {"init_lora_weights": (True,)}
-UNSET_FOR_TRAINING = UNSET | {"lora_dropout", "inference_mode"}
+NEUTRAL_FOR_TRAINING = NEUTRAL | {"lora_dropout"}  # read, as a setting of training
+UNSET_FOR_TRAINING = UNSET | {"inference_mode"}
 
 
 def check_adapter(where: Any, config: Mapping[str, Any]) -> None:
@@ -47,7 +49,7 @@ def check_adapter(where: Any, config: Mapping[str, Any]) -> None:
 def check_training(where: Any, config: Mapping[str, Any]) -> None:
     """Raise UserError for a field that asks for another training than that of plain LoRA."""
     for name, value in config.items():
-        if name not in READ | NEUTRAL:
+        if name not in READ | NEUTRAL_FOR_TRAINING:
             _check(where, name, value, FOR_TRAINING, UNSET_FOR_TRAINING)
 
 
@@ -60,7 +62,8 @@ def _check(where: Any, name: str, value: Any, values: dict[str, tuple[Any, ...]]
             raise UserError(f"{where}: {name} = {value!r} is not supported; use {known}{_why(name)}")
     elif name in unset | NULL:
         if value or name in NULL:
-            raise UserError(f"{where}: {name} = {value!r:.80} is not supported; leave it out")
+            reason = FROZEN if name == "modules_to_save" else " is not supported"
+            raise UserError(f"{where}: {name} = {value!r:.80}{reason}; leave it out")
     elif value:
         raise UserError(
             f"{where}: {name} = {value!r:.80} is no setting that this version knows; leave it out if the adapter "

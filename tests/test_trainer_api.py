@@ -136,13 +136,13 @@ REFUSED = [
     ),
     (
         "peft_config",
-        lambda: {"r": 4, "lora_dropout": 0.1},
-        "peft_config: lora_dropout = 0.1 is not supported",
+        lambda: {"r": 4, "modules_to_save": ["lm_head"]},
+        r"peft_config: modules_to_save = \['lm_head'\]: embedding and head stay frozen beside adapters; leave it out",
     ),
     (
         "peft_config",
         lambda: {"r": 4, "target_modules": ["lm_head"]},
-        "lora_target_modules = .*no linear layer",
+        "lora_target_modules = .*lm_head has no adapter here; leave it out, or set lora_r to 0",
     ),
     ("tools", lambda: [len], "tools: completions are not interrupted by tools here; leave it out"),
     ("reward_processing_classes", object, "reward_processing_classes: .* is no tokenizer"),

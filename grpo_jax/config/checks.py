@@ -199,6 +199,7 @@ def adapters(c: Any) -> list[str | None]:
     return [
         _adapters_wanted(c, "lora_r") if c.adapter else None,
         _adapters_wanted(c, "base_weights") if not (c.lora_r or c.adapter or c.adapters_may_follow) else None,
+        _adapters_wanted(c, "lora_dropout") if not (c.lora_r or c.adapter or c.adapters_may_follow) else None,
         _modules(c.lora_target_modules),
         _rollout_of_a_quantised_base(c),
     ]
@@ -209,6 +210,7 @@ def _adapters_wanted(c: Any, name: str) -> str | None:
         return None
     why = {
         "lora_r": f"the adapter {c.adapter} has a rank of its own; leave one of them out",
+        "lora_dropout": "only adapters have dropout; set lora_r to train them",
         "base_weights": "weights that are trained are not quantised; set lora_r to train adapters beside them",
     }
     return f"{name} = {getattr(c, name)}: {why[name]}"
@@ -218,6 +220,11 @@ def _modules(names: list[str]) -> str | None:
     unknown = next((name for name in names if name not in LINEAR), None)
     if unknown is None or names == ["all-linear"]:
         return None
+    if unknown in ("lm_head", "embed_tokens"):
+        return (
+            f"lora_target_modules = {names}: {unknown} has no adapter here; leave it out, or set lora_r to 0 to train "
+            "all weights, those of embedding and head too"
+        )
     near = nearest(unknown, [*LINEAR, "all-linear"])
     return f"lora_target_modules = {names}: no linear layer {unknown!r}{near}; choose of {', '.join(LINEAR)}"
 

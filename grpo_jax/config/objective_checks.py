@@ -86,7 +86,7 @@ def reference(c: Any) -> str | None:
     if c.beta == 0:
         return f"{start} no divergence is computed; set beta above 0, or leave it out"
     if c.lora_r or c.adapter:
-        return f"{start} adapters are trained, and the reference is the model without them; train all weights"
+        return f"{start} a mixture of adapters is no mixture of their models; train all weights"
     if c.reference_memory == "host":
         return f"{start} the reference is part of the training state; set reference_memory to device"
     return None

@@ -211,6 +211,8 @@ class AdapterSettings(Settings):
     """Rank of the adapters (16 is usual, with a learning_rate of 1e-5); only they are trained; 0: train all weights."""
     lora_alpha: float = Field(32.0, gt=0)
     """Adapters are scaled by lora_alpha / lora_r."""
+    lora_dropout: Decay = 0.0
+    """Share of an adapter's inputs that updates leave out at random; the masks depend on micro_batch_size, too."""
     use_rslora: bool = False
     """Scale adapters by lora_alpha / sqrt(lora_r) instead."""
     lora_target_modules: Names = Field(["all-linear"])

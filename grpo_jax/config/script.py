@@ -41,6 +41,8 @@ class ScriptConfig(GRPOConfig):
     generation_batch_size: Positive | None = None
     """Rows of a rollout over all devices, in place of steps_per_generation."""
 
+    disable_dropout: bool = False
+    """Train adapters without dropout, whatever lora_dropout says, here or in a peft_config."""
     num_train_epochs: float | None = Field(3.0, gt=0)
     """Length of the run in passes over the prompts, unless max_steps is above 0."""
     max_completion_length: Positive = 512
@@ -150,6 +152,8 @@ class ScriptConfig(GRPOConfig):
             print(sentence, file=sys.stderr, flush=True)
         values = {name: getattr(self, name) for name in kept - idle.keys()} | (sizes.ours if sizes else {})
         values |= self._intervals()
+        if self.disable_dropout:
+            values.pop("lora_dropout", None)
         if sizes:
             updates = sizes.ours["num_minibatches"] * self.num_iterations
             values |= {name: math.ceil(values[name] / updates) for name in IN_UPDATES if values.get(name)}

@@ -43,7 +43,9 @@ class ModelConfig:
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, times the rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Adapters have no dropout here."})
+    lora_dropout: float = field(
+        default=0.05, metadata={"help": "Share of the adapters' inputs that an update leaves out."}
+    )
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Names of the matrices with adapters."}
     )

@@ -64,7 +64,7 @@ RULES: dict[str, Rule] = {
     **_refused("set the environment variable JAX_PLATFORMS=cpu", use_cpu=[False]),
     **_refused("write dtype and attention; the rest is chosen to fit the devices", model_init_kwargs=[{}]),
     **_ignored("code that comes with a checkpoint is never run", trust_remote_code=[False]),
-    **_ignored("the models here have no dropout", disable_dropout=EITHER),
+    **_refused("leave it out: only adapters have dropout, as lora_dropout says", disable_dropout=[False]),
     **_refused("leave it out: there are no mixture-of-experts models here", router_aux_loss_coef=[0]),
     **_refused(
         MESH,
@@ -253,7 +253,7 @@ OTHERS = {
     "dataset_name": "write dataset: a path, a hub id or a task",
     "load_in_4bit": "write base_weights: nf4",
     "load_in_8bit": "write base_weights: int8",
-    "lora_dropout": "leave it out: adapters have no dropout here",
+    "modules_to_save": "embedding and head stay frozen beside adapters; leave it out, or leave out lora_r to train all",
     "lora_rank": "write lora_r",
     "lr": "write learning_rate",
     "max_new_tokens": "write max_completion_length",

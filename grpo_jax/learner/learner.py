@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from grpo_jax.errors import UserError
+from grpo_jax.learner.adapter_dropout import AdapterDropout
 from grpo_jax.learner.batches import MiniBatch, Passes, bucket, minibatches
 from grpo_jax.learner.divergences import ESTIMATORS
 from grpo_jax.learner.groups import SampledGroups
@@ -47,6 +48,7 @@ class Learner:
         lora: LoRA | None = None,
         reference_on_host: bool = False,
         sync: ReferenceSync | None = None,
+        dropout: AdapterDropout | None = None,
     ):
         self.cfg, self.objective, self.passes, self.mesh = cfg, objective, passes, mesh
         weights, bonus = abstract_trained(cfg, lora), objective.bonus
@@ -65,7 +67,15 @@ class Learner:
         self.rows_together = passes.alike(shape[1], rows, row_shards(mesh))
         logprob_settings = self.logprob_settings = replace(logprob_settings, group=self.rows_together)
         self.update = make_update(
-            cfg, objective, logprob_settings, optimizer, self.micro_batches, self.shardings, mesh, sync
+            cfg,
+            objective,
+            logprob_settings,
+            optimizer,
+            self.micro_batches,
+            self.shardings,
+            mesh,
+            sync,
+            dropout,
         )
         self.score = make_score(cfg, logprob_settings, self.micro_batches, mesh)
         whole = _parts(shape[0] * shape[1], rows, row_shards(mesh))

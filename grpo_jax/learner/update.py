@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from grpo_jax.errors import UserError
+from grpo_jax.learner.adapter_dropout import AdapterDropout
 from grpo_jax.learner.entropy import EntropyControl
 from grpo_jax.learner.logprobs import LogprobSettings, Rows, completion_logprobs
 from grpo_jax.learner.microbatches import gone_through, joined, narrowed, split
@@ -21,7 +22,7 @@ from grpo_jax.learner.optimizer import TrainState
 from grpo_jax.learner.reference_sync import ReferenceSync
 from grpo_jax.learner.row_metrics import RowSums
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.lora import Base
+from grpo_jax.models.lora import Base, Dropout
 from grpo_jax.models.lora import joined as whole_model
 from grpo_jax.models.transformer import Params, cast
 from grpo_jax.program import Program
@@ -40,12 +41,21 @@ def make_update(
     state_sharding: TrainState,
     mesh: Mesh,
     sync: ReferenceSync | None = None,
+    dropout: AdapterDropout | None = None,
 ) -> Program:
     """The program (state, batch, base=None) -> (state, metrics); `state` is donated. Compiles once for each shape."""
 
     def update(state: TrainState, batch: Batch, base: Base | None = None) -> tuple[TrainState, Metrics]:
         grads, metrics, control = accumulate(
-            cfg, objective, logprob_settings, micro_batches, state.params, batch, state.entropy, base
+            cfg,
+            objective,
+            logprob_settings,
+            micro_batches,
+            state.params,
+            batch,
+            state.entropy,
+            base,
+            None if dropout is None else dropout.at(state.updates),
         )
         with jax.named_scope("optimizer"):
             changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -123,33 +133,34 @@ def accumulate(
     batch: Batch,
     control: EntropyControl | None = None,
     base: Base | None = None,
+    dropout: Dropout | None = None,
 ) -> tuple[Params, Metrics, EntropyControl | None]:
     """Gradients [as params, float32], metrics and the entropy bonus's next state, of the whole batch. `base`: weights
-    that are not trained, where `params` are adapters beside them.
+    that are not trained, where `params` are adapters beside them; `dropout` of these.
 
     Rows are weighted before the split, so the micro-batches' losses and gradients add up.
     """
     logprob_settings = replace(logprob_settings, entropy=logprob_settings.entropy or objective.needs_entropy)
-    whole = partial(whole_model, base=base)
     if isinstance(objective, GRPO) and objective.masks_entropy and micro_batches > 1:
-        entropies = _entropies(cfg, logprob_settings, micro_batches, whole(params), batch.rows)
+        entropies = _entropies(cfg, logprob_settings, micro_batches, whole_model(params, base), batch.rows)
         batch = objective.with_entropy_mask(batch, entropies)
     batch = objective.weigh(batch, control)
     parts, Tc = split(replace(batch, ends=None), micro_batches), batch.rows.mask.shape[1]
-    part_loss = partial(_loss, cfg, objective, logprob_settings, whole)
+    thinned = lambda i: partial(whole_model, base=base, dropout=None if dropout is None else dropout.of(i))
+    part_loss = lambda trained, part, i: _loss(cfg, objective, logprob_settings, thinned(i), trained, part)
     gradient = jax.value_and_grad(part_loss, has_aux=True)
 
     def add(width: int, i: Array, total: Any) -> Any:
         grads, loss, rows = total
         part = narrowed(jax.tree.map(lambda x: x[i], parts), Tc, width)
-        (value, found), more = gradient(params, part)
+        (value, found), more = gradient(params, part, i)
         return (
             jax.tree.map(jnp.add, grads, more),
             loss + value,
             jax.tree.map(lambda all_, one: all_.at[i].set(one), rows, found),
         )
 
-    loss, rows = jax.eval_shape(part_loss, params, jax.tree.map(lambda x: x[0], parts))
+    loss, rows = jax.eval_shape(part_loss, params, jax.tree.map(lambda x: x[0], parts), 0)
     start = _zeros(params), _zeros(loss), _no_rows(rows, micro_batches)
     grads, loss, rows = gone_through(add, start, micro_batches, Tc, batch.ends)
     rows = jax.tree.map(joined, rows)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import optax
 
 from grpo_jax.config import GRPOConfig, SFTConfig
+from grpo_jax.learner.adapter_dropout import AdapterDropout
 from grpo_jax.learner.advantages import Advantages
 from grpo_jax.learner.batches import Passes
 from grpo_jax.learner.entropy import EntropyBonus
@@ -42,7 +43,13 @@ def learner_of(config: GRPOConfig, policy: Policy, optimizer: optax.GradientTran
         lora=policy.lora,
         reference_on_host=config.reference_memory == "host",
         sync=_sync(config, policy),
+        dropout=dropout_of(config),
     )
+
+
+def dropout_of(config: GRPOConfig | SFTConfig) -> AdapterDropout | None:
+    """The dropout of adapters; None for none."""
+    return AdapterDropout(config.lora_dropout, config.seed) if config.lora_dropout else None
 
 
 def _sync(config: GRPOConfig, policy: Policy) -> ReferenceSync | None:

@@ -48,6 +48,7 @@ def _lora_of(peft_config: Any) -> dict[str, Any]:
     return {
         "lora_r": given["r"],
         "lora_alpha": given.get("lora_alpha", 8),
+        "lora_dropout": given.get("lora_dropout") or 0.0,
         "use_rslora": bool(given.get("use_rslora")),
         "lora_target_modules": _targets_of(given.get("target_modules"), given.get("exclude_modules")),
     }

@@ -19,7 +19,7 @@ from grpo_jax.models.lora import joined as whole_model
 from grpo_jax.program import Program
 from grpo_jax.runs.run import Stopwatch
 from grpo_jax.runs.status import phase
-from grpo_jax.setup.learner import optimizer_of, schedule_of
+from grpo_jax.setup.learner import dropout_of, optimizer_of, schedule_of
 from grpo_jax.setup.policy import Policy
 from grpo_jax.setup.weights import load_trained
 from grpo_jax.sharding import hosts
@@ -62,7 +62,14 @@ class FineTuner:
         )
         micro_batches = config.rows_per_step // micro
         self.update = make_update(
-            policy.cfg, SFT(), logprob_settings, optimizer, micro_batches, layout, policy.mesh
+            policy.cfg,
+            SFT(),
+            logprob_settings,
+            optimizer,
+            micro_batches,
+            layout,
+            policy.mesh,
+            dropout=dropout_of(config),
         )
         self.held_out = _held_out(config, policy, held_out, logprob_settings) if held_out else None
 

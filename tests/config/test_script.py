@@ -152,6 +152,12 @@ def test_settings_without_effect_are_ignored_with_a_line_on_stderr_as_in_trl(cap
     assert not any(changed(ours, name) for name in ("use_bias_correction_kl", "epsilon_high"))
 
 
+@pytest.mark.parametrize(("off", "rate"), [(True, 0.0), (False, 0.1)])
+def test_disable_dropout_wins_over_a_rate_of_dropout_as_in_trl(off, rate):
+    config, _ = ScriptConfig(lora_r=4, lora_dropout=0.1, disable_dropout=off).in_rollouts(1)
+    assert config.lora_dropout == rate
+
+
 def test_an_error_of_a_reward_stops_a_script_as_in_trl():
     assert ScriptConfig().in_rollouts(1)[0].on_reward_error == "stop"
 

@@ -209,9 +209,15 @@ REFUSED = [
     ({"optim": "galore_adamw_layerwise"}, "the nearest is adafactor"),
     ({"optim": "rmsprop"}, "the nearest is adamw"),
     ({"optim": "adamx"}, "optim = 'adamx': must be 'adamw', 'adafactor', 'lion', 'muon' or 'sgd'"),
+    ({"lora_dropout": 0.1}, "lora_dropout = 0.1: only adapters have dropout; set lora_r"),
+    ({"modules_to_save": ["lm_head"]}, "embedding and head stay frozen beside adapters"),
+    ({"lora_r": 4, "lora_target_modules": ["lm_head"]}, "lm_head has no adapter here"),
     ({"optim_args": "beta1=0.8"}, "write adam_beta1"),
     ({"sync_ref_model": True}, "no divergence is computed; set beta above 0"),
-    ({"sync_ref_model": True, "beta": 0.1, "lora_r": 4}, "the reference is the model without them"),
+    (
+        {"sync_ref_model": True, "beta": 0.1, "lora_r": 4},
+        "a mixture of adapters is no mixture of their models",
+    ),
     ({"sync_ref_model": True, "beta": 0.1, "reference_memory": "host"}, "set reference_memory to device"),
     (
         {"generation_kwargs": {"num_beams": 4, "top_k": 5}},

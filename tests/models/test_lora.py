@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax.models.lora import TARGETS, Base, LoRA, init_adapters, joined, merged
+from grpo_jax.models.lora import TARGETS, Adapted, Base, Dropout, LoRA, init_adapters, joined, merged
 from grpo_jax.models.quantized import quantize
 from grpo_jax.models.transformer import head_logits, hidden_states, sampler_weights
 
@@ -103,3 +103,28 @@ def test_the_sampler_gets_merged_weights_unless_the_base_is_quantised(tiny, rand
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 2.0), (True, 16 / math.sqrt(8))])
 def test_the_scale_is_alpha_over_rank_or_over_its_root_with_rslora(rslora, scale):
     assert LoRA(8, 16, use_rslora=rslora).scale == scale
+
+
+def test_dropout_leaves_out_inputs_of_the_adapter_and_nothing_else():
+    """As PEFT: the base sees all of x; the adapter sees x / (1 - rate) where it is kept."""
+    rng = np.random.default_rng(0)
+    x, base = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((5, 40), (40, 6)))
+    key = jax.random.key_data(jax.random.key(1))
+    eye = jnp.eye(40)
+    seen = Adapted(0 * eye, eye, eye, 1.0, key, 0.25).times(x, (0,), jnp.float32)
+    kept = np.asarray(seen != 0)
+    assert 0.6 < kept.mean() < 0.9
+    np.testing.assert_allclose(seen, np.where(kept, x / 0.75, 0), rtol=1e-6)
+    found = Adapted(base, eye, base, 2.0, key, 0.25).times(x, (0,), jnp.float32)
+    np.testing.assert_allclose(found, x @ base + 2 * (seen @ base), rtol=1e-4, atol=1e-5)
+
+
+def test_every_layer_matrix_and_number_drops_its_own_inputs(tiny, random_params):
+    lora = LoRA(rank=3, alpha=6)
+    beside = lambda n: joined(
+        new_adapters(tiny, lora, jax.random.key(0)),
+        Base(random_params(tiny), lora.scale),
+        Dropout(0.1, jax.random.key(0)).of(n),
+    )
+    keys = [np.asarray(beside(n)["layers"][name]["kernel"].key) for n in (0, 1) for name in TARGETS]
+    assert len({tuple(row) for rows in keys for row in rows}) == 2 * len(TARGETS) * tiny.num_layers

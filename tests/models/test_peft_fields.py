@@ -143,7 +143,6 @@ def test_each_field_of_the_installed_peft_is_tried_above():
     ("name", "value"),
     [
         *(("init_lora_weights", value) for value in (False, "gaussian", "orthogonal", "eva", "mica")),
-        ("lora_dropout", 0.1),
         ("inference_mode", True),
         ("target_modules", []),
         ("target_modules", r".*q_proj"),

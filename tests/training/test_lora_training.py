@@ -18,7 +18,7 @@ from grpo_jax.models.safetensors_io import open_folder, read_header
 from grpo_jax.training.adapter_arguments import adapters_of
 
 LORA = {"lora_r": 4, "lora_alpha": 8, "beta": 0.04, "micro_batch_size": 8, "eval_prompts": 0}
-LORA |= {"max_steps": 3, "mesh": "data=1"}  # a checkpoint after step 2, and the last
+LORA |= {"max_steps": 3, "mesh": "data=1", "lora_dropout": 0.2}  # a checkpoint after step 2, and the last
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,7 @@ def tuned(tiny_model, options, tmp_path_factory):
         "learning_rate": 1e-2,
         "lora_r": 2,
         "base_weights": "int8",
+        "lora_dropout": 0.1,
     }
     assert main(["sft", *options(settings)]) == 0
     return home / "run"
@@ -103,9 +104,12 @@ def test_the_reference_is_the_base(trained):
 
 
 def test_the_sampler_draws_from_the_quantised_base_itself(trained):
-    """The learner's log-probs are the sampler's, but for rounding; those of the published weights are not."""
+    """The learner's log-probs are the sampler's, but for rounding; those of the published weights are not. From the
+    second step on, when B is not 0, dropout thins the adapters in the update alone."""
     rows = metrics_of(trained("nf4", base_weights="nf4"))
-    assert max(row["sampling/sampling_logp_difference/max"] for row in rows) < 1e-4
+    first, *later = [row["sampling/sampling_logp_difference/max"] for row in rows]
+    assert first < 1e-4
+    assert all(difference > 1e-4 for difference in later)
 
 
 def test_optimizer_moments_exist_for_adapters_only(trained, tiny_model):
@@ -171,10 +175,13 @@ def _plain(folder):
 
 def test_a_lora_config_of_peft_is_accepted(tiny_settings, tiny_model):
     peft = pytest.importorskip("peft")
-    given = peft.LoraConfig(r=3, lora_alpha=12, target_modules=["up_proj", "o_proj"], use_rslora=True)
+    given = peft.LoraConfig(
+        r=3, lora_alpha=12, target_modules=["up_proj", "o_proj"], use_rslora=True, lora_dropout=0.05
+    )
     args = GRPOConfig(**tiny_settings | {"output_dir": None})
     trainer = GRPOTrainer(str(tiny_model), args=args, peft_config=given)
     assert trainer.components.policy.lora == LoRA(3, 12.0, ("o", "up"), use_rslora=True)
+    assert trainer.args.lora_dropout == 0.05
     trainer = GRPOTrainer(str(tiny_model), args=args, peft_config={"r": 2, "lora_alpha": 4})
     assert trainer.components.policy.lora == LoRA(2, 4.0, ("q", "v"))
 
