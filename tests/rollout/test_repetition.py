@@ -99,10 +99,10 @@ def teacher_forced(tiny, params, rollout, keys, penalty):
     return np.asarray(jax.vmap(draw, (2, 0), 2)(jnp.asarray(logits), jnp.arange(WIDTH)))
 
 
-@pytest.mark.parametrize("sizes", [{"data": 1}, {"fsdp": 2, "tensor": 4}], ids=str)
-def test_every_row_is_drawn_under_the_penalty_of_its_own_prompt_and_completion(tiny, tiny_params, sizes):
-    """Rows leave, prompts come in their places and the table changes; what each row has seen moves with it."""
-    sampler = sampler_of(tiny, 5, 6, sizes)
+def test_every_row_is_drawn_under_the_penalty_of_its_own_prompt_and_completion(tiny, tiny_params):
+    """Rows leave, prompts come in their places and the table changes; what each row has seen moves with it. On a mesh
+    that splits rows and vocabulary; each part of it holds three rows and waits with its second prompt."""
+    sampler = sampler_of(tiny, segment=5, rows=6, sizes={"fsdp": 2, "tensor": 4})
     with jax.set_mesh(sampler.mesh):
         laid = jax.device_put(tiny_params, shardings(tiny_params, ROLLOUT_RULES, sampler.mesh))
         rollout = sampler(laid, PROMPTS, step=0)
