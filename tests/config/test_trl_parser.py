@@ -16,7 +16,7 @@ from grpo_jax import (
     get_quantization_config,
 )
 from grpo_jax.config.trl_parser import TWICE
-from grpo_jax.training.arguments import adapters_of
+from grpo_jax.training.adapter_arguments import adapters_of
 
 CLASSES = (ScriptArguments, GRPOConfig, ModelConfig)
 
