@@ -23,6 +23,20 @@ def test_the_answer_is_the_value_of_the_expression(index, seed, split, terms):
     assert split_of(same(list(map(int, numbers)), signs)) == split
 
 
+def test_a_form_changes_what_is_asked_for_alone():
+    think, number = (
+        load_rows(f"arithmetic:form={form},size=20", "train", seed=0) for form in ("think", "number")
+    )
+    assert [row["expression"] for row in think] == [row["expression"] for row in number]
+    assert (
+        number[0]["prompt"][0]["content"]
+        == f"What is {number[0]['expression']}? Answer with the number alone."
+    )
+    assert "<answer>7</answer>" in think[0]["prompt"][0]["content"]
+    with pytest.raises(UserError, match="form=word must be one of think, number"):
+        load_rows("arithmetic:form=word", "train", seed=0)
+
+
 def test_no_held_out_problem_is_trained_on():
     """Nor is one with its summands or factors in another order."""
     spec = "arithmetic:terms=2-3,max=9,ops=+*,size=600"

@@ -10,11 +10,17 @@ from grpo_jax.data.tasks import common
 from grpo_jax.errors import UserError
 
 NAME = "arithmetic"
+FORMS = {
+    "think": "What is {}? Work it out inside <think> </think>, then give the number alone inside "
+    "<answer> </answer>, like <answer>7</answer>.",
+    "number": "What is {}? Answer with the number alone.",
+}
+"""What a prompt asks for. The number alone is for small models, which hardly ever write the tags."""
 
 
 @dataclass(frozen=True)
 class ArithmeticOptions:
-    """The options of `arithmetic:terms=2-4,max=99,ops=+-*,size=1000`, with these defaults."""
+    """The options of `arithmetic:terms=2-4,max=99,ops=+-*,form=think,size=1000`, with these defaults."""
 
     terms: tuple[int, int] = (2, 4)
     """Fewest and most numbers in a problem, 2 to 10; `3` or `2-4`."""
@@ -22,6 +28,8 @@ class ArithmeticOptions:
     """Numbers are drawn from 1..max."""
     ops: str = "+-*"
     """The operations."""
+    form: str = "think"
+    """The form of the answer, a key of FORMS."""
     size: int = 1000
     """Rows in a split."""
 
@@ -30,6 +38,7 @@ _READERS = {
     "terms": common.span(2, 10),
     "max": common.whole,
     "ops": common.some_of("+-*"),
+    "form": common.one_of(FORMS),
     "size": common.whole,
 }
 
@@ -50,7 +59,7 @@ def make_row(options: ArithmeticOptions, split: str, seed: int, index: int) -> d
         if common.split_of(same(numbers, signs)) == split:
             answer = str(value(numbers, signs))
             return {
-                "prompt": _ask(expression),
+                "prompt": [{"role": "user", "content": FORMS[options.form].format(expression)}],
                 "expression": expression,
                 "answer": answer,
                 "terms": len(numbers),
@@ -85,11 +94,3 @@ def _summands(numbers: Sequence[int], signs: Sequence[str]) -> list[list[int]]:
 def _draw(rng: random.Random, options: ArithmeticOptions) -> tuple[list[int], list[str]]:
     numbers = [1 + common.below(rng, options.max) for _ in range(common.within(rng, options.terms))]
     return numbers, [options.ops[common.below(rng, len(options.ops))] for _ in numbers[1:]]
-
-
-def _ask(expression: str) -> list[dict[str, str]]:
-    text = (
-        f"What is {expression}? Work it out inside <think> </think>, then give the number alone inside "
-        "<answer> </answer>, like <answer>7</answer>."
-    )
-    return [{"role": "user", "content": text}]

@@ -7,7 +7,7 @@ and options.
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from grpo_jax.errors import UserError, nearest
@@ -82,6 +82,17 @@ def some_of(letters: str) -> Reader:
             raise UserError(
                 f"{task}: {name}={text} must be some of {' '.join(letters)}, written together such as {example}"
             )
+        return text
+
+    return read
+
+
+def one_of(words: Collection[str]) -> Reader:
+    """One of `words`."""
+
+    def read(task: str, name: str, text: str) -> str:
+        if text not in words:
+            raise UserError(f"{task}: {name}={text}{nearest(text, words)} must be one of {', '.join(words)}")
         return text
 
     return read

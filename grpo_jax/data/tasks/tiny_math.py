@@ -16,7 +16,7 @@ from typing import Any
 
 from grpo_jax.data.tasks import common
 from grpo_jax.data.tasks.tiny_words import LARGEST, NUMBERS, TAGS
-from grpo_jax.errors import UserError, nearest
+from grpo_jax.errors import UserError
 
 NAME = "tiny_math"
 _FORMS = {"boxed": ("\\boxed{", "}"), "hash": ("#### ", ""), "answer": ("<answer>", "</answer>")}
@@ -38,13 +38,12 @@ class TinyMathOptions:
     """Rows in a split."""
 
 
-def _form(task: str, name: str, text: str) -> str:
-    if text not in _FORMS:
-        raise UserError(f"{task}: {name}={text}{nearest(text, _FORMS)} must be one of {', '.join(_FORMS)}")
-    return text
-
-
-_READERS = {"levels": common.span(1, 10), "max": common.whole, "form": _form, "size": common.whole}
+_READERS = {
+    "levels": common.span(1, 10),
+    "max": common.whole,
+    "form": common.one_of(_FORMS),
+    "size": common.whole,
+}
 
 
 def options_of(text: str) -> TinyMathOptions:
