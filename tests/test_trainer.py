@@ -100,6 +100,7 @@ def test_a_runs_folder_holds_what_the_readme_says(run):
     assert inside == {
         "config.yaml",
         "run.json",
+        "tokenizer",
         "metrics.jsonl",
         "completions",
         "checkpoints",

@@ -178,7 +178,7 @@ class Checkpoints:
         saved = notes["tensors"]
         _check_same_tensors(place, {n: saved[n] for n in wanted if n in saved} if partial else saved, wanted)
         with _reading():
-            return _read_state(place / _STATE, abstract, partial), notes
+            return _read_state(place / _STATE, abstract), notes
 
 
 class _Newest(ocp.checkpoint_managers.PreservationPolicy):
@@ -193,9 +193,8 @@ class _Newest(ocp.checkpoint_managers.PreservationPolicy):
         return [place >= newest or found.step == spared for place, found in enumerate(checkpoints)]
 
 
-def _read_state(place: epath.Path, abstract: Any, partial: bool) -> Any:
-    if not partial:
-        return ocp.StandardCheckpointHandler().restore(place, args=ocp.args.StandardRestore(abstract))
+def _read_state(place: epath.Path, abstract: Any) -> Any:
+    """The tensors of `abstract`, which are there. Its fields that are None need not be: earlier versions had fewer."""
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args, partial_restore=True)
     return ocp.PyTreeCheckpointHandler().restore(place, args=args)
@@ -257,7 +256,7 @@ def _shapes(tree: Any) -> dict[str, tuple[list[int], str]]:
 def _describe(state: Any) -> dict[str, list[Any]]:
     """Tensor name -> [shape, dtype, digest], as JSON gives it back."""
     # One at a time: CPU devices deadlock when several programs with collectives run at once.
-    digests = [int(digest(leaf)) for leaf in jax.tree.leaves(state)]
+    digests = [digest(leaf) for leaf in jax.tree.leaves(state)]
     return {name: [*shape, found] for (name, shape), found in zip(_shapes(state).items(), digests)}
 
 

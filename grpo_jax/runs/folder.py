@@ -48,6 +48,16 @@ MAY_DIFFER = frozenset(
 )
 """Settings that may change when a run is resumed, because the result does not depend on them."""
 
+BEFORE: Mapping[str, Any] = {
+    "repetition_penalty": 1.0,
+    "optim": "adamw",
+    "lora_dropout": 0.0,
+    "sync_ref_model": False,
+    "ref_model_mixup_alpha": 0.6,
+    "ref_model_sync_steps": 512,
+}
+"""Settings that earlier versions did not have -> the value that does what they did. Not listed where that is None."""
+
 _OURS_BEFORE_START = frozenset(
     {".lock", "run.json", "start", ".start.partial", "tokenizer"}
 )  # start: the demo's model
@@ -187,9 +197,8 @@ def _check_empty(path: epath.Path) -> None:
 
 
 def _check_same_settings(run: RunFolder, settings: dict[str, Any]) -> None:
-    there = run.settings()
+    there = {name: value for name, value in BEFORE.items() if name in settings} | run.settings()
     names = [name for name in {**settings, **there} if name not in MAY_DIFFER]
-    # A setting that the run's version did not have is None where nothing is asked of it.
     given = lambda values, name: _ABSENT if values.get(name) is None else values[name]
     changed = [name for name in names if given(settings, name) != given(there, name)]
     if changed:

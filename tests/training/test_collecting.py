@@ -430,7 +430,7 @@ def test_figures_count_only_tokens_that_the_policy_chose():
     chosen = int(sampled.rollout.lengths.sum()) - foreign
     assert foreign > 0
     assert sampled.num_tokens == chosen + 3 * int(sampled.batch.lengths.sum())
-    learner = SimpleNamespace(compilations=dict, divergence=lambda _: 2.0 * sampled.rollout.action_mask)
+    learner = SimpleNamespace(compilations=dict, divergence=lambda _, __: 2.0 * sampled.rollout.action_mask)
     stage = SimpleNamespace(scorer=collector.scorer, sampler=SimpleNamespace(compilations=0), learner=learner)
     components = SimpleNamespace(
         stages=[stage], learner=learner, curriculum=collector.curriculum, reflection=None, schedule=None
