@@ -113,6 +113,7 @@ def shared_programs():
     from grpo_jax.learner import learner
     from grpo_jax.rollout import sampler
     from grpo_jax.setup import learner as setup
+    from grpo_jax.training import sft_trainer
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "Programs", functools.cache(sampler.Programs))
@@ -121,6 +122,7 @@ def shared_programs():
         )  # its functions are part of an update
         for make in ("make_update", "make_score"):
             patch.setattr(learner, make, shared(getattr(learner, make)))
+        patch.setattr(sft_trainer, "make_update", shared(sft_trainer.make_update))
         yield
 
 

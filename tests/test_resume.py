@@ -14,6 +14,8 @@ from grpo_jax.cli import main
 from grpo_jax.models.safetensors_io import open_folder
 from grpo_jax.runs.run import TERMINATED
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 POINTS = (
     "while weights load",
     "while saving the first checkpoint",

@@ -15,6 +15,8 @@ from grpo_jax.data.tasks import tiny_countdown
 from grpo_jax.demo import cold_start
 from grpo_jax.models.config import SHAPE
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 STEPS = dict(cold_start.STEPS)
 ONE = "data=1,fsdp=1,tensor=1"  # as users run it
 SMALL = [

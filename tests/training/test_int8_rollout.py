@@ -26,6 +26,8 @@ from grpo_jax.sharding import hosts
 from grpo_jax.sharding.mesh import by_rows, make_mesh
 from grpo_jax.sharding.rules import ROLLOUT_RULES, shardings
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 MESHES = ["data=1", "fsdp=8", "fsdp=2,tensor=2", "data=2,fsdp=2,tensor=2"]
 P, G, TP, TC, REAL = 8, 4, 6, 8, 37
 

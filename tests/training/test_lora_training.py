@@ -17,6 +17,8 @@ from grpo_jax.models.quantized import dequantize
 from grpo_jax.models.safetensors_io import open_folder, read_header
 from grpo_jax.training.adapter_arguments import adapters_of
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 LORA = {"lora_r": 4, "lora_alpha": 8, "beta": 0.04, "micro_batch_size": 8, "eval_prompts": 0}
 LORA |= {"max_steps": 3, "mesh": "data=1", "lora_dropout": 0.2}  # a checkpoint after step 2, and the last
 

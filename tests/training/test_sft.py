@@ -19,6 +19,8 @@ from grpo_jax.setup.policy import open_policy
 from grpo_jax.setup.weights import load_trained
 from grpo_jax.training.sft_trainer import FineTuner
 
+pytestmark = pytest.mark.usefixtures("shared_programs")
+
 ROWS = [{"prompt": f"say {word}", "completion": word * 2} for word in ("ab", "bc", "cd", "de", "ef", "fgh")]
 
 
