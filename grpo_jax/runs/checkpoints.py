@@ -29,8 +29,18 @@ from grpo_jax.runs.files import is_local
 _STATE, _NOTES = "state", "notes"  # the two items of a step's folder
 
 
+_SLICED = 2**22  # bytes
+
+
 class _DamagedError(Exception):
     """This step cannot be restored; another may."""
+
+
+def _keep_small_tensors_whole() -> None:
+    """Devices that hold the same tensor write a slice of it each. For small tensors that is slower: each shape is a
+    program that has to be compiled for every device."""
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SLICED)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 def _say(sentence: str) -> None:
@@ -56,6 +66,7 @@ class Checkpoints:
         say: Callable[[str], None] = _say,
     ):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # we raise or report what Orbax would log
+        _keep_small_tensors_whole()
         path = epath.Path(folder)
         self._folder = path.absolute() if is_local(path) else path
         self._read_only = read_only
