@@ -23,7 +23,7 @@ class Factors(NamedTuple):
     updates: Array  # [] int32, taken so far
     rows: Any  # for each parameter: over a matrix's outputs; of biases and norms, each by itself
     columns: (
-        Any  # for each parameter: over a matrix's inputs; of biases and norms, nothing: size 1 along all axes
+        Any  # for each parameter: over a matrix's inputs; of biases and norms nothing, size 1 along all axes
     )
 
 

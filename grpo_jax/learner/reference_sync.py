@@ -27,9 +27,8 @@ class ReferenceSync:
         due = updates % self.every == 0
 
         def moved(old: Array, policy: Array) -> Array:
+            # Chosen element by element, which is done in place; a conditional would hold both.
             mixed = (1 - self.alpha) * old.astype(jnp.float32) + self.alpha * policy
-            return jnp.where(
-                due, mixed.astype(old.dtype), old
-            )  # in place, where a conditional would hold both
+            return jnp.where(due, mixed.astype(old.dtype), old)
 
         return jax.tree.map(moved, reference, params)

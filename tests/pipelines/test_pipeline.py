@@ -17,8 +17,6 @@ from grpo_jax.models.hf_config import load_config
 from grpo_jax.models.load import load_params
 from grpo_jax.models.safetensors_io import open_folder
 
-pytestmark = pytest.mark.usefixtures("shared_programs")
-
 POINTS = (
     "while exporting",
     "before a step is noted",
