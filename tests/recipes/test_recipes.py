@@ -71,12 +71,7 @@ def tested():
 
 
 def test_every_recipe_is_run_by_a_test():
-    elsewhere = {
-        "demo",
-        "r1",
-        "gsm8k",
-        "real-sums",
-    }  # test_demo.py, test_pipeline.py; two without a small form
+    elsewhere = {"demo", "r1", "gsm8k"}  # test_demo.py, test_pipeline.py; one without a small form
     assert set(recipes.names()) - elsewhere == tested() - {""}
 
 
