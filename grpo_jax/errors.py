@@ -26,6 +26,11 @@ def hub_reason(error: BaseException) -> str:
     return reason
 
 
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """The noun that goes with a number: `one`, or `many`, by default with an s."""
+    return one if number == 1 else many or f"{one}s"
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the option closest to `name`; empty if none is close."""
     close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)

@@ -259,9 +259,8 @@ class GRPOTrainer(ScriptAPI):
         policy, learner, stages = self.components.policy, self.components.learner, self.components.stages
         set_base(stages, load_base(policy))
         found = run.restore(learner.abstract_state)
-        fixed_reference = (
-            self.args.beta > 0 and not self.args.sync_ref_model
-        )  # any other is part of the state
+        # A reference that follows the policy is part of the state.
+        fixed_reference = self.args.beta > 0 and not self.args.sync_ref_model
         if found is None or fixed_reference:
             weights = load_trained(policy, self.args.seed)
             if fixed_reference:

@@ -116,9 +116,9 @@ def read_header(file: pathlib.Path) -> dict[str, Stored]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if is_pointer(file):
-            raise UserError(f"{file}: a pointer of Git LFS; run git lfs pull, or download the file")
         if size < 8 or 8 + length > size:
+            if is_pointer(file):
+                raise UserError(f"{file}: a pointer of Git LFS; run git lfs pull, or download the file")
             raise UserError(f"{file}: truncated, or no safetensors file; download it again")
         header = stream.read(length)
     try:

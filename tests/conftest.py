@@ -126,9 +126,8 @@ def shared_programs():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "Programs", functools.cache(sampler.Programs))
-        patch.setattr(
-            setup, "make_optimizer", shared(setup.make_optimizer)
-        )  # its functions are part of an update
+        # An update has the optimizer's functions among its arguments.
+        patch.setattr(setup, "make_optimizer", shared(setup.make_optimizer))
         for make in ("make_update", "make_score"):
             patch.setattr(learner, make, shared(getattr(learner, make)))
         patch.setattr(sft_trainer, "make_update", shared(sft_trainer.make_update))

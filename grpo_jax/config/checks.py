@@ -45,7 +45,7 @@ def column_names(given: dict[str, Any]) -> str | None:
     """Names of columns by names of columns."""
     for name, column in given.items():
         if not isinstance(column, str) or not column:
-            return f"columns = {given}: {name} must be the name of a column, and is {column!r}"
+            return f"columns = {given}: {name} must be the name of a column, and is {column!r}; write {{name: column}}"
     return None
 
 

@@ -19,7 +19,7 @@ from grpo_jax.config.grpo import GRPOConfig
 from grpo_jax.config.objective_checks import idle_settings
 from grpo_jax.config.trl_fields import RULES
 from grpo_jax.config.trl_translation import BATCH
-from grpo_jax.errors import UserError
+from grpo_jax.errors import UserError, plural
 
 OURS = ("prompts_per_step", "micro_batch_size", "num_minibatches")
 """What the batch sizes become."""
@@ -57,7 +57,8 @@ class ScriptConfig(GRPOConfig):
     """When a reward function raises an error: stop the run, or count it and go on without that reward."""
 
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
-    """Evaluate after every eval_steps updates (10 if it is not given) or after each epoch; no: as eval_steps says."""
+    """Evaluate after every eval_steps updates (10 if it is not given) or after each epoch; left out: as eval_steps
+    says; no: only before and after the run, if rows are held out."""
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
     """Save a checkpoint after every save_steps updates, after each epoch, or (no) after the last update only."""
     load_best_model_at_end: bool = False
@@ -188,14 +189,11 @@ def _sizes(config: ScriptConfig, devices: int) -> _Sizes | None:
     ours = {"prompts_per_step": prompts, "num_minibatches": drawn // accumulated}
     if not config.auto_micro_batch:
         ours["micro_batch_size"] = batch
-    rows = f"{batch // devices} rows x {_count(devices, 'device')} x {_count(drawn, 'batch', 'es')}"
-    made = f"{_count(prompts, 'prompt')} x {config.num_generations} completions"
-    updates = _count(ours["num_minibatches"], "update")
+    batches = f"{devices} {plural(devices, 'device')} x {drawn} {plural(drawn, 'batch', 'batches')}"
+    rows = f"{batch // devices} rows x {batches}"
+    made = f"{prompts} {plural(prompts, 'prompt')} x {config.num_generations} completions"
+    updates = f"{ours['num_minibatches']} {plural(ours['num_minibatches'], 'update')}"
     return _Sizes(ours, f"{rows} = {drawn * batch} rows a rollout: {made}, for {updates}")
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}{plural if number != 1 else ''}"
 
 
 def _batches_of_a_rollout(config: ScriptConfig, batch: int, accumulated: int) -> int:

@@ -113,9 +113,7 @@ class TrlParser:
     def _refuse(self, rest: Sequence[str], strange: Mapping[str, None], places: Mapping[str, str]) -> None:
         """Raise UserError for words and names that no class knows."""
         known = self._dataclass_names | self._settings_names
-        named = [
-            word.lstrip("-").partition("=")[0].replace("-", "_") for word in rest if word.startswith("--")
-        ]
+        named = _options(rest)
         lines = [placed(unknown(name, known), places) for name in [*strange, *named]]
         if rest and not named:
             lines.append(f"{rest[0]}: belongs to no option; write --name value")
@@ -124,18 +122,11 @@ class TrlParser:
 
     def _refuse_twice(self, words: Sequence[str], values: Mapping[str, Any]) -> None:
         """Raise UserError where one thing is said in TRL's words and in ours."""
-        said = {
-            word.lstrip("-").partition("=")[0].replace("-", "_") for word in words if word.startswith("--")
-        }
-        said |= values.keys()
-        for ours, all_theirs in TWICE:
-            for theirs in all_theirs:
-                if (
-                    {ours, theirs} <= said
-                    and ours in self._settings_names
-                    and theirs in self._dataclass_names
-                ):
-                    raise UserError(f"{theirs}: {ours} says the same; keep one of them")
+        said = {*_options(words), *values}
+        for ours, theirs in TWICE:
+            other = next((name for name in theirs if name in said & self._dataclass_names), None)
+            if other and ours in said & self._settings_names:
+                raise UserError(f"{other}: {ours} says the same; keep one of them")
 
     def _objects(
         self, namespace: argparse.Namespace, values: Mapping[str, Any], places: Mapping[str, str]
@@ -152,6 +143,11 @@ class TrlParser:
                 fields = [field.name for field in dataclasses.fields(each) if field.init]
                 made.append(each(**{name: getattr(namespace, name) for name in fields}))
         return made
+
+
+def _options(words: Iterable[str]) -> list[str]:
+    """The names of the options among the words."""
+    return [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
 
 
 def _is_settings(each: type) -> bool:

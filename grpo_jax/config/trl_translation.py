@@ -79,9 +79,9 @@ def _model(values: dict[str, Any]) -> dict[str, Any]:
     kept = {name: str(value).removeprefix("torch.") for name, value in given.items() if value is not None}
     dtype = kept.get("dtype", kept.get("torch_dtype", "auto"))
     idle = {"attn_implementation", "device_map", "use_cache", "low_cpu_mem_usage"}
+    if dtype in ("auto", "float32", "bfloat16"):
+        idle |= {"dtype", "torch_dtype"}
     same = {"revision": "main", "trust_remote_code": "False"}
-    for name in ("dtype", "torch_dtype"):
-        same |= {name: kept.get(name, "") if dtype in ("auto", "float32", "bfloat16") else ""}
     left = {name: given[name] for name in kept if name not in idle and kept[name] != same.get(name)}
     values = values | {"model_init_kwargs": left}
     return values | {"dtype": "bfloat16"} if dtype == "bfloat16" and "dtype" not in values else values

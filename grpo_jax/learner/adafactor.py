@@ -18,13 +18,12 @@ _DECAY, _LEAST, _CLIP = 0.8, 1e-30, 1.0
 
 
 class Factors(NamedTuple):
-    """Running means of squared gradients."""
+    """Running means of squared gradients. Biases and norms have theirs in `rows`, each by itself, and in `columns`
+    nothing: size 1 along all axes."""
 
     updates: Array  # [] int32, taken so far
-    rows: Any  # for each parameter: over a matrix's outputs; of biases and norms, each by itself
-    columns: (
-        Any  # for each parameter: over a matrix's inputs; of biases and norms nothing, size 1 along all axes
-    )
+    rows: Any  # for each parameter: over a matrix's outputs
+    columns: Any  # for each parameter: over a matrix's inputs
 
 
 def scale_by_factored_rms() -> optax.GradientTransformation:

@@ -32,9 +32,7 @@ class Demand:
     shards: int = 1
     tensor: int = 1
     cache_dtype: str = "auto"  # or int8
-    penalises_repetition: bool = (
-        False  # a byte for each token of the vocabulary and row says whether it was seen
-    )
+    penalises_repetition: bool = False  # each row remembers which tokens it has seen
 
     def size(self, rows: int = 0) -> TableSize:
         """The largest table, with at most `rows` completions at a time over all shards (0: all)."""

@@ -27,9 +27,7 @@ from grpo_jax.runs.digest import digest
 from grpo_jax.runs.files import is_local
 
 _STATE, _NOTES = "state", "notes"  # the two items of a step's folder
-
-
-_SLICED = 2**22  # bytes
+_SLICED = 2**22  # bytes of a tensor from which devices that hold it write a slice each
 
 
 class _DamagedError(Exception):
@@ -37,8 +35,8 @@ class _DamagedError(Exception):
 
 
 def _keep_small_tensors_whole() -> None:
-    """Devices that hold the same tensor write a slice of it each. For small tensors that is slower: each shape is a
-    program that has to be compiled for every device."""
+    """Let one device write a small tensor that several hold: to slice it, each shape is a program to compile for every
+    device. Orbax has one table of handlers for the whole process."""
     handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SLICED)
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 

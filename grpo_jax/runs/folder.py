@@ -58,9 +58,8 @@ BEFORE: Mapping[str, Any] = {
 }
 """Settings that earlier versions did not have -> the value that does what they did. Not listed where that is None."""
 
-_OURS_BEFORE_START = frozenset(
-    {".lock", "run.json", "start", ".start.partial", "tokenizer"}
-)  # start: the demo's model
+# start: the demo's model
+_OURS_BEFORE_START = frozenset({".lock", "run.json", "start", ".start.partial", "tokenizer"})
 _SHOWN = 3  # differing settings named in one error
 
 

@@ -48,9 +48,7 @@ def _kept(output_dir: str | None) -> epath.Path | None:
     run = RunFolder(output_dir)
     try:
         return run.tokenizer if run.config_file.exists() and run.tokenizer.exists() else None
-    except (
-        Exception
-    ):  # an output_dir that cannot be reached is refused when the run is opened, with its reason
+    except Exception:  # a place that cannot be reached is refused, with its reason, when the run is opened
         return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from grpo_jax.data.curriculum.sampler import CurriculumSampler
+from grpo_jax.errors import plural
 from grpo_jax.runs.folder import RunFolder
 from grpo_jax.runs.metrics import peak_memory, rollout_metrics, speed_metrics
 from grpo_jax.runs.progress import closing_table, sample_panel
@@ -130,7 +131,7 @@ def show(
         sample_panel("Held-out samples before", _shown(before["samples"], reflection))
         sample_panel("Held-out samples after", _shown(after["samples"], reflection))
         closing_table(summary["before"], summary["after"], title="Held-out prompts")
-    steps = f"{summary['steps']} {'step' if summary['steps'] == 1 else 'steps'}"
+    steps = f"{summary['steps']} {plural(summary['steps'], 'step')}"
     print(
         f"{steps}, {summary['num_tokens']} tokens, {summary['seconds']:.0f} s, peak memory "
         f"{summary['peak_memory'] / 2**30:.2f} GiB ({summary['peak_memory_of']})"

@@ -2,6 +2,7 @@
 
 from grpo_jax.config import GRPOConfig
 from grpo_jax.config.objective_checks import warnings_of
+from grpo_jax.errors import plural
 from grpo_jax.learner.losses import CLIPPED
 from grpo_jax.models.lora import TARGETS
 from grpo_jax.plans.report import ALWAYS, sized
@@ -246,4 +247,4 @@ def bytes_held(components: Components) -> dict[str, int]:
 
 
 def _count(n: int, one: str, many: str | None = None) -> str:
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+    return f"{n:,} {plural(n, one, many)}"

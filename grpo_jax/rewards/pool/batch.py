@@ -89,9 +89,7 @@ class RewardBatch:
         self.logs = LogBook(names, rows)
         self.trainer_state = state
         self.state = None if len(in_process) == len(names) else self._packed(state, "trainer_state")
-        self.in_process: dict[int, list[int]] = {
-            function: [] for function in sorted(in_process)
-        }  # -> its rows
+        self.in_process: dict[int, list[int]] = {each: [] for each in sorted(in_process)}  # -> its rows
         self._retries: list[Unit] = []  # of these functions
         self.data: dict[
             str, list[Any]
